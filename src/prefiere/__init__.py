@@ -1,0 +1,1 @@
+"""prefiere: align language models with human preferences."""

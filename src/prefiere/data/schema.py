@@ -1,0 +1,95 @@
+"""What people said, and what a loss eats: the typed records that every other room speaks in.
+
+No torch here: collecting preferences and reading reports must work without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Preference: TypeAlias = Literal["a", "b", "tie", "both_bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. ``extra`` holds what a chat template may read besides (tool calls, a name)."""
+
+    role: str
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The layout that ``tokenizer.apply_chat_template`` takes."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+Text: TypeAlias = str | tuple[Message, ...]
+"""A prompt or an answer: raw text, or messages that go through the chat template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What somebody said about two answers to one prompt.
+
+    ``strength`` is how sure they were, in (0, 1]; ``created_at`` is an ISO 8601 time; ``source`` says where the
+    record was read (``file:line``).
+    """
+
+    prompt: Text
+    answer_a: Text
+    answer_b: Text
+    preference: Preference
+    strength: float | None = None
+    annotator: str | None = None
+    created_at: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePair:
+    """One comparison as a loss takes it.
+
+    ``label`` is the probability that ``chosen`` is the preferred answer (1 for a plain pair, 0.5 for a tie);
+    ``weight`` scales the pair's loss; ``margin`` is a reward difference that the data states, if it does.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    weight: float = 1.0
+    label: float = 1.0
+    margin: float | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """One answer called desirable or not (unpaired feedback, KTO)."""
+
+    prompt: Text
+    completion: Text
+    desirable: bool
+    weight: float = 1.0
+    tools: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """One answer to imitate (SFT). Plain text without a prompt has ``prompt=""``.
+
+    In a conversation every assistant turn of ``completion`` is learnt, everything else is context.
+    """
+
+    prompt: Text
+    completion: Text
+    weight: float = 1.0
+    tools: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""
+
+
+Record: TypeAlias = PreferencePair | Judgement | Demonstration
