@@ -1,0 +1,214 @@
+"""A run is a folder: opened, logged to and read here, and nowhere else.
+
+    recipe.yaml        every setting as used
+    environment.json   versions, hardware, and each automatic choice with its reason
+    data.json          what was read, dropped, truncated
+    metrics.jsonl      flat rows: step, loss, loss_low, loss_high, loss_n, eval_loss, ...
+    samples.jsonl      sampled answers along the run
+    status.json        running, finished, stopped or failed; step; why
+    checkpoints/       what a resume needs
+    model/             the result: a plain transformers or PEFT folder
+    report.html        written at every end, good or bad
+
+No torch here: reports read runs on machines without it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+
+class RunError(ValueError):
+    """A run folder that cannot be opened, continued or read."""
+
+
+def _clean(value: Any) -> Any:
+    """JSON has no nan or infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    yield temporary
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class Run:
+    """A run folder. Reading needs nothing but the folder; writing is for the process that trains."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """A run that exists. Raises RunError where there is none."""
+        run = cls(folder)
+        if not (run.folder / "recipe.yaml").is_file():
+            raise RunError(f"{folder} is not a run: it has no recipe.yaml. Name the folder given to --out.")
+        return run
+
+    @classmethod
+    def create(cls, folder: str | Path) -> Self:
+        """Make the folder. Raises RunError where it cannot be written to."""
+        run = cls(folder)
+        try:
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_text(run.folder / ".writable", "")
+            (run.folder / ".writable").unlink()
+        except OSError as e:
+            raise RunError(f"cannot write to the run folder {folder}: {e.strerror}. Choose another --out.") from e
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model (or adapter), once the run has finished."""
+        return self.folder / "model"
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    # -- whole files ----------------------------------------------------------------------------------------------
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as e:
+            raise RunError(f"{path} is damaged: {e}. Restore it, or start over with --fresh.") from e
+        return data
+
+    def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
+        write_text(self.folder / name, json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Every setting of the run, flat."""
+        return yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+
+    @recipe.setter
+    def recipe(self, settings: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "recipe.yaml", text)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self._read_json("environment.json")
+
+    @environment.setter
+    def environment(self, data: Mapping[str, Any]) -> None:
+        self._write_json("environment.json", data)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self._read_json("data.json")
+
+    @data.setter
+    def data(self, data: Mapping[str, Any]) -> None:
+        self._write_json("data.json", data)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """``state`` (running, finished, stopped, failed), ``step``, ``total_steps``, ``reason``, ``seconds``."""
+        return self._read_json("status.json")
+
+    @status.setter
+    def status(self, data: Mapping[str, Any]) -> None:
+        self._write_json("status.json", data)
+
+    # -- logs -----------------------------------------------------------------------------------------------------
+
+    def _append(self, name: str, rows: list[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(_clean(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with open(self.folder / name, "a", encoding="utf-8") as f:
+            f.write(text)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                if number == len(lines):  # no newline yet: the writer was killed in the middle of this row
+                    break
+                raise RunError(f"{path}:{number} is damaged: {e}. Remove that line.") from e
+        return rows
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one flat row to metrics.jsonl."""
+        self._append("metrics.jsonl", [row])
+
+    def log_samples(self, rows: list[Mapping[str, Any]]) -> None:
+        """Append sampled answers to samples.jsonl."""
+        self._append("samples.jsonl", rows)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return self._rows("metrics.jsonl")
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        return self._rows("samples.jsonl")
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes of each log now: what a checkpoint remembers, so that a resume can cut them back."""
+        return {n: p.stat().st_size for n in ("metrics.jsonl", "samples.jsonl") if (p := self.folder / n).is_file()}
+
+    def cut_logs(self, sizes: Mapping[str, int]) -> None:
+        """Cut each log back to the size it had at a checkpoint."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.folder / name
+            if path.is_file():
+                os.truncate(path, sizes.get(name, 0))
