@@ -1,0 +1,69 @@
+"""Who is in an update, and how it is cut into micro-batches: pure functions of lengths, budget, seed, epoch, world size.
+
+Who is in an update depends on neither the budget nor the number of processes, so hardware changes speed and never the
+result. Every rank gets equally many micro-batches; an empty one is a filler that keeps collective calls in step.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One update: its members (group indices [B]) and ``ranks[r][m]``, the groups of rank r's m-th micro-batch."""
+
+    members: np.ndarray
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def updates_per_epoch(n: int, batch_size: int) -> int:
+    """Number of updates that an epoch over n groups takes; the last one may be smaller."""
+    return -(-n // batch_size)
+
+
+def members(n: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
+    """Group indices [<= batch_size] of update ``step`` (counted from 0 over all epochs).
+
+    Each epoch is a fresh permutation of all n groups under (seed, epoch).
+    """
+    if n < 1:
+        raise ValueError("there is nothing to train on: every example was dropped")
+    epoch, position = divmod(step, updates_per_epoch(n, batch_size))
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def split(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, *, budget: int, world_size: int = 1) -> StepPlan:
+    """Cut groups into micro-batches of at most ``budget`` tokens, equally many and about equally long for each rank.
+
+    A group that is longer than the budget alone gets a micro-batch to itself. Longest-first into the emptiest bin.
+    """
+    chosen = np.asarray(indices)
+    order = chosen[np.argsort(-lengths[chosen], kind="stable")]
+    total = int(lengths[chosen].sum())
+    bins = max(1, -(-total // max(1, budget)))
+    while True:
+        bins = -(-bins // world_size) * world_size
+        filled = _balance(order, lengths, bins)
+        if bins >= len(order) or all(len(b) <= 1 or int(lengths[b].sum()) <= budget for b in filled):
+            break
+        bins += 1
+    # Bins in order of size, dealt to the ranks in turn: the ranks' m-th micro-batches are about equally long.
+    filled.sort(key=lambda b: -int(lengths[b].sum()) if b else 0)
+    ranks = tuple(tuple(tuple(int(i) for i in b) for b in filled[r::world_size]) for r in range(world_size))
+    return StepPlan(chosen, ranks)
+
+
+def _balance(order: np.ndarray, lengths: np.ndarray, bins: int) -> list[list[int]]:
+    heap = [(0, b) for b in range(bins)]
+    filled: list[list[int]] = [[] for _ in range(bins)]
+    for i in order:
+        load, b = heapq.heappop(heap)
+        filled[b].append(int(i))
+        heapq.heappush(heap, (load + int(lengths[i]), b))
+    return filled
