@@ -1,0 +1,260 @@
+"""Where a run's settings come from: defaults < recipe < flags < key=value.
+
+A recipe is flat YAML. A key that does not exist is an error naming the nearest one; a key that TRL, transformers,
+LLaMA-Factory or Axolotl call otherwise is an error naming ours. No torch here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from prefiere.settings import DPO, METHODS, SFT, Settings
+
+__all__ = [
+    "DPO",
+    "FOREIGN",
+    "METHODS",
+    "SFT",
+    "RecipeError",
+    "Settings",
+    "accepts",
+    "changed",
+    "load",
+    "schema",
+    "table",
+]
+
+
+class RecipeError(ValueError):
+    """A setting that does not exist or cannot have this value."""
+
+
+# What others call it, and what to write here.
+_FOREIGN = {
+    "per_device_train_batch_size gradient_accumulation_steps micro_batch_size": "batch_size: the examples"
+    " of one update, which is per_device_train_batch_size x gradient_accumulation_steps x processes; memory has its own"
+    " knob, tokens_per_microbatch",
+    "global_batch_size train_batch_size": "batch_size",
+    "per_device_eval_batch_size eval_batch_size": "tokens_per_microbatch sets the memory of training and validation",
+    "auto_find_batch_size": "tokens_per_microbatch: auto does that",
+    "model_name_or_path model_name base_model": "model",
+    "adapter_name_or_path": "model; give the adapter's folder",
+    "dataset dataset_name dataset_path datasets train_file dataset_dir": "data",
+    "eval_dataset test_dataset": "eval_data",
+    "dataset_train_split split": "data_split",
+    "val_size test_size val_set_size": "eval_size",
+    "output_dir": "out",
+    "run_name logging_dir": "out; the folder's name is the run's",
+    "overwrite_output_dir": "the flag --fresh",
+    "resume_from_checkpoint": "nothing: the same command continues by itself, and --fresh starts over",
+    "bf16 fp16 tf32 torch_dtype compute_type pure_bf16": "dtype (auto, float32, bfloat16, float16)",
+    "load_in_4bit load_in_8bit quantization_bit quantization_method use_qlora": "quantize (none, nf4, int8)",
+    "use_peft finetuning_type adapter": "lora (auto, true, false)",
+    "lora_rank": "lora_r",
+    "lora_target lora_target_linear": "lora_target_modules",
+    "lora_modules_to_save modules_to_save additional_target init_lora_weights": "peft_config",
+    "pref_beta dpo_beta": "beta",
+    "pref_loss rl dpo_loss": "loss_type",
+    "pref_ftx": "rpo_alpha",
+    "dpo_label_smoothing": "label_smoothing",
+    "cutoff_len max_seq_length max_seq_len sequence_len model_max_length": "max_length",
+    "max_target_length": "max_completion_length",
+    "truncation_mode": "nothing: prompts lose their beginning, completions their end; see max_length",
+    "stage": "method (sft, dpo), which is the command itself",
+    "ref_model reference_model ref_model_name_or_path ref_adapter_name sync_ref_model": "nothing: the reference is"
+    " the policy as it was before the run; to start elsewhere, give that as model",
+    "reference_free": "loss_type (simpo, orpo and cpo have no reference)",
+    "precompute_ref_log_probs": "nothing: the reference is always computed once and reused",
+    "padding_free packing group_by_length use_liger_kernel": "nothing: batches are always packed, without padding",
+    "train_on_prompt assistant_only_loss mask_history train_on_inputs": "completion_only_loss",
+    "chat_template chat_template_path": "template (auto, always, never); the template itself is the model's own",
+    "lr": "learning_rate",
+    "lr_scheduler learning_rate_scheduler": "lr_scheduler_type",
+    "warmup_steps": "warmup_ratio, a share of all steps",
+    "num_epochs epochs n_epochs": "num_train_epochs",
+    "optim optimizer": "nothing: it is AdamW; see adam_beta1, adam_beta2, adam_epsilon, weight_decay",
+    "clip_grad gradient_clipping": "max_grad_norm",
+    "do_train do_eval do_predict": "nothing: a command trains and validates",
+    "eval_strategy evaluation_strategy": "eval_steps",
+    "save_strategy": "save_steps",
+    "logging_strategy": "logging_steps",
+    "load_best_model_at_end": "metric_for_best_model",
+    "patience early_stopping": "early_stopping_patience",
+    "attn_implementation flash_attn flash_attention": "attn",
+    "push_to_hub hub_model_id": "nothing: `prefiere export` writes a folder to upload",
+    "deepspeed fsdp fsdp_config ddp_timeout": "nothing: start several processes with `torchrun -m prefiere ...`",
+    "data_seed": "seed",
+    "remove_unused_columns preprocessing_num_workers dataloader_num_workers dataset_num_proc": "nothing: leave it out",
+}
+FOREIGN = {name: ours for names, ours in _FOREIGN.items() for name in names.split()}
+
+
+def accepts(model: type[Settings], key: str) -> str:
+    """What a setting may be, in words: ``a number above 0 or auto``."""
+
+    def words(kind: Any) -> list[str]:
+        if get_origin(kind) is Annotated:
+            return [m for m in get_args(kind) if isinstance(m, str)]
+        if get_origin(kind) is Literal:
+            return list(get_args(kind))
+        if get_origin(kind) is list:
+            return ["a list of " + " | ".join(words(get_args(kind)[0]))]
+        if get_origin(kind) is dict:
+            return ["a map"]
+        if args := get_args(kind):
+            return [w for a in args for w in words(a)]
+        return {bool: ["true", "false"], str: ["text"], NoneType: ["none"]}[kind]
+
+    found = words(get_type_hints(model, include_extras=True)[key])
+    return " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+
+
+def _unknown(model: type[Settings], key: str) -> str:
+    """Why a key does not exist, and which one was meant."""
+    if key in FOREIGN:
+        return f"{key} is not a setting here; write {FOREIGN[key]}."
+    others = [name for name, other in METHODS.items() if key in other.model_fields]
+    if others:
+        return f"{key} is a setting of method {', '.join(others)}, not of {model.model_fields['method'].default}."
+    near = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f"{key} is not a setting. " + (
+        f"Did you mean {near[0]}?" if near else "`prefiere recipe show` lists them all."
+    )
+
+
+def _read(path: str | Path) -> dict[str, tuple[Any, str]]:
+    """Key -> (value, ``file:line: ``) of a flat YAML file."""
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{path}: a recipe is lines of `key: value`, and this file is not.")
+        found: dict[str, tuple[Any, str]] = {}
+        for key_node, value_node in node.value:
+            key, where = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}: "
+            if key in found:
+                raise RecipeError(f"{where}{key} stands here a second time. Keep one.")
+            found[key] = loader.construct_object(value_node, deep=True), where
+        return found
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise FileNotFoundError(f"{path}: there is no such recipe file. Settings are written key=value.") from e
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{path}: not UTF-8 text at byte {e.start}.") from e
+    except yaml.YAMLError as e:
+        line = f":{e.problem_mark.line + 1}" if isinstance(e, yaml.MarkedYAMLError) and e.problem_mark else ""
+        problem = e.problem if isinstance(e, yaml.MarkedYAMLError) else str(e)
+        raise RecipeError(f"{path}{line}: not valid YAML: {problem}.") from e
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """``key=value`` as key and YAML value; an empty value is none."""
+    key, _, value = text.partition("=")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{text}: the value is not valid YAML. Quote it: {key}='\"...\"'.") from e
+
+
+def _check(model: type[Settings], key: str, value: Any) -> Any:
+    """What pydantic would take silently or explain badly."""
+    kinds = accepts(model, key)
+    if isinstance(value, Mapping) and "a map" not in kinds:
+        raise RecipeError(
+            f"{key} holds nested keys ({', '.join(map(str, value))}). Keys are flat: write each at the margin."
+        )
+    if isinstance(value, bool) and "true" not in kinds:
+        raise RecipeError(f"{key} must be {kinds}, not {str(value).lower()}.")
+    return None if isinstance(value, str) and value.lower() == "none" and kinds.endswith("none") else value
+
+
+def load(
+    method: str | None,
+    recipe: str | Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+) -> Settings:
+    """The settings of one run: defaults < recipe < flags < key=value.
+
+    ``method`` is the command (``None``: whatever the recipe says). A flag that is None was not given. Raises
+    RecipeError, with file, line and key, or FileNotFoundError.
+    """
+    given = _read(recipe) if recipe is not None else {}
+    given |= {key: (value, "") for key, value in (flags or {}).items() if value is not None}
+    given |= {key: (value, f"{text}: ") for text in overrides for key, value in [_override(text)]}
+    stated, where = given.pop("method", (method, "" if recipe is None else f"{recipe}: "))
+    if stated not in METHODS:
+        raise RecipeError(f"{where}method must be one of {', '.join(METHODS)}, not {stated!r}.")
+    if method is not None and stated != method:
+        raise RecipeError(f"{where}this is a recipe for `prefiere {stated}`, not for `prefiere {method}`.")
+    model = METHODS[stated]
+    values = {}
+    for key, (value, where) in given.items():
+        if key not in model.model_fields:
+            raise RecipeError(where + _unknown(model, key))
+        try:
+            values[key] = _check(model, key, value)
+        except RecipeError as e:
+            raise RecipeError(f"{where}{e}") from e
+    try:
+        return model(**values)
+    except ValidationError as e:
+        raise RecipeError(_explain(model, given, e)) from e
+
+
+def _explain(model: type[Settings], given: Mapping[str, tuple[Any, str]], error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:  # settings that do not agree: the sentence begins with the key
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{given.get(message.split()[0], (None, ''))[1]}{message}."
+    key = str(first["loc"][0])
+    if first["type"] == "missing":
+        return (
+            f"{key} is missing: give --{key} or write `{key}:` in the recipe ({model.model_fields[key].description})."
+        )
+    value, where = given[key]
+    return f"{where}{key} must be {accepts(model, key)}, not {value!r}."
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that differ and must not within one run (see ``Settings.free``).
+
+    Both are flat maps as ``model_dump`` gives them; a key that one side lacks has its default there.
+    """
+    model = METHODS.get(str(new.get("method")), Settings)
+    defaults = {name: field.default for name, field in model.model_fields.items()}
+    keys = [k for k in {**defaults, **old, **new} if k not in model.free]
+    return [k for k in keys if old.get(k, defaults.get(k)) != new.get(k, defaults.get(k))]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    inner = TypeAdapter(SFT | DPO).json_schema()
+    for name in ("SFT", "DPO"):  # flags may supply what a recipe leaves out
+        inner["$defs"][name].pop("required", None)
+        inner["$defs"][name]["required"] = ["method"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "prefiere recipe", **inner}
+
+
+def table(method: str) -> list[tuple[str, str, str, str]]:
+    """(key, what it may be, default, meaning) of every setting of a method, in the order of the file."""
+    model = METHODS[method]
+
+    def default(key: str) -> str:
+        field = model.model_fields[key]
+        if field.is_required():
+            return "required"
+        return (
+            "none" if field.default is None else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+        )
+
+    return [(k, accepts(model, k), default(k), f.description or "") for k, f in model.model_fields.items()]

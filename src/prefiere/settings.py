@@ -1,0 +1,190 @@
+"""Every setting of a run: its name, its default, its meaning.
+
+The keys carry the names that the field already uses; ours are few. recipe.py reads them from files and command lines.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1), "a whole number from 1"]
+Whole = Annotated[int, Field(ge=0), "a whole number from 0"]
+Positive = Annotated[float, Field(gt=0), "a number above 0"]
+Amount = Annotated[float, Field(ge=0), "a number from 0"]
+Share = Annotated[float, Field(ge=0, lt=1), "a number from 0 up to, not including, 1"]
+Half = Annotated[float, Field(ge=0, lt=0.5), "a number from 0 up to, not including, 0.5"]
+Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$"), "module:function"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+class Settings(BaseModel):
+    """What every training command takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    method: str
+    model: str = Field(description="hub id, folder of a model or adapter, or a finished run")
+    data: str = Field(description="file, folder or hub id, in any known layout")
+    out: str = Field(description="the run folder")
+    # data
+    data_split: str | None = Field(None, description="split of a hub data set; none: train, or the only one")
+    columns: dict[str, str] | None = Field(
+        None, description="column map, ours to theirs, where the layout is ambiguous"
+    )
+    eval_data: str | None = Field(None, description="separate validation data; none: hold out prompts from data")
+    eval_size: Amount = Field(
+        0.1,
+        description="held out by prompt: below 1 a share (at most 512 examples), from 1 a number of examples, 0 none",
+    )
+    on_bad: Literal["error", "drop"] = Field(
+        "error", description="a bad example stops the run, or is dropped and counted"
+    )
+    max_length: Count = Field(1024, description="tokens of prompt and completion together; longer ones are truncated")
+    max_prompt_length: Count | None = Field(
+        None, description="prompt tokens kept, the last ones; none: what max_length leaves"
+    )
+    max_completion_length: Count | None = Field(
+        None, description="completion tokens kept, the first ones; none: max_length"
+    )
+    template: Literal["auto", "always", "never"] = Field(
+        "auto", description="use the model's own chat template: where it has one, always (else an error), or never"
+    )
+    # optimisation
+    seed: Whole = Field(42, description="of data order, initialisation, split and sampling")
+    learning_rate: Positive | Auto = Field(
+        "auto", description="peak; auto suits LoRA or full fine-tuning, whichever it is"
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="course of the learning rate after the warm-up; linear and cosine end at 0"
+    )
+    warmup_ratio: Share = Field(0.1, description="share of the steps in which the learning rate rises")
+    weight_decay: Amount = Field(0.0, description="decoupled (AdamW); not on biases and norms")
+    adam_beta1: Share = Field(0.9, description="AdamW: decay of the gradient's mean")
+    adam_beta2: Share = Field(0.999, description="AdamW: decay of the gradient's square")
+    adam_epsilon: Positive = Field(1e-8, description="AdamW: added to the denominator")
+    max_grad_norm: Positive | None = Field(1.0, description="the gradient is scaled down to this norm; none: never")
+    num_train_epochs: Positive = Field(1.0, description="passes over the data")
+    max_steps: Count | None = Field(None, description="updates; where given, num_train_epochs does not count")
+    batch_size: Count = Field(32, description="examples (pairs, prompts) per update, over all processes")
+    tokens_per_microbatch: Count | Auto = Field(
+        "auto", description="the memory knob, without effect on the result; auto is halved when memory runs out"
+    )
+    # the model in memory
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where supported"
+    )
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none", description="how the frozen base is held in memory under LoRA"
+    )
+    lora: bool | Auto = Field("auto", description="auto: from 1B parameters, or when full training would not fit")
+    lora_r: Count = Field(16, description="rank")
+    lora_alpha: Positive = Field(32.0, description="the adapter is scaled by lora_alpha / lora_r")
+    lora_dropout: Share = Field(0.0, description="dropout on the adapter's input")
+    lora_target_modules: str | list[str] = Field(
+        "all-linear", description="module names, a regular expression, or all-linear"
+    )
+    use_dora: bool = Field(False, description="DoRA: magnitude and direction apart")
+    use_rslora: bool = Field(False, description="rsLoRA: scale by lora_alpha / sqrt(lora_r)")
+    peft_config: dict[str, Any] | str | None = Field(
+        None,
+        description="any other PEFT configuration, as a map or the path of an adapter_config.json; replaces lora_*",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, slower"
+    )
+    torch_compile: bool = Field(False, description="compile the model")
+    attn: str = Field("auto", description="attention implementation; auto: the fastest that passes the probe")
+    trust_remote_code: bool = Field(False, description="run Python code, and load pickles, that come with the model")
+    # along the run
+    logging_steps: Count | Auto = Field("auto", description="steps between rows of training metrics")
+    eval_steps: Count | Auto = Field("auto", description="steps between validations")
+    save_steps: Count | Auto = Field("auto", description="steps between checkpoints")
+    save_total_limit: Count = Field(2, description="checkpoints kept, besides the best one")
+    metric_for_best_model: str | None = Field(
+        None, description="metric that names the best checkpoint, such as eval_loss"
+    )
+    greater_is_better: bool | None = Field(
+        None, description="of that metric; none: false for a loss or a KL, else true"
+    )
+    early_stopping_patience: Count | None = Field(None, description="stop after so many validations without a new best")
+    sample_steps: Whole | Auto = Field("auto", description="steps between sampled answers; 0: none, and no guard")
+    sample_prompts: Count | str = Field(32, description="how many held-out prompts to answer, or a file of prompts")
+    samples_per_prompt: Count = Field(1, description="answers to each of them")
+    sample_temperature: Amount = Field(1.0, description="of those answers; 0 is greedy")
+    max_new_tokens: Count = Field(128, description="of those answers")
+    judge: Function | None = Field(None, description="scores sampled answers: called with the prompts and answers")
+    guard: bool = Field(True, description="stop when sampled answers degenerate, whatever the curves say")
+    report_to: list[Tracker] = Field([], description="trackers that get every row as well")
+
+    # What a resumed run may change: it alters neither the weights nor the order of anything.
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"out", "report_to", "logging_steps", "save_steps", "save_total_limit", "guard"}
+        | {"tokens_per_microbatch", "gradient_checkpointing"}
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+            raise ValueError(
+                "early_stopping_patience needs a metric to watch: set metric_for_best_model, e.g. eval_loss"
+            )
+        if self.quantize != "none" and self.lora is False:
+            raise ValueError("quantize holds a frozen base, and full fine-tuning has none: set lora to true or auto")
+        if self.peft_config is not None:
+            if self.lora is False:
+                raise ValueError("peft_config describes an adapter: set lora to true")
+            fields = type(self).model_fields
+            for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora"):
+                if getattr(self, key) != fields[key].default:
+                    raise ValueError(f"{key} is for peft_config to say: leave one of the two out")
+        return self
+
+
+class SFT(Settings):
+    """Supervised fine-tuning: imitate the answers."""
+
+    method: Literal["sft"] = Field("sft", description="the command this recipe is for")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="course of the learning rate after the warm-up; linear and cosine end at 0"
+    )
+    num_train_epochs: Positive = Field(3.0, description="passes over the data")
+    completion_only_loss: bool = Field(True, description="learn the answers only; false: the prompts too")
+
+
+class DPO(Settings):
+    """Direct preference optimisation and its family."""
+
+    method: Literal["dpo"] = Field("dpo", description="the command this recipe is for")
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo", "cpo", "kto"] = Field(
+        "sigmoid", description="the objective; see docs/theory.md"
+    )
+    beta: Positive = Field(
+        0.1, description="strength of the tie to the reference (simpo: scale of the reward, default 2)"
+    )
+    label_smoothing: Half = Field(0.0, description="share of labels taken to be flipped (cDPO; robust)")
+    rpo_alpha: Amount = Field(0.0, description="weight of an added SFT term on the chosen answer, per token (RPO)")
+    dpop_lambda: Amount = Field(
+        0.0, description="penalty on a chosen answer less likely than under the reference (DPOP)"
+    )
+    simpo_gamma: Amount = Field(1.0, description="simpo: the margin that the rewards should keep")
+    desirable_weight: Amount = Field(1.0, description="kto: weight of desirable answers")
+    undesirable_weight: Amount = Field(1.0, description="kto: weight of undesirable answers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scale_of_simpo(cls, values: Any) -> Any:
+        """SimPO's reward is a mean per token, so it takes a larger beta (Meng et al. 2024, section 3: 2.0 to 2.5)."""
+        if isinstance(values, dict) and values.get("loss_type") == "simpo":
+            return {"beta": 2.0, **values}
+        return values
+
+
+METHODS: dict[str, type[Settings]] = {"sft": SFT, "dpo": DPO}
