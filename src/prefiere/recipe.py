@@ -258,3 +258,27 @@ def table(method: str) -> list[tuple[str, str, str, str]]:
         )
 
     return [(k, accepts(model, k), default(k), f.description or "") for k, f in model.model_fields.items()]
+
+
+def markdown() -> str:
+    """The text of docs/settings.md: the settings of every method, shared ones first."""
+    tables = [("Every command", "dpo", [k for k in Settings.model_fields if k != "method"])]
+    for method, model in METHODS.items():
+        tables.append((f"`prefiere {method}`", method, [k for k in model.model_fields if _own(model, k)]))
+    lines = [
+        "# Settings",
+        "",
+        "Every key of a recipe, and of `key=value` on the command line; what a command has or sets otherwise stands in its",
+        "own table. Written by `prefiere recipe show --markdown` from the code.",
+    ]
+    for title, method, keys in tables:
+        lines += ["", f"## {title}", "", "| key | may be | default | meaning |", "| --- | --- | --- | --- |"]
+        rows = (row for row in table(method) if row[0] in keys)
+        lines += ["| `{}` | {} | {} | {} |".format(*(cell.replace("|", r"\|") for cell in row)) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _own(model: type[Settings], key: str) -> bool:
+    """Whether a method has this setting, or this default, to itself."""
+    shared = Settings.model_fields.get(key)
+    return shared is None or shared.default != model.model_fields[key].default
