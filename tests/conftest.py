@@ -1,1 +1,14 @@
-"""Here so that every test can `from tiny import tokenizer, model`: pytest puts this folder on the path."""
+"""What every test runs under: one thread, no network, no screen. Set before anything imports torch."""
+
+import os
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MPLBACKEND": "Agg",
+    "NO_COLOR": "1",
+    "COLUMNS": "120",
+}

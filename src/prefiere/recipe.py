@@ -268,8 +268,8 @@ def markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Every key of a recipe, and of `key=value` on the command line; what a command has or sets otherwise stands in its",
-        "own table. Written by `prefiere recipe show --markdown` from the code.",
+        "Every key of a recipe, and of `key=value` on the command line; what a command has or sets otherwise stands in",
+        "its own table. Written by `prefiere recipe show --markdown` from the code.",
     ]
     for title, method, keys in tables:
         lines += ["", f"## {title}", "", "| key | may be | default | meaning |", "| --- | --- | --- | --- |"]

@@ -1,0 +1,56 @@
+# The two commands are `make demo` and `make test`. Both set up .venv themselves, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu check bench
+
+help:
+	@echo "make demo       train, align and compare a small bilingual model, ending in a report"
+	@echo "make test       the test suite"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make check      formatter, linter, type checker"
+	@echo "make bench      what there is to measure"
+	@echo "PYTHON=... names another interpreter than python3; VENV=... another folder than .venv."
+
+demo: $(VENV)/.runtime
+	@$(BIN)/prefiere demo
+
+test: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m gpu
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench:
+	@ls benchmarks/*.py >/dev/null 2>&1 && echo "Benchmarks, each run as $(BIN)/python FILE:" && ls benchmarks/*.py \
+		|| echo "There are no benchmarks in benchmarks/ yet."
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "prefiere needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing prefiere and what it needs into $(VENV) (1.5 GB, a minute or more; once) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing prefiere and what its tests need into $(VENV) (1.5 GB, a minute or more; once) ..."
+	@$(PIP) --editable ".[dev]"
+	@touch $(VENV)/.runtime $@

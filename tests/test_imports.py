@@ -1,0 +1,110 @@
+"""Who may import whom, what works without torch, and the house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+FILES = sorted((SRC / "prefiere").rglob("*.py"))
+
+# room -> the rooms (or single modules) it may import from besides itself
+MAY: dict[str, set[str]] = {
+    "objectives": set(),
+    "data": set(),
+    "run": set(),
+    "stats": set(),
+    "recipe": set(),
+    "models": {"data", "objectives"},
+    "evaluate": {"data", "objectives", "models", "run", "stats"},
+    "train": {"data", "objectives", "models", "evaluate", "run", "recipe", "stats"},
+    "feedback": {"data.schema", "data.formats", "run", "stats"},
+    "report": {"run", "stats"},
+}
+EVERYTHING = {"cli", "demo", "prefiere"}
+ROOM_OF = {"settings": "recipe", "__main__": "cli", "__init__": "prefiere", "console": "cli"}
+
+WITHOUT_TORCH = [
+    "prefiere",
+    "prefiere.cli",
+    "prefiere.data.formats",
+    "prefiere.data.schema",
+    "prefiere.recipe",
+    "prefiere.report.render",
+    "prefiere.run",
+    "prefiere.stats",
+]
+
+
+def module_of(path: Path) -> str:
+    """``src/prefiere/data/chat.py`` -> ``data.chat``."""
+    return ".".join(path.relative_to(SRC / "prefiere").with_suffix("").parts)
+
+
+def room_of(module: str) -> str:
+    first = module.split(".")[0]
+    return "cli" if first.startswith("cli") else ROOM_OF.get(first, first)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, by its full name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            base = str(node.module)
+            folder = SRC / base.replace(".", "/")
+            found |= {f"{base}.{a.name}" if (folder / f"{a.name}.py").is_file() else base for a in node.names}
+            if folder.is_dir():
+                found |= {f"{base}.{a.name}" for a in node.names if (folder / a.name).is_dir()}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = room_of(module_of(path))
+    if room in EVERYTHING:
+        return
+    ours = {name.removeprefix("prefiere.") for name in imports_of(path) if name.split(".")[0] == "prefiere"}
+    allowed = MAY[room]
+    bad = {n for n in ours if room_of(n) != room and room_of(n) not in allowed and n not in allowed}
+    assert not bad, f"{room} may import {sorted(allowed) or 'nothing of ours'}"
+
+
+def test_objectives_import_torch_alone() -> None:
+    for path in FILES:
+        if room_of(module_of(path)) == "objectives":
+            others = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names)
+            assert others <= {"torch", "prefiere"}, path
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_imports_without_torch(module: str) -> None:
+    heavy = ("torch", "transformers", "peft", "accelerate", "datasets")
+    block = "".join(f"sys.modules['{name}'] = None; " for name in heavy)  # None makes an import of it fail
+    done = subprocess.run([sys.executable, "-c", f"import sys; {block}import {module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_house_rules(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 350, "split it: one role per file"
+    if path.name == "__init__.py" and path.parent.name != "prefiere":
+        assert not text, "the rooms' own __init__ files are empty"
+        return
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a file's docstring says why it exists"
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    bare = [node.name for node in public if not ast.get_docstring(node)]
+    assert not bare, "public functions and classes have docstrings"
