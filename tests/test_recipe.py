@@ -177,6 +177,21 @@ def test_simpo_has_its_own_beta_unless_given() -> None:
     assert dpo().beta == 0.1
 
 
+def test_an_option_that_a_loss_would_ignore_is_an_error() -> None:
+    from prefiere.objectives.preference import LOSSES
+    from prefiere.settings import LOSSES_WITH
+
+    for loss, how in LOSSES.items():
+        for key, losses in LOSSES_WITH.items():
+            assert (key in how.options) == (loss in losses), (loss, key)
+            text = [f"loss_type={loss}", f"{key}=0.25"]
+            if loss in losses:
+                assert getattr(dpo(*text), key) == 0.25
+            else:
+                with pytest.raises(RecipeError, match=rf"^{key}=0.25: {key} has no effect with loss_type {loss}"):
+                    dpo(*text)
+
+
 def test_a_run_keeps_its_settings_exactly(tmp_path: Path) -> None:
     before = dpo("learning_rate=2e-5", "adam_epsilon=1e-8", "columns={prompt: q}", "report_to=mlflow", "lora=true")
     run = Run.create(tmp_path)

@@ -159,6 +159,17 @@ class SFT(Settings):
     completion_only_loss: bool = Field(True, description="learn the answers only; false: the prompts too")
 
 
+_REFERENCE = {"sigmoid", "ipo", "hinge", "robust"}
+# The losses that have an option; the others would ignore it, so setting it for them is an error.
+LOSSES_WITH: dict[str, set[str]] = {
+    "label_smoothing": _REFERENCE | {"simpo", "orpo", "cpo"},
+    "dpop_lambda": _REFERENCE,
+    "simpo_gamma": {"simpo"},
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
+}
+
+
 class DPO(Settings):
     """Direct preference optimisation and its family."""
 
@@ -185,6 +196,13 @@ class DPO(Settings):
         if isinstance(values, dict) and values.get("loss_type") == "simpo":
             return {"beta": 2.0, **values}
         return values
+
+    @model_validator(mode="after")
+    def _options_of_the_loss(self) -> Self:
+        for key, losses in LOSSES_WITH.items():
+            if self.loss_type not in losses and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with loss_type {self.loss_type}: leave it out")
+        return self
 
 
 METHODS: dict[str, type[Settings]] = {"sft": SFT, "dpo": DPO}
