@@ -120,6 +120,13 @@ class GroupStore(Sequence[PromptGroup]):
         """int64 [n]: a hash of each group's prompt; equal prompts have equal keys."""
         return self._a["prompt_key"]
 
+    def counts(self, members: np.ndarray) -> dict[str, float]:
+        """What losses of these groups are divided by: the number of groups, the sum of their weights, and the number
+        of scored tokens, each times its group's weight."""
+        weight = self._a["weight"][members]
+        scored = np.asarray([sum(int(m.sum()) for m in self[int(i)].masks) for i in members])
+        return {"groups": float(len(members)), "weight": float(weight.sum()), "tokens": float(weight @ scored)}
+
     def select(self, indices: Sequence[int] | np.ndarray) -> GroupStore:
         """The groups at these positions, as a store of its own."""
         return GroupStore.build((self[int(i)] for i in indices), self.k)

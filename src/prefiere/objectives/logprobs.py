@@ -1,4 +1,4 @@
-"""Log-probs of target tokens straight from hidden states: LM head and log-softmax in chunks, never a full logits tensor.
+"""Log-probs of targets straight from hidden states: LM head and log-softmax in chunks, never a full logits tensor.
 
 log p(t | h) = z_t - log sum_v exp(z_v), with z = cap(scale * (h W^T + b)) / temperature. The forward keeps h and the
 log-sum-exp only; the backward computes each chunk's logits again.

@@ -1,0 +1,179 @@
+"""Shared-prefix attention over the segments of a packed row, registered with transformers as "prefiere".
+
+A segment's queries are a run of the row; its keys are its prompt followed by the queries themselves, causal with the
+diagonal aligned at the bottom right. Segments of similar size are gathered into one call of scaled-dot-product
+attention, so that a row of many short answers costs few calls. Without segments the function is transformers' own
+"sdpa", so generation and plain forwards of the same model stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from prefiere.data.batch import Segment
+
+NAME = "prefiere"
+PADDING = 1.3
+"""A bucket takes a segment while its padded area stays within this factor of the real one..."""
+SMALL = 64
+"""...or while its queries and keys are at most this long, where a call costs more than the padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """S segments of similar size. query_SQ, key_SK: row indices, padded on the right; prefix_S: prompt lengths."""
+
+    query_SQ: Tensor
+    key_SK: Tensor
+    prefix_S: Tensor
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """The buckets of one packed row, made once and used by every layer. inverse_T puts their outputs back in order."""
+
+    buckets: tuple[Bucket, ...]
+    inverse_T: Tensor
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    def mask(self, number: int, window: int | None) -> Tensor | None:
+        """Bool [S, 1, Q, K] of a bucket, true where a query may look; None where plain causal says it all."""
+        bucket = self.buckets[number]
+        q, k = bucket.query_SQ.shape[1], bucket.key_SK.shape[1]
+        if window is not None and window >= k:
+            window = None
+        if bucket.causal and window is None:
+            return None
+        if (number, window) not in self.masks:
+            device = bucket.query_SQ.device
+            own = bucket.prefix_S[:, None, None] + torch.arange(q, device=device)[None, :, None]
+            keys = torch.arange(k, device=device)
+            seen = keys <= own
+            if window is not None:
+                seen &= keys > own - window
+            self.masks[number, window] = seen[:, None]
+        return self.masks[number, window]
+
+
+def plan_attention(segments: Sequence[Segment], device: torch.device | str = "cpu") -> AttentionPlan:
+    """Sort a row's segments into buckets."""
+    order = sorted(
+        segments, key=lambda s: (s.prefix_stop > s.prefix_start, s.stop - s.start + s.prefix_stop - s.prefix_start)
+    )
+    buckets: list[Bucket] = []
+    inverse = np.zeros(max(s.stop for s in segments), np.int64)
+    offset = 0
+    for members in _bucketed(order):
+        q = max(s.stop - s.start for s in members)
+        k = max(s.stop - s.start + s.prefix_stop - s.prefix_start for s in members)
+        query = np.zeros((len(members), q), np.int64)
+        key = np.zeros((len(members), k), np.int64)
+        for i, s in enumerate(members):
+            own = np.arange(s.start, s.stop)
+            query[i, : len(own)] = own
+            keys = np.concatenate([np.arange(s.prefix_start, s.prefix_stop), own])
+            key[i, : len(keys)] = keys
+            inverse[own] = offset + i * q + np.arange(len(own))
+        offset += query.size
+        prefix = torch.tensor([s.prefix_stop - s.prefix_start for s in members])
+        causal = members[0].prefix_stop == members[0].prefix_start
+        buckets.append(
+            Bucket(
+                torch.from_numpy(query).to(device),
+                torch.from_numpy(key).to(device),
+                prefix.to(device),
+                causal,
+            )
+        )
+    return AttentionPlan(tuple(buckets), torch.from_numpy(inverse).to(device))
+
+
+def _bucketed(order: Sequence[Segment]) -> list[list[Segment]]:
+    groups: list[list[Segment]] = []
+    area = q = k = 0
+    for s in order:
+        own, keys = s.stop - s.start, s.stop - s.start + s.prefix_stop - s.prefix_start
+        wide_q, wide_k, wide_area = max(q, own), max(k, keys), area + own * keys
+        padded = (len(groups[-1]) + 1) * wide_q * wide_k if groups else 0
+        fits = groups and (groups[-1][0].prefix_stop == groups[-1][0].prefix_start) == (s.prefix_stop == s.prefix_start)
+        if fits and (padded <= PADDING * wide_area or (wide_q <= SMALL and wide_k <= SMALL)):
+            groups[-1].append(s)
+            area, q, k = wide_area, wide_q, wide_k
+        else:
+            groups.append([s])
+            area, q, k = own * keys, own, keys
+    return groups
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """Attention with tanh-capped scores (Gemma 2), which no fused kernel on every device has. All [S, heads, L, D]."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = softcap * torch.tanh((query @ key.transpose(-1, -2)) * (scale / softcap))
+    if mask is None:
+        q, k = scores.shape[-2:]
+        mask = torch.ones(q, k, dtype=torch.bool, device=scores.device).tril(k - q)
+    return torch.softmax(scores.float().masked_fill(~mask, torch.finfo(torch.float32).min), -1).to(value.dtype) @ value
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    segments: AttentionPlan | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D].
+
+    Raises NotImplementedError for variants whose extra inputs (sinks, position biases) it does not know.
+    """
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if segments is None:
+        if softcap is not None:
+            dense = (
+                attention_mask if attention_mask is None or attention_mask.dtype == torch.bool else attention_mask >= 0
+            )
+            return _capped(query, key, value, dense, scale, softcap).transpose(1, 2), None
+        kwargs["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    unknown = [n for n in ("s_aux", "position_bias") if kwargs.get(n) is not None]
+    if unknown or kwargs.get("dropout"):
+        raise NotImplementedError(f"packed rows do not support attention with {', '.join(unknown) or 'dropout'}")
+    q_T, k_T, v_T = (x[0].transpose(0, 1) for x in (query, key, value))
+    outputs = []
+    for number, bucket in enumerate(segments.buckets):
+        q, k, v = (
+            x.index_select(0, where.flatten()).view(*where.shape, *x.shape[1:]).transpose(1, 2)
+            for x, where in ((q_T, bucket.query_SQ), (k_T, bucket.key_SK), (v_T, bucket.key_SK))
+        )
+        mask = segments.mask(number, sliding_window)
+        if softcap is not None:
+            out = _capped(q, k, v, mask, scale, softcap)
+        else:
+            out = scaled_dot_product_attention(
+                q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, segments.inverse_T)[None], None
+
+
+def register() -> None:
+    """Make attn_implementation="prefiere" known to transformers; plain forwards get the masks that "sdpa" gets."""
+    AttentionInterface.register(NAME, segment_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,188 @@
+"""Sample n completions for each prompt: prefill once, drop finished rows, keep log-probs.
+
+A draw depends only on (seed, prompt id, sample, position): each is made with its own counter-based random number, so
+grouping prompts, dropping rows or adding processes changes no token, and two models asked with the same seed meet the
+same luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled completion of prompt number ``prompt``.
+
+    tokens: int32 [L], with the end token where there is one. logp: float32 [L], natural log-probs under the sampled
+    distribution at the temperature given, before top-p. ended: an end token was reached.
+    """
+
+    prompt: int
+    sample: int
+    tokens: np.ndarray
+    logp: np.ndarray
+    ended: bool
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): 64 well-mixed bits from 64 bits."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seed: int, prompt: np.ndarray, sample: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """float64 [n] in (0, 1): one number for each (seed, prompt id, sample, position)."""
+    state = np.uint64(seed % 2**64)
+    for part in (prompt, sample, position):
+        with np.errstate(over="ignore"):
+            state = _mix(state + np.uint64(0x9E3779B97F4A7C15) + part.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
+    return ((state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def _choose(logp_RV: Tensor, u_R: np.ndarray, top_p: float) -> Tensor:
+    """Inverse-CDF draw [R] from log-probs [R, V], cut to the nucleus of mass ``top_p``."""
+    p = logp_RV.double().exp()
+    if top_p < 1.0:
+        ordered, order = p.sort(-1, descending=True)
+        keep = ordered.cumsum(-1) - ordered < top_p
+        p = torch.zeros_like(p).scatter_(-1, order, ordered * keep)
+    cdf = p.cumsum(-1)
+    u = torch.from_numpy(u_R).to(cdf.device)[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_(max=p.shape[-1] - 1)
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    eos_ids: Sequence[int],
+    seed: int = 0,
+    prompt_ids: Sequence[int] | None = None,
+    rows: int = 64,
+    forbidden: Sequence[int] = (),
+    progress: Callable[[int], None] | None = None,
+) -> list[Sample]:
+    """Sample ``samples`` completions for each prompt (int32 token ids); temperature 0 is greedy.
+
+    ``prompt_ids`` name the prompts in the random stream (their places by default); at most ``rows`` sequences decode
+    at once. ``forbidden`` ids are never chosen. ``progress`` hears how many sequences have finished. Samples come in
+    the order of prompts, then samples. Raises ValueError for an empty prompt.
+    """
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {i} has no tokens: there is nothing to continue")
+    names = np.asarray(prompt_ids if prompt_ids is not None else range(len(prompts)), np.int64)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    width = max(1, rows // samples)
+    was_training = model.training
+    model.eval()
+    done: dict[tuple[int, int], Sample] = {}
+    for start in range(0, len(order), width):
+        group = order[start : start + width]
+        for s in _decode(
+            model, prompts, group, names, samples, max_new_tokens, temperature, top_p, eos_ids, seed, forbidden
+        ):
+            done[s.prompt, s.sample] = s
+        if progress:
+            progress(len(group) * samples)
+    model.train(was_training)
+    return [done[i, j] for i in range(len(prompts)) for j in range(samples)]
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    group: list[int],
+    names: np.ndarray,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    eos_ids: Sequence[int],
+    seed: int,
+    forbidden: Sequence[int],
+) -> list[Sample]:
+    device = model.get_input_embeddings().weight.device
+    longest = max(len(prompts[i]) for i in group)
+    ids = torch.zeros(len(group), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for r, i in enumerate(group):  # on the left, so that every row's next token stands in the same column
+        ids[r, longest - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype(np.int64))
+        mask[r, longest - len(prompts[i]) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    repeat = torch.arange(len(group)).repeat_interleave(samples)
+    cache.batch_repeat_interleave(samples)
+    logits = out.logits[:, -1].index_select(0, repeat.to(device))
+    mask, position = (x.index_select(0, repeat.to(device)) for x in (mask, position[:, -1:]))
+    row_prompt = np.asarray(group)[repeat.numpy()]
+    row_sample = np.tile(np.arange(samples), len(group))
+    tokens: list[list[int]] = [[] for _ in row_prompt]
+    logps: list[list[float]] = [[] for _ in row_prompt]
+    alive = np.arange(len(row_prompt))
+    finished: list[Sample] = []
+    ends = np.asarray(list(eos_ids))
+    for step in range(max_new_tokens):
+        logits = logits.float()
+        if len(forbidden):
+            logits[:, list(forbidden)] = float("-inf")
+        logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
+        if temperature > 0:
+            u = uniforms(seed, names[row_prompt[alive]], row_sample[alive], np.full(len(alive), step))
+            choice = _choose(logp, u, top_p)
+        else:
+            choice = logits.argmax(-1)
+        chosen = choice.cpu().numpy()
+        chosen_logp = logp.gather(-1, choice[:, None])[:, 0].cpu().numpy()
+        for r, t, lp in zip(alive, chosen, chosen_logp, strict=True):
+            tokens[r].append(int(t))
+            logps[r].append(float(lp))
+        ended = np.isin(chosen, ends)
+        last = step == max_new_tokens - 1
+        for r, e in zip(alive, ended, strict=True):
+            if e or last:
+                finished.append(
+                    Sample(
+                        int(row_prompt[r]),
+                        int(row_sample[r]),
+                        np.asarray(tokens[r], np.int32),
+                        np.asarray(logps[r], np.float32),
+                        bool(e),
+                    )
+                )
+        if last or ended.all():
+            break
+        if ended.any():
+            keep = torch.from_numpy(np.flatnonzero(~ended)).to(device)
+            cache.batch_select_indices(keep)
+            mask, position, choice = (x.index_select(0, keep) for x in (mask, position, choice))
+            alive = alive[~ended]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        position = position + 1
+        logits = model(
+            input_ids=choice[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+        ).logits[:, -1]
+    return finished

@@ -1,0 +1,287 @@
+"""From a name to a model ready to train: folder or hub id, dtype, LoRA, attention checked by a probe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prefiere.data.batch import pack
+from prefiere.data.groups import PromptGroup
+from prefiere.models import attention
+from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded, or not in the way asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from: its base, and the PEFT adapter on it if it is one."""
+
+    base: str
+    adapter: str | None
+    trust: bool = False
+
+    @property
+    def tokenizer(self) -> str:
+        """The folder with the tokenizer: the adapter's where it has one."""
+        if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
+            return self.adapter
+        return self.base
+
+
+def resolve(name: str | Path, *, trust: bool = False) -> Source:
+    """Find out what a hub id, model folder, adapter folder or run folder holds.
+
+    Raises ModelError, naming what is there and what to give instead.
+    """
+    path = Path(name)
+    if (path / "recipe.yaml").is_file():
+        if not (path / "model").is_dir():
+            raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
+        path = path / "model"
+        name = str(path)
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+            if not base:
+                raise ModelError(f"{path}/adapter_config.json names no base model (base_model_name_or_path).")
+            return Source(str(base), str(path), trust)
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
+        return Source(str(path), None, trust)
+    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
+        raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        is_adapter = file_exists(str(name), "adapter_config.json")
+    except (HfHubHTTPError, OSError, ValueError):  # offline, or not there: loading the base says which, in full
+        is_adapter = False
+    if is_adapter:
+        return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
+    return Source(str(name), None, trust)
+
+
+def _explain(name: str, error: Exception) -> ModelError:
+    text = str(error)
+    low = text.lower()
+    if "gated" in low or "401" in text or "403" in text:
+        return ModelError(f"{name} is gated: accept its licence on its page, then run `hf auth login`.")
+    if "safetensors" in low and ("pytorch_model" in low or ".bin" in low or "no file named" in low):
+        return ModelError(
+            f"{name} has no safetensors weights. Pickled checkpoints can run code and are refused; "
+            "set trust_remote_code=true only if you trust their author."
+        )
+    return ModelError(f"cannot load {name}: {text.strip().splitlines()[0] if text.strip() else error!r}")
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; raises ModelError where there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.tokenizer, trust_remote_code=source.trust
+        )
+    except (OSError, ValueError) as e:
+        raise _explain(source.tokenizer, e) from e
+    return tokenizer
+
+
+def count_parameters(source: Source) -> int:
+    """Parameters of the base model, without loading any weight."""
+    try:
+        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust)
+    except (OSError, ValueError) as e:
+        raise _explain(source.base, e) from e
+    return int(sum(p.numel() for p in model.parameters()))
+
+
+def _from_pretrained(source: Source, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    attention.register()
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.base,
+            dtype=dtype,
+            use_safetensors=None if source.trust else True,
+            trust_remote_code=source.trust,
+        )
+    except (OSError, ValueError, KeyError) as e:
+        raise _explain(source.base, e) from e
+    model = model.to(device)
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
+        if getattr(model.config, name, 0):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def load_model(
+    source: Source, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """A model to sample from or evaluate: the adapter, if any, on its base (not merged)."""
+    model = _from_pretrained(source, dtype, device)
+    if source.adapter:
+        model = PeftModel.from_pretrained(model, source.adapter)  # type: ignore[assignment]
+    return model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The LoRA adapter to train: PEFT's own configuration."""
+
+    config: PeftConfig
+
+    @classmethod
+    def lora(
+        cls, *, r: int, alpha: float, dropout: float, targets: str | list[str], dora: bool, rslora: bool
+    ) -> Adapter:
+        return cls(
+            LoraConfig(
+                r=r,
+                lora_alpha=alpha,  # type: ignore[arg-type]
+                lora_dropout=dropout,
+                target_modules=targets,
+                use_dora=dora,
+                use_rslora=rslora,
+                task_type="CAUSAL_LM",
+            )
+        )
+
+    @classmethod
+    def of(cls, config: str | Mapping[str, Any]) -> Adapter:
+        """Any PEFT configuration, from a map or the path of an adapter_config.json."""
+        from peft import get_peft_config
+
+        if isinstance(config, str):
+            path = Path(config)
+            if not path.is_file():
+                raise ModelError(f"peft_config: there is no file {config}.")
+            config = json.loads(path.read_text())
+        values = {"task_type": "CAUSAL_LM", "peft_type": "LORA", **config}
+        try:
+            return cls(get_peft_config(values))
+        except (TypeError, ValueError, KeyError) as e:
+            raise ModelError(f"peft_config: {e}") from e
+
+
+def load_policy(
+    source: Source,
+    *,
+    compute: torch.dtype,
+    adapter: Adapter | None,
+    device: torch.device | str = "cpu",
+    gradient_checkpointing: bool = False,
+    max_length: int = 1024,
+    packed: bool | None = None,
+) -> tuple[Trunk, str]:
+    """The trunk to train, and in words how its rows run.
+
+    Full fine-tuning keeps the weights in fp32 and computes under autocast; with an adapter the frozen base is held
+    in ``compute`` and the adapter in fp32. An adapter that the source came with is trained on, and a frozen copy of
+    it becomes the reference. ``packed`` None lets the probe decide.
+    """
+    train_adapter = adapter is not None or source.adapter is not None
+    base = _from_pretrained(source, compute if train_adapter else torch.float32, device)
+    if packed is None:
+        reason = probe(base, max_length)
+        packed = reason is None
+        how = "packed rows with shared prefixes" if packed else f"padded rows: {reason}"
+    else:
+        how = "packed rows with shared prefixes" if packed else "padded rows, as asked"
+    if packed:
+        base.set_attn_implementation(attention.NAME)
+    model: PreTrainedModel | PeftModel = base
+    if source.adapter:
+        model = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
+        model.load_adapter(source.adapter, adapter_name=REFERENCE, is_trainable=False)
+        activate(model, POLICY)
+    elif adapter is not None:
+        try:
+            model = get_peft_model(base, adapter.config)
+        except ValueError as e:
+            raise ModelError(f"the adapter does not fit {source.base}: {e}") from e
+    if train_adapter:
+        for name, p in model.named_parameters():
+            p.requires_grad_(p.requires_grad and f".{REFERENCE}." not in name)
+            if p.requires_grad:
+                p.data = p.data.float()
+    trunk = Trunk(model, packed=packed)
+    if gradient_checkpointing:
+        trunk.checkpoint_gradients()
+        if train_adapter:
+            trunk.lm.enable_input_require_grads()
+    return trunk.train(), how
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel, max_length: int) -> str | None:
+    """Compare a packed row with plain forwards, beyond the model's window if rows can be that long.
+
+    None where they agree; otherwise why packed rows cannot be trusted with this model.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
+    long = window + 9 if 0 < window < max_length else 24
+    long = min(long, int(getattr(config, "max_position_embeddings", 10**9)) - 16)
+    rng = np.random.default_rng(0)
+
+    def tokens(n: int) -> np.ndarray:
+        return rng.integers(0, config.vocab_size, n).astype(np.int32)
+
+    groups = [
+        PromptGroup(p, c, tuple(np.ones(len(x), bool) for x in c))
+        for p, c in [(tokens(max(1, long)), (tokens(7), tokens(11))), (tokens(5), (tokens(3), tokens(2)))]
+    ]
+    batch = pack(groups).to(model.device)
+    was_training, before = model.training, model.config._attn_implementation
+    model.eval()
+    plain = Trunk(model, packed=False)(batch).logp_N
+    try:
+        model.set_attn_implementation(attention.NAME)
+        packed = Trunk(model, packed=True)(batch).logp_N
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as e:
+        return f"{type(model).__name__} does not take packed rows ({str(e).splitlines()[0]})"
+    finally:
+        model.set_attn_implementation(before)
+        model.train(was_training)
+    # The yardstick is what a lost prompt would change: the error has to be far below it.
+    alone = pack([PromptGroup(g.prompt[-1:], g.completions, g.masks) for g in groups]).to(model.device)
+    lost = (Trunk(model, packed=False)(alone).logp_N - plain).abs().mean()
+    error = (packed - plain).abs()
+    owners = batch.owner_N
+    worst = max(float(error[owners == c].median()) for c in range(batch.completions))
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    if not worst <= tolerance * float(lost) + 1e-6:
+        return f"packed and plain log-probs of {type(model).__name__} differ by {worst:.2g} nats"
+    return None
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of every weight: what "the policy as it was before this run" is called by."""
+    h = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        h.update(name.encode())
+        h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return h.hexdigest()

@@ -1,0 +1,142 @@
+"""One trunk, many roles: the single nn.Module that is trained, and how policy and reference live in it.
+
+With LoRA every role is an adapter on one frozen base. Switching roles copies nothing and never touches
+``requires_grad``; under gradient checkpointing each recomputation runs under the role of its own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefiere.data.batch import PackedBatch, unpack
+from prefiere.models.attention import AttentionPlan, plan_attention
+from prefiere.objectives.logprobs import LogitTransform, TargetLogprobs, linear_logprobs, module_logprobs
+
+POLICY = "default"
+"""The trained adapter has PEFT's own name, so that it is saved and loaded as any other."""
+REFERENCE = "reference"
+"""The frozen copy of the adapter that a run started from, where it started from one."""
+
+
+def activate(model: nn.Module, adapter: str | None) -> None:
+    """Make every adapted layer use this adapter (None: the bare base), leaving ``requires_grad`` alone.
+
+    PEFT's own ``set_adapter`` and ``disable_adapter`` freeze and thaw parameters as they switch, which would lose
+    gradients in a backward that is still to come.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            module._disable_adapters = adapter is None
+            if adapter is not None:
+                module._active_adapter = [adapter]
+
+
+def logit_transform(config: Any, temperature: float = 1.0) -> LogitTransform:
+    """What this architecture does to its logits, read off its configuration (Gemma, Cohere, Granite)."""
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if getattr(config, "logits_scaling", None):
+        scale = scale / config.logits_scaling
+    return LogitTransform(float(scale), getattr(config, "final_logit_softcapping", None), temperature)
+
+
+class Trunk(nn.Module):
+    """A causal language model (or a PEFT model around one) that turns packed batches into log-probs.
+
+    ``packed`` says whether rows run packed with shared prefixes; otherwise each completion runs as a padded row of a
+    plain forward, with the model's own logits.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool = True):
+        super().__init__()
+        self.model = model
+        self.packed = packed
+        self._role: str | None = POLICY
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        """The causal language model itself, adapted layers in place."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[return-value]
+
+    @property
+    def adapted(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @contextmanager
+    def role(self, adapter: str | None) -> Iterator[None]:
+        """Run forwards under this adapter (None: the base without one). A full model has the policy's role only."""
+        before, self._role = self._role, adapter
+        if self.adapted:
+            activate(self.model, adapter)
+        try:
+            yield
+        finally:
+            self._role = before
+            if self.adapted:
+                activate(self.model, before)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward, each under the role that its forward ran under."""
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), self.role(self._role)
+
+        self.lm.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+    def forward(
+        self, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, plan: AttentionPlan | None = None
+    ) -> TargetLogprobs:
+        """Log-probs [N] of the batch's targets under the active role (see `TargetLogprobs`)."""
+        if not self.packed:
+            return self._padded(batch, temperature, entropy)
+        plan = plan or plan_attention(batch.segments, batch.tokens_T.device)
+        hidden = self.hidden(batch, plan).index_select(0, batch.predictor_N)
+        return self.head(hidden, batch.target_N, temperature=temperature, entropy=entropy)
+
+    def hidden(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
+        """The trunk's last hidden states [T, H] of a packed row."""
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.tokens_T.device)  # 4D: taken as it is, unused
+        out = self.lm.get_decoder()(
+            input_ids=batch.tokens_T[None],
+            position_ids=batch.positions_T[None],
+            attention_mask=no_mask,
+            use_cache=False,
+            segments=plan,
+        )
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    def head(
+        self, hidden_NH: Tensor, target_N: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    ) -> TargetLogprobs:
+        """Log-probs of targets given the hidden states that predict them."""
+        head = self.lm.get_output_embeddings()
+        transform = logit_transform(self.lm.config, temperature)
+        if type(head) is nn.Linear:
+            return linear_logprobs(
+                hidden_NH, head.weight, target_N, bias_V=head.bias, transform=transform, entropy=entropy
+            )
+        call: Callable[[Tensor], Tensor] = head
+        vocabulary = self.lm.config.get_text_config().vocab_size
+        return module_logprobs(call, hidden_NH, target_N, vocabulary=vocabulary, transform=transform, entropy=entropy)
+
+    def _padded(self, batch: PackedBatch, temperature: float, entropy: bool) -> TargetLogprobs:
+        rows = unpack(batch)
+        logits = self.lm(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False).logits
+        z = logits[rows.row_N, rows.column_N].float() / temperature
+        logp = torch.log_softmax(z, -1)
+        picked = logp.gather(-1, batch.target_N[:, None])[:, 0]
+        correct = (picked >= logp.amax(-1)).float().detach()
+        return TargetLogprobs(picked, correct, -(logp.exp() * logp).sum(-1).detach() if entropy else None)

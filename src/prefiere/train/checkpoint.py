@@ -1,0 +1,125 @@
+"""Checkpoints: everything that makes a resumed run equal an uninterrupted one, written so that a kill cannot harm it.
+
+A checkpoint is a folder ``checkpoints/step-00000010``, filled under a temporary name, synced, and renamed; a folder
+with its final name is therefore whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefiere.run import sync_folder
+from prefiere.train.engine import Engine
+
+
+def _random_state() -> dict[str, Any]:
+    # Python's and numpy's states as JSON inside one tensor-free file: nothing here needs a pickle.
+    version, words, gauss = random.getstate()
+    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, keys.tolist(), pos, has_gauss, cached],
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, pos, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.asarray(keys, np.uint32), pos, has_gauss, cached))
+
+
+def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path:
+    """Write a checkpoint of the trained weights, optimizer, schedule, scaler, random states and ``state`` (JSON).
+
+    Every process calls it; the first writes. Raises OSError when it cannot be written, leaving earlier ones whole.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    main = engine.accelerator.is_main_process
+    if main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    engine.accelerator.wait_for_everyone()
+    rank = engine.accelerator.process_index
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, temporary / f"rng-{rank}.pt")
+    (temporary / f"rng-{rank}.json").write_text(json.dumps(_random_state()))
+    engine.accelerator.wait_for_everyone()
+    if main:
+        weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
+        save_file(weights, temporary / "trained.safetensors")
+        torch.save(
+            {
+                "optimizer": engine.optimizer.state_dict(),
+                "scheduler": engine.scheduler.state_dict(),
+                "scaler": engine.scaler.state_dict(),
+            },
+            temporary / "optimizer.pt",
+        )
+        whole = {**state, "step": step, "budget": engine.budget, "backoffs": engine.backoffs}
+        (temporary / "state.json").write_text(json.dumps(whole, indent=2))
+        for path in temporary.iterdir():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+        sync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sync_folder(folder)
+    engine.accelerator.wait_for_everyone()
+    return final
+
+
+def found(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
+
+
+def rotate(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the last ``keep`` checkpoints and the best one, and what a kill left half-written."""
+    spared = {f"step-{best:08d}"} if best is not None else set()
+    for path in found(folder)[:-keep]:
+        if path.name not in spared:
+            shutil.rmtree(path)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def load_weights(path: Path, engine: Engine) -> None:
+    """Put a checkpoint's trained weights back into the trunk."""
+    weights = load_file(path / "trained.safetensors", device=str(engine.trunk.device))
+    trained = {n: p for n, p in engine.trunk.named_parameters() if p.requires_grad}
+    if weights.keys() != trained.keys():
+        odd = sorted(weights.keys() ^ trained.keys())[0]
+        raise ValueError(f"{path} does not fit this model (first difference: {odd}). Start over with --fresh.")
+    with torch.no_grad():
+        for name, p in trained.items():
+            p.copy_(weights[name])
+
+
+def load(path: Path, engine: Engine) -> dict[str, Any]:
+    """Put everything back as it was; returns the ``state`` that `save` was given, with ``step``."""
+    load_weights(path, engine)
+    # weights_only: a checkpoint folder can come from anywhere, and a pickle can run code.
+    optimizer = torch.load(path / "optimizer.pt", map_location=engine.trunk.device, weights_only=True)
+    engine.optimizer.load_state_dict(optimizer["optimizer"])
+    engine.scheduler.load_state_dict(optimizer["scheduler"])
+    engine.scaler.load_state_dict(optimizer["scaler"])
+    rank = engine.accelerator.process_index
+    rng = torch.load(path / f"rng-{rank}.pt", map_location="cpu", weights_only=True)
+    torch.set_rng_state(rng["cpu"])
+    if rng["cuda"]:
+        torch.cuda.set_rng_state_all(rng["cuda"])
+    _restore_random_state(json.loads((path / f"rng-{rank}.json").read_text()))
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    engine.budget, engine.backoffs = state["budget"], state["backoffs"]
+    return state

@@ -1,0 +1,308 @@
+"""Prepare, accumulate, clip, step: the only place that knows about processes, precision and memory.
+
+An objective returns unreduced terms, each naming its denominator; the engine divides by that denominator's count over
+the whole update, all micro-batches and processes together, so that neither changes loss or gradient. What runs out of
+memory, or overflows in fp16, is repeated with smaller micro-batches, or a smaller scale: no update is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from prefiere.data.batch import PackedBatch, pack
+from prefiere.data.groups import GroupStore
+from prefiere.data.plan import split
+from prefiere.models.roles import Trunk
+from prefiere.objectives.logprobs import TargetLogprobs
+from prefiere.stats import Moments
+
+Denominator = Literal["groups", "weight", "tokens"]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message names the cause and the remedy."""
+
+
+class Term(NamedTuple):
+    """Unreduced loss values, already weighted, and what the engine divides their sum by: the number of groups of the
+    update, the sum of their weights, or the weighted number of scored tokens."""
+
+    values: Tensor
+    per: Denominator
+
+
+class Metric(NamedTuple):
+    """One value for each group of a micro-batch [G], and its weight where the mean is not over groups."""
+
+    values_G: Tensor
+    weight_G: Tensor | None = None
+
+
+class Result(NamedTuple):
+    """What an objective makes of a micro-batch."""
+
+    terms: list[Term]
+    metrics: dict[str, Metric]
+
+
+class Objective(Protocol):
+    """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch."""
+
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """Statistics of the whole update that the loss needs first, without gradients (KTO's baseline)."""
+
+    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
+        """Loss terms and metrics of one micro-batch."""
+
+
+@dataclass
+class Update:
+    """What one update did: merged metrics, gradient norm before clipping, tokens computed, micro-batches."""
+
+    metrics: dict[str, Moments]
+    grad_norm: float
+    tokens: int
+    microbatches: int
+
+
+@dataclass
+class Measured:
+    """An evaluation: per-group values (and weights) of each metric, and which groups they belong to."""
+
+    index: np.ndarray
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+class Engine:
+    """Runs objectives over stores of groups and steps the optimizer.
+
+    ``budget`` is the number of tokens in a micro-batch; with ``adapt`` it is halved when memory runs out. ``compute``
+    is the autocast dtype, or None for plain fp32.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        *,
+        accelerator: Accelerator,
+        compute: torch.dtype | None,
+        max_grad_norm: float | None,
+        budget: int,
+        adapt: bool,
+        notice: Callable[[str], None] = lambda text: None,
+    ):
+        self.trunk, self.optimizer, self.scheduler = trunk, optimizer, scheduler
+        self.accelerator, self.compute = accelerator, compute
+        self.max_grad_norm, self.budget, self.adapt, self.notice = max_grad_norm, budget, adapt, notice
+        self.parameters = [p for p in trunk.parameters() if p.requires_grad]
+        self.module: nn.Module = accelerator.prepare_model(trunk) if accelerator.num_processes > 1 else trunk
+        self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
+        self.backoffs = 0
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that every forward of the run is computed in."""
+        return torch.autocast(self.trunk.device.type, self.compute) if self.compute else nullcontext()
+
+    def forward(self, batch: PackedBatch, *, module: nn.Module | None = None) -> TargetLogprobs:
+        """Log-probs of a batch, in the run's precision."""
+        with self.autocast():
+            out: TargetLogprobs = (module or self.trunk)(batch)
+        return out
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def update(self, store: GroupStore, members: np.ndarray, objective: Objective) -> Update:
+        """One optimizer step on these groups, whatever the number of micro-batches and processes.
+
+        Raises TrainingError when the loss or gradient is not finite, or a single group does not fit into memory.
+        """
+        while True:
+            try:
+                update = self._accumulate(store, members, objective)
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+                self._shrink(store, members, e)
+                continue
+            if self._finite(update.grad_norm, store, members, objective):
+                break
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters, self.max_grad_norm, torch.tensor(update.grad_norm, device=self.trunk.device)
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return update
+
+    def _accumulate(self, store: GroupStore, members: np.ndarray, objective: Objective) -> Update:
+        self.optimizer.zero_grad(set_to_none=True)
+        objective.prepare(self, members)
+        counts = store.counts(members)
+        mine = split(members, store.lengths, budget=self.budget, world_size=self.world_size).ranks[
+            self.accelerator.process_index
+        ]
+        sums: dict[str, Tensor] = {}
+        tokens = 0
+        for m, indices in enumerate(mine):
+            # A filler keeps collective calls in step: any group, at weight zero.
+            batch = self.pack(store, indices or members[:1])
+            last = m == len(mine) - 1
+            with nullcontext() if last or self.world_size == 1 else self.module.no_sync():  # type: ignore[operator]
+                result = objective(self.forward(batch, module=self.module), batch)
+                loss = sum_terms(result.terms, counts)
+                scale = float(bool(indices)) * self.world_size  # processes' gradients are averaged, not summed
+                self.scaler.scale(loss * scale).backward()
+            if indices:
+                tokens += int(batch.tokens_T.shape[0])
+                _add(sums, result.metrics)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        return Update(self._merge(sums), float(norm), self._total(tokens), sum(bool(i) for i in mine))
+
+    def pack(self, store: GroupStore, indices: Sequence[int] | np.ndarray) -> PackedBatch:
+        """These groups as one batch, on the device."""
+        return pack([store[int(i)] for i in indices], [int(i) for i in indices]).to(self.trunk.device)
+
+    def _shrink(self, store: GroupStore, members: np.ndarray, error: BaseException) -> None:
+        longest = int(store.lengths[members].max())
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not self.adapt or self.world_size > 1:
+            raise TrainingError(
+                f"out of memory with tokens_per_microbatch={self.budget}: set a smaller one (the result stays the same)"
+            ) from error
+        if self.budget <= longest // 2:
+            raise TrainingError(
+                f"out of memory on a single example of {longest} tokens: set a smaller max_length, "
+                "gradient_checkpointing=true, or lora=true"
+            ) from error
+        self.budget //= 2
+        self.notice(f"out of memory: repeating the update with tokens_per_microbatch={self.budget}")
+
+    def _finite(self, norm: float, store: GroupStore, members: np.ndarray, objective: Objective) -> bool:
+        """True to go on; False to repeat the update under a smaller fp16 scale."""
+        if np.isfinite(norm):
+            return True
+        if self.scaler.is_enabled() and self.scaler.get_scale() / 2 >= 1:
+            self.backoffs += 1
+            self.scaler = torch.amp.GradScaler(self.trunk.device.type, init_scale=self.scaler.get_scale() / 2)
+            return False
+        where = self._culprit(store, members, objective)
+        extra = "; the fp16 loss scale is below 1: use bfloat16 or float32" if self.scaler.is_enabled() else ""
+        raise TrainingError(
+            f"the gradient is not finite{extra}. It comes from {where}. "
+            "Look at these examples; else lower learning_rate, or set dtype=float32"
+        )
+
+    def _culprit(self, store: GroupStore, members: np.ndarray, objective: Objective) -> str:
+        """The examples whose own loss or gradient is not finite."""
+        bad = []
+        for i in members:
+            self.optimizer.zero_grad(set_to_none=True)
+            batch = self.pack(store, [i])
+            loss = sum_terms(objective(self.forward(batch), batch).terms, store.counts(np.asarray([i])))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if not all(torch.isfinite(p.grad).all() for p in self.parameters if p.grad is not None):
+                bad.append(store[int(i)].source or f"example {i}")
+        self.optimizer.zero_grad(set_to_none=True)
+        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        return names or f"the sum over {', '.join(store[int(i)].source or str(i) for i in members[:5])}, ..."
+
+    # -- measuring ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def measure(
+        self,
+        store: GroupStore,
+        objective: Objective,
+        members: np.ndarray | None = None,
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> Measured:
+        """Every metric of an objective for each group (default: all), without gradients, in the order given."""
+        members = np.arange(len(store)) if members is None else members
+        self.trunk.eval()
+        objective.prepare(self, members)
+        parts: list[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        for chunk in np.array_split(members, max(1, len(members) // 1024)):
+            plan = split(chunk, store.lengths, budget=self.budget, world_size=self.world_size)
+            for indices in plan.ranks[self.accelerator.process_index]:
+                if not indices:
+                    continue
+                batch = self.pack(store, indices)
+                metrics = objective(self.forward(batch), batch).metrics
+                values = {n: m.values_G.float().cpu().numpy() for n, m in metrics.items()}
+                weights = {n: m.weight_G.cpu().numpy() for n, m in metrics.items() if m.weight_G is not None}
+                parts.append((np.asarray(indices), values, weights))
+                progress(len(indices))
+        self.trunk.train()
+        if self.world_size > 1:
+            parts = gather_object(parts)
+        index = np.concatenate([p[0] for p in parts])
+        place = {int(i): at for at, i in enumerate(index)}
+        order = np.asarray([place[int(i)] for i in members])
+
+        def column(at: int, name: str) -> np.ndarray:
+            return np.concatenate([p[at][name] for p in parts])[order]  # type: ignore[call-overload]
+
+        return Measured(index[order], {n: column(1, n) for n in parts[0][1]}, {n: column(2, n) for n in parts[0][2]})
+
+    # -- over processes -------------------------------------------------------------------------------------------
+
+    def _merge(self, sums: dict[str, Tensor]) -> dict[str, Moments]:
+        mine = {n: Moments(*(float(x) for x in t.tolist())) for n, t in sums.items()}
+        if self.world_size == 1:
+            return mine
+        merged: dict[str, Moments] = {}
+        for part in gather_object([mine]):
+            for n, m in part.items():
+                merged[n] = merged[n] + m if n in merged else m
+        return merged
+
+    def _total(self, n: int) -> int:
+        return n if self.world_size == 1 else int(sum(gather_object([n])))
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.world_size == 1:
+            return value
+        total: Tensor = self.accelerator.reduce(value, "sum")  # type: ignore[assignment]
+        return total
+
+
+def sum_terms(terms: Sequence[Term], counts: dict[str, float]) -> Tensor:
+    """A micro-batch's share of the loss: each term's sum over its denominator's count in the whole update."""
+    return torch.stack([term.values.sum() / counts[term.per] for term in terms]).sum()
+
+
+def _add(sums: dict[str, Tensor], metrics: dict[str, Metric]) -> None:
+    for name, (values, weight) in metrics.items():
+        v = values.detach().double()
+        w = torch.ones_like(v) if weight is None else weight.double()
+        moments = torch.stack([w.sum(), (w * v).sum(), (w * v * v).sum()])
+        sums[name] = sums[name] + moments if name in sums else moments

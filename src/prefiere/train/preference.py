@@ -1,0 +1,134 @@
+"""Preference optimisation: the DPO family's losses as objectives of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefiere.data.batch import PackedBatch
+from prefiere.data.groups import GroupStore, PromptGroup
+from prefiere.data.plan import split
+from prefiere.objectives.logprobs import TargetLogprobs
+from prefiere.objectives.masked import segment_sum
+from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, kto, kto_baseline, rewards, sft
+from prefiere.settings import DPO
+from prefiere.train.engine import Engine, Metric, Result, Term
+
+
+def options_of(settings: DPO) -> dict[str, Any]:
+    """The keyword arguments that the loss of these settings takes."""
+    return {name: getattr(settings, name) for name in LOSSES[settings.loss_type].options}
+
+
+@dataclass
+class Pairs:
+    """A pairwise loss over (chosen, rejected) groups.
+
+    reference: float32 [n, 2], the reference's log-prob of each completion of the store; zeros where the loss has none.
+    noise: margins within it are ties.
+    """
+
+    loss: Loss
+    options: dict[str, Any]
+    beta: float
+    reference: np.ndarray
+    rpo_alpha: float = 0.0
+    noise: float = 0.0
+
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """Nothing: pairs do not depend on each other."""
+
+    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
+        """Loss and rewards of a micro-batch of pairs."""
+        policy_C = segment_sum(out.logp_N, batch.owner_N, batch.completions)
+        reference_C = rows_of(self.reference, batch.index_G, policy_C)
+        pairs = PairBatch.from_completions(policy_C, reference_C, batch.scored_C, batch.label_G)
+        losses_G = self.loss.function(pairs, **self.options)
+        metrics = {}
+        if self.rpo_alpha:
+            nll_G = sft(pairs)
+            losses_G = losses_G + self.rpo_alpha * nll_G
+            metrics["nll_loss"] = Metric(nll_G)
+        chosen_G, rejected_G = rewards(pairs, self.loss, beta=self.beta)
+        margin_G = chosen_G - rejected_G
+        metrics |= {
+            "loss": Metric(losses_G, batch.weight_G),
+            "rewards/chosen": Metric(chosen_G),
+            "rewards/rejected": Metric(rejected_G),
+            "rewards/margins": Metric(margin_G),
+            "rewards/accuracies": Metric(accuracies(margin_G, noise=self.noise, label_G=batch.label_G)),
+            "logps/chosen": Metric(pairs.policy_chosen_G),
+            "logps/rejected": Metric(pairs.policy_rejected_G),
+        }
+        return Result([Term(losses_G * batch.weight_G, "weight")], metrics)
+
+
+def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:
+    """The rows [G, k] of a table of per-completion numbers that belong to a batch, flat [C]."""
+    return torch.from_numpy(table[index_G.cpu().numpy()]).to(like).flatten()
+
+
+@dataclass
+class Unpaired:
+    """KTO over single answers, each with a mismatched one (another prompt's) that estimates the KL.
+
+    mismatched: a store of the same prompts with other prompts' answers. reference, reference_mismatched: float32 [n, 1].
+    """
+
+    mismatched: GroupStore
+    reference: np.ndarray
+    reference_mismatched: np.ndarray
+    beta: float
+    options: dict[str, Any]
+    baseline: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @torch.no_grad()
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """The KL baseline over the whole update: mean log-ratio of its mismatched answers, over all processes."""
+        total = torch.zeros((), dtype=torch.float64, device=engine.trunk.device)
+        plan = split(members, self.mismatched.lengths, budget=engine.budget, world_size=engine.world_size)
+        for indices in plan.ranks[engine.accelerator.process_index]:
+            if indices:
+                batch = engine.pack(self.mismatched, indices)
+                logp_C = segment_sum(engine.forward(batch).logp_N, batch.owner_N, batch.completions)
+                total += (logp_C - rows_of(self.reference_mismatched, batch.index_G, logp_C)).double().sum()
+        self.baseline = kto_baseline(engine.reduce(total), len(members)).float()
+
+    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
+        """Loss of a micro-batch; rewards are shown for desirable ("chosen") and undesirable ("rejected") answers."""
+        policy_C = segment_sum(out.logp_N, batch.owner_N, batch.completions)
+        logratio_C = policy_C - rows_of(self.reference, batch.index_G, policy_C)
+        losses_C = kto(logratio_C, batch.label_G, self.baseline, beta=self.beta, **self.options)
+        reward_C = self.beta * logratio_C.detach()
+        good, bad = batch.label_G, 1 - batch.label_G
+        metrics = {
+            "loss": Metric(losses_C, batch.weight_G),
+            "rewards/chosen": Metric(reward_C, good),
+            "rewards/rejected": Metric(reward_C, bad),
+            "logps/chosen": Metric(policy_C, good),
+            "logps/rejected": Metric(policy_C, bad),
+            "kl": Metric(self.baseline.expand_as(reward_C)),
+        }
+        return Result([Term(losses_C * batch.weight_G, "weight")], metrics)
+
+
+def mismatch(store: GroupStore, seed: int) -> GroupStore:
+    """The same prompts, each with the answer of another example under a seeded cycle through all of them.
+
+    Raises ValueError for fewer than two examples.
+    """
+    if len(store) < 2:
+        raise ValueError("KTO estimates the KL from other prompts' answers: it needs at least two examples")
+    cycle = np.random.default_rng([seed, 1]).permutation(len(store))
+    other = np.empty(len(store), np.int64)
+    other[cycle] = np.roll(cycle, -1)
+
+    def swapped(i: int) -> PromptGroup:
+        own, lent = store[i], store[int(other[i])]
+        return PromptGroup(own.prompt, lent.completions, lent.masks, own.weight, own.label, source=own.source)
+
+    return GroupStore.build((swapped(i) for i in range(len(store))), k=1)
