@@ -160,9 +160,11 @@ class SFT(Settings):
 
 
 _REFERENCE = {"sigmoid", "ipo", "hinge", "robust"}
+_PAIRWISE = _REFERENCE | {"simpo", "orpo", "cpo"}
 # The losses that have an option; the others would ignore it, so setting it for them is an error.
 LOSSES_WITH: dict[str, set[str]] = {
-    "label_smoothing": _REFERENCE | {"simpo", "orpo", "cpo"},
+    "label_smoothing": _PAIRWISE,
+    "rpo_alpha": _PAIRWISE,
     "dpop_lambda": _REFERENCE,
     "simpo_gamma": {"simpo"},
     "desirable_weight": {"kto"},
