@@ -1,0 +1,103 @@
+"""What a check looks at: one run's folder, read once, and the words a finding is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from prefiere.report.series import Change, Series
+from prefiere.run import Run
+
+Severity = Literal["good", "info", "warning", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the run shows. ``key`` names the check, ``title`` is a sentence, ``meaning`` explains it to somebody
+    new to the field, ``evidence`` holds the numbers with their intervals, ``remedy`` what to set next time."""
+
+    key: str
+    title: str
+    severity: Severity
+    meaning: str
+    evidence: tuple[str, ...] = ()
+    remedy: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A change, and which metric shows it."""
+
+    key: str
+    change: Change
+
+    @property
+    def held_out(self) -> bool:
+        return self.key.startswith("eval_")
+
+
+@dataclass
+class Case:
+    """One run as the checks see it."""
+
+    run: Run
+    recipe: dict[str, Any] = field(init=False)
+    status: dict[str, Any] = field(init=False)
+    rows: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.metrics
+        self.series = cache(lambda key: Series.of(self.rows, key))
+
+    def seen(self, name: str) -> Seen | None:
+        """How a metric changed: on held-out data where it was measured twice, else in training."""
+        for key in (f"eval_{name}", name):
+            if (change := self.change(key)) is not None:
+                return Seen(key, change)
+        return None
+
+    def change(self, key: str) -> Change | None:
+        return self.series(key).change
+
+    @property
+    def sft(self) -> bool:
+        return self.recipe.get("method") == "sft"
+
+    @property
+    def has_reference(self) -> bool:
+        return not self.sft and self.recipe.get("loss_type", "sigmoid") not in ("simpo", "orpo", "cpo")
+
+    @property
+    def steps(self) -> int:
+        return int(self.status.get("step") or max((r.get("step", 0) for r in self.rows), default=0))
+
+    @property
+    def tokens_per_answer(self) -> float | None:
+        """Length of an answer before training, where answers were sampled."""
+        length = self.series("samples/length")
+        return max(1.0, length.start.mean) if len(length) else None
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak that was in effect."""
+        rates = self.series("learning_rate").values
+        return float(rates.max()) if len(rates) else None
+
+    def scaled_learning_rate(self, factor: float) -> str:
+        """A setting to try: ``learning_rate=2e-05``."""
+        rate = self.learning_rate
+        return f"learning_rate={rate * factor:.0e}" if rate else f"a learning_rate {factor:g} times as large"
+
+    def gentler(self) -> tuple[str, ...]:
+        """What keeps a model closer to where it started, most telling first."""
+        rate = self.scaled_learning_rate(0.3)
+        if not self.has_reference:
+            return (rate, "fewer updates: a smaller num_train_epochs, or max_steps")
+        beta = self.recipe.get("beta")
+        larger = f"beta={3 * beta:g}" if isinstance(beta, int | float) else "a larger beta"
+        return (
+            "rpo_alpha=1, which adds a pull towards the chosen answers themselves",
+            f"{larger}, which ties the model more strongly to where it started",
+            rate,
+        )

@@ -1,0 +1,163 @@
+"""What a run's curves and answers mean, in plain language, with the remedy.
+
+The checks live in checks.py (curves) and answers.py (sampled text); here is how the run itself went, and the one
+sentence that all findings add up to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefiere.report import answers, checks
+from prefiere.report.case import Case, Finding, Severity
+from prefiere.run import Run
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A verdict in one sentence, its severity, and the findings it rests on, the gravest first."""
+
+    headline: str
+    severity: Severity
+    findings: tuple[Finding, ...]
+
+    def __contains__(self, key: object) -> bool:
+        return any(f.key == key for f in self.findings)
+
+
+def diagnose(run: Run) -> Diagnosis:
+    """Read a run folder and say what it shows. Raises RunError where a file of the folder is damaged."""
+    case = Case(run)
+    found = [f for check in _CHECKS if (f := check(case)) is not None]
+    if any(f.severity == "bad" for f in found):  # what it learnt is no praise then
+        found = [f for f in found if f.key != "learnt"]
+    found.sort(key=lambda f: _ORDER.index(f.severity))
+    headline, severity = _verdict(found)
+    return Diagnosis(headline, severity, tuple(found))
+
+
+_ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
+
+
+def _verdict(found: list[Finding]) -> tuple[str, Severity]:
+    """The gravest finding's title; what was learnt, with what to watch, where nothing is bad."""
+    by_key = {f.key: f for f in found}
+    if found and found[0].severity == "bad":
+        return found[0].title, "bad"
+    warnings = [f for f in found if f.severity == "warning"]
+    if "learnt" in by_key:
+        watch = f" But: {warnings[0].title[0].lower()}{warnings[0].title[1:]}" if warnings else ""
+        return by_key["learnt"].title + watch, "warning" if warnings else by_key["learnt"].severity
+    if warnings:
+        return warnings[0].title, "warning"
+    if "empty" in by_key:
+        return by_key["empty"].title, "info"
+    return "The run shows neither harm nor a clear gain.", "info"
+
+
+def failed(case: Case) -> Finding | None:
+    """The run ended in an error."""
+    if case.status.get("state") != "failed":
+        return None
+    return Finding(
+        "failed",
+        f"The run failed at step {case.steps}{_of_total(case)}.",
+        "bad",
+        "It stopped with an error; its last checkpoint is whole. Mend the cause and give the same command again: it "
+        "continues from there.",
+        (str(case.status.get("reason") or "no reason was recorded"),),
+    )
+
+
+def stopped(case: Case) -> Finding | None:
+    """The run was stopped: by its guard, by early stopping or by hand."""
+    if case.status.get("state") != "stopped":
+        return None
+    reason = str(case.status.get("reason") or "no reason was recorded")
+    if "guard" in reason.lower():
+        return Finding(
+            "guard",
+            f"The guard stopped the run at step {case.steps}: the answers were falling apart.",
+            "bad",
+            "Answers sampled along the way got worse than any change of style explains, so going on would only have "
+            "ruined the model further, however good the curves look.",
+            (reason,),
+            case.gentler(),
+        )
+    return Finding(
+        "stopped",
+        f"The run was stopped at step {case.steps}{_of_total(case)}.",
+        "info",
+        "The same command continues from the last checkpoint.",
+        (reason,),
+    )
+
+
+def unfinished(case: Case) -> Finding | None:
+    """The folder still says running."""
+    if case.status.get("state") != "running":
+        return None
+    return Finding(
+        "unfinished",
+        f"The run has not finished: this is step {case.steps}{_of_total(case)}.",
+        "info",
+        "Either it is still at work, or it was cut off. In that case the same command continues from the last "
+        "checkpoint.",
+    )
+
+
+def empty(case: Case) -> Finding | None:
+    """No metrics at all."""
+    if case.rows:
+        return None
+    return Finding("empty", "Nothing has been measured yet.", "info", "The run has no rows in metrics.jsonl.")
+
+
+def unmeasured(case: Case) -> Finding | None:
+    """No held-out data, or no sampled answers."""
+    if not case.rows:
+        return None
+    missing = []
+    if not len(case.series("eval_loss")):
+        missing.append("No held-out data: nothing says whether what it learnt holds beyond the training data.")
+    if not len(case.series("samples/eos_rate")):
+        missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
+    if not missing:
+        return None
+    return Finding(
+        "unmeasured",
+        "Part of the picture is missing.",
+        "info",
+        " ".join(missing),
+        (),
+        ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",),
+    )
+
+
+def _of_total(case: Case) -> str:
+    total = case.status.get("total_steps")
+    return f" of {total}" if total else ""
+
+
+_CHECKS = (
+    failed,
+    stopped,
+    empty,
+    answers.degenerate,
+    checks.moved_away,
+    answers.worse_score,
+    checks.overfit,
+    checks.stuck,
+    checks.within_noise,
+    checks.drift,
+    answers.never_end,
+    answers.longer,
+    checks.spikes,
+    checks.learnt,
+    checks.both_fall,
+    checks.barely,
+    unfinished,
+    unmeasured,
+)

@@ -1,0 +1,96 @@
+"""What the metrics are called and how their numbers are written, the same in figures, findings and tables."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from prefiere.report.series import Change, Level
+
+NAMES = {
+    "loss": "loss",
+    "mean_token_accuracy": "next tokens guessed right",
+    "rewards/chosen": "reward of the chosen answers",
+    "rewards/rejected": "reward of the rejected answers",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "logps/chosen": "log-probability of the chosen answers",
+    "logps/rejected": "log-probability of the rejected answers",
+    "samples/eos_rate": "answers that end by themselves",
+    "samples/length": "length of the answers",
+    "samples/repetition": "text that repeats itself",
+    "samples/ref_logp": "how natural the answers are to the model from before",
+    "samples/kl": "KL to the model from before",
+    "samples/score": "judge's score",
+    "grad_norm": "gradient norm",
+}
+UNITS = {
+    "loss": "nats",
+    "logps/chosen": "nats per answer",
+    "logps/rejected": "nats per answer",
+    "samples/length": "tokens",
+    "samples/ref_logp": "nats per token",
+    "samples/kl": "nats per answer",
+}
+_SHARES = ("accuracies", "accuracy", "eos_rate", "repetition")
+
+# Invisible or reordering characters: C0 but tab and newline, DEL and C1, bidirectional controls, surrogates.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def visible(text: str) -> str:
+    """Text in which no character hides, reorders its neighbours or breaks the encoding: such ones show as ⟨U+202E⟩."""
+    return _UNSAFE.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", text.replace("\r\n", "\n"))
+
+
+def bare(key: str) -> str:
+    """The metric without its ``eval_``."""
+    return key.removeprefix("eval_")
+
+
+def is_share(key: str) -> bool:
+    """Whether the metric is a share, shown in per cent."""
+    return key.endswith(_SHARES)
+
+
+def number(value: float, key: str = "") -> str:
+    """A metric's value as people read it: three figures, or per cent for a share."""
+    if not math.isfinite(value):
+        return "?"
+    if is_share(key):
+        return f"{100 * value:.0f}%"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}".replace("-", "−")
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 or value == 0 else 3
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def with_interval(level: Level, key: str = "") -> str:
+    """``0.41 (0.36 to 0.46)``: a mean and its 95% interval."""
+    if not level.known or level.low == level.high:
+        return number(level.mean, key)
+    return f"{number(level.mean, key)} ({number(level.low, key)} to {number(level.high, key)})"
+
+
+def before_and_after(key: str, change: Change) -> str:
+    """One line of evidence: ``margin on held-out pairs: 0.00 → 0.41 (0.36 to 0.46), 200 measured``."""
+    name = bare(key)
+    where = " on held-out data" if key != name else "" if key.startswith("samples/") else " on training data"
+    unit = f" {UNITS[name]}" if name in UNITS else ""
+    count = f", {change.after.n:,} measured" if change.after.n else ""
+    return (
+        f"{NAMES.get(name, name)}{where}: {number(change.before.mean, key)} → "
+        f"{with_interval(change.after, key)}{unit}{count}"
+    )
+
+
+def duration(seconds: Any) -> str:
+    """``1 h 5 min``, ``3 min 20 s``, ``8 s``."""
+    if not isinstance(seconds, int | float):
+        return ""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {s} s" if minutes else f"{s} s"
