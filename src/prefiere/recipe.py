@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "schema",
     "table",
+    "validate",
 ]
 
 
@@ -208,6 +209,12 @@ def load(
         return model(**values)
     except ValidationError as e:
         raise RecipeError(_explain(model, given, e)) from e
+
+
+def validate(path: str | Path) -> Settings:
+    """Check a recipe that may leave ``model``, ``data`` and ``out`` to flags. Raises as `load` does."""
+    given = _read(path)
+    return load(None, path, {key: "?" for key in ("model", "data", "out") if key not in given})
 
 
 def _explain(model: type[Settings], given: Mapping[str, tuple[Any, str]], error: ValidationError) -> str:

@@ -1,0 +1,96 @@
+"""How a command speaks: what people read, what programs read, and how an error looks.
+
+A body returns its result (figures, paths) as a dict. With --json that dict is the only thing on stdout; everything that
+people read then goes to stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import json as json_module
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Body = Callable[..., dict[str, Any] | None]
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def main_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def console() -> Console:
+    """Where people read: stdout, or stderr under --json; silent in every process but the first."""
+    return Console(quiet=not main_process(), highlight=False)
+
+
+def _ours(tb: TracebackType | None) -> bool:
+    """Whether an exception was raised by this package, and so says what a user can do about it."""
+    name = ""
+    while tb is not None:
+        name, tb = tb.tb_frame.f_globals.get("__name__", ""), tb.tb_next
+    return name.split(".")[0] == "prefiere"
+
+
+def command(body: Body) -> Callable[..., None]:
+    """Make a typer command of a body: --json, one line for a user's error, exit codes.
+
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 an error of the user's, 130 interrupted.
+    """
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> None:
+        as_json = kwargs.get("json", False)
+        try:
+            with redirect_stdout(sys.stderr if as_json else sys.stdout):
+                result = body(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, OSError) as e:
+            if not _ours(e.__traceback__):
+                traceback.print_exc()
+                raise typer.Exit(1) from None
+            if main_process():
+                print(f"error: {e}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        if as_json and main_process():
+            print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))
+        if result and result.get("state") == "stopped" and result.get("interrupted"):
+            raise typer.Exit(INTERRUPTED)
+
+    return run
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: paths become text, nan and infinity null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A plain table of text."""
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
