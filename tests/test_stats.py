@@ -79,8 +79,23 @@ def test_one_cluster_says_nothing() -> None:
 
 
 def test_values_and_clusters_must_match() -> None:
-    with pytest.raises(ValueError, match="3 values but 2 clusters"):
+    with pytest.raises(ValueError, match="3 values, 2 clusters, 3 weights"):
         clustered_mean([1, 2, 3], ["a", "b"])
+
+
+def test_weighted_hand_value() -> None:
+    # Clusters {1 (w 3), 3 (w 1)}, {5 (w 4)}: m = 26/8 = 3.25, sums of weighted residuals -7 and 7, W = 8.
+    e = clustered_mean([1, 5, 3], ["a", "b", "a"], weights=[3, 4, 1])
+    assert e.mean == 3.25
+    assert e.high - e.mean == pytest.approx(12.7062 * math.sqrt(2 * (49 + 49)) / 8, rel=1e-4)
+
+
+def test_weight_is_repetition_within_a_prompt() -> None:
+    x, w = np.random.default_rng(4).normal(size=9), np.random.default_rng(5).integers(0, 4, size=9)
+    repeated = clustered_mean(x.repeat(w), np.arange(9).repeat(w))
+    weighted = clustered_mean(x, range(9), weights=w)
+    assert (weighted.mean, weighted.low, weighted.high) == pytest.approx((repeated.mean, repeated.low, repeated.high))
+    assert weighted.clusters == repeated.clusters
 
 
 def coverage(truth: float, draw: Callable[[], Estimate]) -> float:

@@ -71,40 +71,51 @@ class Estimate:
     clusters: int
 
 
-def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable] | np.ndarray, level: float = 0.95) -> Estimate:
-    """The mean of ``values`` with an interval that lets values of one cluster (a prompt) resemble each other.
+def clustered_mean(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """The mean m of ``values`` with an interval that lets values of one cluster (a prompt) resemble each other.
 
-    The variance is the cluster-robust one with its small-sample factor, Var = G/(G-1) sum_g (sum_{i in g} (x_i - m))^2
-    / n^2 (Liang and Zeger 1986), the quantile Student's with G - 1 degrees of freedom, G the number of clusters.
-    Below two clusters the bounds are nan: one prompt says nothing about others.
+    The variance is the cluster-robust one with its small-sample factor, Var = G/(G-1) sum_g (sum_{i in g} w_i (x_i -
+    m))^2 / (sum_i w_i)^2 (Liang and Zeger 1986), the quantile Student's with G - 1 degrees of freedom, G the number
+    of clusters. ``weights`` (tokens of each answer, say) are 1 unless given; values of weight 0 do not count. Below
+    two clusters the bounds are nan: one prompt says nothing about others.
 
     Shares (values all 0, 1/2 or 1, such as an accuracy with ties) get Wilson's interval at the effective sample size
-    m(1-m)/Var instead, at most n: the normal interval leaves [0, 1] and has width zero when all answers are right.
-    Where all values are equal nothing tells how alike a cluster is, so it is taken to be entirely so, which leaves
-    n^2 / sum_g n_g^2 values.
+    m(1-m)/Var instead, at most that of independent values: the normal interval leaves [0, 1] and has width zero when
+    all answers are right. Where all values are equal nothing tells how alike a cluster is, so it is taken to be
+    entirely so.
     """
     x = np.asarray(values, dtype=np.float64).ravel()
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
+    if not len(x) == len(w) == len(clusters):
+        raise ValueError(f"{len(x)} values, {len(clusters)} clusters, {len(w)} weights: each value needs its own")
+    counted = w > 0
     numbers: dict[Hashable, int] = {}
-    group = np.array([numbers.setdefault(c, len(numbers)) for c in clusters], dtype=np.intp)
-    if len(group) != len(x):
-        raise ValueError(f"{len(x)} values but {len(group)} clusters: each value needs its cluster")
-    n, g = len(x), len(numbers)
-    mean = float(x.mean()) if n else math.nan
+    group = np.array([numbers.setdefault(c, len(numbers)) for c, k in zip(clusters, counted, strict=True) if k], int)
+    x, w = x[counted], w[counted]
+    n, g, total = len(x), len(numbers), float(w.sum())
+    mean = float(w @ x) / total if n else math.nan
     if g < 2:
         return Estimate(mean, math.nan, math.nan, n, g)
-    off = np.bincount(group, weights=x - mean)
-    variance = g / (g - 1) * float(off @ off) / n**2
+    off = np.bincount(group, weights=w * (x - mean))
+    variance = g / (g - 1) * float(off @ off) / total**2
     t = _t(level, g - 1)
-    if np.isin(x, (0.0, 0.5, 1.0)).all():
-        if np.ptp(x) == 0:
-            sizes = np.bincount(group)
-            effective = n**2 / float(sizes @ sizes)
-        else:
-            effective = min(n, mean * (1 - mean) / variance) if variance else n
-        low, high = _score_interval(mean, effective, t)
+    if not np.isin(x, (0.0, 0.5, 1.0)).all():
+        half = t * math.sqrt(variance)
+        return Estimate(mean, mean - half, mean + half, n, g)
+    if np.ptp(x) == 0:
+        of_cluster = np.bincount(group, weights=w)
+        effective = total**2 / float(of_cluster @ of_cluster)
     else:
-        low, high = mean - t * math.sqrt(variance), mean + t * math.sqrt(variance)
-    return Estimate(mean, low, high, n, g)
+        effective = total**2 / float(w @ w)
+        if variance:
+            effective = min(effective, mean * (1 - mean) / variance)
+    return Estimate(mean, *_score_interval(mean, effective, t), n, g)
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:

@@ -85,9 +85,17 @@ def test_the_falling_pattern(tmp_path: Path, seed: int) -> None:
     d = diagnose(make(tmp_path, seed, train=FALLS))
     assert d.findings[0].key == "moved_away"
     assert d.severity == "bad"
-    assert "rejected ones stayed" in d.findings[0].meaning
+    assert len(d.findings[0].evidence) == 8
     assert "learnt" not in d
     assert "learning_rate=1e-06" in d.findings[0].remedy[0]
+
+
+def test_the_falling_pattern_names_what_fell(tmp_path: Path) -> None:
+    flat, both = FALLS, FALLS | {"rewards/rejected": to(-0.4), "rewards/chosen": to(-0.9)}
+    first = diagnose(make(tmp_path / "a", train=flat, spread=0.5))
+    second = diagnose(make(tmp_path / "b", train=both, spread=0.5))
+    assert "rejected ones stayed" in first.findings[0].meaning
+    assert "rejected ones stayed" not in second.findings[0].meaning
 
 
 @pytest.mark.parametrize("seed", SEEDS)
