@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ number = st.floats(-5, 5)
 step = st.tuples(number, number, st.booleans())
 
 
-def columns(steps: list[tuple[float, float, bool]]) -> tuple[Tensor, Tensor, Tensor]:
+def rows(steps: list[tuple[float, float, bool]]) -> tuple[Tensor, Tensor, Tensor]:
     rewards, values, mask = zip(*steps, strict=True)
-    return torch.tensor([rewards]).double(), torch.tensor([values]).double(), torch.tensor([mask])
+    return (*(torch.tensor([x], dtype=torch.float64) for x in (rewards, values)), torch.tensor([mask]))
 
 
 def test_gae_with_a_masked_gap_by_hand() -> None:
@@ -24,7 +25,6 @@ def test_gae_with_a_masked_gap_by_hand() -> None:
     # delta_4 = 3 - 1 = 2;                       A_4 = 2
     # delta_1 = 0 + 0.9 * V_4 - V_1 = 0.9 - 2 = -1.1;   A_1 = -1.1 + 0.45 * 2 = -0.2
     # delta_0 = 1 + 0.9 * V_1 - V_0 = 1 + 1.8 - 0.5 = 2.3;   A_0 = 2.3 + 0.45 * -0.2 = 2.21
-    # Were the values of the gap zeroed instead, A_1 would be -2 + 0.45 * ... , and were they read, nan.
     nan = math.nan
     reward = torch.tensor([[1.0, 0.0, 7.0, nan, 3.0, 9.0]])
     value = torch.tensor([[0.5, 2.0, nan, 8.0, 1.0, nan]], requires_grad=True)
@@ -38,7 +38,7 @@ def test_gae_with_a_masked_gap_by_hand() -> None:
 
 @given(st.lists(step, min_size=1, max_size=8), st.floats(0, 1), st.floats(0, 1))
 def test_gae_against_the_oracle(steps: list[tuple[float, float, bool]], gamma: float, lam: float) -> None:
-    reward, value, mask = columns(steps)
+    reward, value, mask = rows(steps)
     advantage, returns = ppo.gae(reward, value, mask, gamma=gamma, lam=lam)
     expected = oracles.gae(reward[0].tolist(), value[0].tolist(), mask[0].tolist(), gamma, lam)
     assert advantage[0].tolist() == pytest.approx(expected[0], abs=1e-10)
@@ -102,7 +102,7 @@ def test_kl_estimators_in_expectation() -> None:
     torch.testing.assert_close((p * ppo.kl_k1(logp, OTHER)).sum(), true)
     torch.testing.assert_close((p * ppo.kl_k3(logp, OTHER)).sum(), true)
     assert (ppo.kl_k3(logp, OTHER) >= 0).all()
-    assert (p * ppo.kl_k2(logp, OTHER)).sum() > 1.1 * true  # biased this far apart
+    assert abs((p * ppo.kl_k2(logp, OTHER)).sum() / true - 1) > 0.05  # biased this far apart
     near = torch.log_softmax(LOGITS + 1e-3 * OTHER, 0)
     torch.testing.assert_close((near.exp() * ppo.kl_k2(near, logp)).sum(), kl(near, logp), rtol=1e-2, atol=0)
 
@@ -110,11 +110,11 @@ def test_kl_estimators_in_expectation() -> None:
 def test_kl_estimators_as_losses_in_expectation() -> None:
     """Tokens come from pi itself; the gradient of the sampled loss goes through log pi only."""
 
-    def gradient(f: object, weights: Tensor | None = None) -> Tensor:
+    def gradient(f: Callable[[Tensor], Tensor], weights: Tensor | None = None) -> Tensor:
         x = LOGITS.clone().requires_grad_()
         logp = torch.log_softmax(x, 0)
         sampled = logp.detach().exp() if weights is None else weights
-        (sampled * f(logp)).sum().backward()  # type: ignore[operator]
+        (sampled * f(logp)).sum().backward()
         assert x.grad is not None
         return x.grad
 
@@ -143,7 +143,7 @@ def test_kl_estimators_by_hand() -> None:
 @given(number, number, number, st.sampled_from([None, 3.0, 1.5]))
 def test_policy_loss_against_the_oracle(logp: float, old: float, advantage: float, dual: float | None) -> None:
     x = torch.tensor([logp], dtype=torch.float64, requires_grad=True)
-    old_t, advantage_t = torch.tensor([old]).double(), torch.tensor([advantage]).double()
+    old_t, advantage_t = (torch.tensor([v], dtype=torch.float64) for v in (old, advantage))
     y = ppo.policy_loss(x, old_t, advantage_t, dual_clip=dual)
     assert y.item() == pytest.approx(oracles.policy_loss(logp, old, advantage, dual_clip=dual), rel=1e-9, abs=1e-12)
 
@@ -199,8 +199,8 @@ def test_value_loss_against_the_oracle(value: float, old: float, target: float, 
 
 
 def test_value_loss_by_hand() -> None:
-    # Old 0, target 1. At 0.1: (0.9)^2 / 2, slope -0.9. At 0.5 the clip holds it at 0.2: 0.32, slope 0. At -0.5, which is
-    # worse than the clipped -0.2: 1.125, slope -1.5.
+    # Old 0, target 1. At 0.1: (0.9)^2 / 2, slope -0.9. At 0.5 the clip holds it at 0.2: 0.32, slope 0. At -0.5, which
+    # is worse than the clipped -0.2: 1.125, slope -1.5.
     x = torch.tensor([0.1, 0.5, -0.5], dtype=torch.float64, requires_grad=True)
     y = ppo.value_loss(x, torch.zeros(3).double(), torch.ones(3).double())
     y.sum().backward()
@@ -230,9 +230,8 @@ def test_explained_variance() -> None:
     assert ev(returns + 7) == pytest.approx(1.0)  # an offset is not variance
     assert ev(torch.zeros(4)) == pytest.approx(0.0)
     assert ev(-returns) == pytest.approx(-3.0)  # Var(2 R) / Var(R) = 4
-    assert math.isnan(
-        ppo.explained_variance(masked.masked_moments(torch.ones(4)), masked.masked_moments(returns)).item()
-    )
+    equal = masked.masked_moments(torch.ones(4))
+    assert ppo.explained_variance(equal, masked.masked_moments(returns)).isnan()
 
 
 def test_adaptive_kl_by_hand() -> None:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def true_gradient() -> Tensor:
     return x.grad
 
 
-def expected_gradient(n: int, advantage: object) -> Tensor:
+def expected_gradient(n: int, advantage: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean gradient of the loss per sample, over all ways to draw n actions of a bandit with three arms."""
     x = LOGITS.clone().requires_grad_()
     logp = torch.log_softmax(x, 0)
@@ -29,7 +30,7 @@ def expected_gradient(n: int, advantage: object) -> Tensor:
     for arms in itertools.product(range(3), repeat=n):
         drawn = torch.tensor(arms)
         chance = logp.detach()[drawn].sum().exp()
-        losses = reinforce.policy_gradient_loss(logp[drawn], advantage(REWARD[drawn]))  # type: ignore[operator]
+        losses = reinforce.policy_gradient_loss(logp[drawn], advantage(REWARD[drawn]))
         total = total + chance * losses.mean()
     total.backward()
     assert x.grad is not None
@@ -91,6 +92,6 @@ def test_reinforce_baseline_by_hand_and_over_micro_batches() -> None:
 
 @pytest.mark.parametrize("advantage", [reinforce.rloo_advantage, reinforce.grpo_advantage])
 @pytest.mark.parametrize("k", [1, 4])
-def test_groups_that_do_not_work_out_are_an_error(advantage: object, k: int) -> None:
+def test_groups_that_do_not_work_out_are_an_error(advantage: Callable[[Tensor, int], Tensor], k: int) -> None:
     with pytest.raises(ValueError, match=f"6 rewards do not make groups of {k}"):
-        advantage(torch.zeros(6), k)  # type: ignore[operator]
+        advantage(torch.zeros(6), k)
