@@ -113,6 +113,7 @@ def _trained(kind: Kind) -> Tokenizer:
         t = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
         t.pre_tokenizer = pre_tokenizers.Whitespace()
         t.decoder = decoders.WordPiece(cleanup=False)
+        t.add_special_tokens(SPECIAL)
         return t
     t.train_from_iterator(CORPUS, trainer)
     if kind == "metaspace":

@@ -1,0 +1,243 @@
+"""Records in, token ids out: the one way from data to a `PromptGroup`, and a full account of what happened on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from prefiere.data.account import EncodeReport, Truncation
+from prefiere.data.groups import PromptGroup
+from prefiere.data.render import Renderer, Rewritten, Script, TemplateRefusal, messages
+from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Record, Text
+from prefiere.data.tokenize import Tokens, cumulative, decode, describe, eos_ids_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["EncodeReport", "Encoder", "Truncation", "decode", "describe", "eos_ids_of"]
+
+
+class Encoder:
+    """Turns records into token ids with one tokenizer.
+
+    eos_ids: what ends an answer (`eos_ids_of`); an answer whose template or text closes with one of them is cut right
+    after it, any other gets the first of them. completion_only: score the answers alone; otherwise the prompt is the
+    first token and all others are scored.
+
+    template: ``auto`` uses the tokenizer's chat template where it has one, for plain strings too (prompt and answer
+    become a user's and an assistant's message; text without a prompt stays raw). ``always`` demands one. ``never``
+    takes plain strings as they are. Messages without a template are written as
+    ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``. template_kwargs: further variables of the template, such as
+    ``enable_thinking``.
+
+    on_bad: whether an example that cannot be used raises ValueError naming its source, or is dropped and counted. Pairs
+    that truncation made identical, or left nothing to score, are always dropped and counted.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        truncation: Truncation | None = None,
+        *,
+        eos_ids: Sequence[int],
+        completion_only: bool = True,
+        template: Literal["auto", "always", "never"] = "auto",
+        template_kwargs: Mapping[str, Any] | None = None,
+        on_bad: Literal["error", "drop"] = "error",
+    ):
+        if not eos_ids:
+            raise ValueError("eos_ids is empty: nothing would end an answer")
+        self.tokenizer, self.truncation = tokenizer, truncation or Truncation()
+        self._eos, self._completion_only, self._on_bad = tuple(eos_ids), completion_only, on_bad
+        self._renderer = Renderer(tokenizer, eos_ids, template, template_kwargs)
+        self._tokens = Tokens(tokenizer)
+
+    # ---- public
+
+    def encode(self, records: Iterable[Record], report: EncodeReport, batch: int = 256) -> Iterator[PromptGroup]:
+        """The records' groups, in order: k=2 for pairs (chosen first), k=1 for judgements and demonstrations.
+
+        ``batch`` records are tokenized at a time. Raises ValueError as ``on_bad`` says.
+        """
+        stream = iter(records)
+        while chunk := list(islice(stream, batch)):
+            scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]
+            known = self._known(script for _, script in scripts)
+            for record, script in scripts:
+                group = self._group(record, script, known, report)
+                if group is not None:
+                    report.add(group)
+                    yield group
+
+    def encode_prompts(self, prompts: Sequence[Text], tools: Sequence[Mapping[str, Any]] = ()) -> list[np.ndarray]:
+        """int32 [P_i] each: prompts as training sees them, cut to ``max_prompt_length`` (or ``max_length`` - 1).
+
+        Raises ValueError at a prompt without tokens, or one that the template refuses.
+        """
+        scripts = []
+        for i, prompt in enumerate(prompts):
+            try:
+                scripts.append(self._renderer.prompt(prompt, tools))
+            except TemplateRefusal as error:
+                raise ValueError(f"prompt {i + 1}: the chat template refuses it: {error}") from error
+        known, out = self._known(scripts), []
+        for i, script in enumerate(scripts):
+            ids, kept = self._dressed(self._bare(script, known), script.raw)
+            if not ids:
+                raise ValueError(f"prompt {i + 1} has no tokens, and the tokenizer has no BOS to begin with")
+            out.append(np.asarray(self.truncation.prompt(ids, kept, 1), np.int32))
+        return out
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
+        """The text of these ids."""
+        return decode(self.tokenizer, ids, skip_special)
+
+    # ---- record -> scripts
+
+    def _counted_scripts(self, record: Record, report: EncodeReport) -> Iterator[tuple[Record, Script]]:
+        report.examples += 1
+        if not record.source:
+            record = replace(record, source=f"example {report.examples}")
+        yield from self._scripts(record, report)
+
+    def _scripts(self, record: Record, report: EncodeReport) -> Iterator[tuple[Record, Script]]:
+        answers = _answers(record)
+        if any(self._renderer.is_blank(a) for a in answers):
+            self._bad("empty_completions", record, "an answer says nothing", report)
+            return
+        script, why = None, ""
+        try:
+            script = self._renderer.script(record.prompt, answers, record.tools)
+        except Rewritten as error:
+            why = str(error)
+        except TemplateRefusal as error:
+            self._bad("refused", record, f"the chat template refuses the conversation: {error}", report)
+            return
+        if script is None or script.open_turns:
+            turns = _turns(record)
+            if len(turns) > 1:
+                report.count("split_by_turn", record.source)
+                for turn in turns:
+                    yield from self._scripts(turn, report)
+                return
+        if script is None:
+            self._bad("rewritten", record, why, report)
+            return
+        if script.control:
+            report.count("control_tokens", record.source)
+        if script.raw and not self._renderer.is_raw(record.prompt, *answers):
+            note = 'no chat template: messages are written as "\\n\\nHuman: ...\\n\\nAssistant: ..."'
+            if note not in report.notes:
+                report.notes.append(note)
+        yield record, script
+
+    def _bad(self, what: str, record: Record, why: str, report: EncodeReport) -> None:
+        if self._on_bad == "error":
+            raise ValueError(f"{record.source}: {why} (on_bad=drop drops and counts such examples)")
+        report.count(what, record.source)
+
+    # ---- script -> ids
+
+    def _known(self, scripts: Iterable[Script]) -> dict[str, list[int]]:
+        texts: list[str] = []
+        for script in scripts:
+            prompt = list(cumulative("", script.prompt))
+            texts += prompt
+            for pieces in script.completions:
+                texts += cumulative(prompt[-1] if prompt else "", pieces)
+        return self._tokens.known(texts)
+
+    def _bare(self, script: Script, known: dict[str, list[int]]) -> list[int]:
+        return self._tokens.follow([], "", script.prompt, known)[0]
+
+    def _dressed(self, ids: list[int], raw: bool) -> tuple[list[int], int]:
+        """The prompt's ids with what the tokenizer puts first, and how many at its front stay when it is cut."""
+        prefix, bos = self._tokens.prefix, self.tokenizer.bos_token_id
+        if raw and ids[: len(prefix)] != prefix:
+            ids = prefix + ids
+        if not ids and bos is not None:
+            ids = [bos]
+        if prefix and ids[: len(prefix)] == prefix:
+            return ids, len(prefix)
+        return ids, int(bool(ids) and ids[0] == bos)
+
+    def _group(
+        self, record: Record, script: Script, known: dict[str, list[int]], report: EncodeReport
+    ) -> PromptGroup | None:
+        text, bare = "".join(p.text for p in script.prompt), self._bare(script, known)
+        pairs = [self._tokens.follow(bare, text, pieces, known) for pieces in script.completions]
+        open_ended = [(ids, mask) for ids, mask in pairs if not ids or ids[-1] not in self._eos]
+        for ids, mask in open_ended:
+            ids.append(self._eos[0])
+            mask.append(True)
+        if open_ended and not script.raw:
+            report.count("end_added", record.source)
+        completions, masks = [ids for ids, _ in pairs], [mask for _, mask in pairs]
+        prompt, kept = self._dressed(bare, script.raw)
+        if not prompt and isinstance(record, Demonstration) and len(completions[0]) > 1:
+            # Nothing comes before the first token of a plain text, so nothing can predict it.
+            prompt, completions, masks = completions[0][:1], [completions[0][1:]], [masks[0][1:]]
+        if not prompt:
+            self._bad("empty_prompts", record, "the prompt has no tokens, and the tokenizer no BOS", report)
+            return None
+        return self._truncated(record, prompt, kept, completions, masks, report)
+
+    def _truncated(
+        self,
+        record: Record,
+        prompt: list[int],
+        kept: int,
+        completions: list[list[int]],
+        masks: list[list[bool]],
+        report: EncodeReport,
+    ) -> PromptGroup | None:
+        room = self.truncation.completion_room(kept)
+        if room is not None and max(map(len, completions)) > room:
+            report.count("truncated_completions", record.source)
+            completions, masks = [c[:room] for c in completions], [m[:room] for m in masks]
+        whole, prompt = prompt, self.truncation.prompt(prompt, kept, max(map(len, completions)))
+        if len(prompt) < len(whole):
+            report.count("truncated_prompts", record.source)
+        if not self._completion_only:
+            completions = [prompt[1:] + c for c in completions]
+            prompt, masks = prompt[:1], [[True] * (len(prompt) - 1 + len(m)) for m in masks]
+        lost = "identical" if len(completions) == 2 and completions[0] == completions[1] else ""
+        lost = lost or ("" if all(map(any, masks)) else "unscored")
+        if lost:
+            report.count(lost, record.source)
+            return None
+        return PromptGroup(
+            prompt=np.asarray(prompt, np.int32),
+            completions=tuple(np.asarray(c, np.int32) for c in completions),
+            masks=tuple(np.asarray(m, bool) for m in masks),
+            weight=record.weight,
+            label=float(record.desirable) if isinstance(record, Judgement) else getattr(record, "label", 1.0),
+            margin=_margin(record),
+            source=record.source,
+        )
+
+
+def _answers(record: Record) -> tuple[Text, ...]:
+    return (record.chosen, record.rejected) if isinstance(record, PreferencePair) else (record.completion,)
+
+
+def _margin(record: Record) -> float:
+    stated = record.margin if isinstance(record, PreferencePair) else None
+    return float("nan") if stated is None else stated
+
+
+def _turns(record: Record) -> list[Demonstration]:
+    """A conversation as one demonstration for each assistant turn, with all that was said before as its prompt."""
+    if not isinstance(record, Demonstration) or isinstance(record.completion, str):
+        return []
+    talk = [*messages(record.prompt, "user"), *record.completion]
+    first = len(talk) - len(record.completion)
+    return [
+        replace(record, prompt=tuple(talk[:i]), completion=(m,))
+        for i, m in enumerate(talk)
+        if i >= first and m.role == "assistant"
+    ]
