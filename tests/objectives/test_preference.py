@@ -13,6 +13,7 @@ from torch import Tensor
 import oracles
 from prefiere.objectives import preference
 from prefiere.objectives.preference import LOSSES, PairBatch
+from prefiere.settings import DPO
 
 LN2 = math.log(2)
 
@@ -262,3 +263,18 @@ def test_the_table_says_what_the_functions_do() -> None:
         assert loss.per_token == same, name
         assert set(loss.options) == set(inspect.signature(loss.function).parameters) - {"batch"}
     assert LOSSES["kto"].options == ("beta", "desirable_weight", "undesirable_weight")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_recipes_agree_with_the_losses(name: str) -> None:
+    where = {"model": "m", "data": "d", "out": "o", "loss_type": name}
+    settings = DPO(**where)
+    for option, parameter in inspect.signature(LOSSES[name].function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert getattr(settings, option) == parameter.default
+    for option in {option for loss in LOSSES.values() for option in loss.options}:
+        if option in LOSSES[name].options:
+            DPO(**where, **{option: 0.25})
+        else:
+            with pytest.raises(ValueError, match=f"{option} has no effect with loss_type {name}"):
+                DPO(**where, **{option: 0.25})
