@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from prefiere import recipe
+from prefiere import api, recipe
 from prefiere.cli import app
-from prefiere.run import Run
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -40,13 +39,12 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespac
     def fake(settings: recipe.Settings, *, fresh: bool, console: Any) -> Any:
         calls.append(SimpleNamespace(settings=settings, fresh=fresh))
         print("training")
-        console.print("trained")
-        made = Run.create(tmp_path / settings.out)
-        made.status = {"state": "finished", "step": 3, "loss": float("nan")}
+        made = api.TrainedRun.create(tmp_path / settings.out)
+        made.status = {"state": "finished", "step": 3}
+        made.log({"step": 3, "loss": float("nan")})
         return made
 
-    for name in ("preference", "sft"):
-        monkeypatch.setitem(sys.modules, f"prefiere.train.{name}", SimpleNamespace(run=fake))
+    monkeypatch.setattr(api, "train", fake)
     return calls
 
 
@@ -83,10 +81,10 @@ def test_json_is_one_object_on_stdout_and_all_else_on_stderr(loop: list[SimpleNa
     done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
     assert done.exit_code == 0
     result = json.loads(done.stdout)
-    assert (result["state"], result["step"], result["loss"]) == ("finished", 3, None)
+    assert (result["state"], result["step"], result["metrics"]) == ("finished", 3, {"step": 3, "loss": None})
     assert result["run"] == str(tmp_path / "o")
     assert "training" in done.stderr
-    assert "trained" in done.stderr
+    assert "Report: " in done.stderr
 
 
 def test_only_the_first_process_speaks(
@@ -125,7 +123,7 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(settings: recipe.Settings, **_: Any) -> None:
         json.loads("{")
 
-    monkeypatch.setitem(sys.modules, "prefiere.train.preference", SimpleNamespace(run=broken))
+    monkeypatch.setattr(api, "train", broken)
     done = run("dpo", "--model", "m", "--data", "d", "--out", "o")
     assert done.exit_code == 1
     assert "Traceback" in done.stderr
@@ -136,8 +134,23 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(settings: recipe.Settings, **_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "prefiere.train.preference", SimpleNamespace(run=interrupted))
+    monkeypatch.setattr(api, "train", interrupted)
     assert run("dpo", "--model", "m", "--data", "d", "--out", "o").exit_code == 130
+
+
+@pytest.mark.parametrize(("why", "code"), [("interrupted", 130), ("guard: answers repeat themselves", 3), (None, 0)])
+def test_a_run_that_was_stopped_says_so_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str | None, code: int
+) -> None:
+    def stopped(settings: recipe.Settings, **_: Any) -> api.TrainedRun:
+        made = api.TrainedRun.create(tmp_path / "o")
+        made.status, made.stopped = {"state": "stopped"}, why
+        return made
+
+    monkeypatch.setattr(api, "train", stopped)
+    done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
+    assert done.exit_code == code
+    assert json.loads(done.stdout)["stopped"] == why
 
 
 def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:

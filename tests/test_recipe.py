@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_defaults_then_recipe_then_flags_then_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "method: dpo\nmodel: from-recipe\nbeta: 0.2\nseed: 1\nmax_length: 64\n")
-    s = recipe.load("dpo", path, {"data": "d", "out": "o", "seed": 2, "max_length": None}, ["seed=3"])
+    s = recipe.load("dpo", path, {"data": "d", "out": "o", "seed": 2}, ["seed=3"])
     assert isinstance(s, DPO)
     assert (s.model, s.beta, s.seed, s.max_length, s.batch_size) == ("from-recipe", 0.2, 3, 64, 32)
     assert recipe.load("dpo", path, {"data": "d", "out": "o", "seed": 2}).seed == 2

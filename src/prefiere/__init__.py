@@ -1,1 +1,44 @@
-"""prefiere: align language models with human preferences."""
+"""prefiere: align language models with human preferences.
+
+>>> import prefiere
+>>> sorted(prefiere.__all__)
+['Run', '__version__', 'compare', 'dpo', 'read', 'sft']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefiere.api import dpo, sft
+    from prefiere.data.formats import read
+    from prefiere.evaluate.compare import compare
+    from prefiere.run import Run
+
+    __version__: str
+
+__all__ = ["Run", "__version__", "compare", "dpo", "read", "sft"]
+
+_HOMES = {
+    "Run": "prefiere.run",
+    "compare": "prefiere.evaluate.compare",
+    "dpo": "prefiere.api",
+    "read": "prefiere.data.formats",
+    "sft": "prefiere.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: reading data or a report must not wait for torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("prefiere")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefiere' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

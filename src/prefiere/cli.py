@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.console import command, console, table
+from prefiere.console import command, console, progress, table
 
 app = typer.Typer(
     help="Align language models with human preferences, and see whether it worked.",
@@ -41,16 +40,23 @@ def main() -> None:
 
 def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> dict[str, Any]:
     """Read the settings and hand them to the method's training loop."""
-    from prefiere import recipe
+    from prefiere import api, recipe
 
     paths = [text for text in rest or [] if "=" not in text]
     if len(paths) > 1:
         raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
     overrides = [text for text in rest or [] if "=" in text]
-    settings = recipe.load(method, paths[0] if paths else None, flags, overrides)
-    loop = importlib.import_module("prefiere.train.preference" if method == "dpo" else "prefiere.train.sft")
-    run = loop.run(settings, fresh=fresh, console=console())
-    return {"run": run.folder, "model": run.model, "report": run.folder / "report.html", **run.status}
+    given = {key: value for key, value in flags.items() if value is not None}
+    settings = recipe.load(method, paths[0] if paths else None, given, overrides)
+    run = api.train(settings, fresh=fresh, console=progress())
+    rows = run.metrics
+    page = run.folder / "report.html"
+    say = console().print
+    if run.status["state"] == "finished":
+        say(f"Model: {run.model}", f"Try it: prefiere chat {run.folder}", sep="\n", markup=False)
+    say(f"Report: {page}", markup=False)
+    made: dict[str, Any] = {"run": run.folder, "model": run.model, "report": page}
+    return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
 
 
 @app.command()

@@ -24,6 +24,7 @@ from rich.table import Table
 Body = Callable[..., dict[str, Any] | None]
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+GUARDED = 3  # the run was stopped because its answers degenerated
 
 
 def main_process() -> bool:
@@ -34,6 +35,11 @@ def main_process() -> bool:
 def console() -> Console:
     """Where people read: stdout, or stderr under --json; silent in every process but the first."""
     return Console(quiet=not main_process(), highlight=False)
+
+
+def progress() -> Console:
+    """Where bars and notices of a long command go: stderr, so that stdout holds results only."""
+    return Console(stderr=True, quiet=not main_process(), highlight=False)
 
 
 def _ours(tb: TracebackType | None) -> bool:
@@ -47,7 +53,7 @@ def _ours(tb: TracebackType | None) -> bool:
 def command(body: Body) -> Callable[..., None]:
     """Make a typer command of a body: --json, one line for a user's error, exit codes.
 
-    Exit codes: 0 done, 1 a bug (with its traceback), 2 an error of the user's, 130 interrupted.
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 an error of the user's, 3 stopped by the guard, 130 interrupted.
     """
 
     @functools.wraps(body)
@@ -67,8 +73,9 @@ def command(body: Body) -> Callable[..., None]:
             raise typer.Exit(2) from None
         if as_json and main_process():
             print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))
-        if result and result.get("state") == "stopped" and result.get("interrupted"):
-            raise typer.Exit(INTERRUPTED)
+        stopped = (result or {}).get("stopped")
+        if stopped:
+            raise typer.Exit(INTERRUPTED if stopped == "interrupted" else GUARDED)
 
     return run
 

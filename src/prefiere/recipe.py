@@ -7,6 +7,7 @@ LLaMA-Factory or Axolotl call otherwise is an error naming ours. No torch here.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -168,6 +169,8 @@ def _override(text: str) -> tuple[str, Any]:
 def _check(model: type[Settings], key: str, value: Any) -> Any:
     """What pydantic would take silently or explain badly."""
     kinds = accepts(model, key)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, Mapping) and "a map" not in kinds:
         raise RecipeError(
             f"{key} holds nested keys ({', '.join(map(str, value))}). Keys are flat: write each at the margin."
@@ -185,11 +188,11 @@ def load(
 ) -> Settings:
     """The settings of one run: defaults < recipe < flags < key=value.
 
-    ``method`` is the command (``None``: whatever the recipe says). A flag that is None was not given. Raises
-    RecipeError, with file, line and key, or FileNotFoundError.
+    ``method`` is the command (``None``: whatever the recipe says). Raises RecipeError, with file, line and key, or
+    FileNotFoundError.
     """
     given = _read(recipe) if recipe is not None else {}
-    given |= {key: (value, "") for key, value in (flags or {}).items() if value is not None}
+    given |= {key: (value, "") for key, value in (flags or {}).items()}
     given |= {key: (value, f"{text}: ") for text in overrides for key, value in [_override(text)]}
     stated, where = given.pop("method", (method, "" if recipe is None else f"{recipe}: "))
     if stated not in METHODS:

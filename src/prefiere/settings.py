@@ -31,16 +31,18 @@ class Settings(BaseModel):
     out: str = Field(description="the run folder")
     # data
     data_split: str | None = Field(None, description="split of a hub data set; none: train, or the only one")
-    columns: dict[str, str] | None = Field(
-        None, description="column map, ours to theirs, where the layout is ambiguous"
+    columns: dict[str, str | None] | None = Field(
+        None, description="column map, ours to theirs ({prompt: question}; none hides a column), where it is ambiguous"
     )
     eval_data: str | None = Field(None, description="separate validation data; none: hold out prompts from data")
     eval_size: Amount = Field(
         0.1,
         description="held out by prompt: below 1 a share (at most 512 examples), from 1 a number of examples, 0 none",
     )
-    on_bad: Literal["error", "drop"] = Field(
-        "error", description="a bad example stops the run, or is dropped and counted"
+    on_bad: Literal["content", "error", "drop"] = Field(
+        "content",
+        description="an unusable example (an empty answer, chosen equal to rejected) or a damaged line is an error, or"
+        " left out and counted. content: the first is left out, the second an error; error: both are; drop: neither",
     )
     max_length: Count = Field(1024, description="tokens of prompt and completion together; longer ones are truncated")
     max_prompt_length: Count | None = Field(

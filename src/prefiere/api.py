@@ -1,0 +1,67 @@
+"""The commands as Python functions: ``run = dpo(model=..., data=..., out=...); run.compare()``.
+
+They take the same settings under the same names, and return the run folder with what one does next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefiere import recipe as recipes
+from prefiere.run import Run
+from prefiere.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from prefiere.evaluate.compare import Compared
+
+
+class TrainedRun(Run):
+    """A run after training. ``stopped`` says why before its end, if so; ``already``, that nothing was left to do."""
+
+    stopped: str | None = None
+    already: bool = False
+
+    def compare(self, **options: Any) -> Compared:
+        """The model before and after, answering the same prompts with the same seeds (see `evaluate.compare`)."""
+        from prefiere.evaluate.compare import compare
+
+        return compare(self, **options)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write report.html again, or another file; return its path."""
+        from prefiere.report.render import render
+
+        return render([self], Path(out) if out is not None else self.folder / "report.html")
+
+
+def train(settings: Settings, *, fresh: bool = False, console: Console | None = None) -> TrainedRun:
+    """Run settings to their end, from the last checkpoint where there is one, and write the report however it ends."""
+    from prefiere.train.progress import Display
+    from prefiere.train.start import train as start
+
+    outcome = start(settings, fresh=fresh, display=Display(console), on_end=_write_report)
+    trained = TrainedRun(outcome.run.folder)
+    trained.stopped, trained.already = outcome.stopped, outcome.already
+    return trained
+
+
+def _write_report(run: Run) -> None:
+    TrainedRun(run.folder).report()
+
+
+def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """Optimise preferences directly, as ``prefiere dpo`` does.
+
+    recipe: a YAML file; ``settings`` (``model``, ``data``, ``out`` and every key of docs/settings.md) override it. A
+    run that was stopped is continued, unless ``fresh``. Raises ValueError, or FileNotFoundError, in one line that
+    says what to do.
+    """
+    return train(recipes.load("dpo", recipe, settings), fresh=fresh)
+
+
+def sft(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """Imitate answers, as ``prefiere sft`` does. Arguments, result and errors as for `dpo`."""
+    return train(recipes.load("sft", recipe, settings), fresh=fresh)
