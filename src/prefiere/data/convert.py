@@ -1,0 +1,222 @@
+"""From what a layout holds to the records that were asked for, with everything unusable named.
+
+A tie becomes a pair with label 0.5; where a kind cannot use a verdict (a tie for KTO, two bad answers for pairs) the
+example is dropped under that name. Strength becomes a margin in the data's own units, never a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Literal, TypeAlias
+
+from prefiere.data.layouts_pairs import Kind, Native, Prompt, Ranking
+from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, Preference, PreferencePair, Text
+from prefiere.data.values import BadRow
+
+Record: TypeAlias = PreferencePair | Comparison | Judgement | Demonstration | Prompt
+PairsPerPrompt: TypeAlias = Literal["best_worst", "all"]
+Note: TypeAlias = Callable[[str], None]
+
+
+def records(
+    native: Native, kind: Kind, *, strength_unit: float, pairs_per_prompt: PairsPerPrompt, note: Note
+) -> Iterator[Record | BadRow]:
+    """The records of this kind in what one row holds; a BadRow in the place of each that is unusable.
+
+    ``note`` is called with the name of each change made to a record. Raises BadRow where the row gives none at all.
+    """
+    made: list[Record]
+    if kind == "pairs":
+        made = [*_pairs(native, strength_unit, pairs_per_prompt)]
+    elif kind == "comparisons":
+        made = (
+            [native] if isinstance(native, Comparison) else [*map(_comparison, _pairs(native, 1.0, pairs_per_prompt))]
+        )
+    elif kind == "judgements":
+        made = _judgements(native)
+    elif kind == "demonstrations":
+        made = [_demonstration(native, note)]
+    else:
+        made = [_prompt(native)]
+    for record in made:
+        try:
+            check(record)
+        except BadRow as bad:
+            yield bad
+        else:
+            yield record
+
+
+# -- making one kind of another ---------------------------------------------------------------------------------------
+
+
+def _pairs(native: Native, strength_unit: float, pairs_per_prompt: PairsPerPrompt) -> list[PreferencePair]:
+    if isinstance(native, PreferencePair):
+        return [native]
+    if isinstance(native, Ranking):
+        return _ranked_pairs(native, pairs_per_prompt)
+    assert isinstance(native, Comparison)
+    if native.preference == "both_bad":
+        raise BadRow("preference", "both bad", "both answers were called bad", content=True)
+    chosen, rejected = native.answer_a, native.answer_b
+    if native.preference == "b":
+        chosen, rejected = rejected, chosen
+    return [
+        PreferencePair(
+            prompt=native.prompt,
+            chosen=chosen,
+            rejected=rejected,
+            label=0.5 if native.preference == "tie" else 1.0,
+            margin=None if native.strength is None else native.strength * strength_unit,
+            tools=native.tools,
+        )
+    ]
+
+
+def _ranked_pairs(ranking: Ranking, pairs_per_prompt: PairsPerPrompt) -> list[PreferencePair]:
+    """The best against the worst, or each answer against each that ranks below it; equal ranks make no pair."""
+    answers = ranking.answers if pairs_per_prompt == "all" else (ranking.answers[0], ranking.answers[-1])
+    made = [
+        PreferencePair(prompt=ranking.prompt, chosen=good, rejected=bad, tools=ranking.tools)
+        for (high, good), (low, bad) in combinations(answers, 2)
+        if high < low
+    ]
+    if not made:
+        raise BadRow("answers", "tie", "all answers have the same rank", content=True)
+    return made
+
+
+def _comparison(pair: PreferencePair) -> Comparison:
+    preference: Preference = "tie" if pair.label == 0.5 else "a" if pair.label > 0.5 else "b"
+    lean = abs(2 * pair.label - 1)
+    return Comparison(
+        prompt=pair.prompt,
+        answer_a=pair.chosen,
+        answer_b=pair.rejected,
+        preference=preference,
+        strength=lean if 0 < lean < 1 else None,
+        tools=pair.tools,
+    )
+
+
+def _decided(native: Native) -> PreferencePair:
+    """The one pair of a row, turned so that its chosen answer is the likelier one."""
+    pair = _pairs(native, 1.0, "best_worst")[0]
+    if pair.label == 0.5:
+        raise BadRow("preference", "tie", "neither answer was preferred", content=True)
+    if pair.label > 0.5:
+        return pair
+    return PreferencePair(
+        prompt=pair.prompt, chosen=pair.rejected, rejected=pair.chosen, weight=pair.weight, tools=pair.tools
+    )
+
+
+def _judgements(native: Native) -> list[Record]:
+    """The preferred answer is desirable, the other is not; two bad ones are both not."""
+    if isinstance(native, Judgement):
+        return [native]
+    if isinstance(native, Comparison) and native.preference == "both_bad":
+        said, weight = [(native.answer_a, False), (native.answer_b, False)], 1.0
+    else:
+        native = _decided(native)
+        said, weight = [(native.chosen, True), (native.rejected, False)], native.weight
+    return [
+        Judgement(prompt=native.prompt, completion=answer, desirable=good, weight=weight, tools=native.tools)
+        for answer, good in said
+    ]
+
+
+def _demonstration(native: Native, note: Note) -> Demonstration:
+    """The preferred or desirable answer. Turns after the last answer of a conversation teach nothing: they are cut."""
+    if isinstance(native, Judgement):
+        if not native.desirable:
+            raise BadRow("label", "undesirable", "the answer was called bad", content=True)
+        prompt, completion, weight = native.prompt, native.completion, native.weight
+    elif isinstance(native, Demonstration):
+        prompt, completion, weight = native.prompt, native.completion, native.weight
+    else:
+        pair = _decided(native)
+        prompt, completion, weight = pair.prompt, pair.chosen, pair.weight
+    if not isinstance(completion, str):
+        end = max((i + 1 for i, m in enumerate(completion) if m.role == "assistant"), default=0)
+        if 0 < end < len(completion):
+            note("unanswered last turn cut")
+            completion = completion[:end]
+    return Demonstration(prompt=prompt, completion=completion, weight=weight, tools=native.tools)
+
+
+def _prompt(native: Native) -> Prompt:
+    """What to answer: of a demonstration, everything before its last answer; of plain text, the text."""
+    prompt = native.prompt
+    if isinstance(native, Demonstration):
+        if isinstance(native.completion, str):
+            prompt = prompt or native.completion
+        elif not isinstance(prompt, str):
+            prompt = prompt + native.completion
+            while prompt and prompt[-1].role == "assistant":
+                prompt = prompt[:-1]
+    return Prompt(prompt=prompt, tools=native.tools)
+
+
+# -- what is worth learning from --------------------------------------------------------------------------------------
+
+
+def check(record: Record) -> None:
+    """Raises BadRow (content) at an empty prompt or answer, two equal answers, or half a character."""
+    if isinstance(record, PreferencePair):
+        _check_prompt(record.prompt)
+        _check_two(record.chosen, record.rejected, "chosen", "rejected")
+    elif isinstance(record, Comparison):
+        _check_prompt(record.prompt)
+        _check_two(record.answer_a, record.answer_b, "answer_a", "answer_b")
+    elif isinstance(record, Judgement):
+        _check_prompt(record.prompt)
+        _check_answer(record.completion, "completion")
+    elif isinstance(record, Demonstration):
+        if record.prompt != "" or not isinstance(record.completion, str):
+            _check_prompt(record.prompt)
+        _check_answer(record.completion, "completion")
+    else:
+        _check_prompt(record.prompt)
+
+
+def _check_two(a: Text, b: Text, a_name: str, b_name: str) -> None:
+    _check_answer(a, a_name)
+    _check_answer(b, b_name)
+    if a == b or (isinstance(a, str) and isinstance(b, str) and a.strip() == b.strip()):
+        reason = f"{a_name} equals {b_name}"
+        raise BadRow(f"{a_name}, {b_name}", reason, f"{reason}: there is nothing to prefer", content=True)
+
+
+def _silent(turn: Message) -> bool:
+    return not turn.content.strip() and not turn.extra
+
+
+def _check_prompt(text: Text) -> None:
+    if not (text.strip() if isinstance(text, str) else text):
+        raise BadRow("prompt", "empty prompt", content=True)
+    if not isinstance(text, str) and text[-1].role == "user" and _silent(text[-1]):
+        raise BadRow("prompt", "empty prompt", "the last user turn is empty", content=True)
+    _check_characters(text, "prompt")
+
+
+def _check_answer(text: Text, field: str) -> None:
+    empty = not text.strip() if isinstance(text, str) else not text or _silent(text[-1])
+    if empty:
+        raise BadRow(field, f"empty {field}", "the answer is empty", content=True)
+    if not isinstance(text, str) and text[-1].role != "assistant":
+        detail = f"the conversation ends with the {text[-1].role} turn, not with an answer"
+        raise BadRow(field, "ends without an answer", detail, content=True)
+    _check_characters(text, field)
+
+
+def _check_characters(text: Text, field: str) -> None:
+    for part in (text,) if isinstance(text, str) else [m.content for m in text]:
+        if part.isascii():
+            continue
+        try:
+            part.encode()
+        except UnicodeEncodeError as e:
+            detail = f"half a character (a lone surrogate \\u{ord(part[e.start]):04x}) at position {e.start}"
+            raise BadRow(field, "broken character", detail, content=True) from None

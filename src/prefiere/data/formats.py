@@ -1,0 +1,220 @@
+"""Read preferences in whatever layout a user holds them, and write them in one that everybody reads.
+
+    source = read("pairs.jsonl", kind="pairs")      # the layout is detected at once
+    print(source.layout)                            # TRL standard (by prompt, chosen, rejected)
+    for pair in source: ...                         # lazily, and again from the start each time
+    print(source.counts, source.problems)           # what was read, kept, dropped and why
+
+Layouts are in `layouts` and its neighbours, files in `readers`, folders and the hub in `sources`, the change from one
+kind of record to another in `convert`, and writing in `writers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
+
+from prefiere.data import convert, sources
+from prefiere.data.convert import PairsPerPrompt
+from prefiere.data.layouts import Detected, check_columns, detect, remap
+from prefiere.data.layouts_pairs import Kind, Prompt
+from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair
+from prefiere.data.values import BadRow, DataError, Row
+from prefiere.data.writers import write
+
+__all__ = ["Counts", "DataError", "Kind", "Prompt", "Source", "read", "read_comparisons", "write"]
+
+OnBad: TypeAlias = Literal["content", "error", "drop"]
+R = TypeVar("R")
+
+_SAMPLE = 32  # rows that decide about the layout
+_SHOWN = 20  # problems kept in words; all are counted
+
+
+@dataclass
+class Counts:
+    """What became of the rows of one pass: rows read, records kept, and dropped or changed ones by reason."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For data.json."""
+        return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped), "changed": dict(self.changed)}
+
+    def __str__(self) -> str:
+        parts = [f"{self.read:,} read", f"{self.kept:,} kept"]
+        parts += [f"{n:,} dropped ({why})" for why, n in self.dropped.most_common()]
+        parts += [f"{n:,} changed ({why})" for why, n in self.changed.most_common()]
+        return ", ".join(parts)
+
+
+class Options(TypedDict, total=False):
+    """What `read` takes besides the source and the kind."""
+
+    split: str | None
+    columns: Mapping[str, str | None] | None
+    on_bad: OnBad
+    layout: str | None
+    limit: int | None
+    pairs_per_prompt: PairsPerPrompt
+
+
+class Source(Generic[R]):
+    """Records of one kind, read lazily, from the start at every iteration. Made by `read`.
+
+    ``layout`` says what was detected and why (of the first file; ``layouts`` has each file's), ``files`` what is read,
+    ``split`` and ``splits`` which split it is and which there are. ``counts`` and ``problems`` (the first 20, as
+    ``file:line (field): what``) belong to the latest iteration.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        kind: Kind,
+        *,
+        split: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        on_bad: OnBad = "content",
+        layout: str | None = None,
+        limit: int | None = None,
+        pairs_per_prompt: PairsPerPrompt = "best_worst",
+    ):
+        for name, value, allowed in (
+            ("kind", kind, ("pairs", "comparisons", "judgements", "demonstrations", "prompts")),
+            ("on_bad", on_bad, ("content", "error", "drop")),
+            ("pairs_per_prompt", pairs_per_prompt, ("best_worst", "all")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value} is not one of {', '.join(allowed)}")
+        check_columns(columns)
+        self.kind, self._columns, self._on_bad, self._limit = kind, columns, on_bad, limit
+        self._told, self._pairs_per_prompt = layout, pairs_per_prompt
+        found = sources.find(source, kind, split)
+        self._parts, self.split, self.splits = found.parts, found.split, found.splits
+        self.layouts: dict[str, Detected] = {}
+        self.counts = Counts()
+        self.problems: list[str] = []
+        self.layout = self._detect(self._parts[0])
+
+    @property
+    def files(self) -> list[str]:
+        return [part.name for part in self._parts]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about this source and its latest iteration, for data.json."""
+        layouts = list(dict.fromkeys(str(d) for d in self.layouts.values()))
+        about = {"files": self.files, "split": self.split, "kind": self.kind, "layout": " + ".join(layouts)}
+        return about | self.counts.to_dict() | {"problems": list(self.problems)}
+
+    def _detect(self, part: sources.Part) -> Detected:
+        """The layout of one file, from its first rows that are whole."""
+        if part.name in self.layouts:
+            return self.layouts[part.name]
+        rows: list[Row] = []
+        first_bad: tuple[int, BadRow] | None = None
+        for line, row in itertools.islice(part.rows(), _SAMPLE):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                rows.append(remap(row, self._columns))
+            except BadRow as bad:
+                first_bad = first_bad or (line, bad)
+        if not rows:
+            if first_bad:
+                raise DataError(self._told_problem(part, *first_bad))
+            raise DataError(f"{part.name}: no records in it")
+        self.layouts[part.name] = detect(rows, self.kind, part.name, self._columns, self._told)
+        return self.layouts[part.name]
+
+    def __iter__(self) -> Iterator[R]:
+        self.counts, self.problems = Counts(), []
+        return itertools.islice(self._records(self.counts), self._limit)
+
+    def _records(self, counts: Counts) -> Iterator[R]:
+        for part in self._parts:
+            layout = self._detect(part).layout
+            for line, row in part.rows():
+                counts.read += 1
+                try:
+                    if isinstance(row, BadRow):
+                        raise row
+                    for native in layout.parse(remap(row, self._columns)):
+                        made = convert.records(
+                            native,
+                            self.kind,
+                            strength_unit=layout.strength_unit,
+                            pairs_per_prompt=self._pairs_per_prompt,
+                            note=lambda change: counts.changed.update([change]),
+                        )
+                        for record in made:
+                            if isinstance(record, BadRow):
+                                self._drop(counts, part, line, record)
+                                continue
+                            counts.kept += 1
+                            yield replace(record, source=f"{part.name}:{line}")  # type: ignore[misc]
+                except BadRow as bad:
+                    self._drop(counts, part, line, bad)
+
+    def _told_problem(self, part: sources.Part, line: int, bad: BadRow) -> str:
+        return f"{part.name}:{line} ({bad.field}): {bad.detail}"
+
+    def _drop(self, counts: Counts, part: sources.Part, line: int, bad: BadRow) -> None:
+        """Count it, or stop here, as the user chose."""
+        problem = self._told_problem(part, line, bad)
+        if self._on_bad == "error" or (self._on_bad == "content" and not bad.content):
+            again = "leave out such examples, counted" if bad.content else "leave out damaged lines, counted"
+            raise DataError(f"{problem}. Correct it, or pass on_bad={'content' if bad.content else 'drop'} to {again}")
+        counts.dropped[bad.reason] += 1
+        if len(self.problems) < _SHOWN:
+            self.problems.append(problem)
+
+
+@overload
+def read(source: str | Path, *, kind: Literal["pairs"], **options: Unpack[Options]) -> Source[PreferencePair]: ...
+@overload
+def read(source: str | Path, *, kind: Literal["judgements"], **options: Unpack[Options]) -> Source[Judgement]: ...
+@overload
+def read(
+    source: str | Path, *, kind: Literal["demonstrations"], **options: Unpack[Options]
+) -> Source[Demonstration]: ...
+@overload
+def read(source: str | Path, *, kind: Literal["prompts"], **options: Unpack[Options]) -> Source[Prompt]: ...
+@overload
+def read(source: str | Path, *, kind: Literal["comparisons"], **options: Unpack[Options]) -> Source[Comparison]: ...
+def read(source: str | Path, *, kind: Kind, **options: Unpack[Options]) -> Source[Any]:
+    """Records of one kind from a file, a folder, a saved data set or a hub id (``owner/name``, ``owner/name:config``).
+
+    kind: "pairs", "judgements" (KTO), "demonstrations" (SFT), "prompts" or "comparisons". One is made of the other
+    where that makes sense: demonstrations are the preferred answers, judgements both answers of a pair, prompts come
+    from everything; pairs are not made of judgements. Ties become pairs with label 0.5.
+
+    split: of a folder, saved data set or hub id; without it the training split. columns: ``{"prompt": "question"}``
+    takes the prompt from the column question (a dotted path reaches inside one; None hides a column). layout: its name,
+    if the detection errs. limit: at most so many records. pairs_per_prompt: of ranked answers, "best_worst" or "all".
+
+    on_bad: what happens to an example that cannot be used.
+        "content" (default): one with nothing to learn from (an empty answer, chosen equal to rejected, both called bad)
+            is left out and counted; damage (broken JSON, a missing column, a line of gigabytes) is an error.
+        "error": both are errors.
+        "drop": both are left out and counted. A file that cannot be read on behind the damage is still an error.
+
+    Strings stay raw text; messages, ShareGPT turns, instruction columns and "Human:/Assistant:" transcripts become
+    messages. A margin is taken from ``margin``, or is the difference of two scores, or the strength in its own units
+    (HelpSteer3: 1 to 3; OpenAI's summaries: 1 to 4).
+
+    Raises DataError (a ValueError) with file, line and field, or FileNotFoundError; the layout is settled, and its
+    errors raised, before the first record is asked for.
+    """
+    return Source(source, kind, **options)
+
+
+def read_comparisons(source: str | Path, **options: Unpack[Options]) -> Source[Comparison]:
+    """What people said, with ties, who, when and how strongly where the layout keeps it; plain pairs prefer a."""
+    return Source(source, "comparisons", **options)

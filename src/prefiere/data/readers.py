@@ -1,0 +1,255 @@
+"""From one file to its rows, lazily and in little memory, whatever its name says it holds.
+
+Gives ``(line, row)`` for every record, with a `BadRow` in place of a damaged one behind which reading can go on (a line
+of JSONL). Where it cannot (a broken gzip stream, Parquet, a JSON list) it raises `DataError` with file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+from prefiere.data.values import BadRow, DataError, Row, is_messages
+
+MAX_RECORD = 64 * 2**20
+"""Bytes that one line of text or one JSON record may take. Longer ones are never held in memory."""
+
+Rows: TypeAlias = Iterator[tuple[int, Row | BadRow]]
+
+# Under these keys a JSON document may wrap its list of records.
+WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "train")
+_WRAPPED = re.compile(rf'\s*{{\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[\s*[{{\]]')
+_HEAD = 1 << 16
+
+
+def read_rows(path: Path) -> Rows:
+    """Every row of a file. The format is taken from the content; only text that fits several is decided by its name."""
+    with open(path, "rb") as f:
+        magic = f.read(8)
+    if magic[:4] == b"PAR1":
+        return _parquet(path)
+    if magic[:6] == b"ARROW1" or magic[:4] == b"\xff\xff\xff\xff":
+        return _arrow(path)
+    return _text(path, zipped=magic[:2] == b"\x1f\x8b")
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path, zipped: bool) -> Rows:
+    line = 0
+    try:
+        with gzip.open(path, "rb") if zipped else open(path, "rb", buffering=0) as opened:
+            f: io.BufferedReader = io.BufferedReader(cast(io.RawIOBase, opened), _HEAD)
+            for line, row in _text_rows(f, path, suffix=path.with_suffix("").suffix if zipped else path.suffix):
+                yield line, row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f"{path}: the compressed file is damaged after line {line} ({e}); fetch it again") from e
+
+
+def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
+    head = f.peek(_HEAD)[:_HEAD]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path}: this is UTF-16; convert it to UTF-8, for example: iconv -f UTF-16 -t UTF-8")
+    if head[:3] == b"\xef\xbb\xbf":
+        f.read(3)
+        head = head[3:]
+    start = head.lstrip()[:1]
+    if not head.strip() and len(head) < _HEAD:
+        raise DataError(f"{path}: the file is empty")
+    suffix = suffix.lower()
+    if suffix == ".txt":
+        return _plain_lines(f, path)
+    if suffix in (".csv", ".tsv") and not (
+        start in (b"{", b"[") and head.lstrip()[1:].lstrip()[:1] in (b'"', b"{", b"}")
+    ):
+        return _csv(f, path)
+    if start not in (b"{", b"[") and suffix not in (".json", ".jsonl", ".ndjson"):
+        if not any(d in head.split(b"\n")[0] for d in (b",", b";", b"\t")):
+            raise DataError(f"{path}: neither JSON, CSV, Parquet nor Arrow; convert it to one of these")
+        return _csv(f, path)
+    if start == b"[" or _WRAPPED.match(head.decode("utf-8", "replace")):
+        return _json_document(f, path)
+    return _json(f, path, suffix)
+
+
+def _lines(f: BinaryIO) -> Iterator[tuple[int, bytes | BadRow]]:
+    """Lines with their ends, by number. A line beyond `MAX_RECORD` is skipped piece by piece and reported."""
+    number = 0
+    while line := f.readline(MAX_RECORD + 1):
+        number += 1
+        if len(line) <= MAX_RECORD:
+            yield number, line
+            continue
+        size, ended = len(line), line.endswith(b"\n")
+        del line
+        while not ended and (piece := f.readline(1 << 20)):
+            size, ended = size + len(piece), piece.endswith(b"\n")
+        detail = f"the line has {size:,} bytes, more than {MAX_RECORD:,}; is this one record per line?"
+        yield number, BadRow("line", "line too long", detail)
+
+
+def _decoded(f: BinaryIO) -> Iterator[tuple[int, str | BadRow]]:
+    for number, line in _lines(f):
+        if isinstance(line, BadRow):
+            yield number, line
+            continue
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError as e:
+            detail = f"not UTF-8: byte 0x{line[e.start]:02x} at position {e.start + 1}; convert the file to UTF-8"
+            yield number, BadRow("line", "not UTF-8", detail)
+
+
+def _as_row(value: Any) -> Row | BadRow:
+    if isinstance(value, Mapping):
+        return cast(Row, value)
+    if isinstance(value, str):
+        return {"text": value}
+    return BadRow("line", "not a record", f"expected an object with columns, found {type(value).__name__}")
+
+
+def _plain_lines(f: BinaryIO, path: Path) -> Rows:
+    """A text file: each line that is not blank is a ``text``."""
+    for number, line in _decoded(f):
+        if isinstance(line, BadRow):
+            yield number, line
+        elif line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+def _json(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
+    """One record per line; or, unless named JSONL, a document if the first line is no whole record or wraps a list."""
+    head = f.peek(_HEAD)[:_HEAD].lstrip()
+    if suffix not in (".jsonl", ".ndjson"):
+        try:
+            first = json.loads(head.split(b"\n")[0]) if b"\n" in head else None
+        except ValueError:
+            first = None
+        if not isinstance(first, dict) or any(is_records(first.get(k)) for k in WRAPPERS):
+            return _json_document(f, path)
+    return _json_lines(f)
+
+
+def is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _json_lines(f: BinaryIO) -> Rows:
+    for number, line in _decoded(f):
+        if isinstance(line, BadRow):
+            yield number, line
+            continue
+        if not line.strip():
+            continue
+        try:
+            yield number, _as_row(json.loads(line))
+        except json.JSONDecodeError as e:
+            yield number, BadRow("line", "broken JSON", f"broken JSON: {e.msg} at column {e.colno}")
+        except (ValueError, RecursionError) as e:  # a number of 5,000 digits; brackets nested without end
+            yield number, BadRow("line", "broken JSON", f"broken JSON: {e}")
+
+
+def _json_document(f: BinaryIO, path: Path) -> Rows:
+    from prefiere.data.jsondocument import Document
+
+    for number, value in Document(f, path, MAX_RECORD, WRAPPERS).records():
+        yield number, _as_row(value)
+
+
+def _csv(f: io.BufferedReader, path: Path) -> Rows:
+    """CSV with a header; commas, semicolons or tabs, whichever the header has most of. Cells may hold JSON messages."""
+    csv.field_size_limit(MAX_RECORD)
+    header = f.peek(_HEAD)[:_HEAD].split(b"\n")[0]
+    delimiter = max(",;\t", key=lambda d: header.count(d.encode()))
+
+    def text_lines() -> Iterator[str]:
+        for number, line in _decoded(f):
+            if isinstance(line, BadRow):
+                raise DataError(f"{path}:{number} (line): {line.detail}")
+            yield line
+
+    reader = csv.reader(text_lines(), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        names = next(reader)
+        if len(set(names)) < len(names):
+            twice = next(n for n in names if names.count(n) > 1)
+            raise DataError(f"{path}:1 ({twice}): two columns have this name; rename one")
+        start = reader.line_num + 1
+        for cells in reader:
+            if len(cells) == len(names):
+                yield start, {name: _cell(cell) for name, cell in zip(names, cells, strict=True)}
+            elif cells:
+                detail = f"expected {len(names)} cells, found {len(cells)}; is a quote missing?"
+                yield start, BadRow("line", "wrong number of cells", detail)
+            start = reader.line_num + 1
+    except csv.Error as e:
+        raise DataError(f"{path}:{start} (line): broken CSV: {e}; is a quote left open?") from e
+
+
+def _cell(cell: str) -> Any:
+    """A cell: messages if it is JSON messages, otherwise its text; an empty one is None."""
+    if cell[:1] in "[{" and cell and ('"content"' in cell or '"value"' in cell):
+        try:
+            value = json.loads(cell)
+        except ValueError:
+            return cell
+        return value if is_messages(value) else cell
+    return cell or None
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def without_nulls(value: Any) -> Any:
+    """Arrow fills the keys that a record lacks with null; inside a column these go again."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [without_nulls(v) for v in value]
+    return value
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as f:
+            for batch in f.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {k: without_nulls(v) for k, v in row.items()}
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{path}: damaged Parquet after row {number}: {str(e).splitlines()[0]}") from e
+
+
+def _arrow(path: Path) -> Rows:
+    import pyarrow as pa
+
+    number = 0
+    try:
+        with pa.memory_map(str(path)) as f:
+            stream = f.read(6) != b"ARROW1"
+            f.seek(0)
+            if stream:
+                batches: Iterator[Any] = iter(pa.ipc.open_stream(f))
+            else:
+                file = pa.ipc.open_file(f)
+                batches = (file.get_batch(i) for i in range(file.num_record_batches))
+            for batch in batches:
+                for start in range(0, batch.num_rows, 256):
+                    for row in batch.slice(start, 256).to_pylist():
+                        number += 1
+                        yield number, {k: without_nulls(v) for k, v in row.items()}
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{path}: damaged Arrow file after row {number}: {str(e).splitlines()[0]}") from e
