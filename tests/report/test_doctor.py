@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
-from synthetic_runs import make, to
 
 from prefiere.report.doctor import Diagnosis, diagnose
 from prefiere.run import Run
+from synthetic_runs import make, to
 
-SEEDS = range(8)
+SEEDS = range(5)
 
 BOTH_FALL = {"rewards/chosen": to(-0.5), "rewards/rejected": to(-1.2), "rewards/margins": to(0.7)}
 # The study's pattern: chosen, margin and accuracy fall, rejected stays flat.
@@ -281,15 +281,15 @@ def test_sft(tmp_path: Path, seed: int) -> None:
 
 
 def test_noise_rarely_passes_for_learning(tmp_path: Path) -> None:
-    """A run without any effect: at most a few of 60 may claim one (2.5% are expected)."""
+    """A run without any effect: at most a few of 40 may claim one (2.5% are expected)."""
     flat = NOTHING | {
         "rewards/margins": to(0.0),
         "rewards/accuracies": to(0.5, 0.5),
         "loss": to(math.log(2), math.log(2)),
     }
     still = {"samples/score": to(0.5, 0.5)}
-    found = [diagnose(make(tmp_path / str(s), s, train=flat, answers=still, steps=20)) for s in range(60)]
-    assert sum(d.severity in ("good", "bad") for d in found) <= 5
+    found = [diagnose(make(tmp_path / str(s), s, train=flat, answers=still, steps=20)) for s in range(40)]
+    assert sum(d.severity in ("good", "bad") for d in found) <= 4
 
 
 def test_one_noisy_row_decides_nothing(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ NAMES = {
     "samples/eos_rate": "answers that end by themselves",
     "samples/length": "length of the answers",
     "samples/repetition": "text that repeats itself",
-    "samples/ref_logp": "how natural the answers are to the model from before",
-    "samples/kl": "KL to the model from before",
+    "samples/ref_logp": "naturalness of the answers to the model from before",
+    "samples/kl": "KL to the start",
     "samples/score": "judge's score",
     "grad_norm": "gradient norm",
 }
@@ -70,7 +70,8 @@ def with_interval(level: Level, key: str = "") -> str:
     """``0.41 (0.36 to 0.46)``: a mean and its 95% interval."""
     if not level.known or level.low == level.high:
         return number(level.mean, key)
-    return f"{number(level.mean, key)} ({number(level.low, key)} to {number(level.high, key)})"
+    low, high = (max(0.0, level.low), min(1.0, level.high)) if is_share(key) else (level.low, level.high)
+    return f"{number(level.mean, key)} ({number(low, key)} to {number(high, key)})"
 
 
 def before_and_after(key: str, change: Change) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SOUND: dict[str, tuple[Course, float]] = {
     "samples/kl": (to(3.0), 2.0),
     "samples/score": (to(0.8, 0.5), 0.4),
 }
+SHARES = ("rewards/accuracies", "samples/eos_rate", "samples/repetition")
 
 
 def make(
@@ -75,17 +76,20 @@ def make(
             noise = 0.0 if exact else error * (0.8 * luck[key] + 0.6 * rng.normal())
             half = 0.0 if exact else 1.96 * error
             row[prefix + key] = course(t) + noise
-            if key in ("rewards/accuracies", "samples/eos_rate", "samples/repetition"):
+            if key in SHARES:
                 row[prefix + key] = min(1.0, max(0.0, course(t) + noise))
                 half = 1.96 * error  # a share has a width at step 0 too
-            value = row[prefix + key]
-            row |= {f"{prefix}{key}_low": value - half, f"{prefix}{key}_high": value + half, f"{prefix}{key}_n": n}
+            low, high = row[prefix + key] - half, row[prefix + key] + half
+            if key in SHARES:
+                low, high = max(0.0, low), min(1.0, high)
+            row |= {f"{prefix}{key}_low": low, f"{prefix}{key}_high": high, f"{prefix}{key}_n": n}
         return row
 
     def with_(changes: dict[str, Course] | None, base: dict[str, tuple[Course, float]]) -> dict[str, Any]:
         return base | {k: (c, base.get(k, (c, 0.3))[1]) for k, c in (changes or {}).items()}
 
     of_train, of_eval, of_answers = with_(train, HEALTHY), with_(held_out or train, HEALTHY), with_(answers, SOUND)
+    rows: list[Mapping[str, Any]] = []
     for step in range(steps + 1):
         t = step / steps
         row: dict[str, Any] = {"step": step, "epoch": t, "seconds": 0.6 * step}
@@ -95,5 +99,6 @@ def make(
             row |= {"grad_norm": float(rng.lognormal(0, 0.3)), "learning_rate": 1e-5 * (1 - t)}
         if step % max(1, steps // 10) == 0:
             row |= measured("eval_", of_eval, t, pairs) | measured("", of_answers, t, prompts)
-        run.log({k: v for k, v in row.items() if not k.startswith(drop)} if drop else row)
+        rows.append({k: v for k, v in row.items() if not k.startswith(drop)} if drop else row)
+    run._append("metrics.jsonl", rows)
     return run

@@ -1,0 +1,284 @@
+"""One HTML file that shows a run, or several on the same axes: no network, no script, whatever text the model wrote.
+
+Everything comes from the run folders. Text of models and data is hostile until escaped: Jinja escapes all of it, and
+``visible`` spells out characters that hide or reorder others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from prefiere.report import plots
+from prefiere.report.case import Case
+from prefiere.report.doctor import Diagnosis, diagnose
+from prefiere.report.words import NAMES, bare, duration, number, visible, with_interval
+from prefiere.run import Run, RunError, write_text
+
+LONGEST = 1500
+"""Characters shown of a prompt, an answer or a setting; the rest is counted."""
+SHOWN = 48
+"""Answers shown of a run, the first ones open; the rest is counted."""
+
+METHODS = {"dpo": "Preference optimisation (DPO)", "sft": "Supervised fine-tuning (SFT)"}
+KEY_SETTINGS = (
+    *("model", "data", "eval_data", "loss_type", "beta", "learning_rate"),
+    *("batch_size", "num_train_epochs", "max_steps", "lora", "seed"),
+)
+TILES = (
+    "eval_rewards/accuracies",
+    "eval_rewards/margins",
+    "eval_loss",
+    "eval_mean_token_accuracy",
+    "samples/score",
+    "samples/kl",
+    "samples/eos_rate",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Text cut to what is shown: pieces with whether they changed, and how many characters are left out."""
+
+    pieces: tuple[tuple[str, bool], ...]
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The same prompt, answered before and after; either may be missing."""
+
+    prompt: Passage
+    before: Passage | None
+    after: Passage | None
+    row_before: Mapping[str, Any]
+    row_after: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """All that the page shows of one run."""
+
+    name: str
+    colour: str
+    case: Case
+    diagnosis: Diagnosis
+    facts: Mapping[str, str]
+    tiles: Mapping[str, tuple[str, str]]
+    answers: tuple[Answer, ...]
+    answer_steps: tuple[int, int]
+    answers_left_out: int
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    choices: tuple[Mapping[str, Any], ...]
+
+
+def render(runs: Sequence[Run], out: Path) -> Path:
+    """Write the report of ``runs`` to ``out`` and return it. Raises RunError where a folder is no run or damaged."""
+    if not runs:
+        raise RunError("a report needs at least one run.")
+    out = Path(out)
+    cases = [Case(Run.open(run.folder)) for run in runs]
+    names = _distinct([case.run for case in cases])
+    sheets = [_sheet(case, names[i], plots.colour(i)) for i, case in enumerate(cases)]
+    page = _environment().get_template("template.html")
+    html = page.render(
+        sheets=sheets,
+        curves=_figures((plots.coin_flip(cases), *plots.CURVES[1:]), cases, sheets),
+        signals=_figures(plots.ANSWERS, cases, sheets),
+        facts=_beside([sheet.facts for sheet in sheets]),
+        settings=_beside([{k: _shown(v) for k, v in case.recipe.items()} for case in cases]),
+        glance=list(dict.fromkeys(name for sheet in sheets for name in sheet.tiles)),
+        several=len(sheets) > 1,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, html)
+    return out
+
+
+def _environment() -> Environment:
+    """Escaping for everything, and no invisible character in any text that is put in."""
+
+    def finalize(value: Any) -> Any:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=PackageLoader("prefiere.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": _shown, "label": _label, "passage": _cut}
+    return environment
+
+
+def _sheet(case: Case, name: str, colour: str) -> Sheet:
+    answers, steps, left_out = _answers(case.run.samples)
+    environment = case.run.environment
+    choices = environment.get("choices")
+    return Sheet(
+        name=name,
+        colour=colour,
+        case=case,
+        diagnosis=diagnose(case.run),
+        facts=dict(_facts(case)),
+        tiles=dict(_tiles(case)),
+        answers=tuple(answers),
+        answer_steps=steps,
+        answers_left_out=left_out,
+        data=case.run.data,
+        environment={k: v for k, v in environment.items() if k != "choices"},
+        choices=tuple(c for c in choices if isinstance(c, Mapping)) if isinstance(choices, list) else (),
+    )
+
+
+def _distinct(runs: Sequence[Run]) -> list[str]:
+    """Folder names; whole paths where two are the same."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def _facts(case: Case) -> Iterable[tuple[str, str]]:
+    """What was run on what, as (label, value)."""
+    recipe, status = case.recipe, case.status
+    method = str(recipe.get("method", "?"))
+    yield "method", METHODS.get(method, method)
+    for key in KEY_SETTINGS:
+        if recipe.get(key) is not None:
+            yield _label(key), _shown(recipe[key])
+    if recipe.get("learning_rate") == "auto" and case.learning_rate:
+        yield "learning rate used", f"{case.learning_rate:.2g} at its peak"
+    total = status.get("total_steps")
+    yield "updates", f"{case.steps:,}" + (f" of {total:,}" if isinstance(total, int) and total != case.steps else "")
+    if status.get("state"):
+        yield "state", str(status["state"])
+    if time := duration(status.get("seconds")):
+        yield "time", time
+    speed, memory = case.series("tokens_per_second"), case.series("peak_memory_mb")
+    if len(speed):
+        yield "speed", f"{number(speed.end.mean)} tokens per second"
+    if len(memory):
+        yield "memory", f"{memory.values.max():,.0f} MB at the peak"
+
+
+def _tiles(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
+    """The numbers that say most: (name, (before, after with interval))."""
+    for key in TILES:
+        if (change := case.change(key)) is not None:
+            name = NAMES[bare(key)] + (" on held-out data" if key.startswith("eval_") else "")
+            yield name, (number(change.before.mean, key), with_interval(change.after, key))
+
+
+def _figures(
+    panels: Sequence[plots.Panel], cases: Sequence[Case], sheets: Sequence[Sheet]
+) -> list[tuple[plots.Panel, Markup, list[tuple[str, str, str]]]]:
+    """(panel, svg, [(colour, what the line is, its end in words)]) of each panel that any run has.
+
+    With several runs only the line to judge by is put in words: held out where there is such, else training.
+    """
+    figures, several = [], len(sheets) > 1
+    for panel in panels:
+        svg = plots.draw(panel, cases)
+        if svg is None:
+            continue
+        lines = []
+        for sheet in sheets:
+            told = False
+            for prefix, kind in (("eval_", "held out"), ("", _kind(panel.key))):
+                series = sheet.case.series(prefix + panel.key)
+                if not len(series) or (several and told):
+                    continue
+                told = True
+                colour = "train" if kind == "training" and not several else sheet.colour
+                who = f"{sheet.name}, {kind}" if several else kind
+                lines.append((colour, who, with_interval(series.end, panel.key)))
+        figures.append((panel, Markup(svg), lines))
+    return figures
+
+
+def _kind(key: str) -> str:
+    return "sampled" if key.startswith("samples/") else "training"
+
+
+def _beside(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], bool]]:
+    """(key, its value in each run, whether they differ), the differing ones first."""
+    keys = dict.fromkeys(key for run in runs for key in run)
+    rows = [(key, [run.get(key, "") for run in runs]) for key in keys]
+    return sorted(((key, values, len(set(values)) > 1) for key, values in rows), key=lambda row: not row[2])
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Answer], tuple[int, int], int]:
+    """First and last answers to each prompt and sample, their steps, and how many are not shown."""
+    steps = [r["step"] for r in rows if isinstance(r.get("step"), int)]
+    if not steps:
+        return [], (0, 0), 0
+    first, last = min(steps), max(steps)
+    found: dict[tuple[str, Any], dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("step") in (first, last):
+            found.setdefault((_prompt(row.get("prompt")), row.get("sample")), {})[row["step"]] = row
+    answers = []
+    for (prompt, _), by_step in list(found.items())[:SHOWN]:
+        before, after = by_step.get(first), by_step.get(last) if last != first else None
+        texts = [None if r is None else _cut(str(r.get("completion") or "")) for r in (before, after)]
+        if texts[0] and texts[1]:
+            texts = list(_compared(texts[0], texts[1]))
+        answers.append(Answer(_cut(prompt), texts[0], texts[1], before or {}, after or {}))
+    return answers, (first, last), max(0, len(found) - SHOWN)
+
+
+def _prompt(prompt: Any) -> str:
+    """A prompt as text; messages become ``role: content``."""
+    if isinstance(prompt, list):
+        turns = [m if isinstance(m, Mapping) else {"content": m} for m in prompt]
+        return "\n\n".join(f"{m.get('role', '')}: {m.get('content', '')}".removeprefix(": ") for m in turns)
+    return str(prompt if prompt is not None else "")
+
+
+def _cut(text: str) -> Passage:
+    """The beginning of a text, and how much is left out."""
+    return Passage(((text[:LONGEST], False),), max(0, len(text) - LONGEST))
+
+
+def _compared(before: Passage, after: Passage) -> tuple[Passage, Passage]:
+    """Both with the words that differ marked; unmarked where hardly a word is the same, and marks would say nothing."""
+    a, b = (re.findall(r"\S+\s*|\s+", p.pieces[0][0]) for p in (before, after))
+    matcher = difflib.SequenceMatcher(None, [w.strip() for w in a], [w.strip() for w in b], autojunk=False)
+    if matcher.ratio() < 0.4:
+        return before, after
+    left, right = [], []
+    for kind, i, j, k, m in matcher.get_opcodes():
+        left.append(("".join(a[i:j]), kind != "equal"))
+        right.append(("".join(b[k:m]), kind != "equal"))
+    return (
+        Passage(tuple(piece for piece in left if piece[0]), before.left_out),
+        Passage(tuple(piece for piece in right if piece[0]), after.left_out),
+    )
+
+
+def _shown(value: Any) -> str:
+    """A setting or figure of the run as text."""
+    if isinstance(value, bool) or value is None:
+        text = {True: "yes", False: "no", None: "none"}[value]
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    elif isinstance(value, str | int):
+        text = str(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+
+
+def _label(key: Any) -> str:
+    """``learning_rate`` as ``learning rate``."""
+    return str(key).replace("_", " ")
