@@ -53,11 +53,11 @@ def test_swapping_answers_and_label_changes_nothing(a: float, b: float, p: float
 
 
 def test_scores_in_half_precision_are_subtracted_in_fp32() -> None:
-    chosen, rejected = torch.tensor([256.0], dtype=torch.bfloat16), torch.tensor([1.0], dtype=torch.bfloat16)
-    y = reward.bradley_terry(rejected, chosen)  # 255 is no bf16 number
+    chosen, rejected = torch.tensor([512.0], dtype=torch.bfloat16), torch.tensor([1.0], dtype=torch.bfloat16)
+    y = reward.bradley_terry(rejected, chosen)  # 511 is no bf16 number
     assert y.dtype == torch.float32
-    assert y.item() == 255.0
-    assert reward.centring(chosen, rejected).item() == 257.0**2
+    assert y.item() == 511.0
+    assert reward.centring(chosen, rejected).item() == 513.0**2
 
 
 def test_extreme_scores_have_finite_gradients() -> None:
