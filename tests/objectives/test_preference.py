@@ -229,8 +229,8 @@ def test_pairs_from_completions() -> None:
 def test_half_precision_is_raised_before_the_subtraction() -> None:
     # 512 - 1 = 511 is not a bf16 number.
     b = batch([(-1.0, -512.0, 0.0, 0.0, 1, 1, 1.0)], torch.bfloat16)
-    chosen, rejected = b.logratios()
-    assert (chosen - rejected).item() == 511.0
+    for chosen, rejected in (b.logratios(), b.logps()):
+        assert (chosen - rejected).item() == 511.0
     assert preference.hinge(swapped(b), beta=1.0).dtype == torch.float32
 
 
