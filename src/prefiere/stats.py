@@ -118,6 +118,20 @@ def clustered_mean(
     return Estimate(mean, *_score_interval(mean, effective, t), n, g)
 
 
+def _ratio(x: np.ndarray, w: np.ndarray, clusters: Sequence[Hashable] | np.ndarray, level: float) -> Estimate:
+    """sum w x / sum w, linearised: the ratio estimator's cluster-robust interval. Values of weight 0 are not there."""
+    here = w > 0
+    x, w = x[here], w[here]
+    _, group = np.unique(np.asarray(clusters)[here], return_inverse=True)
+    n, g = len(x), int(group.max()) + 1 if len(group) else 0
+    mean = float(w @ x / w.sum()) if n else math.nan
+    if g < 2:
+        return Estimate(mean, math.nan, math.nan, n, g)
+    off = np.bincount(group, weights=w * (x - mean))
+    half = _t(level, g - 1) * math.sqrt(g / (g - 1) * float(off @ off)) / float(w.sum())
+    return Estimate(mean, mean - half, mean + half, n, g)
+
+
 def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share of independent trials (Wilson 1927); (nan, nan) without a trial."""
     if not n:

@@ -1,7 +1,7 @@
 """Token ids of prompts and their completions, in flat arrays that a million examples fit in.
 
 Every algorithm sees its data as `PromptGroup`s: one prompt with k completions (SFT and KTO k=1, pairs k=2 with the
-chosen one first, samples k=n). `GroupStore` holds many of them as a handful of flat arrays, in memory or mapped from disk.
+chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or mapped from disk.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 
@@ -98,7 +99,7 @@ class GroupStore(Sequence[PromptGroup]):
             raise IndexError(i)
         a, i = self._a, i % len(self)
         cuts = a["offsets"][i * (self.k + 1) : (i + 1) * (self.k + 1) + 1].tolist()
-        parts = [slice(s, e) for s, e in zip(cuts, cuts[1:], strict=False)]
+        parts = [slice(s, e) for s, e in pairwise(cuts)]
         return PromptGroup(
             prompt=a["tokens"][parts[0]],
             completions=tuple(a["tokens"][p] for p in parts[1:]),

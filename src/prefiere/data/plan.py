@@ -1,4 +1,4 @@
-"""Who is in an update and how it is cut into micro-batches: a pure function of (lengths, budget, seed, step, world size).
+"""Who is in an update and how it is cut into micro-batches: pure functions of lengths, budget, seed, step and world.
 
 Who is in an update depends on neither the budget nor the number of processes, so hardware changes speed and never the
 result. Every rank gets equally many micro-batches; an empty one is a filler that keeps collective calls in step.

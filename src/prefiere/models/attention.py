@@ -139,7 +139,7 @@ def segment_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D].
+    """Attention as transformers calls it: query [1, heads, T, D], key, value [1, kv_heads, T, D] -> [1, T, heads, D].
 
     Raises NotImplementedError for variants whose extra inputs (sinks, position biases) it does not know.
     """

@@ -7,7 +7,7 @@ same luck.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +39,14 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seed: int, prompt: np.ndarray, sample: np.ndarray, position: np.ndarray) -> np.ndarray:
+def uniforms(seed: int, prompt: np.ndarray, sample: np.ndarray, position: int) -> np.ndarray:
     """float64 [n] in (0, 1): one number for each (seed, prompt id, sample, position)."""
-    state = np.uint64(seed % 2**64)
-    for part in (prompt, sample, position):
+    state = np.full(len(prompt), seed % 2**64, np.uint64)
+    for part in (prompt, sample, np.asarray(position)):
         with np.errstate(over="ignore"):
-            state = _mix(state + np.uint64(0x9E3779B97F4A7C15) + part.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
-    return ((state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+            salt = part.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)
+            state = _mix(state + np.uint64(0x9E3779B97F4A7C15) + salt)
+    return np.asarray(((state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
 
 
 def _choose(logp_RV: Tensor, u_R: np.ndarray, top_p: float) -> Tensor:
@@ -58,6 +59,31 @@ def _choose(logp_RV: Tensor, u_R: np.ndarray, top_p: float) -> Tensor:
     cdf = p.cumsum(-1)
     u = torch.from_numpy(u_R).to(cdf.device)[:, None] * cdf[:, -1:]
     return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_(max=p.shape[-1] - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How tokens are drawn: temperature (0 is greedy), nucleus, seed, ids that end an answer, ids never chosen."""
+
+    temperature: float
+    top_p: float
+    seed: int
+    ends: np.ndarray
+    forbidden: tuple[int, ...]
+
+    def __call__(
+        self, logits_RV: Tensor, prompt_R: np.ndarray, sample_R: np.ndarray, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """The next token of each row [R] and its log-prob [R]."""
+        logits = logits_RV.float()
+        if self.forbidden:
+            logits[:, list(self.forbidden)] = float("-inf")
+        logp = torch.log_softmax(logits / self.temperature if self.temperature > 0 else logits, -1)
+        if self.temperature > 0:
+            choice = _choose(logp, uniforms(self.seed, prompt_R, sample_R, step), self.top_p)
+        else:
+            choice = logits.argmax(-1)
+        return choice, logp.gather(-1, choice[:, None])[:, 0]
 
 
 @torch.no_grad()
@@ -86,6 +112,7 @@ def generate(
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} has no tokens: there is nothing to continue")
     names = np.asarray(prompt_ids if prompt_ids is not None else range(len(prompts)), np.int64)
+    draw = Drawing(temperature, top_p, seed, np.asarray(list(eos_ids)), tuple(forbidden))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     width = max(1, rows // samples)
     was_training = model.training
@@ -93,88 +120,68 @@ def generate(
     done: dict[tuple[int, int], Sample] = {}
     for start in range(0, len(order), width):
         group = order[start : start + width]
-        for s in _decode(
-            model, prompts, group, names, samples, max_new_tokens, temperature, top_p, eos_ids, seed, forbidden
-        ):
-            done[s.prompt, s.sample] = s
+        for s in _decode(model, [prompts[i] for i in group], names[group], samples, max_new_tokens, draw):
+            at = group[s.prompt]
+            done[at, s.sample] = Sample(at, s.sample, s.tokens, s.logp, s.ended)
         if progress:
             progress(len(group) * samples)
     model.train(was_training)
     return [done[i, j] for i in range(len(prompts)) for j in range(samples)]
 
 
+def _padded_left(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [R, L], padded on the left, so that every row's next token stands in the same column."""
+    longest = max(len(p) for p in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for r, p in enumerate(prompts):
+        ids[r, longest - len(p) :] = torch.from_numpy(p.astype(np.int64))
+        mask[r, longest - len(p) :] = 1
+    return ids.to(device), mask.to(device)
+
+
 def _decode(
     model: PreTrainedModel,
     prompts: Sequence[np.ndarray],
-    group: list[int],
     names: np.ndarray,
     samples: int,
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    eos_ids: Sequence[int],
-    seed: int,
-    forbidden: Sequence[int],
-) -> list[Sample]:
-    device = model.get_input_embeddings().weight.device
-    longest = max(len(prompts[i]) for i in group)
-    ids = torch.zeros(len(group), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for r, i in enumerate(group):  # on the left, so that every row's next token stands in the same column
-        ids[r, longest - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype(np.int64))
-        mask[r, longest - len(prompts[i]) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    draw: Drawing,
+) -> Iterator[Sample]:
+    """Prefill each prompt once, repeat the cache for its samples, and drop rows as they end."""
+    device = next(model.parameters()).device
+    ids, mask = _padded_left(prompts, device)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    out = model(
+    logits = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=position,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-    )
-    repeat = torch.arange(len(group)).repeat_interleave(samples)
+    ).logits[:, -1]
     cache.batch_repeat_interleave(samples)
-    logits = out.logits[:, -1].index_select(0, repeat.to(device))
-    mask, position = (x.index_select(0, repeat.to(device)) for x in (mask, position[:, -1:]))
-    row_prompt = np.asarray(group)[repeat.numpy()]
-    row_sample = np.tile(np.arange(samples), len(group))
+    row_prompt, row_sample = np.repeat(np.arange(len(prompts)), samples), np.tile(np.arange(samples), len(prompts))
+    repeat = torch.from_numpy(row_prompt).to(device)
+    logits, mask, position = (x.index_select(0, repeat) for x in (logits, mask, position[:, -1:]))
     tokens: list[list[int]] = [[] for _ in row_prompt]
     logps: list[list[float]] = [[] for _ in row_prompt]
     alive = np.arange(len(row_prompt))
-    finished: list[Sample] = []
-    ends = np.asarray(list(eos_ids))
     for step in range(max_new_tokens):
-        logits = logits.float()
-        if len(forbidden):
-            logits[:, list(forbidden)] = float("-inf")
-        logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
-        if temperature > 0:
-            u = uniforms(seed, names[row_prompt[alive]], row_sample[alive], np.full(len(alive), step))
-            choice = _choose(logp, u, top_p)
-        else:
-            choice = logits.argmax(-1)
+        choice, logp = draw(logits, names[row_prompt[alive]], row_sample[alive], step)
         chosen = choice.cpu().numpy()
-        chosen_logp = logp.gather(-1, choice[:, None])[:, 0].cpu().numpy()
-        for r, t, lp in zip(alive, chosen, chosen_logp, strict=True):
-            tokens[r].append(int(t))
-            logps[r].append(float(lp))
-        ended = np.isin(chosen, ends)
+        for r, t, lp in zip(alive.tolist(), chosen.tolist(), logp.tolist(), strict=True):
+            tokens[r].append(t)
+            logps[r].append(lp)
+        ended = np.isin(chosen, draw.ends)
         last = step == max_new_tokens - 1
-        for r, e in zip(alive, ended, strict=True):
+        for r, e in zip(alive.tolist(), ended.tolist(), strict=True):
             if e or last:
-                finished.append(
-                    Sample(
-                        int(row_prompt[r]),
-                        int(row_sample[r]),
-                        np.asarray(tokens[r], np.int32),
-                        np.asarray(logps[r], np.float32),
-                        bool(e),
-                    )
-                )
+                made = np.asarray(tokens[r], np.int32), np.asarray(logps[r], np.float32)
+                yield Sample(int(row_prompt[r]), int(row_sample[r]), *made, e)
         if last or ended.all():
-            break
+            return
         if ended.any():
             keep = torch.from_numpy(np.flatnonzero(~ended)).to(device)
             cache.batch_select_indices(keep)
@@ -185,4 +192,3 @@ def _decode(
         logits = model(
             input_ids=choice[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
         ).logits[:, -1]
-    return finished

@@ -66,7 +66,7 @@ def resolve(name: str | Path, *, trust: bool = False) -> Source:
             return Source(str(base), str(path), trust)
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
-        return Source(str(path), None, trust)
+        return Source(str(path.resolve()), None, trust)
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
     from huggingface_hub import file_exists
@@ -127,7 +127,7 @@ def _from_pretrained(source: Source, dtype: torch.dtype, device: torch.device | 
         )
     except (OSError, ValueError, KeyError) as e:
         raise _explain(source.base, e) from e
-    model = model.to(device)
+    torch.nn.Module.to(model, device)
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
         if getattr(model.config, name, 0):
             setattr(model.config, name, 0.0)
@@ -179,7 +179,8 @@ class Adapter:
             if not path.is_file():
                 raise ModelError(f"peft_config: there is no file {config}.")
             config = json.loads(path.read_text())
-        values = {"task_type": "CAUSAL_LM", "peft_type": "LORA", **config}
+        values = {"task_type": "CAUSAL_LM", "peft_type": "LORA"} | dict(config)  # type: ignore[arg-type]
+
         try:
             return cls(get_peft_config(values))
         except (TypeError, ValueError, KeyError) as e:

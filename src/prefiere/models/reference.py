@@ -21,7 +21,6 @@ from safetensors.numpy import load_file, save_file
 
 from prefiere.data.batch import pack
 from prefiere.data.groups import GroupStore, PromptGroup
-from prefiere.data.plan import split
 from prefiere.models.roles import REFERENCE, Trunk
 
 
@@ -33,7 +32,7 @@ class Reference:
         self._copy: Trunk | None = None
         if not trunk.adapted:
             self._copy = Trunk(copy.deepcopy(trunk.model).eval().requires_grad_(False), packed=trunk.packed)
-        self._adapter = REFERENCE if trunk.adapted and REFERENCE in trunk.model.peft_config else None  # type: ignore[operator]
+        self._adapter = REFERENCE if trunk.adapted and REFERENCE in trunk.model.peft_config else None
 
     @contextmanager
     def live(self) -> Iterator[Trunk]:
@@ -61,13 +60,10 @@ def sequence_logps(
     k = len(groups[0].completions)
     out = np.zeros((len(groups), k), np.float32)
     device = trunk.device
+    was_training = trunk.training
+    trunk.eval()
     by_length = np.argsort(-lengths, kind="stable")
-    (batches,) = (
-        split(by_length, lengths, budget=budget).ranks
-        if len(by_length) <= 4096
-        else (_runs(by_length, lengths, budget),)
-    )
-    for batch_indices in batches:
+    for batch_indices in _runs(by_length, lengths, budget):
         batch = pack([groups[i] for i in batch_indices]).to(device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             logp = trunk(batch).logp_N
@@ -75,6 +71,7 @@ def sequence_logps(
         out[list(batch_indices)] = sums.view(-1, k).cpu().numpy()
         if progress:
             progress(len(batch_indices))
+    trunk.train(was_training)
     return out
 
 

@@ -93,7 +93,7 @@ class Trunk(nn.Module):
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), self.role(self._role)
 
-        self.lm.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        self.lm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
 
     def forward(
         self, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, plan: AttentionPlan | None = None

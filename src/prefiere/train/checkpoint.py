@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -21,25 +19,9 @@ from prefiere.run import sync_folder
 from prefiere.train.engine import Engine
 
 
-def _random_state() -> dict[str, Any]:
-    # Python's and numpy's states as JSON inside one tensor-free file: nothing here needs a pickle.
-    version, words, gauss = random.getstate()
-    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [name, keys.tolist(), pos, has_gauss, cached],
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, pos, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, np.uint32), pos, has_gauss, cached))
-
-
 def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path:
-    """Write a checkpoint of the trained weights, optimizer, schedule, scaler, random states and ``state`` (JSON).
+    """Write a checkpoint of the trained weights, optimizer, schedule, scaler, torch's random state (nothing else draws
+    from a global one) and ``state`` (JSON).
 
     Every process calls it; the first writes. Raises OSError when it cannot be written, leaving earlier ones whole.
     """
@@ -53,7 +35,6 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
     rank = engine.accelerator.process_index
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, temporary / f"rng-{rank}.pt")
-    (temporary / f"rng-{rank}.json").write_text(json.dumps(_random_state()))
     engine.accelerator.wait_for_everyone()
     if main:
         weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
@@ -119,7 +100,6 @@ def load(path: Path, engine: Engine) -> dict[str, Any]:
     torch.set_rng_state(rng["cpu"])
     if rng["cuda"]:
         torch.cuda.set_rng_state_all(rng["cuda"])
-    _restore_random_state(json.loads((path / f"rng-{rank}.json").read_text()))
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     engine.budget, engine.backoffs = state["budget"], state["backoffs"]
     return state

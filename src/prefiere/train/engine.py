@@ -227,7 +227,7 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
             batch = self.pack(store, [i])
             loss = sum_terms(objective(self.forward(batch), batch).terms, store.counts(np.asarray([i])))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if not all(torch.isfinite(p.grad).all() for p in self.parameters if p.grad is not None):
                 bad.append(store[int(i)].source or f"example {i}")
         self.optimizer.zero_grad(set_to_none=True)
@@ -268,7 +268,7 @@ class Engine:
         order = np.asarray([place[int(i)] for i in members])
 
         def column(at: int, name: str) -> np.ndarray:
-            return np.concatenate([p[at][name] for p in parts])[order]  # type: ignore[call-overload]
+            return np.concatenate([p[at][name] for p in parts])[order]
 
         return Measured(index[order], {n: column(1, n) for n in parts[0][1]}, {n: column(2, n) for n in parts[0][2]})
 
@@ -291,7 +291,7 @@ class Engine:
         """The sum of a tensor over all processes."""
         if self.world_size == 1:
             return value
-        total: Tensor = self.accelerator.reduce(value, "sum")  # type: ignore[assignment]
+        total: Tensor = self.accelerator.reduce(value, "sum")
         return total
 
 

@@ -29,7 +29,7 @@ class Pairs:
     """A pairwise loss over (chosen, rejected) groups.
 
     reference: float32 [n, 2], the reference's log-prob of each completion of the store; zeros where the loss has none.
-    noise: margins within it are ties.
+    noise: margins within it are ties; measures_noise: margins are 0 in truth before training, so it can be measured.
     """
 
     loss: Loss
@@ -38,6 +38,7 @@ class Pairs:
     reference: np.ndarray
     rpo_alpha: float = 0.0
     noise: float = 0.0
+    measures_noise: bool = False
 
     def prepare(self, engine: Engine, members: np.ndarray) -> None:
         """Nothing: pairs do not depend on each other."""
@@ -76,7 +77,7 @@ def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:
 class Unpaired:
     """KTO over single answers, each with a mismatched one (another prompt's) that estimates the KL.
 
-    mismatched: a store of the same prompts with other prompts' answers. reference, reference_mismatched: float32 [n, 1].
+    mismatched: a store of the same prompts with other prompts' answers. reference*: float32 [n, 1].
     """
 
     mismatched: GroupStore

@@ -1,0 +1,203 @@
+"""The same prompts and seeds through two models, side by side, judged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefiere.data import formats
+from prefiere.data.chat import Encoder, eos_ids_of
+from prefiere.data.schema import Text
+from prefiere.evaluate.judges import load_scorer
+from prefiere.evaluate.policy import Answers, Sampler
+from prefiere.models.load import Source, load_model, load_tokenizer, resolve
+from prefiere.models.roles import Trunk
+from prefiere.run import Run
+from prefiere.stats import Estimate, clustered_mean, sign_test
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """One prompt with the answer of each model; scores where there is a judge."""
+
+    prompt: str
+    before: str
+    after: str
+    score_before: float | None = None
+    score_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two models' answers to the same prompts under the same seeds.
+
+    ``score_before``, ``score_after`` and ``gain`` are means with 95% intervals clustered by prompt; ``p_value`` is the
+    sign test's over wins and losses. All None without a judge.
+    """
+
+    before: str
+    after: str
+    pairings: list[Pairing] = field(default_factory=list)
+    judge: str | None = None
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    score_before: Estimate | None = None
+    score_after: Estimate | None = None
+    gain: Estimate | None = None
+    p_value: float | None = None
+    signals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.before}  ->  {self.after}"]
+        for p in self.pairings[:3]:
+            lines += [f"  {p.prompt}", f"    before: {p.before}", f"    after:  {p.after}"]
+        if self.gain is not None and self.score_before is not None and self.score_after is not None:
+            lines.append(
+                f"score {self.score_before.mean:.3f} -> {self.score_after.mean:.3f}, gain {self.gain.mean:+.3f} "
+                f"[{self.gain.low:+.3f}, {self.gain.high:+.3f}]; {self.wins} won, {self.losses} lost, {self.ties} tied"
+            )
+        return "\n".join(lines)
+
+
+def sides(before: str | os.PathLike[str], after: str | os.PathLike[str] | None) -> tuple[str, str, Run | None]:
+    """The two models to compare: both named, or those before and after a run. Raises ValueError otherwise."""
+    if after is not None:
+        return os.fspath(before), os.fspath(after), None
+    run = Run.open(os.fspath(before))
+    return str(run.recipe["model"]), str(run.folder), run
+
+
+def compare(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str] | None = None,
+    *,
+    prompts: str | Path | Sequence[Text] | None = None,
+    judge: str | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    limit: int = 64,
+    trust: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Compared:
+    """Ask both models the same prompts under the same seeds.
+
+    ``prompts`` is a file of prompts or a list; a run alone brings its validation prompts, and its judge. Raises
+    ValueError where there are none.
+    """
+    first, second, run = sides(before, after)
+    asked: Sequence[Text]
+    if prompts is None:
+        if run is None:
+            raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
+        asked = validation_prompts(run, limit)
+    elif isinstance(prompts, str | Path):
+        asked = [r.prompt for r in formats.read(prompts, kind="prompts", limit=limit)]
+    else:
+        asked = list(prompts)[:limit]
+    if run is not None and judge is None:
+        judge = run.recipe.get("judge")
+    options = Options(samples, temperature, top_p, max_new_tokens, seed)
+    answers = [ask(resolve(m, trust=trust), asked, options, judge=judge, progress=progress) for m in (first, second)]
+    return judged(first, second, answers[0], answers[1], judge)
+
+
+def validation_prompts(run: Run, limit: int) -> list[Text]:
+    """The prompts that a run held out, in full; raises ValueError for one whose data is gone."""
+    recipe = run.recipe
+    if isinstance(recipe.get("sample_prompts"), str):
+        return [r.prompt for r in formats.read(recipe["sample_prompts"], kind="prompts", limit=limit)]
+    held = set(run.data.get("eval_sources", []))
+    name = recipe.get("eval_data") or recipe["data"]
+    kept: dict[str, Text] = {}
+    for record in formats.read(
+        name,
+        kind="prompts",
+        split=None if recipe.get("eval_data") else recipe.get("data_split"),
+        columns=recipe.get("columns"),
+        on_bad="drop",
+    ):
+        if not held or record.source in held:
+            kept.setdefault(repr(record.prompt), record.prompt)
+        if len(kept) >= limit:
+            break
+    return list(kept.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How answers are sampled."""
+
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    seed: int = 0
+
+
+def ask(
+    source: Source,
+    prompts: Sequence[Text],
+    options: Options,
+    *,
+    judge: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """Load a model and let it answer."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+    encoder = Encoder(tokenizer, eos_ids=eos_ids_of(model, tokenizer))
+    pad = tokenizer.pad_token_id
+    sampler = Sampler(
+        prompts=encoder.encode_prompts(prompts),
+        texts=[question(p) for p in prompts],
+        decode=encoder.decode,
+        eos_ids=eos_ids_of(model, tokenizer),
+        samples=options.samples,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        judge=load_scorer(judge) if judge else None,
+        judge_name=judge or "",
+        forbidden=[pad] if pad is not None and pad not in eos_ids_of(model, tokenizer) else [],
+    )
+    return sampler(Trunk(model, packed=False), None, progress=progress)
+
+
+def question(prompt: Text) -> str:
+    """What a person reads of a prompt: raw text, or its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1].content
+
+
+def judged(first: str, second: str, before: Answers, after: Answers, judge: str | None) -> Compared:
+    """Put two sets of answers side by side and count who wins."""
+    pairings = [
+        Pairing(b["prompt"], b["completion"], a["completion"], b["score"], a["score"])
+        for b, a in zip(before.rows, after.rows, strict=True)
+    ]
+    names = before.signals.keys() & after.signals.keys()
+    signals = {n: (float(before.signals[n].mean()), float(after.signals[n].mean())) for n in sorted(names)}
+    if judge is None:
+        return Compared(first, second, pairings, signals=signals)
+    b, a = before.signals["score"], after.signals["score"]
+    wins, losses = int(np.sum(a > b)), int(np.sum(a < b))
+    return Compared(
+        first, second, pairings, judge, wins, losses, len(a) - wins - losses,
+        clustered_mean(b, before.prompts), clustered_mean(a, after.prompts), clustered_mean(a - b, after.prompts),
+        sign_test(wins, losses), signals,
+    )  # fmt: skip

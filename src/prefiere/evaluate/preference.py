@@ -1,0 +1,30 @@
+"""What an evaluation over pairs amounts to: means with 95% intervals, clustered by prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from prefiere.stats import clustered_mean
+
+
+def flat(
+    values: Mapping[str, np.ndarray],
+    clusters: np.ndarray,
+    *,
+    prefix: str = "",
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Per-example values [n] of each metric as the columns of a log row: mean, ``_low``, ``_high``, ``_n``.
+
+    ``clusters`` [n] names each example's prompt. ``weights`` [n] of a metric make its mean a weighted one (tokens).
+    """
+    row: dict[str, float] = {}
+    for name, x in values.items():
+        w = weights.get(name) if weights else None
+        e = clustered_mean(x, clusters, weights=w)
+        row |= {prefix + name: e.mean, f"{prefix}{name}_low": e.low, f"{prefix}{name}_high": e.high}
+        row[f"{prefix}{name}_n"] = e.n if not math.isnan(e.mean) else 0
+    return row

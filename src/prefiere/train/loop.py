@@ -1,0 +1,369 @@
+"""The loop that SFT and preference optimisation share: update, log, validate, sample, guard, checkpoint.
+
+Whatever ends it (the last step, Ctrl-C, the guard, an error) leaves a run folder that can be read and reported, and
+one that can be resumed from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from prefiere.data.plan import members, updates_per_epoch
+from prefiere.evaluate.policy import Sampler, degenerate
+from prefiere.evaluate.preference import flat
+from prefiere.models.reference import Reference
+from prefiere.stats import Moments
+from prefiere.train import checkpoint
+from prefiere.train.engine import Measured, Objective, TrainingError
+from prefiere.train.session import Session
+
+
+@dataclass
+class Parts:
+    """What a method brings to the loop: its objective on the training and validation stores, the reference for sampled
+    answers (None: no comparison with it), and whether the guard may judge them."""
+
+    train: Objective
+    eval: Objective | None
+    reference: Reference | None
+    guarded: bool = True
+
+
+@dataclass
+class State:
+    """Everything of the loop that a checkpoint must remember (JSON)."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    noise: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    baseline: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, list[float]] = field(default_factory=dict)
+    pending_tokens: int = 0
+    pending_seconds: float = 0.0
+
+
+class Stopped(Exception):
+    """The run ends early, and that is all right or at least understood: the reason in words."""
+
+
+def every(setting: int | str, total: int, parts: int) -> int:
+    """Steps between two events; "auto" gives about ``parts`` of them over the run."""
+    return max(1, total // parts) if setting == "auto" else int(setting)
+
+
+class Loop:
+    """One run of updates. ``run()`` returns why it ended early, or None when it reached the last step."""
+
+    def __init__(self, session: Session, parts: Parts, sampler: Sampler | None):
+        self.session, self.parts, self.sampler = session, parts, sampler
+        self.engine, self.run_folder, self.settings = session.engine, session.run, session.settings
+        self.state = State()
+        total = session.total_steps
+        self.log_every = every(self.settings.logging_steps, total, 100)
+        self.eval_every = every(self.settings.eval_steps, total, 10)
+        self.save_every = every(self.settings.save_steps, total, 10)
+        self.sample_every = every(self.settings.sample_steps, total, 10)
+        self.main = session.accelerator.is_main_process
+        self.interrupted = False
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> str | None:
+        """Train to the last step, from the last checkpoint if there is one."""
+        self._resume()
+        s, total = self.state, self.session.total_steps
+        store = self.session.data.train
+        if s.step == 0:
+            self._begin()
+        with self._interruptible(), self.session.display.stage("training", total, s.step) as advance:
+            while s.step < total:
+                began = time.perf_counter()
+                chosen = members(len(store), self.settings.batch_size, seed=self.settings.seed, step=s.step)
+                rate = float(self.engine.scheduler.get_last_lr()[0])
+                update = self.engine.update(store, chosen, self.parts.train)
+                s.step += 1
+                s.pending_tokens += update.tokens
+                s.tokens += update.tokens
+                elapsed = time.perf_counter() - began
+                s.pending_seconds += elapsed
+                s.seconds += elapsed
+                self._collect(update.metrics)
+                advance(1, note=f"loss {update.metrics['loss'].mean:.4f}")
+                try:
+                    self._after(update.grad_norm, rate)
+                except Stopped as stop:
+                    self._save()
+                    return str(stop)
+                if self._stop_asked():
+                    self._save()
+                    return "interrupted"
+        return None
+
+    def _after(self, grad_norm: float, rate: float) -> None:
+        """Everything that is due after an update; raises Stopped."""
+        s, last = self.state, self.state.step == self.session.total_steps
+        due = {n: last or s.step % n == 0 for n in (self.log_every, self.eval_every, self.save_every)}
+        sample = self.sampler is not None and (last or s.step % self.sample_every == 0)
+        stop = None
+        if due[self.log_every] or due[self.eval_every] or sample:
+            row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
+            if due[self.eval_every]:
+                row |= self._validate()
+                stop = self._watch_best(row)
+            if sample:
+                row |= self._sample()
+            self._write(row)
+            stop = (self._guard(row) if sample else None) or stop
+        if stop:
+            raise Stopped(stop)
+        if due[self.save_every]:
+            self._save()
+
+    def _begin(self) -> None:
+        """Step 0: the model before any update, on the first update's examples, the validation set and the samples."""
+        store = self.session.data.train
+        first = members(len(store), self.settings.batch_size, seed=self.settings.seed, step=0)
+        row = self._row()
+        with self.session.display.stage("before training", 1) as advance:
+            measured = [self.engine.measure(store, self.parts.train, first)]
+            held = self.session.data.eval
+            if held is not None and self.parts.eval is not None:
+                measured.append(self.engine.measure(held, self.parts.eval))
+            self._measure_noise(measured)
+            row |= flat(measured[0].values, store.prompt_keys[first], weights=measured[0].weights)
+            if held is not None and len(measured) > 1:
+                row |= flat(measured[1].values, held.prompt_keys, prefix="eval_", weights=measured[1].weights)
+            if self.sampler is not None:
+                columns = self._sample()
+                self.state.baseline = {k: v for k, v in columns.items() if np.isfinite(v)}
+                row |= columns
+            advance(1)
+        self._write(row)
+
+    def _measure_noise(self, measured: list[Measured]) -> None:
+        """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
+        are ties from now on, so that accuracy starts at chance."""
+        if not hasattr(self.parts.train, "noise") or not self.parts.train.measures_noise:  # type: ignore[attr-defined]
+            return
+        self.state.noise = max(float(np.abs(m.values["rewards/margins"]).max()) for m in measured)
+        self._set_noise()
+        for m in measured:
+            ties = np.abs(m.values["rewards/margins"]) <= self.state.noise
+            m.values["rewards/accuracies"] = np.where(ties, 0.5, m.values["rewards/accuracies"])
+
+    def _set_noise(self) -> None:
+        for objective in (self.parts.train, self.parts.eval):
+            if hasattr(objective, "noise"):
+                objective.noise = self.state.noise  # type: ignore[union-attr]
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+
+    def _row(self) -> dict[str, Any]:
+        s = self.state
+        per_epoch = updates_per_epoch(len(self.session.data.train), self.settings.batch_size)
+        return {"step": s.step, "epoch": round(s.step / per_epoch, 4), "seconds": round(s.seconds, 3)}
+
+    def _collect(self, metrics: dict[str, Moments]) -> None:
+        for name, m in metrics.items():
+            old = Moments(*self.state.pending.get(name, (0.0, 0.0, 0.0)))
+            new = old + m
+            self.state.pending[name] = [new.count, new.total, new.squares]
+
+    def _training_columns(self) -> dict[str, Any]:
+        s = self.state
+        row: dict[str, Any] = {}
+        for name, parts in s.pending.items():
+            m = Moments(*parts)
+            row[name] = m.mean
+            row[f"{name}_low"], row[f"{name}_high"] = m.interval()
+            row[f"{name}_n"] = m.count
+        row |= {
+            "tokens": s.tokens,
+            "tokens_per_second": s.pending_tokens / s.pending_seconds if s.pending_seconds else None,
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        if self.engine.scaler.is_enabled():
+            row |= {"loss_scale": self.engine.scaler.get_scale(), "loss_scale_backoffs": self.engine.backoffs}
+        s.pending, s.pending_tokens, s.pending_seconds = {}, 0, 0.0
+        return row
+
+    def _validate(self) -> dict[str, Any]:
+        held = self.session.data.eval
+        if held is None or self.parts.eval is None:
+            return {}
+        measured = self.engine.measure(held, self.parts.eval)
+        return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
+
+    def _sample(self) -> dict[str, Any]:
+        assert self.sampler is not None
+        answers = self.sampler(self.session.trunk, self.parts.reference, autocast=self.engine.compute)
+        if self.main:
+            self.run_folder.log_samples([{"step": self.state.step, **row} for row in answers.rows])
+        return answers.columns()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        for prefix in ("", "eval_"):  # unpaired losses have both rewards, but no pair to take a margin within
+            good, bad = f"{prefix}rewards/chosen", f"{prefix}rewards/rejected"
+            if good in row and f"{prefix}rewards/margins" not in row:
+                row[f"{prefix}rewards/margins"] = row[good] - row[bad]
+        if self.main:
+            self.run_folder.log(row)
+            self._status("running")
+        if self.settings.report_to:
+            numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
+            self.session.accelerator.log(numbers, step=self.state.step)
+
+    def _status(self, state: str, reason: str | None = None) -> None:
+        self.run_folder.status = {
+            "state": state,
+            "step": self.state.step,
+            "total_steps": self.session.total_steps,
+            "reason": reason,
+            "seconds": round(self.state.seconds, 3),
+        }
+
+    # -- reasons to stop ------------------------------------------------------------------------------------------
+
+    def _watch_best(self, row: dict[str, Any]) -> str | None:
+        name, s = self.settings.metric_for_best_model, self.state
+        if name is None:
+            return None
+        if name not in row or not np.isfinite(row[name]):
+            known = ", ".join(
+                sorted(k for k in row if k.startswith("eval_") and not k.endswith(("_low", "_high", "_n")))
+            )
+            raise TrainingError(f"metric_for_best_model={name} is not measured. There are: {known}")
+        greater = self.settings.greater_is_better
+        if greater is None:
+            greater = not any(w in name for w in ("loss", "kl", "repetition"))
+        value = float(row[name]) * (1 if greater else -1)
+        if s.best is None or value > s.best:
+            s.best, s.best_step, s.stale = value, s.step, 0
+            self._save()
+        else:
+            s.stale += 1
+        patience = self.settings.early_stopping_patience
+        if patience is not None and s.stale >= patience:
+            return f"early stopping: {name} has not improved in {patience} validations"
+        return None
+
+    def _guard(self, row: dict[str, Any]) -> str | None:
+        if not (self.settings.guard and self.parts.guarded):
+            return None
+        reason = degenerate(self.state.baseline, row)
+        return None if reason is None else f"guard: {reason}"
+
+    def _stop_asked(self) -> bool:
+        if self.engine.world_size == 1:
+            return self.interrupted
+        flag = torch.tensor(float(self.interrupted), device=self.session.trunk.device)
+        return bool(self.engine.reduce(flag) > 0)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM finish the update at hand; a second Ctrl-C is immediate."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self.interrupted and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self.session.display.say("stopping after this update (Ctrl-C again: at once)")
+
+        before = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
+            before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        s = self.state
+        folder = self.run_folder.checkpoints
+        if (folder / f"step-{s.step:08d}").is_dir() and s.best_step != s.step:
+            return
+        state = asdict(s) | {"logs": self.run_folder.log_sizes()}
+        try:
+            checkpoint.save(folder, s.step, self.engine, state)
+        except (OSError, SafetensorError, RuntimeError) as e:
+            whole = checkpoint.found(folder)
+            shutil.rmtree(folder / f".step-{s.step:08d}.tmp", ignore_errors=True)
+            kept = f"{whole[-1]} is whole" if whole else "there is no earlier one"
+            raise TrainingError(f"cannot write a checkpoint to {folder}: {e}. Free some space; {kept}") from e
+        if self.main:
+            checkpoint.rotate(folder, self.settings.save_total_limit, s.best_step)
+
+    def _resume(self) -> None:
+        whole = checkpoint.found(self.run_folder.checkpoints)
+        if not whole:
+            self.run_folder.cut_logs({})
+            return
+        saved = checkpoint.load(whole[-1], self.engine)
+        if self.main:
+            self.run_folder.cut_logs(saved["logs"])
+        names = State.__dataclass_fields__
+        self.state = State(**{k: v for k, v in saved.items() if k in names})
+        self._set_noise()
+        self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
+
+    def finish(self, reason: str | None) -> None:
+        """Write model/ (the best checkpoint's weights where a metric names one) and the final status."""
+        s = self.state
+        ended = reason is None or reason.startswith("early stopping")
+        if ended and s.best_step is not None and s.best_step != s.step:
+            checkpoint.load_weights(self.run_folder.checkpoints / f"step-{s.best_step:08d}", self.engine)
+            reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
+        if ended and self.main:
+            save_model(self.session, self.run_folder.model)
+        if self.main:
+            self._status("finished" if ended else "stopped", reason)
+        if self.settings.report_to:
+            self.session.accelerator.end_training()
+
+
+def save_model(session: Session, folder: Path) -> None:
+    """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not."""
+    temporary = folder.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model: Any = session.trunk.model
+    if session.trunk.adapted:
+        model.save_pretrained(temporary, selected_adapters=["default"])
+    else:
+        model.save_pretrained(temporary)
+    session.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def peak_memory_mb() -> float:
+    """Peak memory so far in MB: of the CUDA allocator where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def resume_command() -> str:
+    """The command line of this process, to copy."""
+    return shlex.join(["prefiere", *sys.argv[1:]])

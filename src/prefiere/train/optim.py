@@ -1,0 +1,108 @@
+"""The optimizer, the schedule, and what a setting of "auto" comes to, with the reason in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from prefiere.settings import Settings
+
+BYTES_FULL = 16
+"""Bytes per parameter of full fine-tuning: fp32 weights, gradients and two AdamW moments."""
+LORA_FROM = 1_000_000_000
+BF16_FROM = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something that was decided for the user, and why."""
+
+    name: str
+    value: Any
+    why: str
+
+
+def choose_dtype(settings: Settings, device: torch.device, parameters: int) -> Choice:
+    """The dtype of matrix products."""
+    if settings.dtype != "auto":
+        return Choice("dtype", settings.dtype, "as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("dtype", "bfloat16", "this GPU computes in bfloat16")
+        return Choice("dtype", "float16", "this GPU has no bfloat16; the loss is scaled against underflow")
+    if parameters < BF16_FROM:
+        return Choice("dtype", "float32", "a model this small gains nothing from less")
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return Choice("dtype", "bfloat16", "this processor has bfloat16 instructions")
+    return Choice("dtype", "float32", f"this {device.type} has no fast bfloat16")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes available on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def choose_lora(settings: Settings, parameters: int, available: int) -> Choice:
+    """Whether to train an adapter or every weight."""
+    if settings.peft_config is not None:
+        return Choice("lora", True, "peft_config describes the adapter")
+    if settings.lora != "auto":
+        return Choice("lora", settings.lora, "as asked")
+    if parameters >= LORA_FROM:
+        return Choice("lora", True, f"{parameters / 1e9:.1f}B parameters: from 1B on, an adapter")
+    needed = parameters * BYTES_FULL
+    if needed > 0.8 * available:
+        gib = 2**30
+        return Choice("lora", True, f"full training would take {needed / gib:.1f} of {available / gib:.1f} GiB")
+    return Choice("lora", False, f"{parameters / 1e6:,.1f}M parameters fit: every weight is trained")
+
+
+def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> Choice:
+    """A peak learning rate for this method, size, and kind of training.
+
+    Full fine-tuning starts from 1e-6 (preferences) or 2e-5 (SFT) at 7B parameters and grows as size^-0.6 towards
+    small models; an adapter takes ten times as much.
+    """
+    if settings.learning_rate != "auto":
+        return Choice("learning_rate", float(settings.learning_rate), "as asked")
+    at_7b = 2e-5 if settings.method == "sft" else 1e-6
+    grown = (7e9 / max(parameters, 1)) ** (0.25 if settings.method == "sft" else 0.6)
+    rate = min(at_7b * grown * (10 if adapter else 1), 1e-3)
+    kind = "an adapter" if adapter else "full fine-tuning"
+    return Choice("learning_rate", float(f"{rate:.1e}"), f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
+
+
+def make_optimizer(module: nn.Module, settings: Settings, rate: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices only."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        fused=True,
+    )
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, settings: Settings, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up over ``warmup_ratio`` of the steps, then the named course to the last step."""
+    warmup = round(settings.warmup_ratio * steps)
+    return get_scheduler(
+        settings.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+    )

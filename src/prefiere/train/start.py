@@ -1,0 +1,208 @@
+"""Open or continue a run folder, train, and leave the folder in order however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from prefiere.data import formats
+from prefiere.models.reference import Reference, cached_logps, sequence_logps
+from prefiere.objectives.preference import LOSSES
+from prefiere.recipe import changed
+from prefiere.run import Run, RunError
+from prefiere.settings import DPO, SFT, Settings
+from prefiere.train.engine import TrainingError
+from prefiere.train.loop import Loop, Parts, resume_command
+from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
+from prefiere.train.progress import Display
+from prefiere.train.session import Session, environment, make_sampler, prepare
+from prefiere.train.sft import Imitate
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call to `train` ended: the run, whether it had finished before, and why it stopped early, if it did."""
+
+    run: Run
+    already: bool = False
+    stopped: str | None = None
+
+
+OURS = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl", "status.json", "report.html")
+
+
+def open_run(settings: Settings, *, fresh: bool) -> tuple[Run, dict[str, Any]]:
+    """The run folder, and a resumed run's recorded environment ({} for a new one).
+
+    Raises RunError where the folder belongs to something else, or to a run with other settings.
+    """
+    run = Run.create(settings.out)
+    strangers = [
+        p.name
+        for p in run.folder.iterdir()
+        if p.name not in (*OURS, "checkpoints", "model", "cache") and p.name[0] != "."
+    ]
+    if not (run.folder / "recipe.yaml").is_file():
+        if strangers:
+            raise RunError(f"{run.folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
+        return run, {}
+    if fresh:
+        for name in OURS:
+            (run.folder / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "model"):
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+        return Run.create(settings.out), {}
+    keys = changed(run.recipe, settings.model_dump())
+    if keys:
+        raise RunError(
+            f"{run.folder} was started with other settings ({', '.join(keys)}). "
+            "Give it the same ones to continue, --fresh to start over, or another --out."
+        )
+    return run, run.environment
+
+
+def train(
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    display: Display | None = None,
+    on_end: Callable[[Run], None] = lambda run: None,
+) -> Outcome:
+    """Run a recipe from its start, or from its last checkpoint, to its end.
+
+    ``on_end`` is called with the run however it ends (the report is written there). Raises ValueError subclasses for
+    whatever a user can put right, after the run folder's status says so.
+    """
+    display = display or Display()
+    run, before = open_run(settings, fresh=fresh)
+    lock = FileLock(run.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"{run.folder} is being trained by another process. Wait for it, or choose another --out."
+        ) from None
+    with lock:
+        if run.status.get("state") == "finished":
+            display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
+            return Outcome(run, already=True)
+        try:
+            return _train(settings, run, before, display)
+        except BaseException as e:
+            with contextlib.suppress(OSError):  # the disk may be full: what went wrong is raised below all the same
+                if (run.folder / "recipe.yaml").is_file():
+                    reason = "interrupted" if isinstance(e, KeyboardInterrupt) else str(e)
+                    state = "stopped" if isinstance(e, KeyboardInterrupt) else "failed"
+                    run.status = {**run.status, "state": state, "reason": reason}
+            if isinstance(e, OSError) and e.errno is not None:
+                raise TrainingError(
+                    f"cannot write to {run.folder}: {e.strerror}. What was saved before is whole."
+                ) from e
+            raise
+        finally:
+            if (run.folder / "recipe.yaml").is_file():
+                with contextlib.suppress(OSError):
+                    on_end(run)
+
+
+def _train(settings: Settings, run: Run, before: dict[str, Any], display: Display) -> Outcome:
+    recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
+    unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
+    kind: formats.Kind = "demonstrations" if isinstance(settings, SFT) else "judgements" if unpaired else "pairs"
+    session = prepare(settings, run, display, kind=kind, recorded=recorded)
+    _same_as_before(session, before)
+    for c in session.choices:
+        display.say(f"  {c.name} = {c.value}: {c.why}")
+    if session.accelerator.is_main_process:
+        run.data = session.data.account
+        run.environment = before or environment(session)
+        run.recipe = settings.model_dump()
+        run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
+    if settings.report_to:
+        session.accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
+    parts = _imitation(session) if isinstance(settings, SFT) else _preferences(session, settings)  # type: ignore[arg-type]
+    sampler = make_sampler(session) if settings.sample_steps != 0 else None
+    loop = Loop(session, parts, sampler)
+    reason = loop.run()
+    loop.finish(reason)
+    if reason == "interrupted":
+        display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
+    elif reason:
+        display.say(reason)
+    return Outcome(run, stopped=None if run.status["state"] == "finished" else reason)
+
+
+def _same_as_before(session: Session, before: dict[str, Any]) -> None:
+    """A resumed run must see the data and the model that it began with."""
+    if not before:
+        return
+    if before.get("reference") != session.fingerprint:
+        raise RunError(f"{session.settings.model} has changed since this run began. Restore it, or use --fresh.")
+    old = session.run.data.get("fingerprint")
+    if old != session.data.account["fingerprint"]:
+        raise RunError(f"{session.settings.data} has changed since this run began. Restore it, or use --fresh.")
+    if before.get("world_size") != session.accelerator.num_processes:
+        session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
+
+
+def _imitation(session: Session) -> Parts:
+    return Parts(Imitate(), Imitate(), None, guarded=False)
+
+
+def _preferences(session: Session, settings: DPO) -> Parts:
+    loss = LOSSES[settings.loss_type]
+    reference = Reference(session.trunk) if settings.sample_steps != 0 else None
+    held = session.data.eval
+
+    def logps(store: Any) -> np.ndarray:
+        if not loss.needs_reference:
+            return np.zeros((len(store), store.k), np.float32)
+        return reference_logps(session, store)
+
+    if loss.per == "completion":
+
+        def unpaired(store: Any) -> Unpaired:
+            other = mismatch(store, settings.seed)
+            return Unpaired(other, logps(store), logps(other), settings.beta, _kto_options(settings))
+
+        return Parts(unpaired(session.data.train), unpaired(held) if held is not None else None, reference)
+
+    def pairs(store: Any) -> Pairs:
+        return Pairs(
+            loss,
+            options_of(settings),
+            settings.beta,
+            logps(store),
+            rpo_alpha=settings.rpo_alpha,
+            measures_noise=loss.needs_reference,
+        )
+
+    return Parts(pairs(session.data.train), pairs(held) if held is not None else None, reference)
+
+
+def _kto_options(settings: DPO) -> dict[str, Any]:
+    return {k: v for k, v in options_of(settings).items() if k != "beta"}
+
+
+def reference_logps(session: Session, store: Any) -> np.ndarray:
+    """The reference's log-prob of every completion of a store [n, k], from the run's cache where it is there."""
+    engine = session.engine
+    key = {
+        "weights": session.fingerprint,
+        "tokens": store.fingerprint(),
+        "dtype": str(engine.compute),
+        "rows": str(session.trunk.packed),
+    }
+
+    def compute() -> np.ndarray:
+        with session.display.stage("reference log-probs", len(store)) as advance:
+            return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
+
+    values, _ = cached_logps(session.run.folder / "cache", key, compute)
+    return values

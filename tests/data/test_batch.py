@@ -1,0 +1,94 @@
+"""The packed row against hand-derived rows, and against its own padded form."""
+
+import numpy as np
+import pytest
+
+from prefiere.data.batch import Segment, pack, unpack
+from prefiere.data.groups import GroupStore, PromptGroup
+from random_groups import store
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.asarray(values, np.int32)
+
+
+def test_a_row_laid_out_by_hand() -> None:
+    first = PromptGroup(
+        ids(1, 2), (ids(3, 4, 5), ids(6)), (np.array([True, False, True]), np.array([True])), weight=2.0
+    )
+    second = PromptGroup(ids(7), (ids(8), ids(9, 10)), (np.array([True]), np.array([True, True])), label=0.5)
+    batch = pack([first, second], [11, 12])
+    #                                   prompt  c1       c2 | p  c1  c2
+    assert batch.tokens_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 0, 1, 1, 2]
+    # Token 3 is predicted by the last prompt token (row 1), 5 by row 3; 4 is masked. 6 again by row 1. 10 by row 8.
+    assert batch.target_N.tolist() == [3, 5, 6, 8, 9, 10]
+    assert batch.predictor_N.tolist() == [1, 3, 1, 6, 6, 8]
+    assert batch.owner_N.tolist() == [0, 0, 1, 2, 3, 3]
+    assert batch.last_C.tolist() == [4, 5, 7, 9]
+    assert batch.scored_C.tolist() == [2, 1, 1, 2]
+    assert batch.segments == (Segment(0, 5, 0, 0), Segment(5, 6, 0, 2), Segment(6, 8, 6, 6), Segment(8, 10, 6, 7))
+    assert batch.weight_G.tolist() == [2.0, 1.0]
+    assert batch.label_G.tolist() == [1.0, 0.5]
+    assert batch.index_G.tolist() == [11, 12]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_padded_rows_hold_the_same_targets(k: int) -> None:
+    groups = store(7, k, partly=True)
+    batch = pack(groups)
+    rows = unpack(batch, pad_id=0)
+    assert rows.ids_CL.shape[0] == 7 * k
+    at = 0
+    for g in groups:
+        for completion in g.completions:
+            whole = [*g.prompt, *completion]
+            assert rows.ids_CL[at, : len(whole)].tolist() == whole
+            assert rows.mask_CL[at].sum() == len(whole)
+            assert not rows.ids_CL[at, len(whole) :].any()
+            at += 1
+    # What stands right after a predictor is its target.
+    assert rows.ids_CL[rows.row_N, rows.column_N + 1].tolist() == batch.target_N.tolist()
+
+
+def test_mixed_numbers_of_completions_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot share a batch"):
+        pack([store(1, 1)[0], store(1, 2)[0]])
+
+
+def test_a_store_returns_what_it_was_given(tmp_path) -> None:
+    groups = list(store(9, 2, partly=True))
+    built = GroupStore.build(groups, 2)
+    built.save(tmp_path / "s")
+    for again in (built, GroupStore.load(tmp_path / "s")):
+        assert len(again) == 9
+        for old, new in zip(groups, again, strict=True):
+            assert old.prompt.tolist() == new.prompt.tolist()
+            assert [c.tolist() for c in old.completions] == [c.tolist() for c in new.completions]
+            assert [m.tolist() for m in old.masks] == [m.tolist() for m in new.masks]
+            assert (old.weight, old.label, old.source) == (new.weight, new.label, new.source)
+        assert again.lengths.tolist() == [g.length for g in groups]
+        assert again.fingerprint() == built.fingerprint()
+    assert built.select([3, 1])[1].source == "random:1"
+
+
+def test_counts_are_weighted_sums() -> None:
+    groups = store(5, 2, partly=True)
+    at = np.asarray([4, 0, 2])
+    picked = [groups[int(i)] for i in at]
+    counts = groups.counts(at)
+    assert counts["groups"] == 3
+    assert counts["weight"] == pytest.approx(sum(g.weight for g in picked))
+    assert counts["tokens"] == pytest.approx(sum(g.weight * sum(sum(m) for m in g.masks) for g in picked))
+
+
+def test_the_fingerprint_sees_where_a_completion_begins() -> None:
+    one = GroupStore.build([PromptGroup(ids(1, 2), (ids(3),), (np.array([True]),))], 1)
+    other = GroupStore.build([PromptGroup(ids(1), (ids(2, 3),), (np.array([True, True]),))], 1)
+    assert one.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("prompt", [ids(), ids(1)])
+def test_empty_parts_are_refused(prompt: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="empty prompt or completion"):
+        GroupStore.build([PromptGroup(prompt, (ids(),), (np.zeros(0, bool),), source="f:3")], 1)
