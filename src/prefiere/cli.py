@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.console import command, console, progress, table
+from prefiere.console import command, console, hush, progress, table
 
 app = typer.Typer(
     help="Align language models with human preferences, and see whether it worked.",
@@ -48,6 +48,7 @@ def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> di
     overrides = [text for text in rest or [] if "=" in text]
     given = {key: value for key, value in flags.items() if value is not None}
     settings = recipe.load(method, paths[0] if paths else None, given, overrides)
+    hush()
     run = api.train(settings, fresh=fresh, console=progress())
     rows = run.metrics
     page = run.folder / "report.html"
@@ -57,6 +58,24 @@ def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> di
     say(f"Report: {page}", markup=False)
     made: dict[str, Any] = {"run": run.folder, "model": run.model, "report": page}
     return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
+
+
+@app.command()
+@command
+def data(
+    source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or hub id, in any known layout.")],
+    rest: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for dpo.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Whose tokens to show the examples in.")] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Show the layout, three examples with the loss mask coloured, and what would be dropped."""
+    from prefiere import recipe
+    from prefiere.cli_data import inspect
+    from prefiere.settings import DPO
+
+    settings = recipe.load("dpo", None, {"model": model or "", "data": source, "out": ""}, rest or [])
+    assert isinstance(settings, DPO)
+    return inspect(settings, model=model, console=console())
 
 
 @app.command()
@@ -87,6 +106,122 @@ def dpo(
 ) -> dict[str, Any]:
     """Optimise preferences directly (DPO and its family). The same command continues a run that was stopped."""
     return _train("dpo", rest, fresh, model=model, data=data, out=out, seed=seed)
+
+
+Prompts = Annotated[
+    str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any known layout.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample from the nucleus of this mass.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")]
+Samples = Annotated[int, typer.Option("--samples", "-n", min=1, help="Answers to each prompt.")]
+SampleSeed = Annotated[int, typer.Option("--seed", help="The same seed, the same answers.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code, and load pickles, that come with a model.")]
+
+
+@app.command()
+@command
+def sample(
+    model: Annotated[str, typer.Argument(help="Hub id, folder of a model or adapter, or a run.")],
+    prompts: Annotated[
+        str, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
+    ],
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: NewTokens = 128,
+    seed: SampleSeed = 0,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Answer the first so many prompts only.")] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Answer the prompts of a file."""
+    from prefiere import cli_models
+    from prefiere.evaluate.compare import Options
+    from prefiere.train.progress import Display
+
+    hush()
+    options = Options(samples, temperature, top_p, max_new_tokens, seed)
+    speak = Display(progress())
+    return cli_models.sample(model, prompts, options, limit=limit, trust=trust, display=speak, console=console())
+
+
+@app.command()
+@command
+def chat(
+    model: Annotated[str, typer.Argument(help="Hub id, folder of a model or adapter, or a run.")],
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    max_new_tokens: NewTokens = 256,
+    seed: SampleSeed = 0,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Talk with a model."""
+    from prefiere import cli_models
+    from prefiere.evaluate.compare import Options
+
+    hush()
+    talker = cli_models.Talker(model, Options(1, temperature, top_p, max_new_tokens, seed), trust=trust)
+    if not talker.remembers:
+        progress().print(f"{model} has no chat template: it continues each text on its own.", style="dim", markup=False)
+    return cli_models.chat(talker, cli_models.typed(console()), console())
+
+
+@app.command()
+@command
+def compare(
+    before: Annotated[str, typer.Argument(metavar="RUN | BEFORE", help="A run alone: its model before and after.")],
+    after: Annotated[str | None, typer.Argument(metavar="[AFTER]", help="The other model.")] = None,
+    prompts: Prompts = None,
+    judge: Annotated[str | None, typer.Option(help="Scores answers: module:function. Default: the run's.")] = None,
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: NewTokens = 128,
+    seed: SampleSeed = 0,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts at most.")] = 64,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Ask two models the same prompts with the same seeds, side by side, judged where there is a judge."""
+    from prefiere.cli_models import show_comparison
+    from prefiere.evaluate.compare import compare as ask_both
+
+    hush()
+    with progress().status("sampling"):
+        found = ask_both(
+            before,
+            after,
+            prompts=prompts,
+            judge=judge,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            limit=limit,
+            trust=trust,
+        )
+    show_comparison(found, console())
+    return found.to_dict()
+
+
+@app.command()
+@command
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base.")] = False,
+    prompts: Prompts = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write a run's model as a plain transformers or PEFT folder, its answers verified against the run's."""
+    from prefiere import cli_models
+
+    hush()
+    return cli_models.export(run, out, merge=merge, prompts=prompts, trust=trust, console=console())
 
 
 @app.command()

@@ -17,9 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import rich.box
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Body = Callable[..., dict[str, Any] | None]
 
@@ -40,6 +42,15 @@ def console() -> Console:
 def progress() -> Console:
     """Where bars and notices of a long command go: stderr, so that stdout holds results only."""
     return Console(stderr=True, quiet=not main_process(), highlight=False)
+
+
+def hush() -> None:
+    """No bars from libraries for what takes a moment; downloads keep theirs."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    enable_progress_bars()
 
 
 def _ours(tb: TracebackType | None) -> bool:
@@ -93,11 +104,12 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A plain table of text."""
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], *, lines: bool = False) -> Table:
+    """A plain table of text; ``lines`` keeps rows of several lines apart."""
+    made = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_lines=lines)
+    made.box = rich.box.HORIZONTALS if lines else None
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(Text(str(cell)) for cell in row))
     return made
