@@ -5,6 +5,7 @@ Works on records as `formats.read` gives them, in one pass that keeps hashes and
 
 from __future__ import annotations
 
+import heapq
 import math
 from array import array
 from collections.abc import Iterable, Sequence
@@ -67,7 +68,9 @@ def share(count: int, n: int) -> Share:
         return Share(0, 0, math.nan, 0.0, 1.0)
     p, z2 = count / n, _Z * _Z
     centre, half = p + z2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Share(count, n, p, max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n)))
+    low = (centre - half) / (1 + z2 / n) if count > 0 else 0.0
+    high = (centre + half) / (1 + z2 / n) if count < n else 1.0
+    return Share(count, n, p, low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +287,18 @@ def split_by_prompt(items: Iterable[Record] | np.ndarray, held_out: float, seed:
 
 
 def folds_by_prompt(items: Iterable[Record] | np.ndarray, k: int, seed: int) -> np.ndarray:
-    """The fold 0..k-1 of each record [n]: all records of a prompt in one fold, folds of nearly equal size.
+    """The fold 0..k-1 of each record [n]: all records of a prompt in one fold, each prompt in the fold that is
+    smallest so far. No fold is empty.
 
     Raises ValueError where there are fewer prompts than folds.
     """
     place, counts = _shuffled_prompts(_keys(items), seed)
     if k < 1 or len(counts) < k:
         raise ValueError(f"{len(counts)} different prompts cannot make {k} folds")
-    middles = np.cumsum(counts) - counts / 2
-    return np.minimum(middles * k / counts.sum(), k - 1).astype(np.int64)[place]
+    smallest = [(0, fold) for fold in range(k)]
+    fold_of = np.empty(len(counts), np.int64)
+    for i, n in enumerate(counts.tolist()):
+        size, fold = heapq.heappop(smallest)
+        heapq.heappush(smallest, (size + n, fold))
+        fold_of[i] = fold
+    return fold_of[place]

@@ -26,7 +26,6 @@ MAKES: dict[Kind, tuple[Kind, ...]] = {
 _HINT: dict[Kind, str] = {
     "judgements": "single answers called good or bad, with none beside them; KTO takes them as such (loss_type=kto)",
     "demonstrations": "answers to imitate, without a preference; supervised training (sft) takes them",
-    "prompts": "prompts without answers",
 }
 
 # Columns that a layout reads where they are present.
@@ -126,6 +125,8 @@ def detect(
         raise _unknown(rows, kind, where, layout)
     fitting = [candidate for candidate, n in votes if 2 * n >= most]
     able = [candidate for candidate in fitting if kind in MAKES[candidate.holds]]
+    if not able and all(candidate.holds == "prompts" for candidate in fitting):  # the answers have unknown names
+        raise _unknown(rows, kind, where, layout)
     if not able:
         found = fitting[0]
         fields = ", ".join(found.fields)
@@ -140,7 +141,11 @@ def detect(
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:
     found = list(dict.fromkeys(str(k) for row in rows for k in row))
     able = [x for x in (named(layout) if layout else LAYOUTS) if kind in MAKES[x.holds] and x.fields]
-    nearest = sorted(able, key=lambda x: (sum(f not in found for f in x.fields), -len(x.fields)))[:3]
+    able.reverse()  # of equals, the most general first
+    nearest = sorted(
+        able,
+        key=lambda x: (-sum(f in found for f in x.fields), x.holds != kind, x.name != "TRL standard", len(x.fields)),
+    )[:3]
     lines = []
     for candidate in nearest:
         missing = [f for f in candidate.fields if f not in found]

@@ -63,6 +63,7 @@ _PREFERENCE_QUESTION = re.compile("prefer|better|best|chosen|choice|winner|rank|
 
 
 def verdict(value: Any, field: str) -> Preference:
+    """Which answer a word prefers. Raises BadRow at a word that is not known."""
     known = _VERDICTS.get(str(value).strip().lower())
     if known is None:
         expected = "a, b, tie or both_bad (also model_a, left, 1, tie (bothbad), ...)"
@@ -82,6 +83,8 @@ def comparison(
     created_at: str | None = None,
 ) -> Comparison:
     """The comparison in one form (all text, or all messages)."""
+    if strength is not None and not 0 < strength <= 1:
+        raise BadRow("strength", "wrong type in strength", f"expected at most full strength (1), found {strength:g}")
     prompt, a, b = settle(prompt, a, b)
     return Comparison(
         prompt=prompt,

@@ -138,6 +138,7 @@ def margin(row: RowMap) -> float | None:
 
 
 def weight(row: RowMap) -> float:
+    """The ``weight`` column, 1 where there is none. Raises BadRow below 0."""
     value = number(row.get("weight"), "weight")
     if value is None:
         return 1.0

@@ -59,6 +59,8 @@ def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
 
 
 def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of one answer that the column ``verdict`` calls good or bad."""
+
     def parse(row: RowMap) -> Iterator[Native]:
         prompt, completion = split(row)
         good = flag(need(row, verdict), verdict)
@@ -68,6 +70,8 @@ def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callab
 
 
 def demonstrated(split: Callable[[RowMap], tuple[Text, Text]]) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of one answer to imitate."""
+
     def parse(row: RowMap) -> Iterator[Native]:
         prompt, completion = split(row)
         yield Demonstration(prompt=prompt, completion=completion, weight=weight(row), tools=tools(row))
@@ -76,6 +80,8 @@ def demonstrated(split: Callable[[RowMap], tuple[Text, Text]]) -> Callable[[RowM
 
 
 def asked(context: Context) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of a prompt alone."""
+
     def parse(row: RowMap) -> Iterator[Native]:
         prompt = context(row)
         yield Prompt(prompt="" if prompt is None else prompt, tools=tools(row))

@@ -139,6 +139,7 @@ def _json(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
 
 
 def is_records(value: Any) -> bool:
+    """Whether this is a list of JSON objects."""
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 

@@ -56,6 +56,7 @@ def need(row: Mapping[str, Any], field: str) -> Any:
 
 
 def wrong_type(field: str, expected: str, value: Any) -> BadRow:
+    """The error for a value of another type than expected."""
     return BadRow(
         field, f"wrong type in {field}", f"expected {expected}, found {type(value).__name__} {str(value)[:40]!r}"
     )
@@ -252,6 +253,7 @@ def as_flag(value: Any) -> bool | None:
 
 
 def flag(value: Any, field: str) -> bool:
+    """True or false. Raises BadRow at anything else."""
     known = as_flag(value)
     if known is None:
         raise wrong_type(field, "true or false", value)
