@@ -139,7 +139,18 @@ def test_share_interval_is_honest_when_all_are_right() -> None:
     assert alone.high == together.high == 1.0
     assert 0.9 < alone.low < 0.95  # rule of three: about 1 - 3/40
     assert together.low < alone.low  # 10 prompts may be no more than 10 answers
-    assert clustered_mean([0.0] * 40, range(40)).high == pytest.approx(1 - alone.low)
+    assert clustered_mean([0.0] * 40, range(40), share=True).high == pytest.approx(1 - alone.low)
+
+
+def test_rewards_before_training_are_exactly_zero() -> None:
+    e = clustered_mean([0.0] * 40, range(40))
+    assert (e.low, e.high) == (0.0, 0.0)
+
+
+def test_a_share_that_takes_other_values_stays_within_bounds() -> None:
+    e = clustered_mean([0.95, 1.0, 1.0, 0.99, 1.0], range(5), share=True)
+    assert e.high <= 1
+    assert clustered_mean([0.95, 1.0, 1.0, 0.99, 1.0], range(5)).high > 1
 
 
 def test_ties_read_as_chance_with_a_width() -> None:

@@ -76,6 +76,7 @@ def clustered_mean(
     clusters: Sequence[Hashable] | np.ndarray,
     *,
     weights: ArrayLike | None = None,
+    share: bool | None = None,
     level: float = 0.95,
 ) -> Estimate:
     """The mean m of ``values`` with an interval that lets values of one cluster (a prompt) resemble each other.
@@ -85,10 +86,10 @@ def clustered_mean(
     of clusters. ``weights`` (tokens of each answer, say) are 1 unless given; values of weight 0 do not count. Below
     two clusters the bounds are nan: one prompt says nothing about others.
 
-    Shares (values all 0, 1/2 or 1, such as an accuracy with ties) get Wilson's interval at the effective sample size
-    m(1-m)/Var instead, at most that of independent values: the normal interval leaves [0, 1] and has width zero when
-    all answers are right. Where all values are equal nothing tells how alike a cluster is, so it is taken to be
-    entirely so.
+    A ``share`` (an accuracy with ties, say) gets Wilson's interval at the effective sample size m(1-m)/Var instead, at
+    most that of independent values: the normal interval leaves [0, 1] and has width zero when all answers are right.
+    Where all values are equal nothing tells how alike a cluster is, so it is taken to be entirely so. Unless told, a
+    share is what takes no values but 0, 1/2 and 1, and not 0 alone: that is also a reward before training.
     """
     x = np.asarray(values, dtype=np.float64).ravel()
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
@@ -105,7 +106,9 @@ def clustered_mean(
     off = np.bincount(group, weights=w * (x - mean))
     variance = g / (g - 1) * float(off @ off) / total**2
     t = _t(level, g - 1)
-    if not np.isin(x, (0.0, 0.5, 1.0)).all():
+    if share is None:
+        share = bool(np.isin(x, (0.0, 0.5, 1.0)).all() and x.any())
+    if not share:
         half = t * math.sqrt(variance)
         return Estimate(mean, mean - half, mean + half, n, g)
     if np.ptp(x) == 0:
@@ -116,20 +119,6 @@ def clustered_mean(
         if variance:
             effective = min(effective, mean * (1 - mean) / variance)
     return Estimate(mean, *_score_interval(mean, effective, t), n, g)
-
-
-def _ratio(x: np.ndarray, w: np.ndarray, clusters: Sequence[Hashable] | np.ndarray, level: float) -> Estimate:
-    """sum w x / sum w, linearised: the ratio estimator's cluster-robust interval. Values of weight 0 are not there."""
-    here = w > 0
-    x, w = x[here], w[here]
-    _, group = np.unique(np.asarray(clusters)[here], return_inverse=True)
-    n, g = len(x), int(group.max()) + 1 if len(group) else 0
-    mean = float(w @ x / w.sum()) if n else math.nan
-    if g < 2:
-        return Estimate(mean, math.nan, math.nan, n, g)
-    off = np.bincount(group, weights=w * (x - mean))
-    half = _t(level, g - 1) * math.sqrt(g / (g - 1) * float(off @ off)) / float(w.sum())
-    return Estimate(mean, mean - half, mean + half, n, g)
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:

@@ -280,6 +280,32 @@ def test_sft(tmp_path: Path, seed: int) -> None:
     assert "beta" not in settings
 
 
+def test_unpaired_losses_have_a_margin_between_groups(tmp_path: Path) -> None:
+    """Without a pair's margin its interval is that of a difference of means: sqrt(0.3^2 + 0.4^2) = 0.5."""
+    run = Run.create(tmp_path)
+    run.recipe = {"method": "dpo", "loss_type": "kto"}
+    for step, chosen, rejected in ((0, 0.0, 0.0), (10, 0.6, -0.2)):
+        row: dict[str, float] = {"step": step, "eval_rewards/margins": chosen - rejected}
+        for key, value, half in (("chosen", chosen, 0.3), ("rejected", rejected, 0.4)):
+            half *= step > 0
+            row |= {f"eval_rewards/{key}": value, f"eval_rewards/{key}_n": 50}
+            row |= {f"eval_rewards/{key}_low": value - half, f"eval_rewards/{key}_high": value + half}
+        run.log(row)
+    (finding,) = (f for f in diagnose(run).findings if f.key == "learnt")
+    assert finding.evidence[0] == "margin on held-out data: 0.00 → 0.80 (0.30 to 1.30), 50 measured"
+
+
+def test_training_rows_with_intervals_are_still_different_examples(tmp_path: Path) -> None:
+    """Rows of a margin that scatters about 0 by far more than each claims: nothing was learnt."""
+    run = Run.create(tmp_path)
+    run.recipe = {"method": "dpo"}
+    for step in range(40):
+        value = (-1) ** step * 0.5 + (0.2 if step > 35 else 0)
+        bounds = {"rewards/margins_low": value - 0.01, "rewards/margins_high": value + 0.01, "rewards/margins_n": 32}
+        run.log({"step": step, "rewards/margins": value} | bounds)
+    assert "learnt" not in keys(run)
+
+
 def test_noise_rarely_passes_for_learning(tmp_path: Path) -> None:
     """A run without any effect: at most a few of 40 may claim one (2.5% are expected)."""
     flat = NOTHING | {

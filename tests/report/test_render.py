@@ -301,12 +301,31 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
         (12.34, "", "12.3"),
         (34567.8, "", "34,568"),
         (2e-6, "", "2.0e−06"),
+        (-1.9e-9, "", "0.00"),
         (float("nan"), "", "?"),
         (0.734, "eval_rewards/accuracies", "73%"),
     ],
 )
 def test_numbers(value: float, key: str, text: str) -> None:
     assert number(value, key) == text
+
+
+def test_the_account_of_data_is_readable(tmp_path: Path) -> None:
+    run = asked(tmp_path / "run")
+    run.data = {
+        "train": {
+            "prompt_lengths": [3, 9, 12, 15, 40],
+            "identical": {"count": 4711, "sources": ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "a.jsonl:4"]},
+            "refused": {"count": 0, "sources": []},
+            "notes": [],
+        },
+        "eval_sources": [f"a.jsonl:{i}" for i in range(100, 612)],
+    }
+    text = page(tmp_path, run).text
+    assert "identical 4,711 (first: a.jsonl:1, a.jsonl:2, a.jsonl:3)" in text
+    assert "prompt lengths 3 to 40 tokens; half up to 9, 90% up to 12, 99% up to 15" in text
+    assert "a.jsonl:109 … and 502 more" in text
+    assert "refused" not in text
 
 
 def test_durations() -> None:

@@ -25,7 +25,7 @@ def broken(case: Case) -> list[str]:
         signs.append("they no longer end")
     if repetition and repetition.rises(0.15):
         signs.append("they repeat themselves")
-    if natural and natural.falls(0.75):  # nats per token: each token half as likely as before, or less
+    if natural and natural.falls(1.0):  # nats per token; turning a style around costs about half of that
         signs.append("the model from before finds them nonsensical")
     if signs and _multiplied(length, 2):
         signs.append("they became far longer")

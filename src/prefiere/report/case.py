@@ -48,7 +48,14 @@ class Case:
 
     def __post_init__(self) -> None:
         self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.metrics
-        self.series = cache(lambda key: Series.of(self.rows, key))
+        self.series = cache(self._series)
+
+    def _series(self, key: str) -> Series:
+        series = Series.of(self.rows, key)
+        if key.endswith("rewards/margins") and not series.measured:  # unpaired: the difference of two groups' means
+            chosen, rejected = (Series.of(self.rows, key.replace("margins", k)) for k in ("chosen", "rejected"))
+            return chosen.minus(rejected) if len(chosen) else series
+        return series
 
     def seen(self, name: str) -> Seen | None:
         """How a metric changed: on held-out data where it was measured twice, else in training."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from prefiere.report import plots
 from prefiere.report.case import Case
 from prefiere.report.doctor import Diagnosis, diagnose
-from prefiere.report.words import NAMES, bare, duration, number, visible, with_interval
+from prefiere.report.words import NAMES, account, bare, duration, number, visible, with_interval
 from prefiere.run import Run, RunError, write_text
 
 LONGEST = 1500
@@ -118,7 +118,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": _shown, "label": _label, "passage": _cut}
+    environment.filters |= {"shown": _shown, "label": _label, "prose": _prose}
     return environment
 
 
@@ -136,7 +136,7 @@ def _sheet(case: Case, name: str, colour: str) -> Sheet:
         answers=tuple(answers),
         answer_steps=steps,
         answers_left_out=left_out,
-        data=case.run.data,
+        data=account(case.run.data),
         environment={k: v for k, v in environment.items() if k != "choices"},
         choices=tuple(c for c in choices if isinstance(c, Mapping)) if isinstance(choices, list) else (),
     )
@@ -162,6 +162,8 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
     yield "updates", f"{case.steps:,}" + (f" of {total:,}" if isinstance(total, int) and total != case.steps else "")
     if status.get("state"):
         yield "state", str(status["state"])
+    if status.get("reason"):
+        yield "why it ended", _shown(str(status["reason"]))
     if time := duration(status.get("seconds")):
         yield "time", time
     speed, memory = case.series("tokens_per_second"), case.series("peak_memory_mb")
@@ -277,6 +279,11 @@ def _shown(value: Any) -> str:
     else:
         text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+
+
+def _prose(text: str) -> Markup:
+    """A sentence of a finding, escaped, with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
 def _label(key: Any) -> str:

@@ -1,6 +1,6 @@
 """A metric over a run as numbers to reason with: where it began, where it ended, and whether the change is real.
 
-No conclusion may hang on one noisy row: an end is the last tenth of the rows, and a change counts only beyond the
+No conclusion may hang on one noisy row: an end is the mean of several, and a change counts only beyond the
 95% intervals of both of its ends.
 """
 
@@ -79,13 +79,18 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class Series:
     """One key of metrics.jsonl: ``steps``, ``values`` and, where they were logged, the bounds ``low`` and ``high``
-    (else nan) and counts ``n`` (else 0), each of shape [rows]."""
+    (else nan) and counts ``n`` (else 0), each of shape [rows].
+
+    ``same``: every row measured the same examples (validation, sampled answers), so that rows share their luck and
+    all together are no surer than one. Training rows each have examples of their own.
+    """
 
     steps: np.ndarray
     values: np.ndarray
     low: np.ndarray
     high: np.ndarray
     n: np.ndarray
+    same: bool = True
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], key: str) -> Self:
@@ -102,19 +107,33 @@ class Series:
             column(f"{key}_low", math.nan),
             column(f"{key}_high", math.nan),
             column(f"{key}_n", 0.0),
+            key.startswith(("eval_", "samples/")),
         )
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def level(self, rows: slice) -> Level:
-        """The mean over some rows. Rows with intervals saw the same examples, so all together are no surer than one."""
+        """The mean over some rows."""
         values, low, high = self.values[rows], self.low[rows], self.high[rows]
         n = int(np.max(self.n[rows], initial=0))
-        if not np.isnan(low).all():
-            mean = float(values.mean())
-            return Level(mean, mean - float(np.nanmean(values - low)), mean + float(np.nanmean(high - values)), n)
-        return _trimmed(values, n)
+        mean, known = float(values.mean()), not np.isnan(low).any()
+        if self.same:
+            below, above = (float((values - low).mean()), float((high - values).mean())) if known else (math.nan,) * 2
+            return Level(mean, mean - below, mean + above, n)
+        if len(values) >= 3:
+            return _trimmed(values)
+        half = float(np.linalg.norm((high - low) / 2)) / len(values) if known else math.nan
+        return Level(mean, mean - half, mean + half)
+
+    def minus(self, other: Series) -> Series:
+        """The difference of two series of different examples, row by row where the steps agree."""
+        if not np.array_equal(self.steps, other.steps):
+            return self
+        values = self.values - other.values
+        low = values - np.hypot(self.values - self.low, other.high - other.values)
+        high = values + np.hypot(self.high - self.values, other.values - other.low)
+        return Series(self.steps, values, low, high, np.minimum(self.n, other.n), self.same)
 
     @property
     def measured(self) -> bool:
@@ -123,17 +142,17 @@ class Series:
 
     @property
     def window(self) -> int:
-        """How many rows make up an end: a tenth, and without intervals at least five."""
-        return min(len(self), max(1, len(self) // 10) if self.measured else max(5, len(self) // 10))
+        """How many rows make up an end: a tenth; of noisier training rows a fifth, and five where there are ten."""
+        return max(1, len(self) // 10 if self.same else min(len(self) // 2, max(5, len(self) // 5)))
 
     @property
     def start(self) -> Level:
-        """What was measured first: one row where it has an interval, else the first rows."""
-        return self.level(slice(0, 1 if self.measured else self.window))
+        """What was measured first: one row, or the first training rows."""
+        return self.level(slice(0, 1 if self.same else self.window))
 
     @property
     def end(self) -> Level:
-        """The last tenth of the rows."""
+        """The last rows."""
         return self.level(slice(len(self) - self.window, None))
 
     @property
@@ -142,17 +161,15 @@ class Series:
         return Change(self.start, self.end) if len(self) >= 2 else None
 
 
-def _trimmed(values: np.ndarray, n: int) -> Level:
+def _trimmed(values: np.ndarray) -> Level:
     """Trimmed mean with its t interval (Tukey and McLaughlin 1963): no single row, however wild, decides."""
     rows = len(values)
     cut = max(1, rows // 10) if rows >= 5 else 0
-    if rows < 3:
-        return Level(float(values.mean()), n=n)
     ordered = np.sort(values)
     kept = ordered[cut : rows - cut]
     spread = Moments.of(np.clip(values, kept[0], kept[-1])).variance ** 0.5
     half = float(stdtrit(len(kept) - 1, 0.975)) * spread / (len(kept) / rows * math.sqrt(rows))
-    return Level(float(kept.mean()), float(kept.mean()) - half, float(kept.mean()) + half, n)
+    return Level(float(kept.mean()), float(kept.mean()) - half, float(kept.mean()) + half)
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from prefiere.report.series import Change, Level
@@ -60,9 +61,11 @@ def number(value: float, key: str = "") -> str:
         return "?"
     if is_share(key):
         return f"{100 * value:.0f}%"
-    if 0 < abs(value) < 0.001:
+    if abs(value) < 1e-6:  # rounding of a zero
+        return "0.00"
+    if abs(value) < 0.001:
         return f"{value:.1e}".replace("-", "−")
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 or value == 0 else 3
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -84,6 +87,28 @@ def before_and_after(key: str, change: Change) -> str:
         f"{NAMES.get(name, name)}{where}: {number(change.before.mean, key)} → "
         f"{with_interval(change.after, key)}{unit}{count}"
     )
+
+
+def account(data: Any) -> Any:
+    """data.json for reading: what happened to no example is left out, places and lengths become words."""
+    if isinstance(data, Mapping):
+        if set(data) == {"count", "sources"}:
+            places = list(data["sources"] or [])
+            return f"{data['count']:,}" + (f" (first: {', '.join(map(str, places[:3]))})" if places else "")
+        kept = {k: v for k, v in data.items() if not (isinstance(v, Mapping) and v.get("count", 1) == 0)}
+        return {k: _lengths(v) if k.endswith("_lengths") else account(v) for k, v in kept.items() if v not in ([], {})}
+    if isinstance(data, list) and not any(isinstance(v, Mapping | list) for v in data):
+        more = f" … and {len(data) - 10:,} more" if len(data) > 10 else ""
+        return ", ".join(map(str, data[:10])) + more
+    return [account(v) for v in data] if isinstance(data, list) else data
+
+
+def _lengths(quantiles: Any) -> Any:
+    """Lengths in tokens at 0, 50, 90, 99 and 100 per cent, as a sentence."""
+    if not (isinstance(quantiles, list) and len(quantiles) == 5):
+        return account(quantiles)
+    least, half, most, nearly, longest = quantiles
+    return f"{least} to {longest} tokens; half up to {half}, 90% up to {most}, 99% up to {nearly}"
 
 
 def duration(seconds: Any) -> str:
