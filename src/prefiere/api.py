@@ -58,6 +58,16 @@ def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
     recipe: a YAML file; ``settings`` (``model``, ``data``, ``out`` and every key of docs/settings.md) override it. A
     run that was stopped is continued, unless ``fresh``. Raises ValueError, or FileNotFoundError, in one line that
     says what to do.
+
+    >>> from prefiere import dpo
+    >>> run = dpo(model=model, data=pairs, out="runs/dpo", max_steps=2, guard=False)
+    >>> run.status["state"], run.metrics[-1]["step"]
+    ('finished', 2)
+    >>> found = run.compare(limit=2)
+    >>> len(found.pairings) > 0
+    True
+    >>> dpo(model=model, data=pairs, out="runs/dpo", max_steps=2, guard=False).already
+    True
     """
     return train(recipes.load("dpo", recipe, settings), fresh=fresh)
 

@@ -1,0 +1,199 @@
+"""The commands about data and models, end to end on a tiny model, in this process."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+import prefiere
+import tiny
+from prefiere import api
+from prefiere.cli import app
+from prefiere.data.schema import Message
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    done = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def result(*arguments: str | Path) -> dict[str, Any]:
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, pairs, demonstrations and prompts."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny.model("llama").save_pretrained(folder / "model")
+    tiny.tokenizer("bpe", "chatml").save_pretrained(folder / "model")
+    pairs = [
+        {"prompt": f"What is a dog {i}?", "chosen": "A dog is a domestic animal.", "rejected": "The best friend."}
+        for i in range(24)
+    ]
+    pairs[3]["rejected"] = pairs[3]["chosen"]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs), encoding="utf-8")
+    (folder / "shown.jsonl").write_text(
+        "".join(json.dumps({"prompt": p["prompt"], "completion": p["chosen"]}) + "\n" for p in pairs), encoding="utf-8"
+    )
+    (folder / "prompts.txt").write_text("What is a dog?\n¿Qué es una casa?\n", encoding="utf-8")
+    (folder / "rule.py").write_text("def short(prompts, answers):\n    return [-len(a) for a in answers]\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> dict[str, Any]:
+    """A LoRA run by ``prefiere dpo``."""
+    return result(
+        "dpo", "-m", place / "model", "-d", place / "pairs.jsonl", "-o", place / "run",
+        "max_steps=2", "batch_size=4", "lora=true", "max_new_tokens=6", "guard=false",
+    )  # fmt: skip
+
+
+def test_data_counts_everything_and_shows_three(place: Path) -> None:
+    shown = result("data", place / "pairs.jsonl")
+    assert shown["read"]["kind"] == "pairs"
+    assert "prompt, chosen, rejected" in shown["read"]["layout"]
+    assert (shown["read"]["read"], shown["read"]["kept"]) == (24, 23)
+    assert len(shown["examples"]) == 3
+    assert "A dog is a domestic animal." in shown["examples"][0]
+    text = run("data", place / "pairs.jsonl").stdout
+    assert "pairs.jsonl:4" in text  # the line that was dropped, and why
+    assert "24 read, 23 kept, 1 dropped" in text
+
+
+def test_data_with_a_model_colours_what_is_scored(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = result("data", place / "pairs.jsonl", "--model", place / "model")
+    assert shown["tokens"]["groups"] == 23
+    assert "<|im_start|>user" in shown["examples"][0]
+    cut = result("data", place / "pairs.jsonl", "--model", place / "model", "max_length=8")
+    assert cut["tokens"]["truncated_prompts"]["count"] == 23
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = run("data", place / "pairs.jsonl", "--model", place / "model").stdout
+    assert "\x1b[32mA dog is a domestic animal." in coloured
+
+
+def test_data_takes_any_kind(place: Path) -> None:
+    assert result("data", place / "shown.jsonl")["read"]["kind"] == "demonstrations"
+    assert result("data", place / "prompts.txt")["read"]["kept"] == 2
+
+
+def test_dpo_ends_with_a_model_and_a_report(trained: dict[str, Any]) -> None:
+    assert trained["state"] == "finished"
+    assert Path(trained["report"]).read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+    assert AutoPeftModelForCausalLM.from_pretrained(trained["model"]) is not None
+    assert {"loss", "eval_loss", "rewards/margins"} <= set(trained["metrics"])
+
+
+def test_a_finished_run_says_so_and_exits_0(place: Path, trained: dict[str, Any]) -> None:
+    again = run(
+        "dpo", "-m", place / "model", "-d", place / "pairs.jsonl", "-o", place / "run",
+        "max_steps=2", "batch_size=4", "lora=true", "max_new_tokens=6", "guard=false",
+    )  # fmt: skip
+    assert again.exit_code == 0
+    assert "has finished already" in again.stderr
+
+
+def test_other_settings_for_the_same_folder_are_an_error_that_names_them(place: Path, trained: dict[str, Any]) -> None:
+    again = run("dpo", "-m", place / "model", "-d", place / "pairs.jsonl", "-o", place / "run", "max_steps=3")
+    assert again.exit_code == 2
+    for key in ("max_steps", "batch_size", "lora", "max_new_tokens"):
+        assert key in again.stderr
+
+
+def test_sample_answers_every_prompt_reproducibly(place: Path, trained: dict[str, Any]) -> None:
+    arguments = ("sample", place / "run", "--prompts", place / "prompts.txt", "-n", "2", "--max-new-tokens", "5")
+    first = result(*arguments)
+    assert [(a["prompt"], a["sample"]) for a in first["answers"]] == [
+        ("What is a dog?", 0), ("What is a dog?", 1), ("¿Qué es una casa?", 0), ("¿Qué es una casa?", 1),
+    ]  # fmt: skip
+    assert result(*arguments) == first
+    assert result(*arguments, "--seed", "1") != first
+    assert "¿Qué es una casa?" in run(*arguments).stdout
+
+
+def test_compare_takes_a_run_or_two_models_and_a_judge(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    found = result("compare", "run", "--judge", "rule:short", "--max-new-tokens", "5")
+    assert found["wins"] + found["losses"] + found["ties"] == len(found["pairings"]) >= 1
+    same = result("compare", "model", "model", "-p", "prompts.txt", "--max-new-tokens", "5")
+    assert [p["before"] for p in same["pairings"]] == [p["after"] for p in same["pairings"]]
+    done = run("compare", "model", "model")
+    assert done.exit_code == 2
+    assert "--prompts" in done.stderr
+
+
+def test_export_is_verified_and_anybody_can_load_it(place: Path, trained: dict[str, Any]) -> None:
+    kept = result("export", place / "run", "--out", place / "adapter")
+    assert (kept["merged"], kept["changed"], kept["moved"]) == (False, 0.0, 0.0)
+    assert (place / "adapter" / "adapter_config.json").is_file()
+    merged = result("export", place / "run", "--out", place / "merged", "--merge")
+    assert merged["merged"] is True
+    assert merged["moved"] < 1e-5
+    assert AutoModelForCausalLM.from_pretrained(place / "merged") is not None
+    again = run("export", place / "run", "--out", place / "merged")
+    assert again.exit_code == 2
+    assert "not empty" in again.stderr
+
+
+def test_an_export_that_answers_otherwise_is_an_error(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefiere.models import export as exporting
+
+    loaded = tiny.model("llama")
+    for parameter in loaded.parameters():
+        parameter.data.mul_(1.5)
+    monkeypatch.setattr(exporting, "plain", lambda folder: loaded.eval())
+    done = run("export", place / "run", "--out", place / "wrong")
+    assert done.exit_code == 2
+    assert "answers otherwise" in done.stderr
+
+
+def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefiere import cli_models
+    from prefiere.evaluate.compare import Options
+
+    talker = cli_models.Talker(str(place / "model"), Options(1, 1.0, 1.0, 4, 0))
+    asked: list[Any] = []
+    encode = talker.encoder.encode_prompts
+    monkeypatch.setattr(talker.encoder, "encode_prompts", lambda prompts: asked.append(prompts[0]) or encode(prompts))
+    first = talker("What is a dog?")
+    talker("What is a house?")
+    assert asked[1][:2] == (Message("user", "What is a dog?"), Message("assistant", first))
+    assert [m.role for m in asked[1]] == ["user", "assistant", "user"]
+
+    done = run("chat", place / "model", "--max-new-tokens", "4", "--json", stdin="What is a dog?\n\nHello\n")
+    assert done.exit_code == 0
+    turns = json.loads(done.stdout)["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]
+    assert turns[0]["content"] == "Hello"
+
+
+def test_the_same_in_python(place: Path) -> None:
+    """The examples in the docstrings run as they stand, on this model and these pairs."""
+    names = {"model": place / "model", "pairs": place / "pairs.jsonl", "shown": place / "shown.jsonl"}
+    here = os.getcwd()
+    os.chdir(place)
+    try:
+        failed, tried = doctest.testmod(api, extraglobs=names, optionflags=doctest.ELLIPSIS)
+        assert (failed, tried > 3) == (0, True)
+        assert doctest.testmod(prefiere)[0] == 0
+    finally:
+        os.chdir(here)
