@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.console import command, console, hush, progress, table
+from prefiere import cli_recipe
+from prefiere.console import Json, command, console, hush, progress
 
 app = typer.Typer(
     help="Align language models with human preferences, and see whether it worked.",
@@ -16,10 +17,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes = typer.Typer(help="Every setting with its default and meaning.", no_args_is_help=True)
-app.add_typer(recipes, name="recipe")
+app.add_typer(cli_recipe.app, name="recipe")
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")]
 Rest = Annotated[
     list[str] | None,
     typer.Argument(
@@ -58,6 +57,23 @@ def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> di
     say(f"Report: {page}", markup=False)
     made: dict[str, Any] = {"run": run.folder, "model": run.model, "report": page}
     return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
+
+
+@app.command()
+@command
+def demo(
+    prefer: Annotated[
+        Literal["encyclopedic", "casual"], typer.Option(help="Which style of answer to prefer.")
+    ] = "encyclopedic",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train the base model again, too.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the demo's runs go.")] = Path("runs/demo"),
+    json: Json = False,
+) -> dict[str, Any]:
+    """Align a small bilingual model, shipped with the package, and see what changed. No network."""
+    from prefiere.demo.main import demo
+
+    hush()
+    return demo(prefer=prefer, rebuild=rebuild, out=out, console=console())
 
 
 @app.command()
@@ -238,56 +254,3 @@ def report(
     path = render([Run.open(run) for run in runs], out)
     console().print(f"Report: {path}")
     return {"report": path}
-
-
-@recipes.command()
-@command
-def show(
-    method: Annotated[Literal["sft", "dpo"] | None, typer.Argument(help="Only this command's.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
-    json: Json = False,
-) -> dict[str, Any]:
-    """List every setting: what it may be, its default, its meaning."""
-    from prefiere import recipe
-
-    names = [method] if method else list(recipe.METHODS)
-    tables = {name: recipe.table(name) for name in names}
-    if markdown:
-        typer.echo(recipe.markdown(), nl=False)
-    else:
-        for name, rows in tables.items():
-            console().print(
-                table(
-                    f"prefiere {name}", ("key", "default", "may be", "meaning"), [(k, d, m, w) for k, m, d, w in rows]
-                )
-            )
-    keys = ("key", "may_be", "default", "meaning")
-    return {name: [dict(zip(keys, row, strict=True)) for row in rows] for name, rows in tables.items()}
-
-
-@recipes.command()
-@command
-def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipes.")], json: Json = False
-) -> dict[str, Any]:
-    """Check recipes without running them."""
-    from prefiere import recipe
-
-    found = {str(path): recipe.validate(path) for path in files}
-    for path, settings in found.items():
-        console().print(f"{path}: a valid recipe for prefiere {settings.method}", markup=False)
-    return {"recipes": {path: settings.model_dump(mode="json") for path, settings in found.items()}}
-
-
-@recipes.command()
-@command
-def schema(json: Json = False) -> dict[str, Any] | None:
-    """Print the JSON Schema of a recipe, for editors."""
-    import json as json_module
-
-    from prefiere import recipe
-
-    if json:
-        return recipe.schema()
-    typer.echo(json_module.dumps(recipe.schema(), indent=2))
-    return None

@@ -1,0 +1,65 @@
+"""``prefiere recipe``: every setting explained, recipes checked, a schema for editors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from prefiere.console import Json, command, console, table
+
+app = typer.Typer(help="Every setting with its default and meaning.", no_args_is_help=True)
+
+
+@app.command()
+@command
+def show(
+    method: Annotated[Literal["sft", "dpo"] | None, typer.Argument(help="Only this command's.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """List every setting: what it may be, its default, its meaning."""
+    from prefiere import recipe
+
+    names = [method] if method else list(recipe.METHODS)
+    tables = {name: recipe.table(name) for name in names}
+    if markdown:
+        typer.echo(recipe.markdown(), nl=False)
+    else:
+        for name, rows in tables.items():
+            console().print(
+                table(
+                    f"prefiere {name}", ("key", "default", "may be", "meaning"), [(k, d, m, w) for k, m, d, w in rows]
+                )
+            )
+    keys = ("key", "may_be", "default", "meaning")
+    return {name: [dict(zip(keys, row, strict=True)) for row in rows] for name, rows in tables.items()}
+
+
+@app.command()
+@command
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipes.")], json: Json = False
+) -> dict[str, Any]:
+    """Check recipes without running them."""
+    from prefiere import recipe
+
+    found = {str(path): recipe.validate(path) for path in files}
+    for path, settings in found.items():
+        console().print(f"{path}: a valid recipe for prefiere {settings.method}", markup=False)
+    return {"recipes": {path: settings.model_dump(mode="json") for path, settings in found.items()}}
+
+
+@app.command()
+@command
+def schema(json: Json = False) -> dict[str, Any] | None:
+    """Print the JSON Schema of a recipe, for editors."""
+    import json as json_module
+
+    from prefiere import recipe
+
+    if json:
+        return recipe.schema()
+    typer.echo(json_module.dumps(recipe.schema(), indent=2))
+    return None
