@@ -307,8 +307,8 @@ def test_text_without_a_prompt() -> None:
     ids = tok("Hola perro</s>")["input_ids"]
     assert (group.prompt.tolist(), group.completions[0].tolist()) == (ids[:1], ids[1:])
     with pytest.raises(ValueError, match="f:2: the prompt has no tokens"):
-        encode(tok, pair("", source="f:2"))
-    assert encode(tok, pair("", source="f:2"), on_bad="drop")[1].counts["empty_prompts"] == 1
+        encode(tok, pair("", source="f:2"), on_bad="error")
+    assert encode(tok, pair("", source="f:2"))[1].counts["empty_prompts"] == 1
     with pytest.raises(ValueError, match="prompt 2 has no tokens"):
         encoder(tok).encode_prompts(["Hola", ""])
 
@@ -504,10 +504,14 @@ def test_bad_examples(record: Any, name: str, message: str) -> None:
     tok = tokenizer("bpe", "strict")
     record = type(record)(**{f: getattr(record, f) for f in record.__dataclass_fields__} | {"source": "d.jsonl:47"})
     with pytest.raises(ValueError, match=message):
-        encode(tok, record)
-    groups, report = encode(tok, demo(), record, on_bad="drop")
-    assert len(groups) == report.groups == report.dropped == report.counts[name] == 1
-    assert report.sources[name] == ["d.jsonl:47"]
+        encode(tok, record, on_bad="error")
+    if name == "refused":
+        with pytest.raises(ValueError, match=message):
+            encode(tok, record, on_bad="content")
+    for on_bad in ("drop", *(["content"] if name != "refused" else [])):
+        groups, report = encode(tok, demo(), record, on_bad=on_bad)
+        assert len(groups) == report.groups == report.dropped == report.counts[name] == 1
+        assert report.sources[name] == ["d.jsonl:47"]
 
 
 def test_report() -> None:

@@ -34,8 +34,10 @@ class Encoder:
     ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``. template_kwargs: further variables of the template, such as
     ``enable_thinking``.
 
-    on_bad: whether an example that cannot be used raises ValueError naming its source, or is dropped and counted. Pairs
-    that truncation made identical, or left nothing to score, are always dropped and counted.
+    on_bad: what happens to an example that cannot be used. ``content`` drops and counts one without content (an answer
+    that says nothing, a prompt without tokens), but raises ValueError naming the source of one that the template cannot
+    write; ``error`` raises for both, ``drop`` drops both. Pairs that truncation made identical, or left nothing to
+    score, are always dropped and counted.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Encoder:
         completion_only: bool = True,
         template: Literal["auto", "always", "never"] = "auto",
         template_kwargs: Mapping[str, Any] | None = None,
-        on_bad: Literal["error", "drop"] = "error",
+        on_bad: Literal["content", "error", "drop"] = "content",
     ):
         if not eos_ids:
             raise ValueError("eos_ids is empty: nothing would end an answer")
@@ -136,8 +138,10 @@ class Encoder:
         yield record, script
 
     def _bad(self, what: str, record: Record, why: str, report: EncodeReport) -> None:
-        if self._on_bad == "error":
-            raise ValueError(f"{record.source}: {why} (on_bad=drop drops and counts such examples)")
+        if self._on_bad == "error" or (
+            self._on_bad == "content" and what not in ("empty_prompts", "empty_completions")
+        ):
+            raise ValueError(f"{record.source}: {why} (on_bad=drop leaves such examples out and counts them)")
         report.count(what, record.source)
 
     # ---- script -> ids
@@ -169,7 +173,10 @@ class Encoder:
         self, record: Record, script: Script, known: dict[str, list[int]], report: EncodeReport
     ) -> PromptGroup | None:
         text, bare = "".join(p.text for p in script.prompt), self._bare(script, known)
-        pairs = [self._tokens.follow(bare, text, pieces, known) for pieces in script.completions]
+        try:
+            pairs = [self._tokens.follow(bare, text, pieces, known) for pieces in script.completions]
+        except ValueError as error:
+            raise ValueError(f"{record.source}: {error}") from error
         open_ended = [(ids, mask) for ids, mask in pairs if not ids or ids[-1] not in self._eos]
         for ids, mask in open_ended:
             ids.append(self._eos[0])
