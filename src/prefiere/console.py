@@ -80,8 +80,8 @@ def command(body: Body) -> Callable[..., None]:
             if not _ours(e.__traceback__):
                 traceback.print_exc()
                 raise typer.Exit(1) from None
-            if main_process():
-                print(f"error: {e}", file=sys.stderr)
+            rank = "" if main_process() else f" (process {os.environ['RANK']})"  # perhaps it alone has one
+            print(f"error{rank}: {e}", file=sys.stderr)
             raise typer.Exit(2) from None
         if as_json and main_process():
             print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))
