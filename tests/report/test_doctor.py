@@ -178,6 +178,12 @@ def test_right_order_by_a_hair(tmp_path: Path, seed: int) -> None:
     assert "barely" in keys(make(tmp_path, seed, train=tiny, pairs=5000))
 
 
+def test_words_going_wrong_are_worth_a_look(tmp_path: Path) -> None:
+    d = diagnose(make(tmp_path, answers={"samples/ref_logp": to(-1.0, -0.3)}))
+    assert [f.key for f in d.findings] == ["drift", "learnt"]
+    assert "less naturally" in d.findings[0].meaning
+
+
 def test_answers_that_never_end(tmp_path: Path) -> None:
     d = diagnose(make(tmp_path, answers={"samples/eos_rate": to(0.05, 0.05)}))
     assert "never_end" in d

@@ -15,7 +15,8 @@ import pytest
 
 from prefiere.report import plots
 from prefiere.report.case import Case
-from prefiere.report.render import LONGEST, SHOWN, render
+from prefiere.report.pairs import LONGEST, SHOWN
+from prefiere.report.render import render
 from prefiere.report.words import duration, number, visible
 from prefiere.run import Run, RunError
 from synthetic_runs import make, to
@@ -91,10 +92,13 @@ def assert_safe(p: Page) -> None:
 
 
 def test_a_run_in_one_file(tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
+    run = make(tmp_path / "run", recipe={"learning_rate": "auto"})
     run.environment = {
         "python": "3.11",
-        "choices": [{"name": "lora", "value": False, "why": "below 1B parameters"}],
+        "choices": [
+            {"name": "lora", "value": False, "why": "below 1B parameters"},
+            {"name": "learning_rate", "value": 0.00018, "why": "suits full fine-tuning"},
+        ],
     }
     run.data = {"counts": {"read": 12, "dropped": {"identical answers": 3}}}
     run.log_samples([answer(0, "A dog is your friend.", score=0.0), answer(100, "A dog is a mammal.", score=1.0)])
@@ -110,7 +114,7 @@ def test_a_run_in_one_file(tmp_path: Path) -> None:
         "Evidence",
         "Loss nats",
         "coin flip",
-        "learning rate",
+        "learning rate 0.00018 (auto)",
         "Answers that end",
     ):
         assert text in p.text, text
@@ -175,9 +179,10 @@ def test_answers_are_paired_by_prompt_and_sample(tmp_path: Path) -> None:
     run.log_samples([answer(2, "in between")])
     run.log_samples([answer(4, "second after", sample=1), answer(4, "first after"), answer(4, "only after", "New?")])
     text = page(tmp_path, run).text
-    order = ["first before", "first after", "second before", "second after", "chat before", "not sampled", "only after"]
+    order = ["first before", "first after", "chat before", "not sampled", "not sampled", "only after"]
+    order += ["second before", "second after"]
     text = text[text.index("Answers before and after") :]
-    assert re.findall("|".join(order), text)[:6] == order[:6]
+    assert re.findall("|".join(order), text) == order
     assert "system: Be kind. user: Hello?" in text
     assert "in between" not in text
 

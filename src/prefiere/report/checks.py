@@ -90,24 +90,26 @@ def both_fall(case: Case) -> Finding | None:
 
 
 def drift(case: Case) -> Finding | None:
-    """The chosen answers lost, or the KL grew, by half a nat per token: each token at 60% of its probability."""
+    """The chosen answers lost, or the KL grew, by half a nat per token (each token at 60% of its probability), or
+    sampled answers lost 0.3 nats per token under the model from before; turning a style around costs less."""
     length = case.tokens_per_answer
-    logp, kl = case.seen("logps/chosen"), case.change("samples/kl")
-    lost = far = False
-    if logp is not None and not case.sft:
-        enough = max(5.0, 0.5 * length) if length else max(10.0, 0.5 * abs(logp.change.before.mean))
-        lost = logp.change.falls(enough)
-    if kl is not None:
-        far = kl.rises(max(10.0, 0.5 * (length or 40.0)))
-    if not (lost or far):
+    logp, kl, natural = case.seen("logps/chosen"), case.change("samples/kl"), case.change("samples/ref_logp")
+    enough = max(5.0, 0.5 * length) if length else max(10.0, 0.5 * abs(logp.change.before.mean)) if logp else 0.0
+    signs = []
+    if logp is not None and not case.sft and logp.change.falls(enough):
+        signs.append("The chosen answers themselves became much less likely, not only the rejected ones.")
+    if kl is not None and kl.rises(max(10.0, 0.5 * (length or 40.0))):
+        signs.append("What it writes now, the model from before would hardly have written (a large KL).")
+    if natural is not None and natural.falls(0.3):
+        signs.append("Its answers read less naturally to the model from before: look for wrong words in them.")
+    if not signs:
         return None
     return Finding(
         "drift",
         "The model has moved far from where it started.",
         "warning",
-        ("The chosen answers themselves became much less likely, not only the rejected ones. " if lost else "")
-        + ("What it writes now, the model from before would hardly have written (a large KL). " if far else "")
-        + "The further it moves, the more it forgets, and the curves cannot show that. Read the answers below.",
+        f"{' '.join(signs)} The further it moves, the more it forgets, and the curves cannot show that. Read the "
+        "answers below.",
         _evidence(case, "logps/chosen", "samples/kl", "samples/ref_logp"),
         case.gentler(),
     )

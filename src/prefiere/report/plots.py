@@ -200,7 +200,9 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
 def coin_flip(cases: Sequence[Case]) -> Panel:
     """The loss panel, with ln 2 as its reference where that is what every run began at."""
     panel = CURVES[0]
-    if all(c.has_reference and c.recipe.get("loss_type", "sigmoid") == "sigmoid" for c in cases):
+    recipes = [c.recipe for c in cases if c.has_reference]
+    plain = [r for r in recipes if r.get("loss_type", "sigmoid") == "sigmoid" and not r.get("rpo_alpha")]
+    if len(plain) == len(cases):
         return Panel(panel.key, panel.title, panel.meaning, math.log(2), "coin flip")
     return panel
 

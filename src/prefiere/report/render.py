@@ -6,7 +6,6 @@ Everything comes from the run folders. Text of models and data is hostile until 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +19,9 @@ from markupsafe import Markup, escape
 from prefiere.report import plots
 from prefiere.report.case import Case
 from prefiere.report.doctor import Diagnosis, diagnose
+from prefiere.report.pairs import LONGEST, Answer, before_and_after
 from prefiere.report.words import NAMES, account, bare, duration, number, visible, with_interval
 from prefiere.run import Run, RunError, write_text
-
-LONGEST = 1500
-"""Characters shown of a prompt, an answer or a setting; the rest is counted."""
-SHOWN = 48
-"""Answers shown of a run, the first ones open; the rest is counted."""
 
 METHODS = {"dpo": "Preference optimisation (DPO)", "sft": "Supervised fine-tuning (SFT)"}
 KEY_SETTINGS = (
@@ -42,25 +37,6 @@ TILES = (
     "samples/kl",
     "samples/eos_rate",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Text cut to what is shown: pieces with whether they changed, and how many characters are left out."""
-
-    pieces: tuple[tuple[str, bool], ...]
-    left_out: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The same prompt, answered before and after; either may be missing."""
-
-    prompt: Passage
-    before: Passage | None
-    after: Passage | None
-    row_before: Mapping[str, Any]
-    row_after: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +99,8 @@ def _environment() -> Environment:
 
 
 def _sheet(case: Case, name: str, colour: str) -> Sheet:
-    answers, steps, left_out = _answers(case.run.samples)
+    answers, steps, left_out = before_and_after(case.run.samples)
     environment = case.run.environment
-    choices = environment.get("choices")
     return Sheet(
         name=name,
         colour=colour,
@@ -138,8 +113,14 @@ def _sheet(case: Case, name: str, colour: str) -> Sheet:
         answers_left_out=left_out,
         data=account(case.run.data),
         environment={k: v for k, v in environment.items() if k != "choices"},
-        choices=tuple(c for c in choices if isinstance(c, Mapping)) if isinstance(choices, list) else (),
+        choices=_choices(environment),
     )
+
+
+def _choices(environment: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """What was decided automatically: ``name``, ``value``, ``why``."""
+    choices = environment.get("choices")
+    return tuple(c for c in choices if isinstance(c, Mapping)) if isinstance(choices, list) else ()
 
 
 def _distinct(runs: Sequence[Run]) -> list[str]:
@@ -153,11 +134,13 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
     recipe, status = case.recipe, case.status
     method = str(recipe.get("method", "?"))
     yield "method", METHODS.get(method, method)
+    chosen = {c.get("name"): c.get("value") for c in _choices(case.run.environment)}
     for key in KEY_SETTINGS:
-        if recipe.get(key) is not None:
-            yield _label(key), _shown(recipe[key])
-    if recipe.get("learning_rate") == "auto" and case.learning_rate:
-        yield "learning rate used", f"{case.learning_rate:.2g} at its peak"
+        value = recipe.get(key)
+        if value == "auto" and key in chosen:
+            yield _label(key), f"{_shown(chosen[key])} (auto)"
+        elif value is not None:
+            yield _label(key), _shown(value)
     total = status.get("total_steps")
     yield "updates", f"{case.steps:,}" + (f" of {total:,}" if isinstance(total, int) and total != case.steps else "")
     if status.get("state"):
@@ -217,55 +200,6 @@ def _beside(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], boo
     keys = dict.fromkeys(key for run in runs for key in run)
     rows = [(key, [run.get(key, "") for run in runs]) for key in keys]
     return sorted(((key, values, len(set(values)) > 1) for key, values in rows), key=lambda row: not row[2])
-
-
-def _answers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Answer], tuple[int, int], int]:
-    """First and last answers to each prompt and sample, their steps, and how many are not shown."""
-    steps = [r["step"] for r in rows if isinstance(r.get("step"), int)]
-    if not steps:
-        return [], (0, 0), 0
-    first, last = min(steps), max(steps)
-    found: dict[tuple[str, Any], dict[int, Mapping[str, Any]]] = {}
-    for row in rows:
-        if row.get("step") in (first, last):
-            found.setdefault((_prompt(row.get("prompt")), row.get("sample")), {})[row["step"]] = row
-    answers = []
-    for (prompt, _), by_step in list(found.items())[:SHOWN]:
-        before, after = by_step.get(first), by_step.get(last) if last != first else None
-        texts = [None if r is None else _cut(str(r.get("completion") or "")) for r in (before, after)]
-        if texts[0] and texts[1]:
-            texts = list(_compared(texts[0], texts[1]))
-        answers.append(Answer(_cut(prompt), texts[0], texts[1], before or {}, after or {}))
-    return answers, (first, last), max(0, len(found) - SHOWN)
-
-
-def _prompt(prompt: Any) -> str:
-    """A prompt as text; messages become ``role: content``."""
-    if isinstance(prompt, list):
-        turns = [m if isinstance(m, Mapping) else {"content": m} for m in prompt]
-        return "\n\n".join(f"{m.get('role', '')}: {m.get('content', '')}".removeprefix(": ") for m in turns)
-    return str(prompt if prompt is not None else "")
-
-
-def _cut(text: str) -> Passage:
-    """The beginning of a text, and how much is left out."""
-    return Passage(((text[:LONGEST], False),), max(0, len(text) - LONGEST))
-
-
-def _compared(before: Passage, after: Passage) -> tuple[Passage, Passage]:
-    """Both with the words that differ marked; unmarked where hardly a word is the same, and marks would say nothing."""
-    a, b = (re.findall(r"\S+\s*|\s+", p.pieces[0][0]) for p in (before, after))
-    matcher = difflib.SequenceMatcher(None, [w.strip() for w in a], [w.strip() for w in b], autojunk=False)
-    if matcher.ratio() < 0.4:
-        return before, after
-    left, right = [], []
-    for kind, i, j, k, m in matcher.get_opcodes():
-        left.append(("".join(a[i:j]), kind != "equal"))
-        right.append(("".join(b[k:m]), kind != "equal"))
-    return (
-        Passage(tuple(piece for piece in left if piece[0]), before.left_out),
-        Passage(tuple(piece for piece in right if piece[0]), after.left_out),
-    )
 
 
 def _shown(value: Any) -> str:
