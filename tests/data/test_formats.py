@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from prefiere.data import formats, readers
 from prefiere.data.formats import DataError
+from prefiere.data.layouts import LAYOUTS, MAKES, OPTIONAL
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, PreferencePair
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -265,7 +266,7 @@ def test_hub_errors_are_one_line_with_advice(monkeypatch, error, advice):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["nowhere/data.jsonl", "./nowhere", "/nowhere/at/all", "a/b/c"])
+@pytest.mark.parametrize("name", ["nowhere", "nowhere/data.jsonl", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_no_such_file(name):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         formats.read(name, kind="pairs")
@@ -447,6 +448,34 @@ def test_examples_with_nothing_to_learn_from(tmp_path, row, reason, where):
         assert source.problems[0].startswith(f"{path}:2 ({where}): ")
         with pytest.raises(DataError, match=r"d\.jsonl:2 \(.*on_bad=content"):
             list(formats.read(path, kind="pairs", on_bad="error"))
+
+
+FIELDS = sorted({f for layout in LAYOUTS for f in layout.fields} | {*OPTIONAL, "r.responses", "r.responses.status"})
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from(["", "x", "[1]", "\n\nHuman: a\n\nAssistant: b", "left"])
+)
+KEY = st.sampled_from(["role", "from", "content", "value", "text", "rank", "answer", "score", "completion", "parts"])
+ANY = st.recursive(LEAF, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEY, v, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), layout=st.sampled_from(LAYOUTS), kind=st.sampled_from(list(MAKES)))
+def test_any_nonsense_is_an_error_with_its_place_or_a_counted_drop(tmp_path, data, layout, kind):
+    more = data.draw(st.lists(st.sampled_from(FIELDS), max_size=3))
+    fields = dict.fromkeys([*layout.fields, *more], ANY)
+    rows = data.draw(st.lists(st.fixed_dictionaries(fields), min_size=1, max_size=3))
+    path = put(tmp_path / "d.jsonl", lines(rows))
+    try:
+        source = formats.read(path, kind=kind, on_bad="drop")
+    except DataError as e:
+        assert str(path) in str(e)  # noqa: PT017 - most nonsense is only dropped
+    else:
+        n = len(list(source))
+        assert n == source.counts.kept
+        assert n + sum(source.counts.dropped.values()) >= len(rows) == source.counts.read
 
 
 def test_texts_without_a_common_beginning(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack,
 from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
 from prefiere.data.layouts import Detected, check_columns, detect, remap
-from prefiere.data.layouts_pairs import Kind, Prompt
+from prefiere.data.layouts_pairs import Kind, Layout, Native, Prompt
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair
 from prefiere.data.values import BadRow, DataError, Row
 from prefiere.data.writers import write
@@ -145,7 +145,7 @@ class Source(Generic[R]):
                 try:
                     if isinstance(row, BadRow):
                         raise row
-                    for native in layout.parse(remap(row, self._columns)):
+                    for native in _parse(layout, remap(row, self._columns)):
                         made = convert.records(
                             native,
                             self.kind,
@@ -174,6 +174,15 @@ class Source(Generic[R]):
         counts.dropped[bad.reason] += 1
         if len(self.problems) < _SHOWN:
             self.problems.append(problem)
+
+
+def _parse(layout: Layout, row: Row) -> list[Native]:
+    """What a row holds. A value of another shape than the layout has is damage like any other."""
+    try:
+        return list(layout.parse(row))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        detail = f"the values are not shaped as in layout {layout.name} ({type(e).__name__}: {e})"
+        raise BadRow(", ".join(layout.fields) or "row", "unexpected shape", detail) from e
 
 
 @overload

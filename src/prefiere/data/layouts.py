@@ -125,10 +125,11 @@ def detect(
         raise _unknown(rows, kind, where, layout)
     fitting = [candidate for candidate, n in votes if 2 * n >= most]
     able = [candidate for candidate in fitting if kind in MAKES[candidate.holds]]
-    if not able and all(candidate.holds == "prompts" for candidate in fitting):  # the answers have unknown names
-        raise _unknown(rows, kind, where, layout)
     if not able:
-        found = fitting[0]
+        answered = [candidate for candidate in fitting if candidate.holds != "prompts"]
+        if not answered:  # there may be answers under names that no layout has
+            raise _unknown(rows, kind, where, layout)
+        found = answered[0]
         fields = ", ".join(found.fields)
         raise DataError(f"{where}: no {kind} in layout {found.name} ({fields}): it holds {_HINT[found.holds]}")
     best = able[0]

@@ -65,7 +65,11 @@ class Layout:
     strength_unit: float = 1.0
 
     def fits(self, row: RowMap) -> bool:
-        return all(row.get(f) is not None for f in self.fields) and (self.when is None or self.when(row))
+        """Whether a row has the columns, and values as they should be."""
+        try:
+            return all(row.get(f) is not None for f in self.fields) and (self.when is None or self.when(row))
+        except BadRow:
+            return False
 
 
 # -- where the prompt is ----------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ _PREFERRED: dict[Kind, tuple[str, ...]] = {
 _SHARD = re.compile(r"-\d{5}-of-\d{5}.*$")
 _SPLIT = re.compile(r"^(?:train|test|validation|valid|val|dev|eval)(?:_\w+)?$")
 _SPLIT_AT_END = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev|eval)$")
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(:[\w.-]+)?$")
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
     name = str(source)
     if _HUB_ID.match(name) and not name.startswith(".") and not name.endswith((*SUFFIXES, ".gz")):
         return _hub(name, kind, split)
-    raise FileNotFoundError(f"{source}: no such file or folder")
+    raise FileNotFoundError(f"{source}: no such file or folder (a data set of the hub is written owner/name)")
 
 
 def _part(path: Path) -> Part:
