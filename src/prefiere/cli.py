@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from prefiere import cli_recipe
-from prefiere.console import Json, command, console, hush, progress
+from prefiere.console import Json, command, console, hush, progress, say
 
 app = typer.Typer(
     help="Align language models with human preferences, and see whether it worked.",
@@ -49,13 +50,13 @@ def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> di
     settings = recipe.load(method, paths[0] if paths else None, given, overrides)
     hush()
     run = api.train(settings, fresh=fresh, console=progress())
-    rows = run.metrics
-    page = run.folder / "report.html"
-    say = console().print
-    if run.status["state"] == "finished":
-        say(f"Model: {run.model}", f"Try it: prefiere chat {run.folder}", sep="\n", markup=False)
-    say(f"Report: {page}", markup=False)
-    made: dict[str, Any] = {"run": run.folder, "model": run.model, "report": page}
+    rows, page = run.metrics, run.folder / "report.html"
+    finished = run.status["state"] == "finished"
+    if finished:
+        say(f"Model: {run.model}")
+        say(f"Try it: prefiere chat {shlex.quote(str(run.folder))}")
+    say(f"Report: {page}")
+    made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
     return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
 
 
@@ -252,5 +253,5 @@ def report(
     from prefiere.run import Run
 
     path = render([Run.open(run) for run in runs], out)
-    console().print(f"Report: {path}")
+    say(f"Report: {path}")
     return {"report": path}

@@ -26,13 +26,13 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     """
     source = open_source(settings)
     console.print(Styled.assemble(("Layout  ", "bold"), str(source.layout)))
-    console.print(Styled.assemble(("Files   ", "bold"), ", ".join(source.files)))
+    console.print(Styled.assemble(("Files   ", "bold"), ", ".join(source.files)), soft_wrap=True)
     with console.status(f"reading {settings.data}"):
         found = audit(source)
     read = source.describe()
     console.print(Styled.assemble(("Records ", "bold"), str(source.counts)))
     for line in [*found.lines()[1:], *source.problems]:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     result: dict[str, Any] = {"read": read, "audit": found.to_dict()}
     if model is None:
         shown: list[Styled] = [plain(record) for record in islice(source, EXAMPLES)]
@@ -79,7 +79,7 @@ def tokenized(
                 shown.append(describe(group, tokenizer))
     console.print(Styled("Tokens", "bold"))
     for line in report.lines():
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     return shown, report.to_dict()
 
 

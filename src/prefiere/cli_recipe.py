@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.console import Json, command, console, table
+from prefiere.console import Json, command, console, say, table
 
 app = typer.Typer(help="Every setting with its default and meaning.", no_args_is_help=True)
 
@@ -47,7 +47,7 @@ def validate(
 
     found = {str(path): recipe.validate(path) for path in files}
     for path, settings in found.items():
-        console().print(f"{path}: a valid recipe for prefiere {settings.method}", markup=False)
+        say(f"{path}: a valid recipe for prefiere {settings.method}")
     return {"recipes": {path: settings.model_dump(mode="json") for path, settings in found.items()}}
 
 

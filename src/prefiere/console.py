@@ -40,6 +40,11 @@ def console() -> Console:
     return Console(quiet=not main_process(), highlight=False)
 
 
+def say(text: str) -> None:
+    """One line for people, as it is and unbroken: paths and commands can be copied."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
 def progress() -> Console:
     """Where bars and notices of a long command go: stderr, so that stdout holds results only."""
     return Console(stderr=True, quiet=not main_process(), highlight=False)
