@@ -11,6 +11,7 @@ import json as json_module
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -51,10 +52,11 @@ def progress() -> Console:
 
 
 def hush() -> None:
-    """No bars from libraries for what takes a moment; downloads keep theirs."""
+    """No bars from libraries for what takes a moment (downloads keep theirs), nor their warnings to one another."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's use of it
     logging.disable_progress_bar()
     enable_progress_bars()
 
