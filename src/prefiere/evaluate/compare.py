@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,25 +116,33 @@ def compare(
 
 
 def validation_prompts(run: Run, limit: int) -> list[Text]:
-    """The prompts that a run held out, in full; raises ValueError for one whose data is gone."""
+    """The prompts that a run answered along the way, in full; raises ValueError where their data is gone."""
     recipe = run.recipe
     if isinstance(recipe.get("sample_prompts"), str):
         return [r.prompt for r in formats.read(recipe["sample_prompts"], kind="prompts", limit=limit)]
-    held = set(run.data.get("eval_sources", []))
-    name = recipe.get("eval_data") or recipe["data"]
-    kept: dict[str, Text] = {}
-    for record in formats.read(
-        name,
-        kind="prompts",
-        split=None if recipe.get("eval_data") else recipe.get("data_split"),
+    held_out = recipe.get("eval_data")
+    found = prompts_at(
+        run.data.get("eval_sources", [])[: 8 * limit],
+        held_out or recipe["data"],
+        split=None if held_out else recipe.get("data_split"),
         columns=recipe.get("columns"),
-        on_bad="drop",
-    ):
-        if not held or record.source in held:
-            kept.setdefault(repr(record.prompt), record.prompt)
-        if len(kept) >= limit:
-            break
-    return list(kept.values())
+    )
+    distinct = {repr(p): p for p in found.values()}
+    return list(distinct.values())[:limit]
+
+
+def prompts_at(
+    sources: Sequence[str], data: str, *, split: str | None = None, columns: Mapping[str, str] | None = None
+) -> dict[str, Text]:
+    """The prompts of the records that were read at these places (``file:line``), in their order."""
+    wanted = set(sources)
+    found: dict[str, Text] = {}
+    for record in formats.read(data, kind="prompts", split=split, columns=columns, on_bad="drop") if wanted else ():
+        if record.source in wanted:
+            found[record.source] = record.prompt
+            if len(found) == len(wanted):
+                break
+    return {s: found[s] for s in sources if s in found}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ import numpy as np
 
 from prefiere.stats import clustered_mean
 
+SHARES = ("accuracies", "eos_rate")
+"""Metrics whose values are 0, 1/2 or 1 for each example: their intervals stay honest at 0 and 1."""
+
 
 def flat(
     values: Mapping[str, np.ndarray],
@@ -24,7 +27,7 @@ def flat(
     row: dict[str, float] = {}
     for name, x in values.items():
         w = weights.get(name) if weights else None
-        e = clustered_mean(x, clusters, weights=w)
+        e = clustered_mean(x, clusters, weights=w, share=name.endswith(SHARES))
         row |= {prefix + name: e.mean, f"{prefix}{name}_low": e.low, f"{prefix}{name}_high": e.high}
         row[f"{prefix}{name}_n"] = e.n if not math.isnan(e.mean) else 0
     return row

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
 
+from prefiere.models.roles import Trunk
 from prefiere.run import sync_folder
 from prefiere.train.engine import Engine
 
@@ -103,3 +105,17 @@ def load(path: Path, engine: Engine) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     engine.budget, engine.backoffs = state["budget"], state["backoffs"]
     return state
+
+
+def save_model(trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not."""
+    temporary = folder.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model: Any = trunk.model
+    if trunk.adapted:
+        model.save_pretrained(temporary, selected_adapters=["default"])
+    else:
+        model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -66,8 +66,9 @@ class Objective(Protocol):
 
 @dataclass
 class Update:
-    """What one update did: merged metrics, gradient norm before clipping, tokens computed, micro-batches."""
+    """What one update did: its loss, merged metrics, gradient norm before clipping, tokens computed, micro-batches."""
 
+    loss: float
     metrics: dict[str, Moments]
     grad_norm: float
     tokens: int
@@ -147,7 +148,7 @@ class Engine:
                     raise
                 self._shrink(store, members, e)
                 continue
-            if self._finite(update.grad_norm, store, members, objective):
+            if self._finite(update.loss + update.grad_norm, store, members, objective):
                 break
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
@@ -168,6 +169,7 @@ class Engine:
         ]
         sums: dict[str, Tensor] = {}
         tokens = 0
+        total = torch.zeros((), dtype=torch.float64, device=self.trunk.device)
         for m, indices in enumerate(mine):
             # A filler keeps collective calls in step: any group, at weight zero.
             batch = self.pack(store, indices or members[:1])
@@ -178,11 +180,13 @@ class Engine:
                 scale = float(bool(indices)) * self.world_size  # processes' gradients are averaged, not summed
                 self.scaler.scale(loss * scale).backward()
             if indices:
+                total += loss.detach()
                 tokens += int(batch.tokens_T.shape[0])
                 _add(sums, result.metrics)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        return Update(self._merge(sums), float(norm), self._total(tokens), sum(bool(i) for i in mine))
+        loss_value = float(self.reduce(total))
+        return Update(loss_value, self._merge(sums), float(norm), self._total(tokens), sum(bool(i) for i in mine))
 
     def pack(self, store: GroupStore, indices: Sequence[int] | np.ndarray) -> PackedBatch:
         """These groups as one batch, on the device."""
@@ -205,9 +209,9 @@ class Engine:
         self.budget //= 2
         self.notice(f"out of memory: repeating the update with tokens_per_microbatch={self.budget}")
 
-    def _finite(self, norm: float, store: GroupStore, members: np.ndarray, objective: Objective) -> bool:
+    def _finite(self, value: float, store: GroupStore, members: np.ndarray, objective: Objective) -> bool:
         """True to go on; False to repeat the update under a smaller fp16 scale."""
-        if np.isfinite(norm):
+        if np.isfinite(value):
             return True
         if self.scaler.is_enabled() and self.scaler.get_scale() / 2 >= 1:
             self.backoffs += 1
@@ -216,7 +220,7 @@ class Engine:
         where = self._culprit(store, members, objective)
         extra = "; the fp16 loss scale is below 1: use bfloat16 or float32" if self.scaler.is_enabled() else ""
         raise TrainingError(
-            f"the gradient is not finite{extra}. It comes from {where}. "
+            f"the loss or its gradient is not finite{extra}. It comes from {where}. "
             "Look at these examples; else lower learning_rate, or set dtype=float32"
         )
 
@@ -228,7 +232,8 @@ class Engine:
             batch = self.pack(store, [i])
             loss = sum_terms(objective(self.forward(batch), batch).terms, store.counts(np.asarray([i])))
             loss.backward()
-            if not all(torch.isfinite(p.grad).all() for p in self.parameters if p.grad is not None):
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            if not all(bool(torch.isfinite(t).all()) for t in (loss, *gradients)):
                 bad.append(store[int(i)].source or f"example {i}")
         self.optimizer.zero_grad(set_to_none=True)
         names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")

@@ -7,7 +7,6 @@ one that can be resumed from its last checkpoint as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
-import resource
 import shlex
 import shutil
 import signal
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from prefiere.models.reference import Reference
 from prefiere.stats import Moments
 from prefiere.train import checkpoint
 from prefiere.train.engine import Measured, Objective, TrainingError
+from prefiere.train.optim import peak_memory_mb
 from prefiere.train.session import Session
 
 
@@ -335,33 +334,11 @@ class Loop:
             checkpoint.load_weights(self.run_folder.checkpoints / f"step-{s.best_step:08d}", self.engine)
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
         if ended and self.main:
-            save_model(self.session, self.run_folder.model)
+            checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
         if self.main:
             self._status("finished" if ended else "stopped", reason)
         if self.settings.report_to:
             self.session.accelerator.end_training()
-
-
-def save_model(session: Session, folder: Path) -> None:
-    """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not."""
-    temporary = folder.with_name(".model.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model: Any = session.trunk.model
-    if session.trunk.adapted:
-        model.save_pretrained(temporary, selected_adapters=["default"])
-    else:
-        model.save_pretrained(temporary)
-    session.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory so far in MB: of the CUDA allocator where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 def resume_command() -> str:

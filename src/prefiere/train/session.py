@@ -22,6 +22,7 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.chat import Encoder, EncodeReport, Truncation, decode, eos_ids_of
 from prefiere.data.groups import GroupStore
 from prefiere.data.plan import updates_per_epoch
+from prefiere.evaluate.compare import prompts_at, question
 from prefiere.evaluate.judges import load_scorer
 from prefiere.evaluate.policy import Sampler
 from prefiere.models.load import Adapter, Source, count_parameters, fingerprint, load_policy, load_tokenizer, resolve
@@ -190,7 +191,7 @@ def read_data(
         eos_ids=eos_ids,
         completion_only=not isinstance(settings, SFT) or settings.completion_only_loss,
         template=settings.template,
-        on_bad="error" if settings.on_bad == "error" else "drop",
+        on_bad=settings.on_bad,
     )
 
     def encode(name: str, split: str | None) -> tuple[GroupStore, dict[str, Any]]:
@@ -222,7 +223,7 @@ def read_data(
         "eval": len(np.unique(validation.prompt_keys)) if validation else 0,
     }
     account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
-    account["eval_sources"] = [g.source for g in validation] if validation and not settings.eval_data else []
+    account["eval_sources"] = [g.source for g in validation] if validation else []
     prompts, texts = _sample_prompts(settings, validation or train, encoder)
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
     return Data(train, validation, account, prompts, texts)
@@ -241,14 +242,22 @@ def _counted(groups: Iterable[Any], display: Display, name: str) -> Iterable[Any
 
 
 def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> tuple[list[np.ndarray], list[str]]:
-    """Distinct prompts to answer along the run: from a file, or the first of the held-out ones."""
+    """Distinct prompts to answer along the run, and what a person reads of them: from a file, or the first held-out
+    ones."""
     if isinstance(settings.sample_prompts, str):
         asked = [r.prompt for r in formats.read(settings.sample_prompts, kind="prompts")]
-        prompts = encoder.encode_prompts(asked)
-    else:
-        _, first = np.unique(store.prompt_keys, return_index=True)
-        prompts = [store[int(i)].prompt for i in np.sort(first)[: settings.sample_prompts]]
-    return prompts, [encoder.decode(p) for p in prompts]
+        return encoder.encode_prompts(asked), [question(p) for p in asked]
+    _, first = np.unique(store.prompt_keys, return_index=True)
+    if isinstance(settings, SFT) and not settings.completion_only_loss:
+        first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
+    groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
+    data = settings.eval_data or settings.data
+    split = None if settings.eval_data else settings.data_split
+    texts = prompts_at([g.source for g in groups], data, split=split, columns=settings.columns)
+    prompts = [g.prompt for g in groups]
+    if isinstance(settings, SFT) and not settings.completion_only_loss:
+        prompts = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
+    return prompts, [question(texts[g.source]) if g.source in texts else encoder.decode(g.prompt) for g in groups]
 
 
 def make_sampler(session: Session) -> Sampler:

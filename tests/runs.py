@@ -1,0 +1,64 @@
+"""Tiny models, data and runs on disk for tests of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tiny
+from prefiere.run import Run
+from prefiere.settings import DPO, SFT, Settings
+from prefiere.train.progress import Display
+from prefiere.train.session import Session, prepare
+
+WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
+
+
+def model_folder(folder: Path, *, family: Any = "llama", chat: bool = True, seed: int = 0, **options: Any) -> Path:
+    """A random tiny model with its tokenizer, as a transformers folder."""
+    tokenizer = tiny.tokenizer("bpe", chat)
+    end = tokenizer.eos_token_id
+    tiny.model(family, vocab_size=len(tokenizer), seed=seed, eos_token_id=end, **options).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sentence(g: torch.Generator, longest: int = 10) -> str:
+    """A few random words."""
+    n = int(torch.randint(1, longest, (1,), generator=g))
+    return " ".join(WORDS[int(i)] for i in torch.randint(0, len(WORDS), (n,), generator=g))
+
+
+def pairs_file(path: Path, n: int = 24, seed: int = 0) -> Path:
+    """n preference pairs over n prompts; the chosen answers name the dog, the rejected ones do not."""
+    g = torch.Generator().manual_seed(seed)
+    rows = [
+        {"prompt": f"{i} {sentence(g)}?", "chosen": f"perro {sentence(g)}.", "rejected": f"pan {sentence(g)}."}
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def settings(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Any:
+    """Settings of a short run on a tiny model and 24 pairs."""
+    model, data = tmp / "model", tmp / "pairs.jsonl"
+    if not model.exists():
+        model_folder(model)
+    if not data.exists():
+        pairs_file(data)
+    given: dict[str, Any] = {
+        "model": str(model), "data": str(data), "out": str(tmp / "run"), "batch_size": 8, "max_steps": 4,
+        "learning_rate": 1e-3, "eval_size": 6, "max_new_tokens": 6, "sample_prompts": 4,
+    }  # fmt: skip
+    return method(**{**given, **options})
+
+
+def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:
+    """The parts of such a run."""
+    s = settings(tmp, method, **options)
+    kind: Any = "demonstrations" if method is SFT else "pairs"
+    return prepare(s, Run.create(s.out), Display(quiet=True), kind=kind, recorded={})

@@ -1,0 +1,213 @@
+"""Hardware changes speed, never the result: micro-batches, padding, processes and precision against whole updates."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+import tiny
+from prefiere.models import attention
+from prefiere.models.roles import Trunk
+from prefiere.objectives.preference import LOSSES
+from prefiere.train.engine import Engine, TrainingError
+from prefiere.train.preference import Pairs, Unpaired, mismatch
+from prefiere.train.sft import Imitate
+from random_groups import store
+
+GROUPS = {k: store(12, k, partly=True) for k in (1, 2)}
+
+
+def engine(
+    model=None, *, budget=10_000, packed=True, compute=None, max_grad_norm=None, adapt=False, **options
+) -> Engine:
+    model = model or tiny.model("llama")
+    attention.register()
+    if packed:
+        model.set_attn_implementation(attention.NAME)
+    trunk = Trunk(model, packed=packed)
+    # SGD with rate 1 makes the gradient visible as the change of the weights.
+    optimizer = torch.optim.SGD([p for p in trunk.parameters() if p.requires_grad], lr=1.0)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return Engine(
+        trunk, optimizer, schedule, accelerator=Accelerator(cpu=True), compute=compute,
+        max_grad_norm=max_grad_norm, budget=budget, adapt=adapt, **options,
+    )  # fmt: skip
+
+
+def reference(groups, seed=1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(-40, 10, (len(groups), groups.k)).astype(np.float32)
+
+
+def objective(name: str):
+    if name == "sft":
+        return GROUPS[1], Imitate()
+    if name == "kto":
+        other = mismatch(GROUPS[1], 0)
+        return GROUPS[1], Unpaired(other, reference(GROUPS[1]), reference(other, 2), 0.1, {})
+    loss = LOSSES[name]
+    return GROUPS[2], Pairs(loss, {"beta": 0.1}, 0.1, reference(GROUPS[2]), rpo_alpha=0.3 if name == "sigmoid" else 0.0)
+
+
+def step(e: Engine, groups, goal) -> tuple[float, dict[str, torch.Tensor]]:
+    before = copy.deepcopy(e.trunk.state_dict())
+    update = e.update(groups, np.arange(len(groups)), goal)
+    return update.metrics["loss"].mean, {n: before[n] - p for n, p in e.trunk.state_dict().items()}
+
+
+def assert_equal(one, two, tolerance: float = 1e-5) -> None:
+    assert one[0] == pytest.approx(two[0], rel=tolerance)
+    whole = math.sqrt(sum(float(g.norm()) ** 2 for g in one[1].values()))
+    for name, g in one[1].items():
+        assert (g - two[1][name]).norm() <= tolerance * max(float(g.norm()), 0.01 * whole), name
+
+
+@pytest.mark.parametrize("name", ["sft", *LOSSES])
+@pytest.mark.parametrize("budget", [1, 60, 200])
+def test_microbatches_change_nothing(name, budget) -> None:
+    groups, goal = objective(name)
+    whole = step(engine(), groups, goal)
+    parts = engine(budget=budget)
+    cut = step(parts, *objective(name))
+    assert_equal(whole, cut, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["sft", "sigmoid", "kto"])
+def test_padded_rows_change_nothing(name) -> None:
+    assert_equal(step(engine(), *objective(name)), step(engine(packed=False), *objective(name)), 2e-5)
+
+
+def test_the_loss_is_the_mean_over_the_update_written_out() -> None:
+    """DPO by hand: for each pair two plain forwards, a sum of log-probs, -log sigmoid; weighted mean; autograd."""
+    groups, goal = objective("sigmoid")
+    goal.rpo_alpha = 0.0
+    model = tiny.model("llama").double()
+    losses, weights = [], []
+    for i, g in enumerate(groups):
+        ratios = []
+        for j, (completion, mask) in enumerate(zip(g.completions, g.masks, strict=True)):
+            row = torch.tensor([*g.prompt, *completion])[None]
+            logits = model(input_ids=row).logits[0, len(g.prompt) - 1 : -1]
+            logp = torch.log_softmax(logits, -1)[torch.arange(len(completion)), torch.tensor(completion).long()]
+            ratios.append((logp * torch.tensor(mask)).sum() - float(goal.reference[i, j]))
+        losses.append(-torch.nn.functional.logsigmoid(0.1 * (ratios[0] - ratios[1])))
+        weights.append(g.weight)
+    w = torch.tensor(weights, dtype=torch.float64)
+    loss = (torch.stack(losses) * w).sum() / w.sum()
+    loss.backward()
+    expected = {n: p.grad.float() for n, p in model.named_parameters()}
+    mean, actual = step(engine(), groups, goal)
+    assert mean == pytest.approx(loss.item(), rel=1e-5)
+    assert_equal((0.0, expected), (0.0, {n.removeprefix("model."): g for n, g in actual.items()}), 2e-5)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    groups, goal = objective("sft")
+    _, free = step(engine(), groups, goal)
+    norm = math.sqrt(sum(float(g.norm()) ** 2 for g in free.values()))
+    _, clipped = step(engine(max_grad_norm=norm / 4), groups, goal)
+    assert math.sqrt(sum(float(g.norm()) ** 2 for g in clipped.values())) == pytest.approx(norm / 4, rel=1e-3)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one = {name: step(engine(budget=150), *objective(name)) for name in ("sft", "sigmoid", "kto")}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OUT": str(tmp_path)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (loss, gradients) in one.items():
+        two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        assert_equal((loss, gradients), (two["loss"], two["gradients"]), 2e-5)
+        assert two["world_size"] == 2
+
+
+def _in_a_process_group() -> None:
+    for name in ("sft", "sigmoid", "kto"):
+        e = engine(budget=150)
+        loss, gradients = step(e, *objective(name))
+        if e.accelerator.is_main_process:
+            saved = {"loss": loss, "gradients": gradients, "world_size": e.world_size}
+            torch.save(saved, Path(os.environ["OUT"]) / f"{name}.pt")
+
+
+def test_evaluation_over_uneven_batches_is_per_example() -> None:
+    groups, goal = objective("sigmoid")
+    whole = engine().measure(groups, goal)
+    cut = engine(budget=70).measure(groups, goal)
+    assert cut.index.tolist() == list(range(12))
+    for name, values in whole.values.items():
+        np.testing.assert_allclose(cut.values[name], values, rtol=1e-4, atol=1e-4)
+
+
+def test_out_of_memory_halves_the_budget_and_repeats_the_update(monkeypatch) -> None:
+    whole = step(engine(), *objective("sft"))
+    said: list[str] = []
+    e = engine(budget=400, adapt=True, notice=said.append)
+    real = Engine.forward
+
+    def forward(self, batch, **kwargs):
+        if len(batch.tokens_T) > 110:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, batch, **kwargs)
+
+    monkeypatch.setattr(Engine, "forward", forward)
+    assert_equal(whole, step(e, *objective("sft")), 2e-5)
+    assert e.budget == 100
+    assert len(said) == 2
+
+
+def test_out_of_memory_on_one_example_says_what_to_do(monkeypatch) -> None:
+    def forward(self, batch, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(Engine, "forward", forward)
+    with pytest.raises(TrainingError, match="max_length"):
+        step(engine(adapt=True), *objective("sft"))
+    with pytest.raises(TrainingError, match="tokens_per_microbatch"):
+        step(engine(adapt=False), *objective("sft"))
+
+
+def test_a_nan_stops_and_names_the_example() -> None:
+    groups, goal = objective("sigmoid")
+    goal.reference[7, 0] = np.nan
+    with pytest.raises(TrainingError, match=r"not finite.*random:7\b"):
+        step(engine(), groups, goal)
+
+
+def test_fp16_backs_off_until_it_fits_and_loses_no_update() -> None:
+    """A loss so large that fp16 overflows at the first scale, 65,536."""
+    groups, goal = objective("sft")
+
+    def steep(out, batch):
+        result = goal(out, batch)
+        return result._replace(terms=[t._replace(values=100 * t.values) for t in result.terms])
+
+    steep.prepare = goal.prepare
+    exact = step(engine(), groups, steep)
+    e = engine(compute=torch.float16)
+    loss, gradients = step(e, groups, steep)
+    assert e.backoffs > 0, "nothing overflowed: the test does not test"
+    assert 1 <= e.scaler.get_scale() < 65536
+    assert loss == pytest.approx(exact[0], rel=0.01)
+    name = "model.lm_head.weight"
+    assert (gradients[name] - exact[1][name]).norm() < 0.02 * exact[1][name].norm()
+
+
+def test_a_scale_below_one_stops_the_run() -> None:
+    groups, goal = objective("sigmoid")
+    goal.reference[3] = [np.inf, 0]
+    with pytest.raises(TrainingError, match="loss scale is below 1"):
+        step(engine(compute=torch.float16), groups, goal)
+
+
+if __name__ == "__main__":
+    _in_a_process_group()
+    print(json.dumps({"done": True}))

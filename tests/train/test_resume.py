@@ -1,0 +1,245 @@
+"""Stopped and resumed equals uninterrupted, bit for bit; and a run folder that survives whatever ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runs
+from prefiere.run import Run, RunError
+from prefiere.settings import DPO, SFT
+from prefiere.train import checkpoint, loop
+from prefiere.train.engine import Engine, TrainingError
+from prefiere.train.progress import Display
+from prefiere.train.start import train
+
+QUIET = Display(quiet=True)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    name = "adapter_model.safetensors" if (run.model / "adapter_config.json").exists() else "model.safetensors"
+    return load_file(run.model / name)
+
+
+def rows_without_clock(run: Run) -> list[dict]:
+    clock = ("seconds", "tokens_per_second", "peak_memory_mb")
+    return [{k: v for k, v in row.items() if k not in clock} for row in run.metrics]
+
+
+def assert_same_run(one: Run, two: Run) -> None:
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    assert rows_without_clock(one) == rows_without_clock(two)
+    assert one.samples == two.samples
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it: what a kill leaves behind."""
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (DPO, {}),
+        (DPO, {"lora": True, "lora_dropout": 0.2, "logging_steps": 3}),
+        (DPO, {"loss_type": "kto", "tokens_per_microbatch": 60}),
+        (SFT, {"num_train_epochs": 3, "max_steps": None}),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, options) -> None:
+    options = {"max_steps": 7, "save_steps": 2, "eval_steps": 3, "sample_steps": 2, **options}
+    whole = train(runs.settings(tmp_path, method, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    s = runs.settings(tmp_path, method, out=str(tmp_path / "killed"), **options)
+    for fatal in (2, 5, 6):  # in the step after it: once before any checkpoint was used, then after some
+        real = Engine.update
+        done = [0]
+
+        def update(self, *args, fatal=fatal, real=real, done=done):
+            if self.scheduler.last_epoch >= fatal and done[0]:
+                raise Killed
+            done[0] += 1
+            return real(self, *args)
+
+        monkeypatch.setattr(Engine, "update", update)
+        with pytest.raises(Killed):
+            train(s, display=QUIET)
+        monkeypatch.setattr(Engine, "update", real)
+    resumed = train(s, display=QUIET).run
+    assert resumed.status["state"] == "finished"
+    assert_same_run(whole, resumed)
+
+
+def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
+    options = {"max_steps": 40, "save_steps": 5, "eval_steps": 10, "sample_steps": 10}
+    whole = train(runs.settings(tmp_path, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    killed = tmp_path / "killed"
+    s = runs.settings(tmp_path, out=str(killed), **options)
+    given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items()]
+    command = [sys.executable, "-m", "prefiere", "dpo", *given]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not checkpoint.found(killed / "checkpoints") and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert Run(killed).status["state"] == "running", "it was too fast to be killed"
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["state"] == "finished"
+    assert_same_run(whole, Run.open(killed))
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "finished already" in again.stdout + again.stderr
+
+
+def test_ctrl_c_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsys) -> None:
+    s = runs.settings(tmp_path, max_steps=6)
+    real = Engine.update
+
+    def update(self, *args):
+        if self.scheduler.last_epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(Engine, "update", update)
+    reported = []
+    outcome = train(s, display=Display(), on_end=reported.append)
+    monkeypatch.setattr(Engine, "update", real)
+    assert outcome.stopped == "interrupted"
+    assert outcome.run.status["state"] == "stopped"
+    assert outcome.run.status["step"] == 3
+    assert len(reported) == 1
+    assert checkpoint.found(outcome.run.checkpoints)[-1].name == "step-00000003"
+    assert "To continue:" in capsys.readouterr().err
+    whole = train(runs.settings(tmp_path, max_steps=6, out=str(tmp_path / "whole")), display=QUIET).run
+    assert_same_run(whole, train(s, display=QUIET).run)
+
+
+def test_a_finished_run_is_left_alone(tmp_path) -> None:
+    s = runs.settings(tmp_path)
+    first = train(s, display=QUIET)
+    stamp = (first.run.model / "model.safetensors").stat().st_mtime_ns
+    again = train(s, display=QUIET)
+    assert again.already
+    assert (first.run.model / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_changed_settings_are_named_and_fresh_starts_over(tmp_path) -> None:
+    train(runs.settings(tmp_path), display=QUIET)
+    with pytest.raises(RunError, match=r"beta, learning_rate|learning_rate, beta"):
+        train(runs.settings(tmp_path, beta=0.2, learning_rate=2e-3), display=QUIET)
+    run = train(runs.settings(tmp_path, beta=0.2), fresh=True, display=QUIET).run
+    assert run.recipe["beta"] == 0.2
+    assert [r["step"] for r in run.metrics] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_changed_data_or_model_is_noticed(tmp_path, monkeypatch, what) -> None:
+    s = runs.settings(tmp_path)
+    monkeypatch.setattr(loop.Loop, "run", lambda self: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(s, display=QUIET)
+    monkeypatch.undo()
+    if what == "data":
+        runs.pairs_file(tmp_path / "pairs.jsonl", seed=5)
+    else:
+        runs.model_folder(tmp_path / "model", seed=5)
+    with pytest.raises(RunError, match="has changed since this run began"):
+        train(s, display=QUIET)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"thesis\.tex"):
+        train(runs.settings(tmp_path), display=QUIET)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir() if p.name != "checkpoints") == ["thesis.tex"]
+
+
+def test_two_at_once_is_refused(tmp_path) -> None:
+    from filelock import FileLock
+
+    s = runs.settings(tmp_path)
+    Run.create(s.out)
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another process"):
+        train(s, display=QUIET)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch) -> None:
+    s = runs.settings(tmp_path, max_steps=6, save_steps=2)
+    real = checkpoint.save_file
+
+    def full(tensors, path):
+        if "step-00000004" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(TrainingError, match=r"No space left.*step-00000002 is whole"):
+        train(s, display=QUIET)
+    run = Run.open(s.out)
+    assert run.status["state"] == "failed"
+    assert [p.name for p in checkpoint.found(run.checkpoints)] == ["step-00000002"]
+    assert not list(run.checkpoints.glob(".*"))
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert train(s, display=QUIET).run.status["state"] == "finished"
+
+
+def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeypatch) -> None:
+    losses = {0: 9.0, 1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 6.0}
+    real = loop.Loop._validate
+    monkeypatch.setattr(
+        loop.Loop, "_validate", lambda self: {**real(self), "eval_loss": losses[self.state.step]}
+    )  # fmt: skip
+    s = runs.settings(
+        tmp_path, max_steps=5, save_steps=1, eval_steps=1, save_total_limit=2, metric_for_best_model="eval_loss"
+    )
+    run = train(s, display=QUIET).run
+    kept = checkpoint.found(run.checkpoints)
+    assert [p.name[-1] for p in kept] == ["2", "4", "5"]
+    best = load_file(kept[0] / "trained.safetensors")
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, best[f"model.{name}"])
+    assert "best step, 2" in run.status["reason"]
+
+
+def test_early_stopping(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop.Loop, "_validate", lambda self: {"eval_loss": float(self.state.step)})
+    s = runs.settings(tmp_path, max_steps=9, eval_steps=1, metric_for_best_model="eval_loss", early_stopping_patience=3)
+    run = train(s, display=QUIET).run
+    assert run.status["step"] == 4
+    assert run.status["state"] == "finished"
+    assert "early stopping" in run.status["reason"]
+
+
+def test_an_unknown_metric_names_those_there_are(tmp_path) -> None:
+    with pytest.raises(TrainingError, match=r"eval_rewards/margins"):
+        train(runs.settings(tmp_path, metric_for_best_model="eval_lost"), display=QUIET)
+
+
+def test_a_half_written_log_line_is_cut_back(tmp_path, monkeypatch) -> None:
+    s = runs.settings(tmp_path, max_steps=4, save_steps=2)
+    whole = train(runs.settings(tmp_path, max_steps=4, save_steps=2, out=str(tmp_path / "whole")), display=QUIET).run
+    real = Run.log
+
+    def log(self, row):
+        if row["step"] == 3:
+            with open(self.folder / "metrics.jsonl", "a") as f:
+                f.write('{"step": 3, "lo')
+            raise Killed
+        real(self, row)
+
+    monkeypatch.setattr(Run, "log", log)
+    with pytest.raises(Killed):
+        train(s, display=QUIET)
+    monkeypatch.setattr(Run, "log", real)
+    assert Run.open(s.out).metrics[-1]["step"] == 2
+    assert_same_run(whole, train(s, display=QUIET).run)
