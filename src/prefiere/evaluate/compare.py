@@ -132,7 +132,7 @@ def validation_prompts(run: Run, limit: int) -> list[Text]:
 
 
 def prompts_at(
-    sources: Sequence[str], data: str, *, split: str | None = None, columns: Mapping[str, str] | None = None
+    sources: Sequence[str], data: str, *, split: str | None = None, columns: Mapping[str, str | None] | None = None
 ) -> dict[str, Text]:
     """The prompts of the records that were read at these places (``file:line``), in their order."""
     wanted = set(sources)

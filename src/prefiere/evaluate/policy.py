@@ -151,10 +151,11 @@ def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> str | N
     ]
     for name, sign, bound, words in checks:
         key = f"samples/{name}"
-        if key not in before or key not in now:
-            continue
+        edge, far = ("_low", "_high") if sign < 0 else ("_high", "_low")
+        if not {key, key + edge} <= before.keys() or not {key, key + far} <= now.keys():
+            continue  # not measured, or on too few prompts to know
         moved = sign * (now[key] - before[key])
-        apart = now[f"{key}_high"] < before[f"{key}_low"] if sign < 0 else now[f"{key}_low"] > before[f"{key}_high"]
+        apart = sign * (now[key + far] - before[key + edge]) > 0
         if moved > bound and apart:
             return words.format(abs(moved), before[key], now[key])
     return None

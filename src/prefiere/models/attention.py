@@ -66,6 +66,7 @@ class AttentionPlan:
         return self.masks[number, window]
 
 
+@torch.compiler.disable
 def plan_attention(segments: Sequence[Segment], device: torch.device | str = "cpu") -> AttentionPlan:
     """Sort a row's segments into buckets."""
     order = sorted(
@@ -127,6 +128,7 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     return torch.softmax(scores.float().masked_fill(~mask, torch.finfo(torch.float32).min), -1).to(value.dtype) @ value
 
 
+@torch.compiler.disable
 def segment_attention(
     module: nn.Module,
     query: Tensor,

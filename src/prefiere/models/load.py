@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,11 +21,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hf_logging
 
 from prefiere.data.batch import pack
 from prefiere.data.groups import PromptGroup
 from prefiere.models import attention
 from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
+
+hf_logging.disable_progress_bar()  # ours say more, and do not flicker by for every small file
 
 
 class ModelError(ValueError):
@@ -125,7 +129,7 @@ def _from_pretrained(source: Source, dtype: torch.dtype, device: torch.device | 
             use_safetensors=None if source.trust else True,
             trust_remote_code=source.trust,
         )
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise _explain(source.base, e) from e
     torch.nn.Module.to(model, device)
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):

@@ -128,6 +128,7 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
+@torch.compiler.disable
 def linear_logprobs(
     hidden_NH: Tensor,
     weight_VH: Tensor,
@@ -156,6 +157,7 @@ def linear_logprobs(
     return TargetLogprobs(*out)
 
 
+@torch.compiler.disable
 def module_logprobs(
     head: Callable[[Tensor], Tensor],
     hidden_NH: Tensor,

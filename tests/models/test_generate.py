@@ -1,0 +1,103 @@
+"""The sampler against transformers' generate, its own promises, and the distribution it should draw from."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare, kstest
+
+import tiny
+from prefiere.models.generate import generate, uniforms
+
+EOS = 2
+
+
+def prompts(n: int = 9, seed: int = 0, longest: int = 12) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(6, 400, rng.integers(1, longest + 1)).astype(np.int32) for _ in range(n)]
+
+
+@pytest.mark.parametrize(("family", "window"), [("llama", None), ("mistral", 6), ("qwen3", None), ("gpt2", None)])
+def test_greedy_equals_generate(family, window) -> None:
+    model = tiny.model(family, sliding_window=window)
+    asked = prompts()
+    mine = generate(model, asked, temperature=0.0, max_new_tokens=12, eos_ids=[EOS, 40, 41])
+    for prompt, sample in zip(asked, mine, strict=True):
+        ids = torch.tensor(prompt)[None].long()
+        theirs = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=[EOS, 40, 41],
+            pad_token_id=0,
+        )[0, len(prompt) :]  # fmt: skip
+        assert sample.tokens.tolist() == theirs.tolist()
+        assert sample.ended == (int(theirs[-1]) in (EOS, 40, 41))
+
+
+def test_grouping_and_company_change_no_token() -> None:
+    model, asked = tiny.model("llama"), prompts()
+    options = {"samples": 3, "max_new_tokens": 10, "eos_ids": list(range(2, 60)), "seed": 7}
+    whole = generate(model, asked, **options)
+    one_by_one = generate(model, asked, rows=1, **options)
+    for a, b in zip(whole, one_by_one, strict=True):
+        assert (a.prompt, a.sample, a.tokens.tolist(), a.ended) == (b.prompt, b.sample, b.tokens.tolist(), b.ended)
+    assert {s.ended for s in whole} == {True, False}, "no row was dropped, or all were: the test does not test"
+    backwards = generate(model, asked[::-1], prompt_ids=list(range(9))[::-1], **options)
+    assert [s.tokens.tolist() for s in backwards[-3:]] == [s.tokens.tolist() for s in whole[:3]]
+
+
+def test_seeds_samples_and_prompts_draw_differently() -> None:
+    model = tiny.model("llama")
+    same = [prompts(1)[0]] * 2
+    a, b, c, d = generate(model, same, samples=2, max_new_tokens=8, eos_ids=[EOS], seed=1)
+    other = generate(model, same, samples=2, max_new_tokens=8, eos_ids=[EOS], seed=2)[0]
+    assert len({tuple(s.tokens.tolist()) for s in (a, b, c, d, other)}) == 5
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_log_probs_are_those_of_a_plain_forward(temperature) -> None:
+    model, asked = tiny.model("llama"), prompts()
+    for s in generate(model, asked, samples=2, temperature=temperature, max_new_tokens=6, eos_ids=[EOS]):
+        row = torch.tensor([*asked[s.prompt], *s.tokens])[None].long()
+        logits = model(row).logits[0, len(asked[s.prompt]) - 1 : -1].double() / temperature
+        expected = torch.log_softmax(logits, -1)[torch.arange(len(s.tokens)), torch.tensor(s.tokens).long()]
+        np.testing.assert_allclose(s.logp, expected.detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
+def test_first_tokens_follow_the_distribution(temperature, top_p) -> None:
+    """Chi-square over 4,000 draws; the expected shares come from a plain forward and a nucleus written out."""
+    model, prompt, n = tiny.model("llama", vocab_size=24), np.asarray([7, 9, 11], np.int32), 4000
+    logits = model(torch.tensor(prompt)[None].long()).logits[0, -1].double() / temperature
+    p = torch.softmax(logits, -1).detach().numpy()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
+    share = np.zeros_like(p)
+    share[kept] = p[kept] / p[kept].sum()
+    options = {"temperature": temperature, "top_p": top_p, "eos_ids": [EOS], "seed": 3}
+    drawn = generate(model, [prompt], samples=n, rows=n, max_new_tokens=1, **options)
+    counts = np.bincount([int(s.tokens[0]) for s in drawn], minlength=24)
+    assert counts[share == 0].sum() == 0
+    common = share * n >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(share[common], share[~common].sum()) * n
+    assert chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_uniforms_are_uniform_and_independent() -> None:
+    n = 20000
+    for varied in range(3):
+        parts = [np.zeros(n, np.int64), np.zeros(n, np.int64)]
+        if varied < 2:
+            parts[varied] = np.arange(n)
+            u = uniforms(5, parts[0], parts[1], 0)
+        else:
+            u = np.concatenate([uniforms(5, parts[0][:1], parts[1][:1], i) for i in range(n)])
+        assert kstest(u, "uniform").pvalue > 1e-3
+        assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
+
+
+def test_forbidden_ids_and_empty_prompts() -> None:
+    model = tiny.model("llama", vocab_size=12)
+    asked = [np.asarray([7, 8], np.int32)]
+    drawn = generate(model, asked, samples=50, max_new_tokens=4, eos_ids=[EOS], forbidden=[0, 5])
+    assert not {0, 5} & {int(t) for s in drawn for t in s.tokens}
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        generate(model, [np.asarray([7]), np.asarray([], np.int32)], eos_ids=[EOS])

@@ -1,0 +1,89 @@
+"""Names become models, or one clear line."""
+
+import json
+
+import pytest
+import torch
+
+import runs
+from prefiere.models.load import Adapter, ModelError, Source, count_parameters, load_policy, load_tokenizer, resolve
+
+
+def test_a_folder_an_adapter_and_a_run(tmp_path) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    assert resolve(base) == Source(str(base), None)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    assert resolve(adapter) == Source("owner/base", str(adapter))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("method: dpo\n")
+    with pytest.raises(ModelError, match="no model yet"):
+        resolve(run)
+    base.rename(run / "model")
+    assert resolve(run) == Source(str(run / "model"), None)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: p / "nothing", "there is no model folder"),
+        (lambda p: p, "neither config.json nor adapter_config.json"),
+    ],
+)
+def test_what_is_no_model(tmp_path, make, says) -> None:
+    with pytest.raises(ModelError, match=says):
+        resolve(make(tmp_path))
+
+
+def test_an_adapter_without_a_base(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="names no base model"):
+        resolve(tmp_path)
+
+
+def test_pickles_are_refused(tmp_path) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    model = runs.tiny.model("llama")
+    (base / "model.safetensors").unlink()
+    torch.save(model.state_dict(), base / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="Pickled checkpoints can run code"):
+        load_policy(resolve(base), compute=torch.float32, adapter=None)
+
+
+def test_parameters_are_counted_without_weights(tmp_path) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    same = runs.tiny.model("llama", vocab_size=len(load_tokenizer(resolve(base))))
+    assert count_parameters(resolve(base)) == sum(p.numel() for p in same.parameters())
+
+
+def test_a_corrupted_shard_is_one_line(tmp_path) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match="cannot load"):
+        load_policy(resolve(base), compute=torch.float32, adapter=None)
+
+
+def test_an_adapter_that_fits_nothing(tmp_path) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    lora = Adapter.lora(r=4, alpha=8, dropout=0.0, targets=["no_such_layer"], dora=False, rslora=False)
+    with pytest.raises(ModelError, match="does not fit"):
+        load_policy(resolve(base), compute=torch.float32, adapter=lora)
+
+
+def test_any_peft_configuration(tmp_path) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "LORA", "r": 3, "target_modules": ["q_proj"], "use_dora": True}))
+    trunk, _ = load_policy(resolve(base), compute=torch.float32, adapter=Adapter.of(str(path)))
+    trained = [n for n, p in trunk.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("q_proj" in n for n in trained)
+    assert any("magnitude" in n for n in trained)
+    with pytest.raises(ModelError, match="peft_config"):
+        Adapter.of({"peft_type": "LORA", "rank": 3})
+    with pytest.raises(ModelError, match="there is no file"):
+        Adapter.of("nowhere.json")

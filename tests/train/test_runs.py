@@ -1,0 +1,277 @@
+"""Whole short runs: what a run folder holds, that step 0 is exact, that learning happens, that bad things are named."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import runs
+from prefiere.evaluate.policy import Answers, Sampler, degenerate, repetition
+from prefiere.run import Run
+from prefiere.settings import DPO, SFT
+from prefiere.train.engine import TrainingError
+from prefiere.train.progress import Display
+from prefiere.train.start import train
+
+QUIET = Display(quiet=True)
+LOSS_AT_START = {"sigmoid": math.log(2), "ipo": 25.0, "hinge": 1.0, "robust": math.log(2), "kto": 0.5}
+
+
+def go(tmp: Path, method=DPO, **options) -> Run:
+    return train(runs.settings(tmp, method, **options), display=QUIET).run
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo", "cpo", "kto"])
+def test_every_loss_runs_and_learns(tmp_path, loss_type) -> None:
+    run = go(
+        tmp_path,
+        loss_type=loss_type,
+        max_steps=12,
+        beta=0.1,
+        learning_rate=3e-3,
+        warmup_ratio=0.0,
+        guard=False,
+        batch_size=16,
+    )
+    first, last = run.metrics[0], run.metrics[-1]
+    assert first["step"] == 0
+    assert last["step"] == 12
+    assert last["loss"] < first["loss"]
+    assert last["rewards/margins"] > first["rewards/margins"]
+    if loss_type in LOSS_AT_START:
+        assert first["loss"] == pytest.approx(LOSS_AT_START[loss_type], abs=1e-5)
+    if loss_type in ("sigmoid", "ipo", "hinge", "robust"):
+        assert first["rewards/accuracies"] == first["eval_rewards/accuracies"] == 0.5
+    assert AutoModelForCausalLM.from_pretrained(run.model) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, 1e-6),
+        ({"tokens_per_microbatch": 40}, 1e-6),
+        ({"lora": True, "lora_dropout": 0.3}, 1e-6),
+        ({"lora": True, "use_dora": True}, 1e-6),
+        ({"attn": "padded"}, 1e-6),
+        ({"gradient_checkpointing": True}, 1e-6),
+        ({"dtype": "bfloat16"}, 2e-3),
+        ({"dtype": "bfloat16", "lora": True, "tokens_per_microbatch": 50}, 2e-3),
+    ],
+)
+def test_the_first_loss_is_ln_2(tmp_path, options, tolerance) -> None:
+    row = go(tmp_path, max_steps=1, **options).metrics[0]
+    for name in ("loss", "eval_loss"):
+        assert row[name] == pytest.approx(math.log(2), abs=tolerance)
+    for name in ("rewards/accuracies", "eval_rewards/accuracies"):
+        assert row[name] == 0.5
+    assert row["samples/kl"] == pytest.approx(0, abs=1e-4 if tolerance < 1e-3 else 0.2)
+
+
+def test_a_run_from_an_adapter_starts_at_that_adapter(tmp_path) -> None:
+    first = go(tmp_path, lora=True, learning_rate=2e-2, max_steps=6, out=str(tmp_path / "first"))
+    second = go(tmp_path, model=str(first.folder), out=str(tmp_path / "second"), max_steps=3)
+    assert second.metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert second.metrics[0]["eval_logps/chosen"] == pytest.approx(first.metrics[-1]["eval_logps/chosen"], rel=1e-4)
+    assert json.loads((second.model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        tmp_path / "model"
+    )
+
+
+def test_the_folder_holds_what_it_promises(tmp_path) -> None:
+    run = go(tmp_path, max_steps=5)
+    rows = run.metrics
+    assert [r["step"] for r in rows] == [0, 1, 2, 3, 4, 5]
+    needed = {
+        "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
+        "logps/rejected", "grad_norm", "learning_rate", "tokens_per_second", "peak_memory_mb", "epoch", "seconds",
+    }  # fmt: skip
+    assert needed <= rows[-1].keys()
+    for name in ("loss", "rewards/margins", "rewards/accuracies"):
+        low, mean, high = (rows[-1][f"eval_{name}{part}"] for part in ("_low", "", "_high"))
+        assert low <= mean <= high
+        assert rows[-1][f"eval_{name}_n"] == 6
+    assert rows[-1]["eval_rewards/margins"] == pytest.approx(
+        rows[-1]["eval_rewards/chosen"] - rows[-1]["eval_rewards/rejected"], abs=1e-6
+    )
+    assert {"eos_rate", "length", "repetition", "ref_logp", "kl"} <= {
+        k.removeprefix("samples/") for k in rows[-1] if k.startswith("samples/")
+    }
+    assert {s["step"] for s in run.samples} == {0, 1, 2, 3, 4, 5}
+    assert len([s for s in run.samples if s["step"] == 0]) == 4
+    names = [c["name"] for c in run.environment["choices"]]
+    assert {"dtype", "lora", "learning_rate", "tokens_per_microbatch", "rows"} <= set(names)
+    assert all(c["why"] for c in run.environment["choices"])
+    assert run.data["examples"] == {"train": 18, "eval": 6}
+    assert run.recipe["learning_rate"] == 1e-3
+    assert run.status["state"] == "finished"
+
+
+def test_no_prompt_is_on_both_sides(tmp_path) -> None:
+    row = {"prompt": "1?", "chosen": "perro.", "rejected": "pan."}
+    rows = [{**row, "prompt": f"{i % 8}?", "rejected": f"pan {'x' * i}."} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = runs.session(tmp_path, eval_size=10).data
+    assert data.eval is not None
+    assert not set(data.train.prompt_keys) & set(data.eval.prompt_keys)
+    assert len(data.train) + len(data.eval) == 40
+
+
+def test_intervals_are_clustered_by_prompt(tmp_path) -> None:
+    """Every pair ten times over: the interval must be about as wide as that of the distinct pairs."""
+    runs.pairs_file(tmp_path / "few.jsonl", n=12)
+    few = (tmp_path / "few.jsonl").read_text()
+    (tmp_path / "many.jsonl").write_text(few * 10)
+    widths = {}
+    for name in ("few", "many"):
+        run = go(tmp_path, eval_data=str(tmp_path / f"{name}.jsonl"), out=str(tmp_path / name), max_steps=3)
+        row = run.metrics[-1]
+        widths[name] = row["eval_rewards/margins_high"] - row["eval_rewards/margins_low"]
+    assert widths["many"] == pytest.approx(widths["few"], rel=0.02)
+
+
+def test_sft_learns_its_data(tmp_path) -> None:
+    run = go(tmp_path, SFT, max_steps=30, learning_rate=1e-2, batch_size=18, warmup_ratio=0.0)
+    first, last = run.metrics[0], run.metrics[-1]
+    assert last["loss"] < 0.5 * first["loss"]
+    assert last["mean_token_accuracy"] > 0.5
+    assert "samples/ref_logp" not in last
+
+
+def test_examples_that_are_dropped_or_cut_are_in_the_account(tmp_path) -> None:
+    rows = [json.loads(line) for line in runs.pairs_file(tmp_path / "x").read_text().splitlines()]
+    rows[3]["chosen"] = ""
+    rows[4]["rejected"] = rows[4]["chosen"]
+    rows[5]["chosen"] = "perro " * 200
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = go(tmp_path, max_length=64)
+    account = run.data["train"]
+    assert sum(account["read"]["dropped"].values()) == 2
+    assert any("pairs.jsonl:4" in p for p in account["read"]["problems"])
+    assert sum(run.data["examples"].values()) == 22
+    assert account["tokens"]["truncated_completions"]["count"] == 1
+
+
+def test_nothing_left_is_an_error_that_says_what_happened(tmp_path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 3)
+    with pytest.raises(ValueError, match=r"no example to learn from.*3 dropped"):
+        go(tmp_path)
+
+
+def test_one_prompt_cannot_be_split(tmp_path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    with pytest.raises(ValueError, match="eval_size=0"):
+        go(tmp_path)
+    assert go(tmp_path, eval_size=0, max_steps=2).status["state"] == "finished"
+
+
+def test_a_nan_loss_fails_the_run_with_a_name(tmp_path, monkeypatch) -> None:
+    from prefiere.train import start
+
+    real = start.reference_logps
+    monkeypatch.setattr(start, "reference_logps", lambda s, store: np.full_like(real(s, store), np.nan))
+    ended = []
+    with pytest.raises(TrainingError, match=r"not finite.*pairs\.jsonl:\d+"):
+        train(runs.settings(tmp_path), display=QUIET, on_end=ended.append)
+    assert ended[0].status["state"] == "failed"
+    assert "not finite" in ended[0].status["reason"]
+
+
+def answers(**signals: float) -> dict[str, float]:
+    n = 64
+    noise = np.random.default_rng(0).normal(0, 0.05, n)
+    values = {k: np.clip(v + noise, 0, 1) if k != "ref_logp" else v + noise for k, v in signals.items()}
+    return Answers([], values, np.arange(n)).columns()
+
+
+HEALTHY = {"eos_rate": 0.95, "repetition": 0.05, "ref_logp": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, None),
+        ({"ref_logp": -0.9}, None),
+        ({"eos_rate": 0.8}, None),
+        ({"ref_logp": -2.5}, "less likely under the reference"),
+        ({"eos_rate": 0.3}, "reach an end"),
+        ({"repetition": 0.6}, "repeat themselves"),
+    ],
+)
+def test_the_guard(change, says) -> None:
+    reason = degenerate(answers(**HEALTHY), answers(**{**HEALTHY, **change}))
+    assert (reason is None) if says is None else (says in reason)
+
+
+def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, monkeypatch) -> None:
+    real = Sampler.__call__
+
+    def broken(self, trunk, reference, **kwargs):
+        made = real(self, trunk, reference, **kwargs)
+        if broken.calls:
+            made.signals["ref_logp"] -= 5.0
+        broken.calls += 1
+        return made
+
+    broken.calls = 0
+    monkeypatch.setattr(Sampler, "__call__", broken)
+    s = runs.settings(tmp_path, max_steps=6, sample_steps=2)
+    outcome = train(s, display=QUIET)
+    assert outcome.stopped.startswith("guard:")
+    assert outcome.run.status["step"] == 2
+    assert not outcome.run.model.exists()
+    assert train(runs.settings(tmp_path, max_steps=6, sample_steps=2, guard=False), display=QUIET).stopped is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"),
+    [([1, 2, 3], 0.0), ([1, 2, 3, 4, 5, 6], 0.0), ([1, 1, 1, 1, 1, 1], 3 / 4), ([1, 2, 3, 1, 2, 3], 1 / 4)],
+)
+def test_repetition_by_hand(tokens, share) -> None:
+    """[1,2,3,1,2,3] has trigrams 123 231 312 123: one of four stood before. Six ones: three of four."""
+    assert repetition(np.asarray(tokens)) == pytest.approx(share)
+
+
+def test_the_reference_cache_is_reused_only_where_it_may_be(tmp_path) -> None:
+    cache = tmp_path / "run" / "cache"
+
+    def files() -> set[str]:
+        return {p.name for p in cache.iterdir()}
+
+    go(tmp_path)
+    first = files()
+    train(runs.settings(tmp_path, learning_rate=2e-3), fresh=True, display=QUIET)
+    assert files() == first, "a learning rate does not change the reference"
+    train(runs.settings(tmp_path, max_length=24), fresh=True, display=QUIET)
+    second = files()
+    assert len(second - first) == 2, "truncation does"
+    broken = cache / sorted(first)[0]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-8] + b"\0" * 8)
+    train(runs.settings(tmp_path), fresh=True, display=QUIET)
+    assert broken.read_bytes() == whole, "a damaged cache must be rebuilt"
+
+
+def test_trackers_get_the_rows(tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    run = go(tmp_path, report_to=["tensorboard"])
+    assert list(run.folder.rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_there_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="pip install mlflow"):
+        go(tmp_path, report_to=["mlflow"])
+
+
+def test_torch_compile_changes_nothing_but_speed(tmp_path) -> None:
+    one = go(tmp_path, out=str(tmp_path / "one"), max_steps=2)
+    two = go(tmp_path, out=str(tmp_path / "two"), max_steps=2, torch_compile=True)
+    assert two.metrics[-1]["loss"] == pytest.approx(one.metrics[-1]["loss"], abs=1e-4)
+    assert torch.allclose(
+        AutoModelForCausalLM.from_pretrained(one.model).lm_head.weight,
+        AutoModelForCausalLM.from_pretrained(two.model).lm_head.weight,
+        atol=1e-4,
+    )
