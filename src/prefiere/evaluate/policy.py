@@ -36,6 +36,7 @@ class Answers:
     rows: list[dict[str, Any]]
     signals: dict[str, np.ndarray]
     prompts: np.ndarray
+    samples: list[Sample] = field(default_factory=list)
 
     def columns(self) -> dict[str, float]:
         """The signals as columns of a log row, with intervals clustered by prompt."""
@@ -82,7 +83,7 @@ class Sampler:
                 forbidden=self.forbidden,
                 progress=progress,
             )
-        groups = [self._group(s) for s in samples]
+        groups = [self.group(s) for s in samples]
         if reference is None:
             logp = np.asarray([s.logp.sum() for s in samples])
         else:  # both by the same path: their difference is then exact where nothing has changed
@@ -118,9 +119,10 @@ class Sampler:
             }
             for i, s in enumerate(samples)
         ]
-        return Answers(rows, signals, np.asarray([s.prompt for s in samples]))
+        return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples)
 
-    def _group(self, s: Sample) -> PromptGroup:
+    def group(self, s: Sample) -> PromptGroup:
+        """A sample as a prompt with one completion, to compute its log-prob under any model."""
         return PromptGroup(self.prompts[s.prompt], (s.tokens,), (np.ones(len(s.tokens), bool),))
 
 

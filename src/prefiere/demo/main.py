@@ -1,0 +1,203 @@
+"""The story of prefiere in a minute: one model, two voices, and the preference that decides between them.
+
+A small bilingual model answers about half the time like an encyclopedia and half the time casually. Preferences over
+other nouns and other phrasings than those it is asked about say which voice is wanted; plain ``dpo`` does the rest.
+Everything here is the project's own commands in a row, on data that ships with it. The judge is a rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from prefiere import recipe as recipes
+from prefiere.api import TrainedRun, train
+from prefiere.console import table
+from prefiere.data.chat import Encoder, eos_ids_of
+from prefiere.demo import corpus, judge
+from prefiere.demo.build import build
+from prefiere.evaluate.judges import Scorer
+from prefiere.evaluate.policy import Sampler
+from prefiere.models.load import load_model, load_tokenizer, resolve
+from prefiere.models.reference import sequence_logps
+from prefiere.models.roles import Trunk
+from prefiere.run import write_text
+from prefiere.stats import Estimate, clustered_mean
+from prefiere.train.progress import Display
+
+SAMPLES = 8
+TEMPERATURES = (0.7, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Answers of one model to the held-out prompts at one temperature: shares with 95% intervals, and, at temperature 1
+    after training, the KL to the model before (nats per sequence, sampled)."""
+
+    style: Estimate
+    on_topic: Estimate
+    answers: int
+    kl: Estimate | None = None
+
+
+def base_model(out: Path, console: Console, *, rebuild: bool) -> Path:
+    """The shipped base model, or one trained anew from its own corpus by ``sft``."""
+    if not rebuild:
+        shipped = files("prefiere.demo").joinpath("assets/base")
+        with as_file(shipped) as path:
+            return Path(path)
+    console.print("Training the base model from its own corpus.")
+    untrained = out / "untrained"
+    if not untrained.is_dir():
+        build(untrained)
+    flags = {"model": str(untrained), "data": str(out / "data" / "demonstrations.jsonl"), "out": str(out / "base")}
+    with as_file(files("prefiere.demo").joinpath("assets/base.yaml")) as recipe:
+        return train(recipes.load("sft", recipe, flags), console=console).model
+
+
+def measure(
+    model: Path,
+    style: Scorer,
+    temperature: float,
+    *,
+    reference: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Measured:
+    """Sample every held-out prompt and judge the answers."""
+    source = resolve(model)
+    tokenizer, policy = load_tokenizer(source), load_model(source)
+    eos_ids = eos_ids_of(policy, tokenizer)
+    prompts = corpus.held_out_prompts()
+    encoder = Encoder(tokenizer, eos_ids=eos_ids)
+    sampler = Sampler(
+        prompts=encoder.encode_prompts(prompts),
+        texts=[p[-1].content for p in prompts],
+        decode=encoder.decode,
+        eos_ids=eos_ids,
+        samples=SAMPLES,
+        temperature=temperature,
+        max_new_tokens=64,
+        seed=1,
+        judge=style,
+    )
+    answers = sampler(Trunk(policy, packed=False), None, progress=progress)
+    asked = [r["prompt"] for r in answers.rows]
+    said = [r["completion"] for r in answers.rows]
+    topic = np.asarray(judge.on_topic(asked, said))
+    kl = None
+    if reference is not None and temperature == 1.0:
+        frozen = Trunk(load_model(resolve(reference)), packed=False)
+        groups = [sampler.group(s) for s in answers.samples]
+        before, after = (sequence_logps(t, groups, budget=8192)[:, 0] for t in (frozen, Trunk(policy, packed=False)))
+        kl = clustered_mean(after - before, answers.prompts)
+    return Measured(
+        clustered_mean(answers.signals["score"], answers.prompts, share=True),
+        clustered_mean(topic, answers.prompts, share=True),
+        len(asked),
+        kl,
+    )
+
+
+def demo(
+    prefer: corpus.Style = "encyclopedic",
+    *,
+    rebuild: bool = False,
+    out: Path = Path("runs/demo"),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run the demo into ``out``; what has not changed since the last time is reused. Returns figures and paths.
+
+    Raises ValueError where the run stopped early, with its reason.
+    """
+    console = console or Console()
+    paths = corpus.write(out / "data", prefer)
+    base = base_model(out, console, rebuild=rebuild)
+    flags = {
+        "model": str(base),
+        "data": str(paths["preferences"]),
+        "out": str(out / f"dpo-{prefer}"),
+        "judge": f"prefiere.demo.judge:{prefer}",
+        "max_new_tokens": 64,
+    }
+    run = train(recipes.load("dpo", None, flags), console=console)
+    if run.stopped:
+        raise ValueError(f"the demo's run did not finish: {run.stopped}")
+    figures = _measured(run, base, getattr(judge, prefer), Display(console))
+    show(prefer, figures, run, paths["preferences"], base, console)
+    return {
+        "prefer": prefer,
+        "figures": figures,
+        "run": str(run.folder),
+        "model": str(run.model),
+        "report": str(run.folder / "report.html"),
+    }
+
+
+def show(prefer: str, figures: dict[str, Any], run: TrainedRun, data: Path, base: Path, console: Console) -> None:
+    """The table, the report's path, and what to type next."""
+
+    def share(bounds: list[float]) -> str:
+        mean, low, high = (100 * b for b in bounds)
+        return f"{mean:.1f}%  [{low:.1f}, {high:.1f}]"
+
+    answers = figures["after T=1.0"]["answers"]
+    rows = [
+        (name.replace("T=", "at temperature "), share(f["style"]), share(f["on_topic"])) for name, f in figures.items()
+    ]
+    title = f"{answers:,} answers each, to questions about nouns and in phrasings that no preference contained"
+    console.print()
+    console.print(table(title, ("answers", prefer, "about the right thing, and right"), rows))
+    kl, low, high = figures["after T=1.0"]["kl"]
+    console.print(
+        f"\nKL to the model before: {kl:.2f} nats per answer [{low:.2f}, {high:.2f}], sampled at temperature 1. "
+        "Intervals are 95%, clustered by prompt.\nThe judge is a rule (regular expressions and a table of facts), "
+        "not a person and not a model.\n",
+        markup=False,
+    )
+    console.print(f"Report: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
+    console.print("\nTry it:", markup=False)
+    for line in (
+        f"prefiere chat {run.folder}",
+        f"prefiere compare {run.folder}",
+        f"prefiere dpo --model {base} --data {data} --out my-run",
+        "prefiere dpo --model YOUR_MODEL --data YOUR_PAIRS.jsonl --out my-run",
+    ):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _measured(run: TrainedRun, base: Path, style: Scorer, display: Display) -> dict[str, Any]:
+    """Before and after at each temperature, measured once for the same weights."""
+    key = hashlib.blake2b(digest_size=16)
+    for path in (base / "model.safetensors", run.model / "model.safetensors"):
+        key.update(path.read_bytes())
+    cache = run.folder / "cache" / f"demo-{key.hexdigest()}.json"
+    if cache.is_file():
+        found: dict[str, Any] = json.loads(cache.read_text())
+        return found
+    count = len(corpus.held_out_prompts()) * SAMPLES
+    figures: dict[str, Any] = {}
+    with display.stage("asking held-out questions", 2 * len(TEMPERATURES) * count) as advance:
+        for name, model, reference in (("before", base, None), ("after", run.model, base)):
+            for temperature in TEMPERATURES:
+                m = measure(model, style, temperature, reference=reference, progress=advance)
+                figures[f"{name} T={temperature}"] = {
+                    "style": _bounds(m.style),
+                    "on_topic": _bounds(m.on_topic),
+                    "answers": m.answers,
+                    "kl": _bounds(m.kl) if m.kl else None,
+                }
+    cache.parent.mkdir(exist_ok=True)
+    write_text(cache, json.dumps(figures))
+    return figures
+
+
+def _bounds(e: Estimate) -> list[float]:
+    return [e.mean, e.low, e.high]
