@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefiere.data.batch import pack
 from prefiere.data.groups import PromptGroup
@@ -73,14 +74,11 @@ def resolve(name: str | Path, *, trust: bool = False) -> Source:
         return Source(str(path.resolve()), None, trust)
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
-    from huggingface_hub import file_exists
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        is_adapter = file_exists(str(name), "adapter_config.json")
-    except (HfHubHTTPError, OSError, ValueError):  # offline, or not there: loading the base says which, in full
-        is_adapter = False
-    if is_adapter:
+        found = find_adapter_config_file(str(name))
+    except (OSError, ValueError):  # not there, gated, or no network: loading the base says which, in full
+        found = None
+    if found is not None:
         return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
     return Source(str(name), None, trust)
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 
 from prefiere.data.plan import members, updates_per_epoch
 from prefiere.evaluate.policy import Sampler, degenerate
-from prefiere.evaluate.preference import flat
+from prefiere.evaluate.preference import SHARES, flat
 from prefiere.models.reference import Reference
-from prefiere.stats import Moments
+from prefiere.stats import Moments, wilson
 from prefiere.train import checkpoint
 from prefiere.train.engine import Measured, Objective, TrainingError
 from prefiere.train.optim import peak_memory_mb
@@ -192,7 +192,8 @@ class Loop:
         for name, parts in s.pending.items():
             m = Moments(*parts)
             row[name] = m.mean
-            row[f"{name}_low"], row[f"{name}_high"] = m.interval()
+            share = name.endswith(SHARES) and m.count
+            row[f"{name}_low"], row[f"{name}_high"] = wilson(m.total, m.count) if share else m.interval()
             row[f"{name}_n"] = m.count
         row |= {
             "tokens": s.tokens,

@@ -106,9 +106,13 @@ def train(
                 ) from e
             raise
         finally:
-            if (run.folder / "recipe.yaml").is_file():
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if (run.folder / "recipe.yaml").is_file():
                     on_end(run)
+                else:  # it never began: leave nothing behind
+                    (run.folder / ".lock").unlink(missing_ok=True)
+                    run.checkpoints.rmdir()
+                    run.folder.rmdir()
 
 
 def _train(settings: Settings, run: Run, before: dict[str, Any], display: Display) -> Outcome:
