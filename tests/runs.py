@@ -12,7 +12,7 @@ import tiny
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, Settings
 from prefiere.train.progress import Display
-from prefiere.train.session import Session, prepare
+from prefiere.train.session import Session, make_accelerator, prepare
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
 
@@ -61,4 +61,4 @@ def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:
     """The parts of such a run."""
     s = settings(tmp, method, **options)
     kind: Any = "demonstrations" if method is SFT else "pairs"
-    return prepare(s, Run.create(s.out), Display(quiet=True), kind=kind, recorded={})
+    return prepare(s, Run.create(s.out), Display(quiet=True), accelerator=make_accelerator(s), kind=kind, recorded={})

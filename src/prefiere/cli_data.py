@@ -59,7 +59,7 @@ def tokenized(
 ) -> tuple[list[Styled], dict[str, Any]]:
     """The first examples with their scored tokens coloured, and the account of all of them."""
     from prefiere.data.chat import Encoder, EncodeReport, Truncation, describe, eos_ids_of
-    from prefiere.models.load import load_tokenizer, resolve
+    from prefiere.models.load import generation_config, load_tokenizer, resolve
 
     found = resolve(model, trust=settings.trust_remote_code)
     tokenizer = load_tokenizer(found)
@@ -68,7 +68,7 @@ def tokenized(
     encoder = Encoder(
         tokenizer,
         Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length),
-        eos_ids=eos_ids_of(generation_config(found.base), tokenizer),
+        eos_ids=eos_ids_of(generation_config(found), tokenizer),
         template=settings.template,
         on_bad="drop",
     )
@@ -81,16 +81,6 @@ def tokenized(
     for line in report.lines():
         console.print(f"  {line}", markup=False, soft_wrap=True)
     return shown, report.to_dict()
-
-
-def generation_config(base: str) -> Any:
-    """What a model's generation_config.json says, if it has one: it may name further tokens that end an answer."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(base)
-    except OSError:
-        return None
 
 
 def plain(record: Any) -> Styled:

@@ -17,7 +17,7 @@ import torch
 from prefiere.data import formats
 from prefiere.data.chat import Encoder, EncodeReport, Truncation, eos_ids_of
 from prefiere.data.groups import GroupStore
-from prefiere.models.load import Source, load_policy, load_tokenizer, resolve
+from prefiere.models.load import Source, generation_config, load_policy, load_tokenizer, resolve
 from prefiere.models.reference import sequence_logps
 from prefiere.models.roles import Trunk
 from prefiere.objectives.preference import LOSSES, PairBatch, accuracies
@@ -134,7 +134,7 @@ def _read(source: Source, data: str | Path, reading: Reading) -> tuple[GroupStor
     encoder = Encoder(
         tokenizer,
         Truncation(*(reading.get(name) for name in LIMITS)),  # type: ignore[arg-type]
-        eos_ids=eos_ids_of(_generation_config(source), tokenizer),
+        eos_ids=eos_ids_of(generation_config(source), tokenizer),
         template=reading.get("template", "auto"),
         on_bad=reading.get("on_bad", "content"),
     )
@@ -143,15 +143,6 @@ def _read(source: Source, data: str | Path, reading: Reading) -> tuple[GroupStor
     if not len(store):
         raise ValueError(f"{data} holds no pair to score ({records.counts}; {'; '.join(report.lines())})")
     return store, {"data": str(data), "read": records.describe(), "tokens": report.to_dict()}
-
-
-def _generation_config(source: Source) -> Any:
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(source.base)
-    except OSError:  # many folders have none; the tokenizer's end token is then all there is
-        return GenerationConfig()
 
 
 def _trunk(source: Source, store: GroupStore, dtype: torch.dtype) -> Trunk:

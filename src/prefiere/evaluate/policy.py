@@ -27,6 +27,8 @@ MAX_LOST_ENDINGS = 0.4
 """Share of answers that may stop ending."""
 MAX_REPETITION = 0.3
 """Rise of the share of repeated trigrams."""
+MIN_ANSWERS = 8
+"""Fewer answers than this say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +156,12 @@ def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> str | N
     for name, sign, bound, words in checks:
         key = f"samples/{name}"
         edge, far = ("_low", "_high") if sign < 0 else ("_high", "_low")
-        if not {key, key + edge} <= before.keys() or not {key, key + far} <= now.keys():
-            continue  # not measured, or on too few prompts to know
+        if (
+            not {key, key + edge} <= before.keys()
+            or not {key, key + far} <= now.keys()
+            or now[f"{key}_n"] < MIN_ANSWERS
+        ):
+            continue  # not measured, or on too few answers to know
         moved = sign * (now[key] - before[key])
         apart = sign * (now[key + far] - before[key + edge]) > 0
         if moved > bound and apart:

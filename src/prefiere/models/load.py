@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -105,6 +106,14 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as e:
         raise _explain(source.tokenizer, e) from e
     return tokenizer
+
+
+def generation_config(source: Source) -> GenerationConfig:
+    """How a model says that it generates; an empty configuration where it says nothing."""
+    try:
+        return GenerationConfig.from_pretrained(source.base)
+    except OSError:  # many folders have none; the tokenizer's end token is then all there is
+        return GenerationConfig()
 
 
 def count_parameters(source: Source) -> int:

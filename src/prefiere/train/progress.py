@@ -17,7 +17,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line. Text is shown as it is, never read as markup."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
@@ -25,7 +25,16 @@ from prefiere.data.plan import updates_per_epoch
 from prefiere.evaluate.compare import prompts_at, question
 from prefiere.evaluate.judges import load_scorer
 from prefiere.evaluate.policy import Sampler
-from prefiere.models.load import Adapter, Source, count_parameters, fingerprint, load_policy, load_tokenizer, resolve
+from prefiere.models.load import (
+    Adapter,
+    Source,
+    count_parameters,
+    fingerprint,
+    generation_config,
+    load_policy,
+    load_tokenizer,
+    resolve,
+)
 from prefiere.models.roles import Trunk
 from prefiere.run import Run
 from prefiere.settings import SFT, Settings
@@ -80,22 +89,27 @@ class Session:
         return self.engine.compute
 
 
-def make_accelerator(settings: Settings, run: Run) -> Accelerator:
+def make_accelerator(settings: Settings) -> Accelerator:
     """One for the run; raises ValueError for a tracker that is not installed."""
     installed = {str(getattr(t, "value", t)) for t in get_available_trackers()}
     for tracker in settings.report_to:
         if tracker not in installed:
             raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
     return Accelerator(
-        cpu=not torch.cuda.is_available(), log_with=list(settings.report_to) or None, project_dir=str(run.folder)
+        cpu=not torch.cuda.is_available(), log_with=list(settings.report_to) or None, project_dir=settings.out
     )
 
 
-def prepare(settings: Settings, run: Run, display: Display, *, kind: formats.Kind, recorded: dict[str, Any]) -> Session:
+def prepare(
+    settings: Settings,
+    run: Run,
+    display: Display,
+    *,
+    accelerator: Accelerator,
+    kind: formats.Kind,
+    recorded: dict[str, Any],
+) -> Session:
     """Read, load, choose. ``recorded`` holds a resumed run's automatic choices, which are used again."""
-    accelerator = make_accelerator(settings, run)
-    if not accelerator.is_main_process:
-        display = Display(quiet=True)
     source = resolve(settings.model, trust=settings.trust_remote_code)
     tokenizer = load_tokenizer(source)
     parameters = count_parameters(source)
@@ -118,7 +132,7 @@ def prepare(settings: Settings, run: Run, display: Display, *, kind: formats.Kin
     if budget == "auto":
         start = 16384 if device.type == "cuda" else 4096
         budget = int(decided(Choice("tokens_per_microbatch", start, "halved whenever memory runs out")).value)
-    eos_ids = eos_ids_of(_generation_config(source), tokenizer)
+    eos_ids = eos_ids_of(generation_config(source), tokenizer)
     data = read_data(settings, tokenizer, eos_ids, kind, display)
     adapter = _adapter(settings) if lora and not source.adapter else None
     torch.manual_seed(settings.seed)
@@ -154,13 +168,6 @@ def prepare(settings: Settings, run: Run, display: Display, *, kind: formats.Kin
     return Session(
         settings, run, display, accelerator, tokenizer, source, trunk, engine, data, eos_ids, steps, mark, choices
     )
-
-
-def _generation_config(source: Source) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(source.base)
-    except OSError:  # many folders have none; the tokenizer's end token is then all there is
-        return GenerationConfig()
 
 
 def _adapter(settings: Settings) -> Adapter:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from prefiere.data import formats
@@ -21,7 +22,7 @@ from prefiere.train.engine import TrainingError
 from prefiere.train.loop import Loop, Parts, resume_command
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
 from prefiere.train.progress import Display
-from prefiere.train.session import Session, environment, make_sampler, prepare
+from prefiere.train.session import Session, environment, make_accelerator, make_sampler, prepare
 from prefiere.train.sft import Imitate
 
 
@@ -77,64 +78,82 @@ def train(
     """Run a recipe from its start, or from its last checkpoint, to its end.
 
     ``on_end`` is called with the run however it ends (the report is written there). Raises ValueError subclasses for
-    whatever a user can put right, after the run folder's status says so.
+    whatever a user can put right, after the run folder's status says so. Under torchrun every process calls this; the
+    first one owns the folder.
     """
+    accelerator = make_accelerator(settings)
     display = display or Display()
+    if not accelerator.is_main_process:
+        return _other_process(settings, accelerator)
     run, before = open_run(settings, fresh=fresh)
     lock = FileLock(run.folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(
-            f"{run.folder} is being trained by another process. Wait for it, or choose another --out."
-        ) from None
+        raise RunError(f"{run.folder} is being trained by another process. Wait, or choose another --out.") from None
     with lock:
-        if run.status.get("state") == "finished":
-            display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
-            return Outcome(run, already=True)
         try:
-            return _train(settings, run, before, display)
+            accelerator.wait_for_everyone()  # the others read the folder from here on
+            return _train(settings, run, before, accelerator, display)
         except BaseException as e:
-            with contextlib.suppress(OSError):  # the disk may be full: what went wrong is raised below all the same
-                if (run.folder / "recipe.yaml").is_file():
-                    reason = "interrupted" if isinstance(e, KeyboardInterrupt) else str(e)
-                    state = "stopped" if isinstance(e, KeyboardInterrupt) else "failed"
-                    run.status = {**run.status, "state": state, "reason": reason}
+            _record_failure(run, e)
             if isinstance(e, OSError) and e.errno is not None:
-                raise TrainingError(
-                    f"cannot write to {run.folder}: {e.strerror}. What was saved before is whole."
-                ) from e
+                what = f"cannot write to {run.folder}: {e.strerror}. What was saved before is whole."
+                raise TrainingError(what) from e
             raise
         finally:
-            with contextlib.suppress(OSError):
-                if (run.folder / "recipe.yaml").is_file():
-                    on_end(run)
-                else:  # it never began: leave nothing behind
-                    (run.folder / ".lock").unlink(missing_ok=True)
-                    run.checkpoints.rmdir()
-                    run.folder.rmdir()
+            _leave(run, on_end)
 
 
-def _train(settings: Settings, run: Run, before: dict[str, Any], display: Display) -> Outcome:
+def _other_process(settings: Settings, accelerator: Accelerator) -> Outcome:
+    accelerator.wait_for_everyone()
+    run = Run(settings.out)
+    return _train(settings, run, run.environment, accelerator, Display(quiet=True))
+
+
+def _record_failure(run: Run, error: BaseException) -> None:
+    stopped = isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError):  # the disk may be full: what went wrong is raised all the same
+        if (run.folder / "recipe.yaml").is_file():
+            reason = "interrupted" if stopped else str(error)
+            run.status = {**run.status, "state": "stopped" if stopped else "failed", "reason": reason}
+
+
+def _leave(run: Run, on_end: Callable[[Run], None]) -> None:
+    with contextlib.suppress(OSError):
+        if (run.folder / "recipe.yaml").is_file():
+            on_end(run)
+        else:  # it never began: leave nothing behind
+            (run.folder / ".lock").unlink(missing_ok=True)
+            run.checkpoints.rmdir()
+            run.folder.rmdir()
+
+
+def _train(settings: Settings, run: Run, before: dict[str, Any], accelerator: Accelerator, display: Display) -> Outcome:
+    if run.status.get("state") == "finished":
+        display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
+        return Outcome(run, already=True)
     recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
     unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
     kind: formats.Kind = "demonstrations" if isinstance(settings, SFT) else "judgements" if unpaired else "pairs"
-    session = prepare(settings, run, display, kind=kind, recorded=recorded)
+    session = prepare(settings, run, display, accelerator=accelerator, kind=kind, recorded=recorded)
     _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")
-    if session.accelerator.is_main_process:
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
         run.data = session.data.account
         run.environment = before or environment(session)
         run.recipe = settings.model_dump()
         run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
     if settings.report_to:
-        session.accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
+        accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
     parts = _imitation(session) if isinstance(settings, SFT) else _preferences(session, settings)  # type: ignore[arg-type]
     sampler = make_sampler(session) if settings.sample_steps != 0 else None
     loop = Loop(session, parts, sampler)
     reason = loop.run()
     loop.finish(reason)
+    accelerator.wait_for_everyone()
     if reason == "interrupted":
         display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
     elif reason:
