@@ -218,12 +218,12 @@ def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, 
 
     broken.calls = 0
     monkeypatch.setattr(Sampler, "__call__", broken)
-    s = runs.settings(tmp_path, max_steps=6, sample_steps=2)
+    s = runs.settings(tmp_path, max_steps=6, sample_steps=2, samples_per_prompt=3)
     outcome = train(s, display=QUIET)
     assert outcome.stopped.startswith("guard:")
     assert outcome.run.status["step"] == 2
     assert not outcome.run.model.exists()
-    assert train(runs.settings(tmp_path, max_steps=6, sample_steps=2, guard=False), display=QUIET).stopped is None
+    assert train(s.model_copy(update={"guard": False}), display=QUIET).stopped is None
 
 
 @pytest.mark.parametrize(

@@ -156,12 +156,9 @@ def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> str | N
     for name, sign, bound, words in checks:
         key = f"samples/{name}"
         edge, far = ("_low", "_high") if sign < 0 else ("_high", "_low")
-        if (
-            not {key, key + edge} <= before.keys()
-            or not {key, key + far} <= now.keys()
-            or now[f"{key}_n"] < MIN_ANSWERS
-        ):
-            continue  # not measured, or on too few answers to know
+        measured = {key, key + edge} <= before.keys() and {key, key + far} <= now.keys()
+        if not measured or now[f"{key}_n"] < MIN_ANSWERS:
+            continue  # too little to know
         moved = sign * (now[key] - before[key])
         apart = sign * (now[key + far] - before[key + edge]) > 0
         if moved > bound and apart:
