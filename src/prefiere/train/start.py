@@ -88,10 +88,10 @@ def train(
     run, before = open_run(settings, fresh=fresh)
     lock = FileLock(run.folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{run.folder} is being trained by another process. Wait, or choose another --out.") from None
-    with lock:
+    with held:
         try:
             accelerator.wait_for_everyone()  # the others read the folder from here on
             return _train(settings, run, before, accelerator, display)
