@@ -24,6 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefiere import api, recipe
+from prefiere.console import hush, progress
 from prefiere.data import formats
 from prefiere.data.audit import folds_by_prompt, prompt_key, text_length
 from prefiere.data.render import messages
@@ -34,18 +35,14 @@ from prefiere.stats import Estimate, clustered_mean
 
 SFT: dict[str, Any] = {
     "completion_only_loss": False,
-    "num_train_epochs": 4,
-    "batch_size": 16,
     "learning_rate": 4e-3,
-    "max_length": 512,
-    "dtype": "bfloat16",
+    "batch_size": 16,
+    "eval_size": 0,
+    "sample_steps": 0,
 }
-DPO: dict[str, Any] = {
-    "batch_size": 32,
-    "learning_rate": 3e-4,
-    "max_length": 512,
-    "dtype": "bfloat16",
-}
+"""From random weights: a higher learning rate and smaller batches than suit a model that can speak already."""
+DPO: dict[str, Any] = {"num_train_epochs": 2}
+"""All else is the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -57,11 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     p.add_argument("--seed", type=int, default=0, help="of folds, weights and training")
     p.add_argument("--inner", action="store_true", help="one split of the first fold's training pairs, to choose by")
     p.add_argument("--hidden", type=int, default=128)
-    p.add_argument("--layers", type=int, default=4)
+    p.add_argument("--layers", type=int, default=3)
     p.add_argument("--vocabulary", type=int, default=2048)
     p.add_argument("--sft", nargs="*", default=[], metavar="KEY=VALUE", help="settings of prefiere sft")
     p.add_argument("--dpo", nargs="*", default=[], metavar="KEY=VALUE", help="settings of prefiere dpo")
     a = p.parse_args(arguments)
+    hush()
     same_as_before(a)
     pairs = list(formats.read(a.data, kind="pairs"))
     keys = conversations(pairs)
@@ -108,10 +106,8 @@ def write_fold(folder: Path, pairs: Sequence[PreferencePair], held: np.ndarray) 
     train = [p for i, p in enumerate(pairs) if i not in inside]
     formats.write(train, folder / "train.jsonl")
     formats.write([pairs[i] for i in held], folder / "eval.jsonl")
-    formats.write(
-        [Demonstration(prompt=p.prompt, completion=p.chosen) for p in train],
-        folder / "dialogues.jsonl",
-    )
+    dialogues = [Demonstration(prompt=p.prompt, completion=c) for p in train for c in (p.chosen, p.rejected)]
+    formats.write(dialogues, folder / "dialogues.jsonl")
     said = [m for p in train for text in (p.prompt, p.chosen, p.rejected) for m in messages(text, "user")]
     return list(dict.fromkeys(m.content for m in said))
 
@@ -124,8 +120,8 @@ def from_scratch(folder: Path, texts: Iterable[str], *, hidden: int, layers: int
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 32),
-        num_key_value_heads=max(1, hidden // 32),
+        num_attention_heads=max(1, hidden // 64),
+        num_key_value_heads=max(1, hidden // 64),
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -150,9 +146,7 @@ def run_fold(
     if not (start / "tokenizer_config.json").is_file():
         texts = write_fold(folder, pairs, held)
         from_scratch(start, texts, hidden=a.hidden, layers=a.layers, vocabulary=a.vocabulary, seed=a.seed)
-    base = train(
-        "sft", start, folder / "dialogues.jsonl", folder / "sft", SFT | {"seed": a.seed, "eval_size": 0}, a.sft
-    )
+    base = train("sft", start, folder / "dialogues.jsonl", folder / "sft", SFT | {"seed": a.seed}, a.sft)
     tuned = train(
         "dpo", base, folder / "train.jsonl", folder / "dpo",
         DPO | {"seed": a.seed, "eval_data": str(folder / "eval.jsonl")}, a.dpo,
@@ -170,7 +164,7 @@ def train(method: str, model: Path, data: Path, out: Path, given: Mapping[str, A
     overrides = [*(f"{k}={json.dumps(v) if isinstance(v, bool) else v}" for k, v in given.items()), *more]
     flags = {"model": str(model), "data": str(data), "out": str(out)}
     print("$", shlex.join(["prefiere", method, *(f"--{k}={v}" for k, v in flags.items()), *overrides]), flush=True)
-    run = api.train(recipe.load(method, None, flags, overrides))
+    run = api.train(recipe.load(method, None, flags, overrides), console=progress())
     if run.status["state"] != "finished":
         raise SystemExit(f"{out} stopped at step {run.status['step']}: {run.status['reason']}")
     return out

@@ -114,7 +114,7 @@ def test_a_run_that_stops_is_not_a_result(example: ModuleType, tmp_path: Path, m
     class Stopped:
         status: ClassVar = {"state": "stopped", "step": 1, "reason": "guard: word salad"}
 
-    monkeypatch.setattr(example.api, "train", lambda settings: Stopped)
+    monkeypatch.setattr(example.api, "train", lambda settings, console: Stopped)
     with pytest.raises(SystemExit, match="stopped at step 1: guard: word salad"):
         example.train("dpo", run.model, run.data, tmp_path / "run", {}, [])
 
