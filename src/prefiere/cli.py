@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,8 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of cont
 
 def main() -> None:
     """The console script."""
+    # Threads that wait for work sleep instead of spinning: on a busy machine spinning made sampling six times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from prefiere.settings import Settings
 BYTES_FULL = 16
 """Bytes per parameter of full fine-tuning: fp32 weights, gradients and two AdamW moments."""
 LORA_FROM = 1_000_000_000
-BF16_FROM = 5_000_000
+SMALL = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,21 @@ def choose_dtype(settings: Settings, device: torch.device, parameters: int) -> C
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("dtype", "bfloat16", "this GPU computes in bfloat16")
         return Choice("dtype", "float16", "this GPU has no bfloat16; the loss is scaled against underflow")
-    if parameters < BF16_FROM:
+    if parameters < SMALL:
         return Choice("dtype", "float32", "a model this small gains nothing from less")
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return Choice("dtype", "bfloat16", "this processor has bfloat16 instructions")
     return Choice("dtype", "float32", f"this {device.type} has no fast bfloat16")
+
+
+def choose_threads(device: torch.device, parameters: int) -> Choice:
+    """Processor threads of one process."""
+    now = torch.get_num_threads()
+    if os.environ.get("OMP_NUM_THREADS"):
+        return Choice("threads", now, "OMP_NUM_THREADS says so")
+    if device.type == "cpu" and parameters < SMALL:
+        return Choice("threads", 1, "a model this small spends more on handing work out than on doing it")
+    return Choice("threads", now, "one for each core")
 
 
 def free_memory(device: torch.device) -> int:

@@ -44,6 +44,7 @@ from prefiere.train.optim import (
     choose_dtype,
     choose_learning_rate,
     choose_lora,
+    choose_threads,
     free_memory,
     make_optimizer,
     make_scheduler,
@@ -122,6 +123,7 @@ def prepare(
         return choice
 
     choices: list[Choice] = []
+    torch.set_num_threads(int(decided(choose_threads(device, parameters)).value))
     dtype = DTYPES[str(decided(choose_dtype(settings, device, parameters)).value)]
     lora = bool(decided(choose_lora(settings, parameters, free_memory(device))).value)
     if source.adapter and not lora:
