@@ -36,7 +36,8 @@ class Answer:
 def before_and_after(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Answer], tuple[int, int], int]:
     """First and last answers to each prompt and sample, their steps, and how many are not shown.
 
-    The first sample of each prompt comes before the second ones, so that what is shown is varied.
+    Answers that changed come before those that did not; among them the first sample of each prompt before the second
+    ones, so that what is shown is varied.
     """
     steps = [r["step"] for r in rows if isinstance(r.get("step"), int)]
     if not steps:
@@ -47,7 +48,13 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Answer], t
         if row.get("step") in (first, last):
             found.setdefault((_prompt(row.get("prompt")), row.get("sample")), {})[row["step"]] = row
     answers = []
-    varied = sorted(found.items(), key=lambda item: str(item[0][1]).zfill(9))
+
+    def late(item: tuple[tuple[str, Any], dict[int, Mapping[str, Any]]]) -> tuple[bool, str]:
+        (_, sample), by_step = item
+        unchanged = len({str(row.get("completion")) for row in by_step.values()}) == 1
+        return unchanged and len(by_step) == 2, str(sample).zfill(9)
+
+    varied = sorted(found.items(), key=late)
     for (prompt, _), by_step in varied[:SHOWN]:
         before, after = by_step.get(first), by_step.get(last) if last != first else None
         texts = [None if r is None else _cut(str(r.get("completion") or "")) for r in (before, after)]
