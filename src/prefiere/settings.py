@@ -98,7 +98,10 @@ class Settings(BaseModel):
         False, description="recompute activations in the backward pass: less memory, slower"
     )
     torch_compile: bool = Field(False, description="compile the model")
-    attn: str = Field("auto", description="attention implementation; auto: the fastest that passes the probe")
+    attn: Literal["auto", "packed", "padded"] = Field(
+        "auto",
+        description="how rows run; auto: packed with shared prompts where a check at load time agrees, else padded",
+    )
     trust_remote_code: bool = Field(False, description="run Python code, and load pickles, that come with the model")
     # along the run
     logging_steps: Count | Auto = Field("auto", description="steps between rows of training metrics")

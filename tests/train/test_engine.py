@@ -51,7 +51,7 @@ def objective(name: str):
     if name == "sft":
         return GROUPS[1], Imitate()
     if name == "kto":
-        other = mismatch(GROUPS[1], 0)
+        other = mismatch(GROUPS[1], 0, 10**6)
         return GROUPS[1], Unpaired(other, reference(GROUPS[1]), reference(other, 2), 0.1, {})
     loss = LOSSES[name]
     return GROUPS[2], Pairs(loss, {"beta": 0.1}, 0.1, reference(GROUPS[2]), rpo_alpha=0.3 if name == "sigmoid" else 0.0)

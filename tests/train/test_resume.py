@@ -52,6 +52,9 @@ class Killed(BaseException):
         (DPO, {}),
         (DPO, {"lora": True, "lora_dropout": 0.2, "logging_steps": 3}),
         (DPO, {"loss_type": "kto", "tokens_per_microbatch": 60}),
+        (DPO, {"lora": True, "lora_dropout": 0.2, "gradient_checkpointing": True, "use_dora": True}),
+        (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 100, "eval_steps": 2}),
+        (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 2, "eval_steps": 1, "save_total_limit": 1}),
         (SFT, {"num_train_epochs": 3, "max_steps": None}),
     ],
 )
@@ -143,7 +146,7 @@ def test_changed_settings_are_named_and_fresh_starts_over(tmp_path) -> None:
 @pytest.mark.parametrize("what", ["data", "model"])
 def test_changed_data_or_model_is_noticed(tmp_path, monkeypatch, what) -> None:
     s = runs.settings(tmp_path)
-    monkeypatch.setattr(loop.Loop, "run", lambda self: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(Engine, "update", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(s, display=QUIET)
     monkeypatch.undo()
@@ -160,16 +163,19 @@ def test_a_folder_with_other_things_is_refused(tmp_path) -> None:
     (tmp_path / "run" / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match=r"thesis\.tex"):
         train(runs.settings(tmp_path), display=QUIET)
-    assert sorted(p.name for p in (tmp_path / "run").iterdir() if p.name != "checkpoints") == ["thesis.tex"]
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_two_at_once_is_refused(tmp_path) -> None:
     from filelock import FileLock
 
     s = runs.settings(tmp_path)
-    Run.create(s.out)
-    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another process"):
-        train(s, display=QUIET)
+    train(s, display=QUIET)
+    before = sorted(p.name for p in (tmp_path / "run").iterdir())
+    for fresh in (False, True):
+        with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another process"):
+            train(s, fresh=fresh, display=QUIET)
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch) -> None:
@@ -262,3 +268,84 @@ def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
             if name in a:
                 assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
     assert [r["completion"] for r in one.samples] == [r["completion"] for r in two.samples]
+
+
+def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> None:
+    whole = train(runs.settings(tmp_path, out=str(tmp_path / "whole"), save_steps=1), display=QUIET).run
+    s = runs.settings(tmp_path, save_steps=1)
+    real = checkpoint.shutil.rmtree
+
+    def killed(path, **options):
+        if ".old" in str(path) and Path(path).is_dir():
+            (Path(path) / "trained.safetensors").unlink()
+            raise Killed
+        real(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(Killed):
+        train(s, display=QUIET)
+    monkeypatch.undo()
+    assert_same_run(whole, train(s, display=QUIET).run)
+
+
+def test_a_killed_fresh_start_leaves_nothing_to_continue(tmp_path, monkeypatch) -> None:
+    train(runs.settings(tmp_path), display=QUIET)
+    real = Path.unlink
+
+    def killed(path, **options):
+        if path.name == "environment.json":
+            raise Killed
+        real(path, **options)
+
+    s = runs.settings(tmp_path, beta=0.5)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(Killed):
+        train(s, fresh=True, display=QUIET)
+    monkeypatch.undo()
+    run = train(s, display=QUIET).run
+    assert [r["step"] for r in run.metrics] == [0, 1, 2, 3, 4]
+    assert run.recipe["beta"] == 0.5
+
+
+def test_a_budget_may_be_changed_on_the_way(tmp_path, monkeypatch) -> None:
+    options = {"max_steps": 4, "save_steps": 2}
+    real = Engine.update
+
+    def update(self, *args):
+        if self.scheduler.last_epoch == 2 and self.budget == 4096:
+            raise Killed
+        budgets.append(self.budget)
+        return real(self, *args)
+
+    budgets: list[int] = []
+    monkeypatch.setattr(Engine, "update", update)
+    with pytest.raises(Killed):
+        train(runs.settings(tmp_path, **options), display=QUIET)
+    train(runs.settings(tmp_path, tokens_per_microbatch=100, **options), display=QUIET)
+    assert budgets == [4096, 4096, 100, 100]
+
+
+def test_early_stopping_is_remembered_by_a_resumed_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop.Loop, "_validate", lambda self: {"eval_loss": float(self.state.step)})
+    s = runs.settings(tmp_path, max_steps=9, eval_steps=1, metric_for_best_model="eval_loss", early_stopping_patience=2)
+    real = loop.Loop.finish
+    monkeypatch.setattr(loop.Loop, "finish", lambda self, reason: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(s, display=QUIET)
+    monkeypatch.setattr(loop.Loop, "finish", real)
+    assert train(s, display=QUIET).run.status["step"] == 3
+
+
+def test_the_resume_command_continues(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/prefiere", "dpo", "--out", "a b", "--fresh"])
+    assert loop.resume_command() == "prefiere dpo --out 'a b'"
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert "same function" in loop.resume_command()
+
+
+def test_a_mistake_before_the_first_step_may_be_corrected(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no_such_module"):
+        train(runs.settings(tmp_path, judge="no_such_module:f"), display=QUIET)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TrainingError, match="is not measured"):
+        train(runs.settings(tmp_path, metric_for_best_model="eval_lost"), display=QUIET)

@@ -275,3 +275,35 @@ def test_torch_compile_changes_nothing_but_speed(tmp_path) -> None:
         AutoModelForCausalLM.from_pretrained(two.model).lm_head.weight,
         atol=1e-4,
     )
+
+
+def test_a_model_with_few_positions(tmp_path) -> None:
+    """GPT-2 has no rows beyond its position table: lengths are capped, lent answers cut, samples stop in time."""
+    runs.model_folder(tmp_path / "model", family="gpt2", n_positions=48)
+    rows = [{"prompt": f"{i} {'perro ' * 4}?", "chosen": "pan " * (8 + i), "rejected": "casa " * 9} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for loss_type in ("sigmoid", "kto"):
+        run = go(tmp_path, loss_type=loss_type, out=str(tmp_path / loss_type), max_steps=2, max_new_tokens=100)
+        assert run.status["state"] == "finished"
+        choices = {c["name"]: c["value"] for c in run.environment["choices"]}
+        assert choices["max_length"] == 48
+        assert max(s["tokens"] for s in run.samples) < 48
+
+
+def test_quantization_is_refused_while_it_is_not_there(tmp_path) -> None:
+    with pytest.raises(ValueError, match="quantize=nf4"):
+        go(tmp_path, quantize="nf4", lora=True)
+
+
+def test_an_adapter_is_not_described_twice(tmp_path) -> None:
+    first = go(tmp_path, lora=True, max_steps=1, out=str(tmp_path / "first"))
+    with pytest.raises(ValueError, match=r"lora_r: .* is an adapter"):
+        go(tmp_path, model=str(first.folder), lora_r=64, out=str(tmp_path / "second"))
+
+
+def test_pairs_without_weight_teach_nothing(tmp_path) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "pan.", "rejected": "casa.", "weight": float(i % 3 == 0)} for i in range(18)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = go(tmp_path, batch_size=1, max_steps=12, eval_size=3)
+    assert run.status["state"] == "finished"
+    assert 0.0 in [row.get("grad_norm") for row in run.metrics]

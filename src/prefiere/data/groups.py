@@ -1,7 +1,7 @@
 """Token ids of prompts and their completions, in flat arrays that a million examples fit in.
 
 Every algorithm sees its data as `PromptGroup`s: one prompt with k completions (SFT and KTO k=1, pairs k=2 with the
-chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or mapped from disk.
+chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -41,8 +40,6 @@ class PromptGroup:
 
 class GroupStore(Sequence[PromptGroup]):
     """An immutable sequence of `PromptGroup`s in flat arrays; ``k`` completions each."""
-
-    _ARRAYS = ("tokens", "mask", "offsets", "prompt_key", "weight", "label", "margin", "source", "source_offsets")
 
     def __init__(self, arrays: dict[str, np.ndarray], k: int):
         self._a, self.k = arrays, k
@@ -138,16 +135,3 @@ class GroupStore(Sequence[PromptGroup]):
         for name in ("tokens", "offsets"):
             h.update(np.ascontiguousarray(self._a[name]).data)
         return h.hexdigest()
-
-    def save(self, folder: Path) -> None:
-        """Write the arrays as ``folder/*.npy``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in self._ARRAYS:
-            np.save(folder / f"{name}.npy", self._a[name])
-        np.save(folder / "k.npy", np.asarray(self.k))
-
-    @classmethod
-    def load(cls, folder: Path) -> GroupStore:
-        """Map a saved store from disk; nothing is read until it is used."""
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls._ARRAYS}
-        return cls(arrays, int(np.load(folder / "k.npy")))

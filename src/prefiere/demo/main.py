@@ -30,6 +30,7 @@ from prefiere.models.load import load_model, load_tokenizer, resolve
 from prefiere.models.reference import sequence_logps
 from prefiere.models.roles import Trunk
 from prefiere.run import write_text
+from prefiere.settings import Settings
 from prefiere.stats import Estimate, clustered_mean
 from prefiere.train.progress import Display
 
@@ -127,7 +128,8 @@ def demo(
         "judge": f"prefiere.demo.judge:{prefer}",
         "max_new_tokens": 64,
     }
-    run = train(recipes.load("dpo", None, flags), console=console)
+    settings = recipes.load("dpo", None, flags)
+    run = train(settings, fresh=_changed(out / f".dpo-{prefer}", settings, base, paths["preferences"]), console=console)
     if run.stopped:
         raise ValueError(f"the demo's run did not finish: {run.stopped}")
     figures = _measured(run, base, getattr(judge, prefer), Display(console))
@@ -139,6 +141,16 @@ def demo(
         "model": str(run.model),
         "report": str(run.folder / "report.html"),
     }
+
+
+def _changed(mark: Path, settings: Settings, base: Path, data: Path) -> bool:
+    """Whether the base, the data or the settings differ from those that ``mark`` remembers; it then remembers these."""
+    key = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
+    for path in (base / "model.safetensors", data):
+        key.update(path.read_bytes())
+    before = mark.read_text() if mark.is_file() else None
+    write_text(mark, key.hexdigest())
+    return before != key.hexdigest()
 
 
 def show(prefer: str, figures: dict[str, Any], run: TrainedRun, data: Path, base: Path, console: Console) -> None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from prefiere.data import formats
-from prefiere.data.chat import Encoder, eos_ids_of
+from prefiere.data.chat import Encoder, Truncation, eos_ids_of
 from prefiere.data.schema import Text
 from prefiere.evaluate.judges import load_scorer
 from prefiere.evaluate.policy import Answers, Sampler
@@ -104,13 +104,18 @@ def compare(
         if run is None:
             raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
         asked = validation_prompts(run, limit)
+        if not asked:
+            raise ValueError(f"{run.folder} held out no prompts: name some with --prompts")
     elif isinstance(prompts, str | Path):
         asked = [r.prompt for r in formats.read(prompts, kind="prompts", limit=limit)]
     else:
         asked = list(prompts)[:limit]
     if run is not None and judge is None:
         judge = run.recipe.get("judge")
-    options = Options(samples, temperature, top_p, max_new_tokens, seed)
+    recipe = run.recipe if run is not None else {}
+    options = Options(
+        samples, temperature, top_p, max_new_tokens, seed, recipe.get("template", "auto"), recipe.get("max_length")
+    )
     answers = [ask(resolve(m, trust=trust), asked, options, judge=judge, progress=progress) for m in (first, second)]
     return judged(first, second, answers[0], answers[1], judge)
 
@@ -147,13 +152,15 @@ def prompts_at(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How answers are sampled."""
+    """How prompts are written and answers sampled."""
 
     samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 128
     seed: int = 0
+    template: Literal["auto", "always", "never"] = "auto"
+    max_length: int | None = None
 
 
 def ask(
@@ -168,13 +175,14 @@ def ask(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
-    encoder = Encoder(tokenizer, eos_ids=eos_ids_of(model, tokenizer))
+    eos_ids = eos_ids_of(model, tokenizer)
+    encoder = Encoder(tokenizer, Truncation(options.max_length), eos_ids=eos_ids, template=options.template)
     pad = tokenizer.pad_token_id
     sampler = Sampler(
         prompts=encoder.encode_prompts(prompts),
         texts=[question(p) for p in prompts],
         decode=encoder.decode,
-        eos_ids=eos_ids_of(model, tokenizer),
+        eos_ids=eos_ids,
         samples=options.samples,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -182,7 +190,7 @@ def ask(
         seed=options.seed,
         judge=load_scorer(judge) if judge else None,
         judge_name=judge or "",
-        forbidden=[pad] if pad is not None and pad not in eos_ids_of(model, tokenizer) else [],
+        forbidden=[pad] if pad is not None and pad not in eos_ids else [],
     )
     return sampler(Trunk(model, packed=False), None, progress=progress)
 

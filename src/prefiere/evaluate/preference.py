@@ -30,4 +30,7 @@ def flat(
         e = clustered_mean(x, clusters, weights=w, share=name.endswith(SHARES))
         row |= {prefix + name: e.mean, f"{prefix}{name}_low": e.low, f"{prefix}{name}_high": e.high}
         row[f"{prefix}{name}_n"] = e.n if not math.isnan(e.mean) else 0
+    good, bad, margin = (f"{prefix}rewards/{n}" for n in ("chosen", "rejected", "margins"))
+    if good in row and margin not in row:  # unpaired answers: no pair to take a margin within
+        row[margin] = row[good] - row[bad]
     return row

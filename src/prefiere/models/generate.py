@@ -7,6 +7,7 @@ same luck.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,9 +109,12 @@ def generate(
     at once. ``forbidden`` ids are never chosen. ``progress`` hears how many sequences have finished. Samples come in
     the order of prompts, then samples. Raises ValueError for an empty prompt.
     """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} has no tokens: there is nothing to continue")
+        if len(prompt) >= limit:
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens, and the model takes {limit}: shorten it")
     names = np.asarray(prompt_ids if prompt_ids is not None else range(len(prompts)), np.int64)
     draw = Drawing(temperature, top_p, seed, np.asarray(list(eos_ids)), tuple(forbidden))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -120,7 +124,8 @@ def generate(
     done: dict[tuple[int, int], Sample] = {}
     for start in range(0, len(order), width):
         group = order[start : start + width]
-        for s in _decode(model, [prompts[i] for i in group], names[group], samples, max_new_tokens, draw):
+        rooms = np.asarray([min(max_new_tokens, limit - len(prompts[i])) for i in group])
+        for s in _decode(model, [prompts[i] for i in group], names[group], samples, rooms, draw):
             at = group[s.prompt]
             done[at, s.sample] = Sample(at, s.sample, s.tokens, s.logp, s.ended)
         if progress:
@@ -145,10 +150,11 @@ def _decode(
     prompts: Sequence[np.ndarray],
     names: np.ndarray,
     samples: int,
-    max_new_tokens: int,
+    rooms: np.ndarray,
     draw: Drawing,
 ) -> Iterator[Sample]:
-    """Prefill each prompt once, repeat the cache for its samples, and drop rows as they end."""
+    """Prefill each prompt once, repeat the cache for its samples, and drop rows as they end, or fill their prompt's
+    ``rooms`` tokens."""
     device = next(model.parameters()).device
     ids, mask = _padded_left(prompts, device)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -168,25 +174,25 @@ def _decode(
     tokens: list[list[int]] = [[] for _ in row_prompt]
     logps: list[list[float]] = [[] for _ in row_prompt]
     alive = np.arange(len(row_prompt))
-    for step in range(max_new_tokens):
+    for step in itertools.count():
         choice, logp = draw(logits, names[row_prompt[alive]], row_sample[alive], step)
         chosen = choice.cpu().numpy()
         for r, t, lp in zip(alive.tolist(), chosen.tolist(), logp.tolist(), strict=True):
             tokens[r].append(t)
             logps[r].append(lp)
         ended = np.isin(chosen, draw.ends)
-        last = step == max_new_tokens - 1
-        for r, e in zip(alive.tolist(), ended.tolist(), strict=True):
-            if e or last:
+        done = ended | (rooms[row_prompt[alive]] == step + 1)
+        for r, e, over in zip(alive.tolist(), ended.tolist(), done.tolist(), strict=True):
+            if over:
                 made = np.asarray(tokens[r], np.int32), np.asarray(logps[r], np.float32)
                 yield Sample(int(row_prompt[r]), int(row_sample[r]), *made, e)
-        if last or ended.all():
+        if done.all():
             return
-        if ended.any():
-            keep = torch.from_numpy(np.flatnonzero(~ended)).to(device)
+        if done.any():
+            keep = torch.from_numpy(np.flatnonzero(~done)).to(device)
             cache.batch_select_indices(keep)
             mask, position, choice = (x.index_select(0, keep) for x in (mask, position, choice))
-            alive = alive[~ended]
+            alive = alive[~done]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         position = position + 1
         logits = model(

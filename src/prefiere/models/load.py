@@ -116,6 +116,12 @@ def generation_config(source: Source) -> GenerationConfig:
         return GenerationConfig()
 
 
+def positions(source: Source) -> int | None:
+    """The longest row that a model takes, in tokens; None where it sets no limit."""
+    config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def count_parameters(source: Source) -> int:
     """Parameters of the base model, without loading any weight."""
     try:
@@ -193,9 +199,12 @@ class Adapter:
         values = {"task_type": "CAUSAL_LM", "peft_type": "LORA"} | dict(config)  # type: ignore[arg-type]
 
         try:
-            return cls(get_peft_config(values))
+            found = get_peft_config(values)
         except (TypeError, ValueError, KeyError) as e:
             raise ModelError(f"peft_config: {e}") from e
+        if found.is_prompt_learning:
+            raise ModelError(f"peft_config: {values['peft_type']} learns a prompt, not layers: use LORA or its kin.")
+        return cls(found)
 
 
 def load_policy(
@@ -295,5 +304,5 @@ def fingerprint(model: torch.nn.Module) -> str:
     h = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         h.update(name.encode())
-        h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()

@@ -55,7 +55,7 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
         sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         temporary.rename(final)
         sync_folder(folder)
     engine.accelerator.wait_for_everyone()
@@ -67,13 +67,22 @@ def found(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
 
 
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, out of sight first: a kill in the middle must not leave half of one under its name."""
+    if path.is_dir():
+        doomed = path.with_name(f".{path.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
 def rotate(folder: Path, keep: int, best: int | None) -> None:
     """Delete all but the last ``keep`` checkpoints and the best one, and what a kill left half-written."""
     spared = {f"step-{best:08d}"} if best is not None else set()
     for path in found(folder)[:-keep]:
         if path.name not in spared:
-            shutil.rmtree(path)
-    for path in folder.glob(".step-*.tmp"):
+            _remove(path)
+    for path in folder.glob(".step-*"):
         shutil.rmtree(path)
 
 
@@ -97,13 +106,18 @@ def load(path: Path, engine: Engine) -> dict[str, Any]:
     engine.optimizer.load_state_dict(optimizer["optimizer"])
     engine.scheduler.load_state_dict(optimizer["scheduler"])
     engine.scaler.load_state_dict(optimizer["scaler"])
-    rank = engine.accelerator.process_index
-    rng = torch.load(path / f"rng-{rank}.pt", map_location="cpu", weights_only=True)
-    torch.set_rng_state(rng["cpu"])
-    if rng["cuda"]:
-        torch.cuda.set_rng_state_all(rng["cuda"])
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    engine.budget, engine.backoffs = state["budget"], state["backoffs"]
+    random = path / f"rng-{engine.accelerator.process_index}.pt"
+    if random.is_file():
+        rng = torch.load(random, map_location="cpu", weights_only=True)
+        torch.set_rng_state(rng["cpu"])
+        if rng["cuda"]:
+            torch.cuda.set_rng_state_all(rng["cuda"])
+    else:  # there are more processes than before
+        torch.manual_seed(1000 * state["step"] + engine.accelerator.process_index)
+    engine.backoffs = state["backoffs"]
+    if engine.adapt:  # a budget that was asked for may have been asked for anew
+        engine.budget = state["budget"]
     return state
 
 

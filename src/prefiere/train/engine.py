@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from prefiere.objectives.logprobs import TargetLogprobs
 from prefiere.stats import Moments
 
 Denominator = Literal["groups", "weight", "tokens"]
+T = TypeVar("T")
 
 
 class TrainingError(ValueError):
@@ -141,13 +142,9 @@ class Engine:
         Raises TrainingError when the loss or gradient is not finite, or a single group does not fit into memory.
         """
         while True:
-            try:
-                update = self._accumulate(store, members, objective)
-            except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e):
-                    raise
-                self._shrink(store, members, e)
-                continue
+            update = self.fitting(
+                lambda: self._accumulate(store, members, objective), int(store.lengths[members].max())
+            )
             if self._finite(update.loss + update.grad_norm, store, members, objective):
                 break
         if self.max_grad_norm is not None:
@@ -159,6 +156,16 @@ class Engine:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return update
+
+    def fitting(self, work: Callable[[], T], longest: int) -> T:
+        """Do something in micro-batches of ``budget`` tokens, again with half of it whenever memory runs out."""
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+                self._shrink(longest, e)
 
     def _accumulate(self, store: GroupStore, members: np.ndarray, objective: Objective) -> Update:
         self.optimizer.zero_grad(set_to_none=True)
@@ -192,8 +199,7 @@ class Engine:
         """These groups as one batch, on the device."""
         return pack([store[int(i)] for i in indices], [int(i) for i in indices]).to(self.trunk.device)
 
-    def _shrink(self, store: GroupStore, members: np.ndarray, error: BaseException) -> None:
-        longest = int(store.lengths[members].max())
+    def _shrink(self, longest: int, error: BaseException) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -207,7 +213,7 @@ class Engine:
                 "gradient_checkpointing=true, or lora=true"
             ) from error
         self.budget //= 2
-        self.notice(f"out of memory: repeating the update with tokens_per_microbatch={self.budget}")
+        self.notice(f"out of memory: going on with tokens_per_microbatch={self.budget}")
 
     def _finite(self, value: float, store: GroupStore, members: np.ndarray, objective: Objective) -> bool:
         """True to go on; False to repeat the update under a smaller fp16 scale."""
@@ -251,6 +257,12 @@ class Engine:
     ) -> Measured:
         """Every metric of an objective for each group (default: all), without gradients, in the order given."""
         members = np.arange(len(store)) if members is None else members
+        longest = int(store.lengths[members].max())
+        return self.fitting(lambda: self._measure(store, objective, members, progress), longest)
+
+    def _measure(
+        self, store: GroupStore, objective: Objective, members: np.ndarray, progress: Callable[[int], None]
+    ) -> Measured:
         self.trunk.eval()
         objective.prepare(self, members)
         parts: list[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
@@ -302,7 +314,8 @@ class Engine:
 
 def sum_terms(terms: Sequence[Term], counts: dict[str, float]) -> Tensor:
     """A micro-batch's share of the loss: each term's sum over its denominator's count in the whole update."""
-    return torch.stack([term.values.sum() / counts[term.per] for term in terms]).sum()
+    # Where all weights are zero there is nothing to learn, and nothing to divide by.
+    return torch.stack([term.values.sum() / (counts[term.per] or 1.0) for term in terms]).sum()
 
 
 def _add(sums: dict[str, Tensor], metrics: dict[str, Metric]) -> None:

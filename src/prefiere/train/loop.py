@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,14 @@ class State:
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
+    stop: str | None = None
     baseline: dict[str, float] = field(default_factory=dict)
     pending: dict[str, list[float]] = field(default_factory=dict)
     pending_tokens: int = 0
     pending_seconds: float = 0.0
 
 
-class Stopped(Exception):
-    """The run ends early, and that is all right or at least understood: the reason in words."""
+INTERRUPTED = "interrupted"
 
 
 def every(setting: int | str, total: int, parts: int) -> int:
@@ -90,6 +91,8 @@ class Loop:
         self._resume()
         s, total = self.state, self.session.total_steps
         store = self.session.data.train
+        if s.stop:  # it had ended, and was killed before it could say so
+            return s.stop
         if s.step == 0:
             self._begin()
         with self._interruptible(), self.session.display.stage("training", total, s.step) as advance:
@@ -106,35 +109,31 @@ class Loop:
                 s.seconds += elapsed
                 self._collect(update.metrics)
                 advance(1, note=f"loss {update.metrics['loss'].mean:.4f}")
-                try:
-                    self._after(update.grad_norm, rate)
-                except Stopped as stop:
+                s.stop = self._after(update.grad_norm, rate)
+                interrupted = self._stop_asked()
+                if s.stop or interrupted:
                     self._save()
-                    return str(stop)
-                if self._stop_asked():
-                    self._save()
-                    return "interrupted"
+                    return s.stop or INTERRUPTED
         return None
 
-    def _after(self, grad_norm: float, rate: float) -> None:
-        """Everything that is due after an update; raises Stopped."""
+    def _after(self, grad_norm: float, rate: float) -> str | None:
+        """Everything that is due after an update; returns why to stop, if there is a reason."""
         s, last = self.state, self.state.step == self.session.total_steps
         due = {n: last or s.step % n == 0 for n in (self.log_every, self.eval_every, self.save_every)}
         sample = self.sampler is not None and (last or s.step % self.sample_every == 0)
-        stop = None
+        stop, best = None, False
         if due[self.log_every] or due[self.eval_every] or sample:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
             if due[self.eval_every]:
                 row |= self._validate()
-                stop = self._watch_best(row)
+                best, stop = self._watch_best(row)
             if sample:
                 row |= self._sample()
             self._write(row)
             stop = (self._guard(row) if sample else None) or stop
-        if stop:
-            raise Stopped(stop)
-        if due[self.save_every]:
+        if not stop and (due[self.save_every] or best):
             self._save()
+        return stop
 
     def _begin(self) -> None:
         """Step 0: the model before any update, on the first update's examples, the validation set and the samples."""
@@ -156,6 +155,7 @@ class Loop:
                 row |= columns
             advance(1)
         self._write(row)
+        self._watch_best(row, begin=True)
 
     def _measure_noise(self, measured: list[Measured]) -> None:
         """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
@@ -195,6 +195,8 @@ class Loop:
             share = name.endswith(SHARES) and m.count
             row[f"{name}_low"], row[f"{name}_high"] = wilson(m.total, m.count) if share else m.interval()
             row[f"{name}_n"] = m.count
+        if "rewards/chosen" in row and "rewards/margins" not in row:  # unpaired: no pair to take a margin within
+            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         row |= {
             "tokens": s.tokens,
             "tokens_per_second": s.pending_tokens / s.pending_seconds if s.pending_seconds else None,
@@ -220,10 +222,6 @@ class Loop:
         return answers.columns()
 
     def _write(self, row: dict[str, Any]) -> None:
-        for prefix in ("", "eval_"):  # unpaired losses have both rewards, but no pair to take a margin within
-            good, bad = f"{prefix}rewards/chosen", f"{prefix}rewards/rejected"
-            if good in row and f"{prefix}rewards/margins" not in row:
-                row[f"{prefix}rewards/margins"] = row[good] - row[bad]
         if self.main:
             self.run_folder.log(row)
             self._status("running")
@@ -242,28 +240,30 @@ class Loop:
 
     # -- reasons to stop ------------------------------------------------------------------------------------------
 
-    def _watch_best(self, row: dict[str, Any]) -> str | None:
+    def _watch_best(self, row: dict[str, Any], *, begin: bool = False) -> tuple[bool, str | None]:
+        """Whether this validation is the best so far, and why to stop. To ``begin``, it only looks for the metric."""
         name, s = self.settings.metric_for_best_model, self.state
         if name is None:
-            return None
+            return False, None
         if name not in row or not np.isfinite(row[name]):
-            known = ", ".join(
-                sorted(k for k in row if k.startswith("eval_") and not k.endswith(("_low", "_high", "_n")))
-            )
+            parts = ("_low", "_high", "_n")
+            known = ", ".join(sorted(k for k in row if k.startswith("eval_") and not k.endswith(parts)))
             raise TrainingError(f"metric_for_best_model={name} is not measured. There are: {known}")
+        if begin:
+            return False, None
         greater = self.settings.greater_is_better
         if greater is None:
             greater = not any(w in name for w in ("loss", "kl", "repetition"))
         value = float(row[name]) * (1 if greater else -1)
-        if s.best is None or value > s.best:
+        best = s.best is None or value > s.best
+        if best:
             s.best, s.best_step, s.stale = value, s.step, 0
-            self._save()
         else:
             s.stale += 1
         patience = self.settings.early_stopping_patience
         if patience is not None and s.stale >= patience:
-            return f"early stopping: {name} has not improved in {patience} validations"
-        return None
+            return best, f"early stopping: {name} has not improved in {patience} validations"
+        return best, None
 
     def _guard(self, row: dict[str, Any]) -> str | None:
         if not (self.settings.guard and self.parts.guarded):
@@ -301,7 +301,7 @@ class Loop:
     def _save(self) -> None:
         s = self.state
         folder = self.run_folder.checkpoints
-        if (folder / f"step-{s.step:08d}").is_dir() and s.best_step != s.step:
+        if (folder / f"step-{s.step:08d}").is_dir() and s.stop is None:
             return
         state = asdict(s) | {"logs": self.run_folder.log_sizes()}
         try:
@@ -324,6 +324,8 @@ class Loop:
             self.run_folder.cut_logs(saved["logs"])
         names = State.__dataclass_fields__
         self.state = State(**{k: v for k, v in saved.items() if k in names})
+        if self.state.stop and self.state.stop.startswith("guard") and not self.settings.guard:
+            self.state.stop = None
         self._set_noise()
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
 
@@ -343,5 +345,7 @@ class Loop:
 
 
 def resume_command() -> str:
-    """The command line of this process, to copy."""
-    return shlex.join(["prefiere", *sys.argv[1:]])
+    """What continues this run: the command line of this process, to copy."""
+    if not Path(sys.argv[0]).name.startswith(("prefiere", "__main__")):
+        return "call the same function again"
+    return shlex.join(["prefiere", *(a for a in sys.argv[1:] if a != "--fresh")])

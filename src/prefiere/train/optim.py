@@ -15,8 +15,8 @@ from transformers import get_scheduler
 
 from prefiere.settings import Settings
 
-BYTES_FULL = 16
-"""Bytes per parameter of full fine-tuning: fp32 weights, gradients and two AdamW moments."""
+BYTES_FULL = 20
+"""Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
 LORA_FROM = 1_000_000_000
 SMALL = 5_000_000
 

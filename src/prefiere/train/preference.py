@@ -117,10 +117,10 @@ class Unpaired:
         return Result([Term(losses_C * batch.weight_G, "weight")], metrics)
 
 
-def mismatch(store: GroupStore, seed: int) -> GroupStore:
+def mismatch(store: GroupStore, seed: int, max_length: int) -> GroupStore:
     """The same prompts, each with the answer of another example under a seeded cycle through all of them.
 
-    Raises ValueError for fewer than two examples.
+    A lent answer is cut from the right where it would pass ``max_length``. Raises ValueError below two examples.
     """
     if len(store) < 2:
         raise ValueError("KTO estimates the KL from other prompts' answers: it needs at least two examples")
@@ -130,6 +130,8 @@ def mismatch(store: GroupStore, seed: int) -> GroupStore:
 
     def swapped(i: int) -> PromptGroup:
         own, lent = store[i], store[int(other[i])]
-        return PromptGroup(own.prompt, lent.completions, lent.masks, own.weight, own.label, source=own.source)
+        room = max(1, max_length - len(own.prompt))
+        answers, masks = (tuple(x[:room] for x in parts) for parts in (lent.completions, lent.masks))
+        return PromptGroup(own.prompt, answers, masks, own.weight, own.label, source=own.source)
 
     return GroupStore.build((swapped(i) for i in range(len(store))), k=1)

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from prefiere.recipe import changed
 from prefiere.run import Run, RunError
 from prefiere.settings import DPO, SFT, Settings
 from prefiere.train.engine import TrainingError
-from prefiere.train.loop import Loop, Parts, resume_command
+from prefiere.train.loop import INTERRUPTED, Loop, Parts, resume_command
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
 from prefiere.train.progress import Display
 from prefiere.train.session import Session, environment, make_accelerator, make_sampler, prepare
@@ -35,37 +36,47 @@ class Outcome:
     stopped: str | None = None
 
 
-OURS = ("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl", "status.json", "report.html")
+LOGS = ("metrics.jsonl", "samples.jsonl", "status.json", "report.html", "data.json", "environment.json", "recipe.yaml")
+FOLDERS = ("checkpoints", "model")
 
 
-def open_run(settings: Settings, *, fresh: bool) -> tuple[Run, dict[str, Any]]:
-    """The run folder, and a resumed run's recorded environment ({} for a new one).
-
-    Raises RunError where the folder belongs to something else, or to a run with other settings.
-    """
-    run = Run.create(settings.out)
-    strangers = [
-        p.name
-        for p in run.folder.iterdir()
-        if p.name not in (*OURS, "checkpoints", "model", "cache") and p.name[0] != "."
-    ]
-    if not (run.folder / "recipe.yaml").is_file():
+def claim(out: str | Path) -> tuple[Run, FileLock]:
+    """The run folder, locked. Raises RunError where something else lies there, or another process trains there."""
+    folder = Path(out)
+    if folder.is_dir() and not (folder / "recipe.yaml").is_file():
+        known = (*LOGS, *FOLDERS, "cache")
+        strangers = sorted(p.name for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
         if strangers:
-            raise RunError(f"{run.folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
-        return run, {}
-    if fresh:
-        for name in OURS:
-            (run.folder / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "model"):
+            raise RunError(f"{folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
+    run = Run.create(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder} is being trained by another process. Wait, or choose another --out.") from None
+    return run, lock
+
+
+def open_run(run: Run, settings: Settings, *, fresh: bool) -> dict[str, Any]:
+    """A resumed run's recorded environment; {} for a new one, whose folder is then empty.
+
+    Raises RunError where it is a run with other settings.
+    """
+    begun = (run.folder / "recipe.yaml").is_file() and bool(run.metrics or any(run.checkpoints.glob("step-*")))
+    if fresh or not begun:
+        for name in FOLDERS:  # what could be continued goes first, so that a kill on the way leaves nothing to continue
             shutil.rmtree(run.folder / name, ignore_errors=True)
-        return Run.create(settings.out), {}
+        for name in LOGS:
+            (run.folder / name).unlink(missing_ok=True)
+        run.checkpoints.mkdir()
+        return {}
     keys = changed(run.recipe, settings.model_dump())
     if keys:
         raise RunError(
             f"{run.folder} was started with other settings ({', '.join(keys)}). "
             "Give it the same ones to continue, --fresh to start over, or another --out."
         )
-    return run, run.environment
+    return run.environment
 
 
 def train(
@@ -85,14 +96,11 @@ def train(
     display = display or Display()
     if not accelerator.is_main_process:
         return _other_process(settings, accelerator)
-    run, before = open_run(settings, fresh=fresh)
-    lock = FileLock(run.folder / ".lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{run.folder} is being trained by another process. Wait, or choose another --out.") from None
-    with held:
+    run, lock = claim(settings.out)
+    with contextlib.ExitStack() as held:
+        held.callback(lock.release)
         try:
+            before = open_run(run, settings, fresh=fresh)
             accelerator.wait_for_everyone()  # the others read the folder from here on
             return _train(settings, run, before, accelerator, display)
         except BaseException as e:
@@ -154,7 +162,7 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], accelerator: Ac
     reason = loop.run()
     loop.finish(reason)
     accelerator.wait_for_everyone()
-    if reason == "interrupted":
+    if reason == INTERRUPTED:
         display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
     elif reason:
         display.say(reason)
@@ -191,7 +199,7 @@ def _preferences(session: Session, settings: DPO) -> Parts:
     if loss.per == "completion":
 
         def unpaired(store: Any) -> Unpaired:
-            other = mismatch(store, settings.seed)
+            other = mismatch(store, settings.seed, session.settings.max_length)
             return Unpaired(other, logps(store), logps(other), settings.beta, _kto_options(settings))
 
         return Parts(unpaired(session.data.train), unpaired(held) if held is not None else None, reference)
@@ -227,5 +235,11 @@ def reference_logps(session: Session, store: Any) -> np.ndarray:
         with session.display.stage("reference log-probs", len(store)) as advance:
             return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
 
-    values, _ = cached_logps(session.run.folder / "cache", key, compute)
-    return values
+    def cached() -> np.ndarray:
+        work = lambda: engine.fitting(compute, int(store.lengths.max()))  # noqa: E731
+        return cached_logps(session.run.folder / "cache", key, work)[0]
+
+    if session.accelerator.is_main_process:  # the others read what the first process has written
+        values = cached()
+    session.accelerator.wait_for_everyone()
+    return values if session.accelerator.is_main_process else cached()

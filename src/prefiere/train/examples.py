@@ -1,0 +1,112 @@
+"""From the data that a user names to token ids to train and validate on, with an account of every record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prefiere.data import formats
+from prefiere.data.audit import split_by_prompt
+from prefiere.data.chat import Encoder, EncodeReport, Truncation
+from prefiere.data.groups import GroupStore
+from prefiere.evaluate.compare import prompts_at, question
+from prefiere.settings import SFT, Settings
+from prefiere.train.progress import Display
+
+MAX_EVAL = 512
+
+
+@dataclass
+class Data:
+    """Token ids to train and validate on, and the account of what became of every record."""
+
+    train: GroupStore
+    eval: GroupStore | None
+    account: dict[str, Any]
+    sample_prompts: list[np.ndarray]
+    sample_texts: list[str]
+
+
+def read_data(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], kind: formats.Kind, display: Display
+) -> Data:
+    """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
+    k = 2 if kind == "pairs" else 1
+
+    encoder = Encoder(
+        tokenizer,
+        Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length),
+        eos_ids=eos_ids,
+        completion_only=not isinstance(settings, SFT) or settings.completion_only_loss,
+        template=settings.template,
+        on_bad=settings.on_bad,
+    )
+
+    def encode(name: str, split: str | None) -> tuple[GroupStore, dict[str, Any]]:
+        source: Any = formats.read(name, kind=kind, split=split, columns=settings.columns, on_bad=settings.on_bad)
+        report = EncodeReport()
+        store = GroupStore.build(_counted(encoder.encode(source, report), display, f"reading {name}"), k)
+        if not len(store):
+            raise ValueError(f"{name} holds no example to learn from ({source.counts}; {'; '.join(report.lines())})")
+        return store, {"data": name, "read": source.describe(), "tokens": report.to_dict()}
+
+    store, account = encode(settings.data, settings.data_split)
+    account = {"train": account}
+    if settings.eval_data is not None:
+        train, held = store, encode(settings.eval_data, None)
+        account["eval"] = held[1]
+        validation: GroupStore | None = held[0]
+    elif settings.eval_size:
+        train_at, eval_at = split_by_prompt(store.prompt_keys, _held_out(settings.eval_size, len(store)), settings.seed)
+        if not len(train_at) or not len(eval_at):
+            raise ValueError(
+                f"{settings.data} has too few distinct prompts to hold some out: set eval_size=0, or give eval_data"
+            )
+        train, validation = store.select(train_at), store.select(eval_at)
+    else:
+        train, validation = store, None
+    account["examples"] = {"train": len(train), "eval": len(validation) if validation else 0}
+    account["prompts"] = {
+        "train": len(np.unique(train.prompt_keys)),
+        "eval": len(np.unique(validation.prompt_keys)) if validation else 0,
+    }
+    account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
+    account["eval_sources"] = [g.source for g in validation] if validation else []
+    prompts, texts = _sample_prompts(settings, validation or train, encoder)
+    display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
+    return Data(train, validation, account, prompts, texts)
+
+
+def _held_out(size: float, n: int) -> int:
+    return int(size) if size >= 1 else max(1, min(MAX_EVAL, round(size * n)))
+
+
+def _counted(groups: Iterable[Any], display: Display, name: str) -> Iterable[Any]:
+    with display.console.status(name) as status:
+        for i, group in enumerate(groups, 1):
+            if i % 1000 == 0:
+                status.update(f"{name}: {i:,} examples")
+            yield group
+
+
+def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> tuple[list[np.ndarray], list[str]]:
+    """Distinct prompts to answer along the run, and what a person reads of them: from a file, or the first held-out
+    ones."""
+    if isinstance(settings.sample_prompts, str):
+        asked = [r.prompt for r in formats.read(settings.sample_prompts, kind="prompts")]
+        return encoder.encode_prompts(asked), [question(p) for p in asked]
+    _, first = np.unique(store.prompt_keys, return_index=True)
+    if isinstance(settings, SFT) and not settings.completion_only_loss:
+        first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
+    groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
+    data = settings.eval_data or settings.data
+    split = None if settings.eval_data else settings.data_split
+    texts = prompts_at([g.source for g in groups], data, split=split, columns=settings.columns)
+    prompts = [g.prompt for g in groups]
+    if isinstance(settings, SFT) and not settings.completion_only_loss:
+        prompts = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
+    return prompts, [question(texts[g.source]) if g.source in texts else encoder.decode(g.prompt) for g in groups]
