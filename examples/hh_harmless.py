@@ -41,7 +41,7 @@ SFT: dict[str, Any] = {
     "sample_steps": 0,
 }
 """From random weights: a higher learning rate and smaller batches than suit a model that can speak already."""
-DPO: dict[str, Any] = {"num_train_epochs": 2}
+DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4}
 """All else is the default."""
 
 
