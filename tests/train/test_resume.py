@@ -17,6 +17,7 @@ from prefiere.run import Run, RunError
 from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop
 from prefiere.train.engine import Engine, TrainingError
+from prefiere.train.interrupt import resume_command
 from prefiere.train.progress import Display
 from prefiere.train.start import train
 
@@ -338,9 +339,9 @@ def test_early_stopping_is_remembered_by_a_resumed_run(tmp_path, monkeypatch) ->
 
 def test_the_resume_command_continues(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/prefiere", "dpo", "--out", "a b", "--fresh"])
-    assert loop.resume_command() == "prefiere dpo --out 'a b'"
+    assert resume_command() == "prefiere dpo --out 'a b'"
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    assert "same function" in loop.resume_command()
+    assert "same function" in resume_command()
 
 
 def test_a_mistake_before_the_first_step_may_be_corrected(tmp_path) -> None:

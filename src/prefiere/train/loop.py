@@ -6,15 +6,9 @@ one that can be resumed from its last checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import contextlib
-import shlex
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +22,7 @@ from prefiere.models.reference import Reference
 from prefiere.stats import Moments, wilson
 from prefiere.train import checkpoint
 from prefiere.train.engine import Measured, Objective, TrainingError
+from prefiere.train.interrupt import Interrupt
 from prefiere.train.optim import peak_memory_mb
 from prefiere.train.session import Session
 
@@ -82,7 +77,7 @@ class Loop:
         self.save_every = every(self.settings.save_steps, total, 10)
         self.sample_every = every(self.settings.sample_steps, total, 10)
         self.main = session.accelerator.is_main_process
-        self.interrupted = False
+        self.interrupt = Interrupt(session.display.say)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -95,7 +90,7 @@ class Loop:
             return s.stop
         if s.step == 0:
             self._begin()
-        with self._interruptible(), self.session.display.stage("training", total, s.step) as advance:
+        with self.interrupt, self.session.display.stage("training", total, s.step) as advance:
             while s.step < total:
                 began = time.perf_counter()
                 chosen = members(len(store), self.settings.batch_size, seed=self.settings.seed, step=s.step)
@@ -273,28 +268,9 @@ class Loop:
 
     def _stop_asked(self) -> bool:
         if self.engine.world_size == 1:
-            return self.interrupted
-        flag = torch.tensor(float(self.interrupted), device=self.session.trunk.device)
+            return self.interrupt.asked
+        flag = torch.tensor(float(self.interrupt.asked), device=self.session.trunk.device)
         return bool(self.engine.reduce(flag) > 0)
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM finish the update at hand; a second Ctrl-C is immediate."""
-
-        def ask(number: int, frame: Any) -> None:
-            if self.interrupted and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            self.session.display.say("stopping after this update (Ctrl-C again: at once)")
-
-        before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
-            before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -342,10 +318,3 @@ class Loop:
             self._status("finished" if ended else "stopped", reason)
         if self.settings.report_to:
             self.session.accelerator.end_training()
-
-
-def resume_command() -> str:
-    """What continues this run: the command line of this process, to copy."""
-    if not Path(sys.argv[0]).name.startswith(("prefiere", "__main__")):
-        return "call the same function again"
-    return shlex.join(["prefiere", *(a for a in sys.argv[1:] if a != "--fresh")])

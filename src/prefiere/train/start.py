@@ -20,7 +20,8 @@ from prefiere.recipe import changed
 from prefiere.run import Run, RunError
 from prefiere.settings import DPO, SFT, Settings
 from prefiere.train.engine import TrainingError
-from prefiere.train.loop import INTERRUPTED, Loop, Parts, resume_command
+from prefiere.train.interrupt import resume_command
+from prefiere.train.loop import INTERRUPTED, Loop, Parts
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
 from prefiere.train.progress import Display
 from prefiere.train.session import Session, environment, make_accelerator, make_sampler, prepare

@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM end a run after the update at hand, and say how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+
+class Interrupt:
+    """While entered, the first signal is noted in ``asked``; a second Ctrl-C is immediate."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.asked = say, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.say("stopping after this update (Ctrl-C again: at once)")
+
+
+def resume_command() -> str:
+    """What continues this run: the command line of this process, to copy."""
+    if not Path(sys.argv[0]).name.startswith(("prefiere", "__main__")):
+        return "call the same function again"
+    return shlex.join(["prefiere", *(a for a in sys.argv[1:] if a != "--fresh")])
