@@ -29,7 +29,7 @@ from prefiere.data import formats
 from prefiere.data.audit import folds_by_prompt, prompt_key, text_length
 from prefiere.data.render import messages
 from prefiere.data.schema import Demonstration, PreferencePair
-from prefiere.demo.build import make_tokenizer
+from prefiere.demo.build import CHAT_TEMPLATE, make_tokenizer
 from prefiere.evaluate.pairs import PairScores, logps, rewards
 from prefiere.stats import Estimate, clustered_mean
 
@@ -37,12 +37,13 @@ SFT: dict[str, Any] = {
     "completion_only_loss": False,
     "learning_rate": 4e-3,
     "batch_size": 16,
+    "max_length": 512,
+    "dtype": "bfloat16",
     "eval_size": 0,
     "sample_steps": 0,
 }
 """From random weights: a higher learning rate and smaller batches than suit a model that can speak already."""
-DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4}
-"""All else is the default."""
+DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4, "max_length": 512, "dtype": "bfloat16"}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def write_fold(folder: Path, pairs: Sequence[PreferencePair], held: np.ndarray) 
 def from_scratch(folder: Path, texts: Iterable[str], *, hidden: int, layers: int, vocabulary: int, seed: int) -> None:
     """A tokenizer fitted to these texts and a Llama of random weights, as a transformers folder."""
     tokenizer = make_tokenizer().train_new_from_iterator(texts, vocabulary, show_progress=False)
+    tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,

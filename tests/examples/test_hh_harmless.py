@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
+from transformers import AutoTokenizer
 
 import runs
 
@@ -73,8 +74,12 @@ def test_every_pair_is_held_out_once_and_no_conversation_is_on_both_sides(finish
         fold = tmp / "out" / f"fold-{k}"
         assert openings(fold / "train.jsonl").isdisjoint(openings(fold / "eval.jsonl"))
         assert openings(fold / "dialogues.jsonl").isdisjoint(openings(fold / "eval.jsonl"))
-        vocabulary = (fold / "scratch/tokenizer.json").read_text()
-        assert '"<|assistant|>"' in vocabulary
+        tokenizer = AutoTokenizer.from_pretrained(fold / "scratch")
+        talk = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "yes"}]
+        ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
+        assert tokenizer.decode(ids) == "<|user|>tea?<|end|><|assistant|>yes<|end|>"
+        assert len(ids) <= 4 + len("tea?") + len("yes")
+        assert not json.loads((fold / "dpo/data.json").read_text())["train"]["tokens"]["notes"]
         assert "accuracies" in (fold / "dpo/metrics.jsonl").read_text()
         assert "<html" in (fold / "dpo/report.html").read_text()
 
