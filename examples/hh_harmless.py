@@ -37,13 +37,13 @@ SFT: dict[str, Any] = {
     "completion_only_loss": False,
     "learning_rate": 4e-3,
     "batch_size": 16,
+    "num_train_epochs": 2,
     "max_length": 512,
-    "dtype": "bfloat16",
     "eval_size": 0,
     "sample_steps": 0,
 }
 """From random weights: a higher learning rate and smaller batches than suit a model that can speak already."""
-DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4, "max_length": 512, "dtype": "bfloat16"}
+DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4, "max_length": 512}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
