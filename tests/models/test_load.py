@@ -52,10 +52,11 @@ def test_pickles_are_refused(tmp_path) -> None:
         load_policy(resolve(base), compute=torch.float32, adapter=None)
 
 
-def test_parameters_are_counted_without_weights(tmp_path) -> None:
-    base = runs.model_folder(tmp_path / "base")
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_counted_without_weights(tmp_path, tied) -> None:
+    base = runs.model_folder(tmp_path / "base", tie_word_embeddings=tied)
     (base / "model.safetensors").unlink()
-    same = runs.tiny.model("llama", vocab_size=len(load_tokenizer(resolve(base))))
+    same = runs.tiny.model("llama", vocab_size=len(load_tokenizer(resolve(base))), tie_word_embeddings=tied)
     assert count_parameters(resolve(base)) == sum(p.numel() for p in same.parameters())
 
 

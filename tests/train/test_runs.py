@@ -141,13 +141,16 @@ def test_sft_learns_its_data(tmp_path) -> None:
     assert "samples/ref_logp" not in last
 
 
-def test_examples_that_are_dropped_or_cut_are_in_the_account(tmp_path) -> None:
+def test_examples_that_are_dropped_or_cut_are_in_the_account(tmp_path, capsys) -> None:
     rows = [json.loads(line) for line in runs.pairs_file(tmp_path / "x").read_text().splitlines()]
     rows[3]["chosen"] = ""
     rows[4]["rejected"] = rows[4]["chosen"]
     rows[5]["chosen"] = "perro " * 200
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    run = go(tmp_path, max_length=64)
+    run = train(runs.settings(tmp_path, max_length=64), display=Display()).run
+    said = capsys.readouterr().err
+    assert "2 dropped" in said or "1 dropped" in said
+    assert "1 examples with a completion cut from the right" in said
     account = run.data["train"]
     assert sum(account["read"]["dropped"].values()) == 2
     assert any("pairs.jsonl:4" in p for p in account["read"]["problems"])

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
@@ -126,7 +125,7 @@ def count_parameters(source: Source) -> int:
     """Parameters of the base model, without loading any weight."""
     try:
         config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
-        with init_empty_weights():
+        with torch.device("meta"):  # shapes without memory; tied weights stay one
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust)
     except (OSError, ValueError) as e:
         raise _explain(source.base, e) from e

@@ -50,6 +50,9 @@ def read_data(
         source: Any = formats.read(name, kind=kind, split=split, columns=settings.columns, on_bad=settings.on_bad)
         report = EncodeReport()
         store = GroupStore.build(_counted(encoder.encode(source, report), display, f"reading {name}"), k)
+        display.say(f"{name}: {source.layout}; {source.counts}")
+        for line in report.lines()[1:]:
+            display.say(f"  {line}")
         if not len(store):
             raise ValueError(f"{name} holds no example to learn from ({source.counts}; {'; '.join(report.lines())})")
         return store, {"data": name, "read": source.describe(), "tokens": report.to_dict()}
