@@ -25,6 +25,10 @@ POLICY = "default"
 """The trained adapter has PEFT's own name, so that it is saved and loaded as any other."""
 REFERENCE = "reference"
 """The frozen copy of the adapter that a run started from, where it started from one."""
+CRITIC = "critic"
+"""The adapter, and the head, that say how good an answer is going to be."""
+REWARD = "reward"
+"""The frozen adapter, and the head, that score a whole answer."""
 
 
 def activate(model: nn.Module, adapter: str | None) -> None:
@@ -52,13 +56,15 @@ class Trunk(nn.Module):
     """A causal language model (or a PEFT model around one) that turns packed batches into log-probs.
 
     ``packed`` says whether rows run packed with shared prefixes; otherwise each completion runs as a padded row of a
-    plain forward, with the model's own logits.
+    plain forward, with the model's own logits. ``heads`` holds a linear map from hidden states to one number for each
+    role that needs one (critic, reward model).
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool = True):
         super().__init__()
         self.model = model
         self.packed = packed
+        self.heads = nn.ModuleDict()
         self._role: str | None = POLICY
 
     @property
@@ -105,10 +111,48 @@ class Trunk(nn.Module):
         hidden = self.hidden(batch, plan).index_select(0, batch.predictor_N)
         return self.head(hidden, batch.target_N, temperature=temperature, entropy=entropy)
 
+    def values(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
+        """What a critic expects of each target's answer [N], before the target is chosen, in fp32."""
+        with self.role(role):
+            states = self.states(batch, batch.predictor_N, batch.owner_N, plan)
+        return self.number(states, role)
+
+    def scores(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
+        """A reward model's score of each completion [C], read at its last token, in fp32."""
+        own = torch.arange(batch.completions, device=batch.tokens_T.device)
+        with self.role(role):
+            states = self.states(batch, batch.last_C, own, plan)
+        return self.number(states, role)
+
+    def number(self, states_MH: Tensor, role: str) -> Tensor:
+        """The head of a role applied to hidden states: [M], never rounded below fp32."""
+        head = self.heads[role]
+        assert isinstance(head, nn.Linear)
+        with torch.autocast(states_MH.device.type, enabled=False):
+            return torch.nn.functional.linear(states_MH.float(), head.weight.float())[:, 0]
+
+    def states(
+        self, batch: PackedBatch, place_M: Tensor, owner_M: Tensor, plan: AttentionPlan | None = None
+    ) -> Tensor:
+        """The trunk's last hidden states [M, H] at places of the packed row, each seen by the completion that owns it."""
+        if self.packed:
+            plan = plan or plan_attention(batch.segments, batch.tokens_T.device)
+            return self.hidden(batch, plan).index_select(0, place_M)
+        rows = unpack(batch)
+        out = self.decoder(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False).last_hidden_state
+        states: Tensor = out[owner_M, batch.positions_T[place_M]]
+        return states
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without a head."""
+        found: nn.Module = self.lm.get_decoder() if hasattr(self.lm, "get_decoder") else self.lm.base_model
+        return found
+
     def hidden(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
         """The trunk's last hidden states [T, H] of a packed row."""
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.tokens_T.device)  # 4D: taken as it is, unused
-        out = self.lm.get_decoder()(
+        out = self.decoder(
             input_ids=batch.tokens_T[None],
             position_ids=batch.positions_T[None],
             attention_mask=no_mask,

@@ -7,62 +7,29 @@ memory, or overflows in fp16, is repeated with smaller micro-batches, or a small
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefiere.data.batch import PackedBatch, pack
 from prefiere.data.groups import GroupStore
 from prefiere.data.plan import split
 from prefiere.models.roles import Trunk
-from prefiere.objectives.logprobs import TargetLogprobs
 from prefiere.stats import Moments
+from prefiere.train.objective import Objective, add_metrics, sum_terms
 
-Denominator = Literal["groups", "weight", "tokens"]
 T = TypeVar("T")
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message names the cause and the remedy."""
-
-
-class Term(NamedTuple):
-    """Unreduced loss values, already weighted, and what the engine divides their sum by: the number of groups of the
-    update, the sum of their weights, or the weighted number of scored tokens."""
-
-    values: Tensor
-    per: Denominator
-
-
-class Metric(NamedTuple):
-    """One value for each group of a micro-batch [G], and its weight where the mean is not over groups."""
-
-    values_G: Tensor
-    weight_G: Tensor | None = None
-
-
-class Result(NamedTuple):
-    """What an objective makes of a micro-batch."""
-
-    terms: list[Term]
-    metrics: dict[str, Metric]
-
-
-class Objective(Protocol):
-    """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch."""
-
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Statistics of the whole update that the loss needs first, without gradients (KTO's baseline)."""
-
-    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
-        """Loss terms and metrics of one micro-batch."""
 
 
 @dataclass
@@ -116,7 +83,6 @@ class Engine:
         self.accelerator, self.compute = accelerator, compute
         self.max_grad_norm, self.budget, self.adapt, self.notice = max_grad_norm, budget, adapt, notice
         self.parameters = [p for p in trunk.parameters() if p.requires_grad]
-        self.module: nn.Module = accelerator.prepare_model(trunk) if accelerator.num_processes > 1 else trunk
         self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
         self.backoffs = 0
 
@@ -128,24 +94,24 @@ class Engine:
         """The precision that every forward of the run is computed in."""
         return torch.autocast(self.trunk.device.type, self.compute) if self.compute else nullcontext()
 
-    def forward(self, batch: PackedBatch, *, module: nn.Module | None = None) -> TargetLogprobs:
-        """Log-probs of a batch, in the run's precision."""
+    def forward(self, objective: Objective, batch: PackedBatch) -> Any:
+        """What an objective needs of the trunk, in the run's precision."""
         with self.autocast():
-            out: TargetLogprobs = (module or self.trunk)(batch)
-        return out
+            return objective.forward(self.trunk, batch)
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def update(self, store: GroupStore, members: np.ndarray, objective: Objective) -> Update:
+    def update(self, store: GroupStore, members: np.ndarray, *objectives: Objective) -> Update:
         """One optimizer step on these groups, whatever the number of micro-batches and processes.
 
-        Raises TrainingError when the loss or gradient is not finite, or a single group does not fit into memory.
+        Several objectives (policy and critic) add up; each runs forward and backward in turn, so that memory holds
+        one at a time. Raises TrainingError when the loss or gradient is not finite, or a single group does not fit into memory.
         """
         while True:
             update = self.fitting(
-                lambda: self._accumulate(store, members, objective), int(store.lengths[members].max())
+                lambda: self._accumulate(store, members, objectives), int(store.lengths[members].max())
             )
-            if self._finite(update.loss + update.grad_norm, store, members, objective):
+            if self._finite(update.loss + update.grad_norm, store, members, objectives):
                 break
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
@@ -167,9 +133,10 @@ class Engine:
                     raise
                 self._shrink(longest, e)
 
-    def _accumulate(self, store: GroupStore, members: np.ndarray, objective: Objective) -> Update:
+    def _accumulate(self, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]) -> Update:
         self.optimizer.zero_grad(set_to_none=True)
-        objective.prepare(self, members)
+        for objective in objectives:
+            objective.prepare(self, members)
         counts = store.counts(members)
         mine = split(members, store.lengths, budget=self.budget, world_size=self.world_size).ranks[
             self.accelerator.process_index
@@ -177,23 +144,32 @@ class Engine:
         sums: dict[str, Tensor] = {}
         tokens = 0
         total = torch.zeros((), dtype=torch.float64, device=self.trunk.device)
-        for m, indices in enumerate(mine):
-            # A filler keeps collective calls in step: any group, at weight zero.
+        for indices in mine:
+            # A filler gives every process gradients of the same parameters: any group, at weight zero.
             batch = self.pack(store, indices or members[:1])
-            last = m == len(mine) - 1
-            with nullcontext() if last or self.world_size == 1 else self.module.no_sync():  # type: ignore[operator]
-                result = objective(self.forward(batch, module=self.module), batch)
+            for objective in objectives:
+                result = objective(self.forward(objective, batch), batch)
                 loss = sum_terms(result.terms, counts)
-                scale = float(bool(indices)) * self.world_size  # processes' gradients are averaged, not summed
-                self.scaler.scale(loss * scale).backward()
+                self.scaler.scale(loss * float(bool(indices))).backward()
+                if indices:
+                    total += loss.detach()
+                    add_metrics(sums, result.metrics)
             if indices:
-                total += loss.detach()
                 tokens += int(batch.tokens_T.shape[0])
-                _add(sums, result.metrics)
+        self._add_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         loss_value = float(self.reduce(total))
         return Update(loss_value, self._merge(sums), float(norm), self._total(tokens), sum(bool(i) for i in mine))
+
+    def _add_gradients(self) -> None:
+        """Each process's gradient becomes the sum over all of them, in buckets of one message each."""
+        if self.world_size == 1:
+            return
+        for bucket in _buckets([p.grad for p in self.parameters if p.grad is not None]):
+            flat = self.reduce(torch._utils._flatten_dense_tensors(bucket))
+            for grad, whole in zip(bucket, torch._utils._unflatten_dense_tensors(flat, bucket), strict=True):
+                grad.copy_(whole)
 
     def pack(self, store: GroupStore, indices: Sequence[int] | np.ndarray) -> PackedBatch:
         """These groups as one batch, on the device."""
@@ -215,7 +191,9 @@ class Engine:
         self.budget //= 2
         self.notice(f"out of memory: going on with tokens_per_microbatch={self.budget}")
 
-    def _finite(self, value: float, store: GroupStore, members: np.ndarray, objective: Objective) -> bool:
+    def _finite(
+        self, value: float, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]
+    ) -> bool:
         """True to go on; False to repeat the update under a smaller fp16 scale."""
         if np.isfinite(value):
             return True
@@ -223,23 +201,24 @@ class Engine:
             self.backoffs += 1
             self.scaler = torch.amp.GradScaler(self.trunk.device.type, init_scale=self.scaler.get_scale() / 2)
             return False
-        where = self._culprit(store, members, objective)
+        where = self._culprit(store, members, objectives)
         extra = "; the fp16 loss scale is below 1: use bfloat16 or float32" if self.scaler.is_enabled() else ""
         raise TrainingError(
             f"the loss or its gradient is not finite{extra}. It comes from {where}. "
             "Look at these examples; else lower learning_rate, or set dtype=float32"
         )
 
-    def _culprit(self, store: GroupStore, members: np.ndarray, objective: Objective) -> str:
+    def _culprit(self, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]) -> str:
         """The examples whose own loss or gradient is not finite."""
         bad = []
         for i in members:
             self.optimizer.zero_grad(set_to_none=True)
             batch = self.pack(store, [i])
-            loss = sum_terms(objective(self.forward(batch), batch).terms, store.counts(np.asarray([i])))
-            loss.backward()
+            counts = store.counts(np.asarray([i]))
+            losses = [sum_terms(o(self.forward(o, batch), batch).terms, counts) for o in objectives]
+            torch.stack(losses).sum().backward()
             gradients = [p.grad for p in self.parameters if p.grad is not None]
-            if not all(bool(torch.isfinite(t).all()) for t in (loss, *gradients)):
+            if not all(bool(torch.isfinite(t).all()) for t in (*losses, *gradients)):
                 bad.append(store[int(i)].source or f"example {i}")
         self.optimizer.zero_grad(set_to_none=True)
         names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
@@ -272,7 +251,7 @@ class Engine:
                 if not indices:
                     continue
                 batch = self.pack(store, indices)
-                metrics = objective(self.forward(batch), batch).metrics
+                metrics = objective(self.forward(objective, batch), batch).metrics
                 values = {n: m.values_G.float().cpu().numpy() for n, m in metrics.items()}
                 weights = {n: m.weight_G.cpu().numpy() for n, m in metrics.items() if m.weight_G is not None}
                 parts.append((np.asarray(indices), values, weights))
@@ -312,15 +291,18 @@ class Engine:
         return total
 
 
-def sum_terms(terms: Sequence[Term], counts: dict[str, float]) -> Tensor:
-    """A micro-batch's share of the loss: each term's sum over its denominator's count in the whole update."""
-    # Where all weights are zero there is nothing to learn, and nothing to divide by.
-    return torch.stack([term.values.sum() / (counts[term.per] or 1.0) for term in terms]).sum()
+BUCKET_BYTES = 32 * 2**20
 
 
-def _add(sums: dict[str, Tensor], metrics: dict[str, Metric]) -> None:
-    for name, (values, weight) in metrics.items():
-        v = values.detach().double()
-        w = torch.ones_like(v) if weight is None else weight.double()
-        moments = torch.stack([w.sum(), (w * v).sum(), (w * v * v).sum()])
-        sums[name] = sums[name] + moments if name in sums else moments
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of gradients of one dtype, of about ``BUCKET_BYTES`` each."""
+    bucket: list[Tensor] = []
+    size = 0
+    for g in gradients:
+        if bucket and (bucket[0].dtype != g.dtype or size + g.nbytes > BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(g)
+        size += g.nbytes
+    if bucket:
+        yield bucket

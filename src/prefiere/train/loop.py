@@ -21,7 +21,8 @@ from prefiere.evaluate.preference import SHARES, flat
 from prefiere.models.reference import Reference
 from prefiere.stats import Moments, wilson
 from prefiere.train import checkpoint
-from prefiere.train.engine import Measured, Objective, TrainingError
+from prefiere.train.engine import Measured, TrainingError
+from prefiere.train.objective import Objective
 from prefiere.train.interrupt import Interrupt
 from prefiere.train.optim import peak_memory_mb
 from prefiere.train.session import Session

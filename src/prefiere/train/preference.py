@@ -16,7 +16,8 @@ from prefiere.objectives.logprobs import TargetLogprobs
 from prefiere.objectives.masked import segment_sum
 from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, kto, kto_baseline, rewards, sft
 from prefiere.settings import DPO
-from prefiere.train.engine import Engine, Metric, Result, Term
+from prefiere.train.engine import Engine
+from prefiere.train.objective import Metric, OfLogprobs, Result, Term
 
 
 def options_of(settings: DPO) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def options_of(settings: DPO) -> dict[str, Any]:
 
 
 @dataclass
-class Pairs:
+class Pairs(OfLogprobs):
     """A pairwise loss over (chosen, rejected) groups.
 
     reference: float32 [n, 2], the reference's log-prob of each completion of the store; zeros where the loss has none.
@@ -74,7 +75,7 @@ def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass
-class Unpaired:
+class Unpaired(OfLogprobs):
     """KTO over single answers, each with a mismatched one (another prompt's) that estimates the KL.
 
     mismatched: a store of the same prompts with other prompts' answers. reference*: float32 [n, 1].
@@ -95,7 +96,7 @@ class Unpaired:
         for indices in plan.ranks[engine.accelerator.process_index]:
             if indices:
                 batch = engine.pack(self.mismatched, indices)
-                logp_C = segment_sum(engine.forward(batch).logp_N, batch.owner_N, batch.completions)
+                logp_C = segment_sum(engine.forward(self, batch).logp_N, batch.owner_N, batch.completions)
                 total += (logp_C - rows_of(self.reference_mismatched, batch.index_G, logp_C)).double().sum()
         self.baseline = kto_baseline(engine.reduce(total), len(members)).float()
 

@@ -9,11 +9,12 @@ import numpy as np
 from prefiere.data.batch import PackedBatch
 from prefiere.objectives.logprobs import TargetLogprobs
 from prefiere.objectives.masked import segment_sum
-from prefiere.train.engine import Engine, Metric, Result, Term
+from prefiere.train.engine import Engine
+from prefiere.train.objective import Metric, OfLogprobs, Result, Term
 
 
 @dataclass
-class Imitate:
+class Imitate(OfLogprobs):
     """Cross-entropy on the scored tokens: L = - sum_n w_n log p(t_n) / sum_n w_n, over the whole update."""
 
     def prepare(self, engine: Engine, members: np.ndarray) -> None:

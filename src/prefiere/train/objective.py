@@ -1,0 +1,83 @@
+"""What a method gives to the engine: unreduced loss terms that name their denominators, and metrics.
+
+The engine divides each term by its denominator's count over the whole update, all micro-batches and processes together,
+so that an objective never sees how an update was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefiere.data.batch import PackedBatch
+from prefiere.models.roles import Trunk
+from prefiere.objectives.logprobs import TargetLogprobs
+
+if TYPE_CHECKING:
+    from prefiere.train.engine import Engine
+
+Denominator = Literal["groups", "weight", "tokens"]
+
+
+class Term(NamedTuple):
+    """Unreduced loss values, already weighted, and what the engine divides their sum by: the number of groups of the
+    update, the sum of their weights, or the weighted number of scored tokens."""
+
+    values: Tensor
+    per: Denominator
+
+
+class Metric(NamedTuple):
+    """One value for each group of a micro-batch [G] (or each completion, or token), and its weight where they do not
+    count alike."""
+
+    values_G: Tensor
+    weight_G: Tensor | None = None
+
+
+class Result(NamedTuple):
+    """What an objective makes of a micro-batch."""
+
+    terms: list[Term]
+    metrics: dict[str, Metric]
+
+
+class Objective(Protocol):
+    """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch."""
+
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """Statistics of the whole update that the loss needs first, without gradients (KTO's baseline)."""
+
+    def forward(self, trunk: Trunk, batch: PackedBatch) -> Any:
+        """What the loss needs of the trunk (log-probs, scores, values), computed in the run's precision."""
+
+    def __call__(self, out: Any, batch: PackedBatch) -> Result:
+        """Loss terms and metrics of one micro-batch, given its forward."""
+
+
+class OfLogprobs:
+    """The forward of an objective that reads log-probs of targets alone."""
+
+    def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
+        """`TargetLogprobs` of the micro-batch."""
+        out: TargetLogprobs = trunk(batch)
+        return out
+
+
+def sum_terms(terms: Sequence[Term], counts: dict[str, float]) -> Tensor:
+    """A micro-batch's share of the loss: each term's sum over its denominator's count in the whole update."""
+    # Where all weights are zero there is nothing to learn, and nothing to divide by.
+    return torch.stack([term.values.sum() / (counts[term.per] or 1.0) for term in terms]).sum()
+
+
+def add_metrics(sums: dict[str, Tensor], metrics: dict[str, Metric]) -> None:
+    """Add a micro-batch's metrics to the moments [count, sum, sum of squares] of each, on their device."""
+    for name, (values, weight) in metrics.items():
+        v = values.detach().double()
+        w = torch.ones_like(v) if weight is None else weight.double()
+        moments = torch.stack([w.sum(), (w * v).sum(), (w * v * v).sum()])
+        sums[name] = sums[name] + moments if name in sums else moments
