@@ -18,6 +18,7 @@ from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop
 from prefiere.train.engine import Engine, TrainingError
 from prefiere.train.interrupt import resume_command
+from prefiere.train.offline import Offline
 from prefiere.train.progress import Display
 from prefiere.train.start import train
 
@@ -41,6 +42,10 @@ def assert_same_run(one: Run, two: Run) -> None:
         assert torch.equal(a[name], b[name]), name
     assert rows_without_clock(one) == rows_without_clock(two)
     assert one.samples == two.samples
+
+
+def steps(method: Offline) -> int:
+    return method.session.engine.scheduler.last_epoch
 
 
 class Killed(BaseException):
@@ -202,9 +207,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch) -> 
 
 def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeypatch) -> None:
     losses = {0: 9.0, 1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 6.0}
-    real = loop.Loop._validate
+    real = Offline.validate
     monkeypatch.setattr(
-        loop.Loop, "_validate", lambda self: {**real(self), "eval_loss": losses[self.state.step]}
+        Offline, "validate", lambda self: {**real(self), "eval_loss": losses[steps(self)]}
     )  # fmt: skip
     s = runs.settings(
         tmp_path, max_steps=5, save_steps=1, eval_steps=1, save_total_limit=2, metric_for_best_model="eval_loss"
@@ -219,7 +224,7 @@ def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeyp
 
 
 def test_early_stopping(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop.Loop, "_validate", lambda self: {"eval_loss": float(self.state.step)})
+    monkeypatch.setattr(Offline, "validate", lambda self: {"eval_loss": float(steps(self))})
     s = runs.settings(tmp_path, max_steps=9, eval_steps=1, metric_for_best_model="eval_loss", early_stopping_patience=3)
     run = train(s, display=QUIET).run
     assert run.status["step"] == 4
@@ -327,7 +332,7 @@ def test_a_budget_may_be_changed_on_the_way(tmp_path, monkeypatch) -> None:
 
 
 def test_early_stopping_is_remembered_by_a_resumed_run(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop.Loop, "_validate", lambda self: {"eval_loss": float(self.state.step)})
+    monkeypatch.setattr(Offline, "validate", lambda self: {"eval_loss": float(steps(self))})
     s = runs.settings(tmp_path, max_steps=9, eval_steps=1, metric_for_best_model="eval_loss", early_stopping_patience=2)
     real = loop.Loop.finish
     monkeypatch.setattr(loop.Loop, "finish", lambda self, reason: (_ for _ in ()).throw(Killed))

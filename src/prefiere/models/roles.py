@@ -131,10 +131,8 @@ class Trunk(nn.Module):
         with torch.autocast(states_MH.device.type, enabled=False):
             return torch.nn.functional.linear(states_MH.float(), head.weight.float())[:, 0]
 
-    def states(
-        self, batch: PackedBatch, place_M: Tensor, owner_M: Tensor, plan: AttentionPlan | None = None
-    ) -> Tensor:
-        """The trunk's last hidden states [M, H] at places of the packed row, each seen by the completion that owns it."""
+    def states(self, batch: PackedBatch, place_M: Tensor, owner_M: Tensor, plan: AttentionPlan | None = None) -> Tensor:
+        """The trunk's last hidden states [M, H] at places of the packed row, as its owner sees it."""
         if self.packed:
             plan = plan or plan_attention(batch.segments, batch.tokens_T.device)
             return self.hidden(batch, plan).index_select(0, place_M)

@@ -105,7 +105,8 @@ class Engine:
         """One optimizer step on these groups, whatever the number of micro-batches and processes.
 
         Several objectives (policy and critic) add up; each runs forward and backward in turn, so that memory holds
-        one at a time. Raises TrainingError when the loss or gradient is not finite, or a single group does not fit into memory.
+        one at a time. Raises TrainingError when the loss or gradient is not finite, or a single group does not fit
+        into memory.
         """
         while True:
             update = self.fitting(
@@ -119,7 +120,6 @@ class Engine:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return update
 
@@ -191,9 +191,7 @@ class Engine:
         self.budget //= 2
         self.notice(f"out of memory: going on with tokens_per_microbatch={self.budget}")
 
-    def _finite(
-        self, value: float, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]
-    ) -> bool:
+    def _finite(self, value: float, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]) -> bool:
         """True to go on; False to repeat the update under a smaller fp16 scale."""
         if np.isfinite(value):
             return True

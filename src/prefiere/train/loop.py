@@ -1,4 +1,4 @@
-"""The loop that SFT and preference optimisation share: update, log, validate, sample, guard, checkpoint.
+"""The loop that every method shares: step, log, validate, sample, guard, checkpoint.
 
 Whatever ends it (the last step, Ctrl-C, the guard, an error) leaves a run folder that can be read and reported, and
 one that can be resumed from its last checkpoint as if nothing had happened.
@@ -9,34 +9,53 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from prefiere.data.plan import members, updates_per_epoch
+from prefiere.data.plan import updates_per_epoch
 from prefiere.evaluate.policy import Sampler, degenerate
-from prefiere.evaluate.preference import SHARES, flat
+from prefiere.evaluate.preference import SHARES
 from prefiere.models.reference import Reference
 from prefiere.stats import Moments, wilson
 from prefiere.train import checkpoint
-from prefiere.train.engine import Measured, TrainingError
-from prefiere.train.objective import Objective
+from prefiere.train.engine import TrainingError, Update
 from prefiere.train.interrupt import Interrupt
 from prefiere.train.optim import peak_memory_mb
 from prefiere.train.session import Session
 
 
-@dataclass
-class Parts:
-    """What a method brings to the loop: its objective on the training and validation stores, the reference for sampled
-    answers (None: no comparison with it), and whether the guard may judge them."""
+class Method(Protocol):
+    """What a method brings to the loop.
 
-    train: Objective
-    eval: Objective | None
+    reference: for sampled answers; None: no comparison with it. guarded: whether the guard may judge the answers.
+    shown: the metric beside the progress bar.
+    """
+
     reference: Reference | None
-    guarded: bool = True
+    guarded: bool
+    shown: str
+
+    @property
+    def examples(self) -> int:
+        """How many it learns from (pairs, prompts)."""
+
+    def step(self, step: int) -> Update:
+        """Step number ``step``, counted from 0: one optimizer update, or a rollout and several."""
+
+    def begin(self) -> dict[str, Any]:
+        """Columns of the row of step 0: the model before any update."""
+
+    def validate(self) -> dict[str, Any]:
+        """Columns of the held-out data."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must remember of the method itself (JSON)."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
 
 
 @dataclass
@@ -46,7 +65,6 @@ class State:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    noise: float = 0.0
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
@@ -68,8 +86,8 @@ def every(setting: int | str, total: int, parts: int) -> int:
 class Loop:
     """One run of updates. ``run()`` returns why it ended early, or None when it reached the last step."""
 
-    def __init__(self, session: Session, parts: Parts, sampler: Sampler | None):
-        self.session, self.parts, self.sampler = session, parts, sampler
+    def __init__(self, session: Session, method: Method, sampler: Sampler | None):
+        self.session, self.method, self.sampler = session, method, sampler
         self.engine, self.run_folder, self.settings = session.engine, session.run, session.settings
         self.state = State()
         total = session.total_steps
@@ -86,7 +104,6 @@ class Loop:
         """Train to the last step, from the last checkpoint if there is one."""
         self._resume()
         s, total = self.state, self.session.total_steps
-        store = self.session.data.train
         if s.stop:  # it had ended, and was killed before it could say so
             return s.stop
         if s.step == 0:
@@ -94,9 +111,9 @@ class Loop:
         with self.interrupt, self.session.display.stage("training", total, s.step) as advance:
             while s.step < total:
                 began = time.perf_counter()
-                chosen = members(len(store), self.settings.batch_size, seed=self.settings.seed, step=s.step)
                 rate = float(self.engine.scheduler.get_last_lr()[0])
-                update = self.engine.update(store, chosen, self.parts.train)
+                update = self.method.step(s.step)
+                self.engine.scheduler.step()
                 s.step += 1
                 s.pending_tokens += update.tokens
                 s.tokens += update.tokens
@@ -104,7 +121,7 @@ class Loop:
                 s.pending_seconds += elapsed
                 s.seconds += elapsed
                 self._collect(update.metrics)
-                advance(1, note=f"loss {update.metrics['loss'].mean:.4f}")
+                advance(1, note=f"{self.method.shown} {update.metrics[self.method.shown].mean:.4f}")
                 s.stop = self._after(update.grad_norm, rate)
                 interrupted = self._stop_asked()
                 if s.stop or interrupted:
@@ -121,7 +138,7 @@ class Loop:
         if due[self.log_every] or due[self.eval_every] or sample:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
             if due[self.eval_every]:
-                row |= self._validate()
+                row |= self.method.validate()
                 best, stop = self._watch_best(row)
             if sample:
                 row |= self._sample()
@@ -132,19 +149,10 @@ class Loop:
         return stop
 
     def _begin(self) -> None:
-        """Step 0: the model before any update, on the first update's examples, the validation set and the samples."""
-        store = self.session.data.train
-        first = members(len(store), self.settings.batch_size, seed=self.settings.seed, step=0)
+        """Step 0: the model before any update."""
         row = self._row()
         with self.session.display.stage("before training", 1) as advance:
-            measured = [self.engine.measure(store, self.parts.train, first)]
-            held = self.session.data.eval
-            if held is not None and self.parts.eval is not None:
-                measured.append(self.engine.measure(held, self.parts.eval))
-            self._measure_noise(measured)
-            row |= flat(measured[0].values, store.prompt_keys[first], weights=measured[0].weights)
-            if held is not None and len(measured) > 1:
-                row |= flat(measured[1].values, held.prompt_keys, prefix="eval_", weights=measured[1].weights)
+            row |= self.method.begin()
             if self.sampler is not None:
                 columns = self._sample()
                 self.state.baseline = {k: v for k, v in columns.items() if np.isfinite(v)}
@@ -153,27 +161,11 @@ class Loop:
         self._write(row)
         self._watch_best(row, begin=True)
 
-    def _measure_noise(self, measured: list[Measured]) -> None:
-        """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
-        are ties from now on, so that accuracy starts at chance."""
-        if not hasattr(self.parts.train, "noise") or not self.parts.train.measures_noise:  # type: ignore[attr-defined]
-            return
-        self.state.noise = max(float(np.abs(m.values["rewards/margins"]).max()) for m in measured)
-        self._set_noise()
-        for m in measured:
-            ties = np.abs(m.values["rewards/margins"]) <= self.state.noise
-            m.values["rewards/accuracies"] = np.where(ties, 0.5, m.values["rewards/accuracies"])
-
-    def _set_noise(self) -> None:
-        for objective in (self.parts.train, self.parts.eval):
-            if hasattr(objective, "noise"):
-                objective.noise = self.state.noise  # type: ignore[union-attr]
-
     # -- rows -----------------------------------------------------------------------------------------------------
 
     def _row(self) -> dict[str, Any]:
         s = self.state
-        per_epoch = updates_per_epoch(len(self.session.data.train), self.settings.batch_size)
+        per_epoch = updates_per_epoch(self.method.examples, self.settings.batch_size)
         return {"step": s.step, "epoch": round(s.step / per_epoch, 4), "seconds": round(s.seconds, 3)}
 
     def _collect(self, metrics: dict[str, Moments]) -> None:
@@ -203,16 +195,9 @@ class Loop:
         s.pending, s.pending_tokens, s.pending_seconds = {}, 0, 0.0
         return row
 
-    def _validate(self) -> dict[str, Any]:
-        held = self.session.data.eval
-        if held is None or self.parts.eval is None:
-            return {}
-        measured = self.engine.measure(held, self.parts.eval)
-        return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
-
     def _sample(self) -> dict[str, Any]:
         assert self.sampler is not None
-        answers = self.sampler(self.session.trunk, self.parts.reference, autocast=self.engine.compute)
+        answers = self.sampler(self.session.trunk, self.method.reference, autocast=self.engine.compute)
         if self.main:
             self.run_folder.log_samples([{"step": self.state.step, **row} for row in answers.rows])
         return answers.columns()
@@ -262,7 +247,7 @@ class Loop:
         return best, None
 
     def _guard(self, row: dict[str, Any]) -> str | None:
-        if not (self.settings.guard and self.parts.guarded):
+        if not (self.settings.guard and self.method.guarded):
             return None
         reason = degenerate(self.state.baseline, row)
         return None if reason is None else f"guard: {reason}"
@@ -280,7 +265,7 @@ class Loop:
         folder = self.run_folder.checkpoints
         if (folder / f"step-{s.step:08d}").is_dir() and s.stop is None:
             return
-        state = asdict(s) | {"logs": self.run_folder.log_sizes()}
+        state = asdict(s) | {"logs": self.run_folder.log_sizes(), "method": self.method.state()}
         try:
             checkpoint.save(folder, s.step, self.engine, state)
         except (OSError, SafetensorError, RuntimeError) as e:
@@ -303,7 +288,7 @@ class Loop:
         self.state = State(**{k: v for k, v in saved.items() if k in names})
         if self.state.stop and self.state.stop.startswith("guard") and not self.settings.guard:
             self.state.stop = None
-        self._set_noise()
+        self.method.restore(saved["method"])
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
 
     def finish(self, reason: str | None) -> None:

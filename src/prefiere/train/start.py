@@ -21,7 +21,8 @@ from prefiere.run import Run, RunError
 from prefiere.settings import DPO, SFT, Settings
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import resume_command
-from prefiere.train.loop import INTERRUPTED, Loop, Parts
+from prefiere.train.loop import INTERRUPTED, Loop
+from prefiere.train.offline import Offline
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
 from prefiere.train.progress import Display
 from prefiere.train.session import Session, environment, make_accelerator, make_sampler, prepare
@@ -157,9 +158,9 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], accelerator: Ac
         run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
     if settings.report_to:
         accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
-    parts = _imitation(session) if isinstance(settings, SFT) else _preferences(session, settings)  # type: ignore[arg-type]
+    method = _imitation(session) if isinstance(settings, SFT) else _preferences(session, settings)  # type: ignore[arg-type]
     sampler = make_sampler(session) if settings.sample_steps != 0 else None
-    loop = Loop(session, parts, sampler)
+    loop = Loop(session, method, sampler)
     reason = loop.run()
     loop.finish(reason)
     accelerator.wait_for_everyone()
@@ -183,11 +184,11 @@ def _same_as_before(session: Session, before: dict[str, Any]) -> None:
         session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
 
 
-def _imitation(session: Session) -> Parts:
-    return Parts(Imitate(), Imitate(), None, guarded=False)
+def _imitation(session: Session) -> Offline:
+    return Offline(session, Imitate(), Imitate(), guarded=False)
 
 
-def _preferences(session: Session, settings: DPO) -> Parts:
+def _preferences(session: Session, settings: DPO) -> Offline:
     loss = LOSSES[settings.loss_type]
     reference = Reference(session.trunk) if settings.sample_steps != 0 else None
     held = session.data.eval
@@ -203,7 +204,7 @@ def _preferences(session: Session, settings: DPO) -> Parts:
             other = mismatch(store, settings.seed, session.settings.max_length)
             return Unpaired(other, logps(store), logps(other), settings.beta, _kto_options(settings))
 
-        return Parts(unpaired(session.data.train), unpaired(held) if held is not None else None, reference)
+        return Offline(session, unpaired(session.data.train), unpaired(held) if held is not None else None, reference)
 
     def pairs(store: Any) -> Pairs:
         return Pairs(
@@ -215,7 +216,7 @@ def _preferences(session: Session, settings: DPO) -> Parts:
             measures_noise=loss.needs_reference,
         )
 
-    return Parts(pairs(session.data.train), pairs(held) if held is not None else None, reference)
+    return Offline(session, pairs(session.data.train), pairs(held) if held is not None else None, reference)
 
 
 def _kto_options(settings: DPO) -> dict[str, Any]:
