@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make check      formatter, linter, type checker"
-	@echo "make bench      what there is to measure"
+	@echo "make bench      every benchmark, side by side with the peers; BENCH=\"--data PAIRS\" names real pairs"
 	@echo "PYTHON=... names another interpreter than python3; VENV=... another folder than .venv."
 
 demo: $(VENV)/.runtime
@@ -35,9 +35,8 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench:
-	@ls benchmarks/*.py >/dev/null 2>&1 && echo "Benchmarks, each run as $(BIN)/python FILE:" && ls benchmarks/*.py \
-		|| echo "There are no benchmarks in benchmarks/ yet."
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

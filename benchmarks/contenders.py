@@ -1,0 +1,161 @@
+"""Who is measured at DPO: prefiere as it trains, prefiere's own plain path, and TRL under several settings."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from benchmarks.common import clock
+from benchmarks.workload import BATCH
+from prefiere.data.groups import GroupStore
+from prefiere.models.load import Adapter, load_policy, resolve
+from prefiere.models.reference import sequence_logps
+from prefiere.objectives.preference import LOSSES
+from prefiere.settings import DPO
+from prefiere.train.engine import Engine
+from prefiere.train.optim import make_optimizer, make_scheduler
+from prefiere.train.preference import Pairs
+
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+BUDGET = 4096
+
+
+class Ours:
+    """prefiere's engine on a window of batches."""
+
+    def __init__(
+        self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, lora: bool, packed: bool = True,
+        compute: torch.dtype | None = torch.bfloat16,
+    ):  # fmt: skip
+        settings = DPO(model=str(folder), data="", out="", learning_rate=1e-6)
+        adapter = Adapter.lora(r=16, alpha=32, dropout=0.0, targets="all-linear", dora=False, rslora=False)
+        self.trunk, _ = load_policy(
+            resolve(folder), compute=compute or torch.float32, adapter=adapter if lora else None, packed=packed
+        )
+        optimizer = make_optimizer(self.trunk, settings, 1e-6)
+        self.engine = Engine(
+            self.trunk, optimizer, make_scheduler(optimizer, settings, 1000), accelerator=Accelerator(cpu=True),
+            compute=compute, max_grad_norm=settings.max_grad_norm, budget=BUDGET, adapt=False,
+        )  # fmt: skip
+        self.store, self.batches = store, batches
+        self.goal = Pairs(LOSSES["sigmoid"], {"beta": 0.1}, 0.1, np.zeros((len(store), 2), np.float32))
+
+    def reference(self, steps: int) -> float:
+        """Seconds to compute the reference's log-probs of the window's first pairs, and keep them."""
+        members = np.concatenate(self.batches[:steps])
+        began = clock()
+        groups = [self.store[int(i)] for i in members]
+        self.goal.reference[members] = sequence_logps(
+            self.trunk, groups, budget=self.engine.budget, autocast=self.engine.compute
+        )
+        return clock() - began
+
+    def train(self, steps: int) -> float:
+        """Seconds of so many updates."""
+        began = clock()
+        for members in self.batches[:steps]:
+            self.engine.update(self.store, members, self.goal)
+        return clock() - began
+
+    def epoch(self, steps: int) -> float:
+        """Reference pass and updates."""
+        return self.reference(steps) + self.train(steps)
+
+
+class Trl:
+    """TRL's DPOTrainer on the same batches of the same token ids, in the order given.
+
+    precompute: the reference's log-probs come from a pass before training, which `epoch` includes. pairs_per_forward
+    below the batch size accumulates gradients. half_base: LoRA's frozen base is held in bf16.
+    """
+
+    def __init__(
+        self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, lora: bool, precompute: bool = False,
+        checkpointing: bool = False, pairs_per_forward: int = BATCH, half_base: bool = False, scratch: Path,
+    ):  # fmt: skip
+        import datasets
+        from peft import LoraConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers.utils import logging
+        from trl import DPOConfig, DPOTrainer
+
+        datasets.disable_progress_bars()
+        logging.set_verbosity_error()
+
+        class TokenIds(DPOTrainer):
+            """DPOTrainer refuses token ids; what it would make of text is left out, the rest is as it is."""
+
+            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+                return dataset
+
+        class Watch(TrainerCallback):
+            """Time from the first step's begin to the last one's end: without TRL's set-up."""
+
+            seconds = 0.0
+
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                self.began = clock()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                self.seconds = clock() - self.began
+
+        order = np.concatenate(batches)
+        rows = [store[int(i)] for i in order]
+        columns = {
+            "prompt_ids": [g.prompt.tolist() for g in rows],
+            "chosen_ids": [g.completions[0].tolist() for g in rows],
+            "rejected_ids": [g.completions[1].tolist() for g in rows],
+        }
+        if precompute:  # `reference` measures the pass that fills these
+            columns |= {"ref_chosen_logps": [0.0] * len(rows), "ref_rejected_logps": [0.0] * len(rows)}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half_base else torch.float32)
+        self.accumulate = BATCH // pairs_per_forward
+        arguments = DPOConfig(
+            output_dir=str(scratch / "trl"), per_device_train_batch_size=pairs_per_forward,
+            gradient_accumulation_steps=self.accumulate, max_length=1024, beta=0.1, bf16=True, use_cpu=True,
+            gradient_checkpointing=checkpointing, report_to=[], save_strategy="no", max_steps=len(batches),
+            train_sampling_strategy="sequential", disable_tqdm=True, learning_rate=1e-6,
+        )  # fmt: skip
+        self.watch = Watch()
+        self.trainer = TokenIds(
+            model, args=arguments, train_dataset=datasets.Dataset.from_dict(columns), callbacks=[self.watch],
+            processing_class=AutoTokenizer.from_pretrained(folder), peft_config=LoraConfig(**LORA) if lora else None,
+        )  # fmt: skip
+        if precompute:  # as its constructor does where it fills the columns itself
+            self.trainer.precompute_ref_logps = True
+            self.trainer.ref_model = None
+
+    def train(self, steps: int) -> float:
+        """Seconds of so many updates."""
+        self.trainer.args.max_steps = steps
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.trainer.train()
+        return self.watch.seconds
+
+    def reference(self, steps: int) -> float:
+        """Seconds of the precomputed reference of so many updates' pairs."""
+        began = clock()
+        for _, batch in zip(range(steps * self.accumulate), self.trainer.get_train_dataloader(), strict=False):
+            self.trainer.compute_ref_log_probs(self.trainer.model, batch)
+        return clock() - began
+
+    def epoch(self, steps: int) -> float:
+        """Precomputed reference and updates."""
+        return self.reference(steps) + self.train(steps)
+
+
+def installed() -> bool:
+    """Whether TRL is there to be measured against."""
+    import importlib.util
+
+    return importlib.util.find_spec("trl") is not None
+
+
+Make = Callable[..., Any]

@@ -1,0 +1,73 @@
+"""An epoch of DPO, its reference pass included: against TRL as shipped, TRL at its best, and prefiere's own plain path.
+
+A window of batches stands for the epoch (`common.window`): its padded, distinct and answer tokens per pair are those of
+the whole data set, so that seconds per epoch are the window's times pairs / window's pairs, on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from benchmarks.common import Bench, Contender, Row
+from benchmarks.contenders import Ours, Trl, installed
+from benchmarks.workload import SHAPES, window
+
+# shape, LoRA, batches of 8 in a window, goals against TRL as shipped and at its best, against the plain path with
+# batches grouped by length and random ones
+CASES: list[tuple[str, bool, int, tuple[float, float | None, float, float]]] = [
+    ("10m", False, 3, (12, 8, 1.6, 3)),
+    ("10m", True, 3, (12, 8, 1.6, 3)),
+    ("60m", False, 2, (14, 7, 1.6, 3)),
+    ("60m", True, 2, (14, 7, 1.6, 3)),
+    ("qwen", True, 1, (42, None, 2.5, 4)),
+]
+SHIPPED = "TRL, no checkpointing"
+GROUPED = "TRL, batches grouped by length, precomputed reference"
+BEST = "TRL at its best"
+BEST_NOTE = (
+    "grouped by length (TRL's own sampler cannot), precomputed reference, 2 pairs per forward, no checkpointing, "
+    "LoRA's base in bf16"
+)
+
+
+def rows(bench: Bench) -> Iterable[Row]:
+    """Every case's rows, one case after the other."""
+    for shape, lora, steps, goals in [("tiny", False, 1, (12, 8, 1.6, 3))] if bench.quick else CASES:
+        yield from _case(bench, shape, lora, steps, goals)
+
+
+def _case(
+    bench: Bench, shape: str, lora: bool, steps: int, goals: tuple[float, float | None, float, float]
+) -> Iterable[Row]:
+    folder, store = bench.folder(shape), bench.store(SHAPES[shape].words)
+    random, grouped = (window(store, steps, grouped=g) for g in (False, True))
+    title = f"DPO epoch, {SHAPES[shape].title}, bf16, {'LoRA' if lora else 'full'}"
+    mine = {"random": Ours(folder, store, random, lora=lora), "grouped": Ours(folder, store, grouped, lora=lora)}
+    plain = {
+        "random": Ours(folder, store, random, lora=lora, packed=False),
+        "grouped": Ours(folder, store, grouped, lora=lora, packed=False),
+    }
+    contenders: dict[str, Contender] = {"ours, random": mine["random"].epoch, "ours, grouped": mine["grouped"].epoch}
+    contenders |= {f"steady, {name}": o.train for name, o in mine.items()}
+    contenders |= {f"plain, {name}": o.train for name, o in plain.items()}
+    if installed():
+        options = {"lora": lora, "scratch": bench.out}
+        best = {"precompute": True, "pairs_per_forward": 2, "half_base": lora}
+        contenders[SHIPPED] = Trl(folder, store, random, **options).train
+        contenders[GROUPED] = Trl(folder, store, grouped, **options, precompute=True).epoch
+        contenders[BEST] = Trl(folder, store, grouped, **options, **best).epoch
+    s = bench.alternate(contenders, steps)
+    n = f"window of {8 * steps} pairs"
+    whole: Callable[[list[float]], list[float]] = lambda x: [t * len(store) / (8 * steps) for t in x]  # noqa: E731
+    for peer, ours, goal, note in (
+        (SHIPPED, "ours, random", goals[0], n),
+        (GROUPED, "ours, grouped", goals[1], n),
+        (BEST, "ours, grouped", goals[1], f"{n}; {BEST_NOTE}"),
+    ):
+        if peer in s:
+            yield Row.faster(f"{title}; {peer}", whole(s[ours]), whole(s[peer]), goal=goal, note=note)
+        else:
+            yield Row.missing(f"{title}; {peer}", goal, "TRL is not installed")
+    for name, goal in (("grouped", goals[2]), ("random", goals[3])):
+        work = f"{title}; own padded, unshared, full-logits path, reference cached, {name} batches"
+        yield Row.faster(work, whole(s[f"steady, {name}"]), whole(s[f"plain, {name}"]), goal=goal, note=n)

@@ -1,0 +1,64 @@
+"""Peak resident memory of a window of DPO updates, each contender in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.common import Bench, Row, quiet
+from benchmarks.contenders import Ours, Trl, installed
+from benchmarks.workload import SHAPES, window, write_pairs
+
+CASES = [("10m", False, 3), ("10m", True, 3), ("60m", False, 2), ("60m", True, 2), ("qwen", True, 1)]
+PEERS = {"TRL, no checkpointing": ("trl", 0.4), "TRL, its checkpointing": ("trl-checkpointing", 0.6)}
+
+
+def rows(bench: Bench) -> Iterable[Row]:
+    """Peaks of prefiere, of TRL without and with its gradient checkpointing."""
+    data = write_pairs(bench.out / "pairs.jsonl", bench.pairs) if bench.data is None else bench.data
+    for shape, lora, steps in [("tiny", False, 1)] if bench.quick else CASES:
+        bench.folder(shape)
+
+        def peak(who: str, shape: str = shape, lora: bool = lora, steps: int = steps) -> float:
+            arguments = (who, shape, str(int(lora)), str(steps), str(data), str(bench.out))
+            return float(bench.child("memory", *arguments))
+
+        ours = peak("prefiere")
+        for peer, (who, goal) in PEERS.items():
+            work = f"peak memory, {SHAPES[shape].title}, bf16, {'LoRA' if lora else 'full'}; {peer}"
+            if installed():
+                yield Row.smaller(work, [ours], [peak(who)], goal=goal, unit="MB", note=f"{8 * steps} pairs, one run")
+            else:
+                yield Row.missing(work, goal, "TRL is not installed")
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process in MB (Linux: of this program alone, not of what started it)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _child(who: str, shape: str, lora: str, steps: str, data: str, out: str) -> float:
+    quiet()
+    bench = Bench(Path(out), Path(data))
+    store = bench.store(SHAPES[shape].words)
+    batches = window(store, int(steps), grouped=False)
+    if who == "prefiere":
+        Ours(bench.folder(shape), store, batches, lora=bool(int(lora))).epoch(int(steps))
+    else:
+        checkpointing = who.endswith("checkpointing")
+        contender = Trl(
+            bench.folder(shape), store, batches, lora=bool(int(lora)), checkpointing=checkpointing, scratch=bench.out
+        )
+        contender.train(int(steps))
+    return peak_mb()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(*sys.argv[1:])))

@@ -1,0 +1,78 @@
+"""The benchmarks run from end to end on nothing but what is installed, and say what they did not measure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def module(name: str) -> ModuleType:
+    """A module of the benchmarks, which are no part of the package."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(f"benchmarks.{name}")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def common() -> ModuleType:
+    return module("common")
+
+
+@pytest.fixture(scope="module")
+def workload() -> ModuleType:
+    return module("workload")
+
+
+def test_a_quick_run_measures_a_row_and_writes_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "peak", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert "generated" in found["about"], "what stands in for real pairs is said"
+    row = found["rows"][0]
+    assert 0 < row["ours"] < row["peer"]
+    assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+    assert row["met"] is (row["ratio"] >= row["goal"])
+    assert row["work"] in (tmp_path / "results.md").read_text()
+    assert row["work"] in done.stdout
+
+
+def test_ratios_are_of_rounds_and_goals_have_a_side(common: ModuleType) -> None:
+    row = common.Row.faster("x", [1.0, 2.0, 4.0], [8.0, 8.0, 8.0], goal=4.0)
+    assert (row.ratio, row.low, row.high, row.met) == (4.0, 2.0, 8.0, True)
+    assert (row.ours, row.peer) == (2.0, 8.0)
+    assert common.Row.smaller("x", [300.0], [1000.0], goal=0.4, unit="MB").met is True
+    assert common.Row.smaller("x", [500.0], [1000.0], goal=0.4, unit="MB").met is False
+    missing = common.Row.missing("x", 3.0, "not built yet")
+    assert missing.met is None
+    assert "not measured" in common.line(missing)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_window_stands_for_its_epoch(common: ModuleType, workload: ModuleType, grouped: bool) -> None:
+    bench = common.Bench(Path("unused"), quick=True)
+    store = bench.store(1024)
+    lengths = workload.lengths_of(store)
+    batches = workload.window(store, 2, grouped=grouped)
+    chosen = np.concatenate(batches)
+    assert len(set(chosen.tolist())) == 16
+    distinct = lengths[:, 1:].sum(1)
+    assert distinct[chosen].mean() == pytest.approx(distinct.mean(), rel=0.1)
+    padded = np.mean([lengths[b, 0].max() for b in batches])
+    if grouped:
+        by_length = np.sort(lengths[:, 0])
+        blocks = by_length[: len(by_length) // 8 * 8].reshape(-1, 8)
+        assert padded == pytest.approx(blocks.max(1).mean(), rel=0.1)
+    else:
+        assert padded > 1.2 * lengths[:, 0].mean()
