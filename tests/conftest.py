@@ -1,6 +1,9 @@
 """What every test runs under: one thread, no network, no screen. Set before anything imports torch."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -11,4 +14,7 @@ os.environ |= {
     "MPLBACKEND": "Agg",
     "NO_COLOR": "1",
     "COLUMNS": "120",
+    "PREFIERE_CACHE": tempfile.mkdtemp(prefix="prefiere-cache-"),
 }
+
+atexit.register(shutil.rmtree, os.environ["PREFIERE_CACHE"], ignore_errors=True)

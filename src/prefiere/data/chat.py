@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from prefiere.data.account import EncodeReport, Truncation
 from prefiere.data.groups import PromptGroup
 from prefiere.data.render import Renderer, Rewritten, Script, TemplateRefusal, messages
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Record, Text
-from prefiere.data.tokenize import Tokens, cumulative, decode, describe, eos_ids_of
+from prefiere.data.tokenize import Tokens, contents, decode, describe, eos_ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 __all__ = ["EncodeReport", "Encoder", "Truncation", "decode", "describe", "eos_ids_of"]
 
@@ -55,25 +58,43 @@ class Encoder:
             raise ValueError("eos_ids is empty: nothing would end an answer")
         self.tokenizer, self.truncation = tokenizer, truncation or Truncation()
         self._eos, self._completion_only, self._on_bad = tuple(eos_ids), completion_only, on_bad
+        self._template = [template, dict(template_kwargs or {})]
         self._renderer = Renderer(tokenizer, eos_ids, template, template_kwargs)
         self._tokens = Tokens(tokenizer)
 
     # ---- public
 
-    def encode(self, records: Iterable[Record], report: EncodeReport, batch: int = 256) -> Iterator[PromptGroup]:
+    def key(self) -> dict[str, Any]:
+        """Everything that the ids of a record depend on besides the record itself, as plain values."""
+        return {
+            "tokenizer": contents(self.tokenizer),
+            "truncation": asdict(self.truncation),
+            "eos": list(self._eos),
+            "completion_only": self._completion_only,
+            "template": self._template,
+            "on_bad": self._on_bad,
+        }
+
+    def encode(self, records: Iterable[Record], report: EncodeReport, batch: int = 512) -> Iterator[PromptGroup]:
         """The records' groups, in order: k=2 for pairs (chosen first), k=1 for judgements and demonstrations.
 
-        ``batch`` records are tokenized at a time. Raises ValueError as ``on_bad`` says.
+        ``batch`` records are tokenized at a time, while the next ones are written out by the template. Raises
+        ValueError as ``on_bad`` says.
         """
         stream = iter(records)
-        while chunk := list(islice(stream, batch)):
-            scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]
-            known = self._known(script for _, script in scripts)
-            for record, script in scripts:
-                group = self._group(record, script, known, report)
-                if group is not None:
-                    report.add(group)
-                    yield group
+        with ThreadPoolExecutor(1) as beside:
+
+            def chunks() -> Iterator[tuple[list[tuple[Record, Script]], Future[dict[str, list[int]]]]]:
+                while chunk := list(islice(stream, batch)):
+                    scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]
+                    yield scripts, beside.submit(self._tokens.known, list(self._texts(s for _, s in scripts)))
+
+            for scripts, known in _one_ahead(chunks()):
+                for record, script in scripts:
+                    group = self._group(record, script, known.result(), report)
+                    if group is not None:
+                        report.add(group)
+                        yield group
 
     def encode_prompts(self, prompts: Sequence[Text], tools: Sequence[Mapping[str, Any]] = ()) -> list[np.ndarray]:
         """int32 [P_i] each: prompts as training sees them, cut to ``max_prompt_length`` (or ``max_length`` - 1).
@@ -86,7 +107,7 @@ class Encoder:
                 scripts.append(self._renderer.prompt(prompt, tools))
             except TemplateRefusal as error:
                 raise ValueError(f"prompt {i + 1}: the chat template refuses it: {error}") from error
-        known, out = self._known(scripts), []
+        known, out = self._tokens.known(self._texts(scripts)), []
         for i, script in enumerate(scripts):
             ids, kept = self._dressed(self._bare(script, known), script.raw)
             if not ids:
@@ -146,14 +167,12 @@ class Encoder:
 
     # ---- script -> ids
 
-    def _known(self, scripts: Iterable[Script]) -> dict[str, list[int]]:
-        texts: list[str] = []
+    def _texts(self, scripts: Iterable[Script]) -> Iterator[str]:
         for script in scripts:
-            prompt = list(cumulative("", script.prompt))
-            texts += prompt
+            yield from self._tokens.wanted("", script.prompt)
+            prompt = "".join(p.text for p in script.prompt)
             for pieces in script.completions:
-                texts += cumulative(prompt[-1] if prompt else "", pieces)
-        return self._tokens.known(texts)
+                yield from self._tokens.wanted(prompt, pieces)
 
     def _bare(self, script: Script, known: dict[str, list[int]]) -> list[int]:
         return self._tokens.follow([], "", script.prompt, known)[0]
@@ -226,6 +245,15 @@ class Encoder:
             margin=_margin(record),
             source=record.source,
         )
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each given out when the next one is under way."""
+    for current in items:
+        for following in items:
+            yield current
+            current = following
+        yield current
 
 
 def _answers(record: Record) -> tuple[Text, ...]:

@@ -113,6 +113,13 @@ class Source(Generic[R]):
         about = {"files": self.files, "split": self.split, "kind": self.kind, "layout": " + ".join(layouts)}
         return about | self.counts.to_dict() | {"problems": list(self.problems)}
 
+    def key(self) -> dict[str, Any]:
+        """Everything that the records depend on, as plain values: the contents of the files, and how they are read."""
+        parts = [[part.name, part.content()] for part in self._parts]
+        columns = dict(self._columns) if self._columns else None
+        options = [self.kind, self._on_bad, self._limit, self._told, self._pairs_per_prompt]
+        return {"parts": parts, "columns": columns, "options": options}
+
     def _detect(self, part: sources.Part) -> Detected:
         """The layout of one file, from its first rows that are whole."""
         if part.name in self.layouts:

@@ -1,7 +1,8 @@
 """Token ids of prompts and their completions, in flat arrays that a million examples fit in.
 
 Every algorithm sees its data as `PromptGroup`s: one prompt with k completions (SFT and KTO k=1, pairs k=2 with the
-chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays.
+chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or mapped from disk, so
+that an epoch streams through memory; a part of a store is a list of rows, never a copy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -38,49 +41,67 @@ class PromptGroup:
         return len(self.prompt) + sum(len(c) for c in self.completions)
 
 
-class GroupStore(Sequence[PromptGroup]):
-    """An immutable sequence of `PromptGroup`s in flat arrays; ``k`` completions each."""
+# The arrays of n groups of k completions, and what one group has of each: its tokens (prompt, then completions), 1 + k
+# sizes, hashes of its prompt and of all its tokens and cuts, scored tokens, weight, label, margin, bytes of its source.
+TYPES = {
+    "tokens": np.int32,
+    "mask": np.bool_,
+    "sizes": np.int32,
+    "prompt_key": np.int64,
+    "digest": np.uint64,
+    "scored": np.int32,
+    "weight": np.float64,
+    "label": np.float64,
+    "margin": np.float64,
+    "source": np.uint8,
+    "source_size": np.int32,
+}
+_CHUNK = 4096
 
-    def __init__(self, arrays: dict[str, np.ndarray], k: int):
-        self._a, self.k = arrays, k
+
+class GroupStore(Sequence[PromptGroup]):
+    """An immutable sequence of `PromptGroup`s in flat arrays (`TYPES`); ``k`` completions each.
+
+    rows: int64 [n], which of the arrays' groups these are, in which order; None for all.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], k: int, rows: np.ndarray | None = None):
+        if "offsets" not in arrays:
+            ends = {"offsets": _offsets(arrays["sizes"]), "source_offsets": _offsets(arrays["source_size"])}
+            arrays = {**arrays, **ends}
+        self._a, self.k, self._rows = arrays, k, rows
 
     @classmethod
     def build(cls, groups: Iterable[PromptGroup], k: int) -> GroupStore:
-        """Pack groups of k completions each; raises ValueError at one that has another number."""
-        tokens: list[np.ndarray] = []
-        masks: list[np.ndarray] = []
-        sizes: list[int] = []
-        scalars: list[tuple[float, float, float]] = []
-        keys: list[int] = []
-        sources: list[bytes] = []
-        for g in groups:
-            if len(g.completions) != k:
-                raise ValueError(f"{g.source or 'a group'} has {len(g.completions)} completions, expected {k}")
-            if not len(g.prompt) or not all(len(c) for c in g.completions):
-                raise ValueError(f"{g.source or 'a group'} has an empty prompt or completion")
-            tokens += [g.prompt, *g.completions]
-            masks += [np.zeros(len(g.prompt), bool), *g.masks]
-            sizes += [len(g.prompt), *(len(c) for c in g.completions)]
-            scalars.append((g.weight, g.label, g.margin))
-            digest = hashlib.blake2b(np.ascontiguousarray(g.prompt, np.int32).tobytes(), digest_size=8).digest()
-            keys.append(int.from_bytes(digest, "little", signed=True))
-            sources.append(g.source.encode())
-        table = np.asarray(scalars, np.float64).reshape(-1, 3)
-        arrays = {
-            "tokens": np.concatenate(tokens).astype(np.int32) if tokens else np.zeros(0, np.int32),
-            "mask": np.concatenate(masks) if masks else np.zeros(0, bool),
-            "offsets": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            "prompt_key": np.asarray(keys, np.int64),
-            "weight": table[:, 0].copy(),
-            "label": table[:, 1].copy(),
-            "margin": table[:, 2].copy(),
-            "source": np.frombuffer(b"".join(sources), np.uint8),
-            "source_offsets": np.concatenate([[0], np.cumsum([len(s) for s in sources])]).astype(np.int64),
-        }
-        return cls(arrays, k)
+        """Groups of k completions each, in memory; raises ValueError at one that has another number."""
+        parts = list(_chunks(groups, k))
+        empty = {name: np.zeros(0, dtype) for name, dtype in TYPES.items()}
+        return cls({name: np.concatenate([p[name] for p in parts or [empty]]) for name in TYPES}, k)
+
+    @classmethod
+    def write(cls, groups: Iterable[PromptGroup], k: int, folder: Path) -> GroupStore:
+        """As `build`, but in files of this folder, which holds none yet; never more than a chunk is in memory."""
+        files = {name: (folder / f"{name}.bin").open("xb") for name in TYPES}
+        try:
+            for part in _chunks(groups, k):
+                for name, file in files.items():
+                    file.write(part[name].tobytes())
+        finally:
+            for file in files.values():
+                file.close()
+        return cls.open(folder, k)
+
+    @classmethod
+    def open(cls, folder: Path, k: int) -> GroupStore:
+        """The store that `write` left in this folder, mapped into memory."""
+
+        def mapped(path: Path, dtype: type) -> np.ndarray:
+            return np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
+
+        return cls({name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}, k)
 
     def __len__(self) -> int:
-        return len(self._a["weight"])
+        return len(self._a["weight"] if self._rows is None else self._rows)
 
     def __iter__(self) -> Iterator[PromptGroup]:
         return (self[i] for i in range(len(self)))
@@ -94,44 +115,89 @@ class GroupStore(Sequence[PromptGroup]):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
             raise IndexError(i)
-        a, i = self._a, i % len(self)
-        cuts = a["offsets"][i * (self.k + 1) : (i + 1) * (self.k + 1) + 1].tolist()
+        i %= len(self)
+        a, row = self._a, i if self._rows is None else int(self._rows[i])
+        cuts = a["offsets"][row * (self.k + 1) : (row + 1) * (self.k + 1) + 1].tolist()
         parts = [slice(s, e) for s, e in pairwise(cuts)]
         return PromptGroup(
             prompt=a["tokens"][parts[0]],
             completions=tuple(a["tokens"][p] for p in parts[1:]),
             masks=tuple(a["mask"][p] for p in parts[1:]),
-            weight=float(a["weight"][i]),
-            label=float(a["label"][i]),
-            margin=float(a["margin"][i]),
-            source=bytes(a["source"][a["source_offsets"][i] : a["source_offsets"][i + 1]]).decode(),
+            weight=float(a["weight"][row]),
+            label=float(a["label"][row]),
+            margin=float(a["margin"][row]),
+            source=a["source"][a["source_offsets"][row] : a["source_offsets"][row + 1]].tobytes().decode(),
         )
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [n]: tokens that each group takes in a packed row."""
-        ends = self._a["offsets"][:: self.k + 1]
-        return np.diff(ends)
+        lengths = np.diff(self._a["offsets"][:: self.k + 1])
+        return lengths if self._rows is None else lengths[self._rows]
 
-    @property
+    @cached_property
     def prompt_keys(self) -> np.ndarray:
         """int64 [n]: a hash of each group's prompt; equal prompts have equal keys."""
-        return self._a["prompt_key"]
+        return self._column("prompt_key")
+
+    def _column(self, name: str) -> np.ndarray:
+        return self._a[name] if self._rows is None else self._a[name][self._rows]
 
     def counts(self, members: np.ndarray) -> dict[str, float]:
         """What losses of these groups are divided by: the number of groups, the sum of their weights, and the number
         of scored tokens, each times its group's weight."""
-        weight = self._a["weight"][members]
-        scored = np.asarray([sum(int(m.sum()) for m in self[int(i)].masks) for i in members])
+        rows = members if self._rows is None else self._rows[members]
+        weight, scored = self._a["weight"][rows], self._a["scored"][rows]
         return {"groups": float(len(members)), "weight": float(weight.sum()), "tokens": float(weight @ scored)}
 
     def select(self, indices: Sequence[int] | np.ndarray) -> GroupStore:
-        """The groups at these positions, as a store of its own."""
-        return GroupStore.build((self[int(i)] for i in indices), self.k)
+        """The groups at these positions, without a copy of their tokens."""
+        at = np.asarray(indices, np.int64)
+        return GroupStore(self._a, self.k, at if self._rows is None else self._rows[at])
 
     def fingerprint(self) -> str:
         """A hash of everything that log-probs depend on: token ids and where prompts and completions are cut."""
-        h = hashlib.blake2b(digest_size=16)
-        for name in ("tokens", "offsets"):
-            h.update(np.ascontiguousarray(self._a[name]).data)
-        return h.hexdigest()
+        digests = self._a["digest"].reshape(-1, 2)
+        digests = digests if self._rows is None else digests[self._rows]
+        return hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=16).hexdigest()
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+def _chunks(groups: Iterable[PromptGroup], k: int) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of some groups at a time. Raises ValueError at one that has not k completions, or an empty part."""
+    stream = iter(groups)
+    while chunk := list(islice(stream, _CHUNK)):
+        for g in chunk:
+            if len(g.completions) != k:
+                raise ValueError(f"{g.source or 'a group'} has {len(g.completions)} completions, expected {k}")
+            if not len(g.prompt) or not all(len(c) for c in g.completions):
+                raise ValueError(f"{g.source or 'a group'} has an empty prompt or completion")
+        sources = [g.source.encode() for g in chunk]
+        columns = {
+            "tokens": np.concatenate([part for g in chunk for part in (g.prompt, *g.completions)]),
+            "mask": np.concatenate([part for g in chunk for part in (np.zeros(len(g.prompt), bool), *g.masks)]),
+            "sizes": [len(part) for g in chunk for part in (g.prompt, *g.completions)],
+            "prompt_key": np.frombuffer(b"".join(_hash(8, g.prompt) for g in chunk), np.int64),
+            "digest": np.frombuffer(b"".join(_digest(g) for g in chunk), np.uint64),
+            "scored": [sum(int(np.count_nonzero(m)) for m in g.masks) for g in chunk],
+            "weight": [g.weight for g in chunk],
+            "label": [g.label for g in chunk],
+            "margin": [g.margin for g in chunk],
+            "source": np.frombuffer(b"".join(sources), np.uint8),
+            "source_size": [len(s) for s in sources],
+        }
+        yield {name: np.asarray(column, TYPES[name]) for name, column in columns.items()}
+
+
+def _hash(size: int, *parts: np.ndarray) -> bytes:
+    h = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        h.update(np.ascontiguousarray(part, np.int32).data)
+    return h.digest()
+
+
+def _digest(g: PromptGroup) -> bytes:
+    return _hash(16, np.asarray([len(g.prompt), *map(len, g.completions)]), g.prompt, *g.completions)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,8 +35,14 @@ def members(n: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
     if n < 1:
         raise ValueError("there is nothing to train on: every example was dropped")
     epoch, position = divmod(step, updates_per_epoch(n, batch_size))
+    return _order(n, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(n)
-    return order[position * batch_size : (position + 1) * batch_size]
+    order.setflags(write=False)
+    return order
 
 
 def split(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, *, budget: int, world_size: int = 1) -> StepPlan:
@@ -44,26 +51,28 @@ def split(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, *, budget: i
     A group that is longer than the budget alone gets a micro-batch to itself. Longest-first into the emptiest bin.
     """
     chosen = np.asarray(indices)
-    order = chosen[np.argsort(-lengths[chosen], kind="stable")]
-    total = int(lengths[chosen].sum())
-    bins = max(1, -(-total // max(1, budget)))
+    sizes = lengths[chosen]
+    order = np.argsort(-sizes, kind="stable")
+    longest_first = list(zip(chosen[order].tolist(), sizes[order].tolist(), strict=True))
+    bins = max(1, -(-int(sizes.sum()) // max(1, budget)))
     while True:
         bins = -(-bins // world_size) * world_size
-        filled = _balance(order, lengths, bins)
-        if bins >= len(order) or all(len(b) <= 1 or int(lengths[b].sum()) <= budget for b in filled):
+        filled = _balance(longest_first, bins)
+        if bins >= len(chosen) or all(load <= budget or len(b) <= 1 for load, b in filled):
             break
         bins += 1
     # Bins in order of size, dealt to the ranks in turn: the ranks' m-th micro-batches are about equally long.
-    filled.sort(key=lambda b: -int(lengths[b].sum()) if b else 0)
-    ranks = tuple(tuple(tuple(int(i) for i in b) for b in filled[r::world_size]) for r in range(world_size))
+    filled.sort(key=lambda bin_: -bin_[0])
+    ranks = tuple(tuple(tuple(b) for _, b in filled[r::world_size]) for r in range(world_size))
     return StepPlan(chosen, ranks)
 
 
-def _balance(order: np.ndarray, lengths: np.ndarray, bins: int) -> list[list[int]]:
+def _balance(longest_first: list[tuple[int, int]], bins: int) -> list[tuple[int, list[int]]]:
+    """(Tokens, groups) of each bin."""
     heap = [(0, b) for b in range(bins)]
     filled: list[list[int]] = [[] for _ in range(bins)]
-    for i in order:
-        load, b = heapq.heappop(heap)
-        filled[b].append(int(i))
-        heapq.heappush(heap, (load + int(lengths[i]), b))
-    return filled
+    for i, length in longest_first:
+        load, b = heap[0]
+        filled[b].append(i)
+        heapq.heapreplace(heap, (load + length, b))
+    return [(load, filled[b]) for load, b in sorted(heap, key=lambda item: item[1])]

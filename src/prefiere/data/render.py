@@ -2,7 +2,7 @@
 
 Prompt and completion are told apart by construction: the template renders the conversation up to a turn, asking for an
 answer, and the conversation with that turn; the completion is what the second has after the first. Nobody searches for
-role markers. Messages without a chat template are written in the manner of HH-RLHF (``PLAIN``).
+role markers. Messages without a chat template are written in the manner of HH-RLHF (`plain`).
 
 What people write is data, never markup. Where a message spells out a control token (``<|im_end|>`` in a question), a
 private-use character stands in for it while the template renders, and it comes back cut in two, so that the tokenizer
@@ -25,12 +25,6 @@ from prefiere.data.schema import Message, Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLAIN = (
-    "{% if tools %}{{ raise_exception('tools need a chat template') }}{% endif %}{% for m in messages %}"
-    "{% if m.tool_calls %}{{ raise_exception('tool calls need a chat template') }}{% endif %}"
-    "{{ '\n\n' + ('Human' if m.role == 'user' else m.role | capitalize) + ': ' + m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
 STAND_INS = "\U000f0000-\U0010fffd"
 """Two planes of private-use characters; those that occur in the data are stood in for as well."""
 
@@ -65,16 +59,25 @@ class Script:
     open_turns: bool = False
 
 
+def plain(conversation: Sequence[Mapping[str, Any]], tools: Any, *, ask: bool) -> str:
+    """A conversation in the manner of HH-RLHF: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``. Raises `TemplateRefusal`."""
+    for what in ["tools"] * bool(tools) + ["tool calls" for m in conversation if m.get("tool_calls")]:
+        raise TemplateRefusal(f"{what} need a chat template")
+    roles = ("Human" if m["role"] == "user" else m["role"].capitalize() for m in conversation)
+    said = [f"\n\n{role}: {m['content']}" for role, m in zip(roles, conversation, strict=True)]
+    return "".join(said) + "\n\nAssistant:" * ask
+
+
 class Shield:
     """Keeps the control tokens that one record spells out from becoming any. ``seen``: there were some."""
 
-    def __init__(self, control: re.Pattern[str]):
-        self._control, self._found, self.seen = control, dict[str, str](), False
+    def __init__(self, control: re.Pattern[str], covered: re.Pattern[str]):
+        self._control, self._covered, self._found, self.seen = control, covered, dict[str, str](), False
 
     def cover(self, value: Any) -> Any:
         """``value`` with a stand-in for each control token in its strings, however deep."""
         if isinstance(value, str):
-            return re.sub(f"{self._control.pattern}|[{STAND_INS}]", self._cover, value)
+            return self._covered.sub(self._cover, value)
         if isinstance(value, Mapping):
             return {k: self.cover(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
@@ -124,6 +127,7 @@ class Renderer:
         # One character cannot be cut in two; nobody's control token is one.
         words = sorted((c for c in control if len(c) > 1), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, words)) or "(?!)")
+        self._covered = re.compile(f"{self._control.pattern}|[{STAND_INS}]")
 
     # ---- what the encoder asks
 
@@ -142,7 +146,7 @@ class Renderer:
         """A prompt alone, asking for an answer. Raises `TemplateRefusal`."""
         if self.is_raw(prompt):
             return Script((Piece(str(prompt)),), (), True, bool(self._control.search(str(prompt))))
-        shield = Shield(self._control)
+        shield = Shield(self._control, self._covered)
         text = self._render(self._talk(prompt, "user", shield), shield.cover(tools), ask=True)
         return Script(shield.uncover(text, False), (), not self.has_template, shield.seen)
 
@@ -152,11 +156,11 @@ class Renderer:
             texts = [self._cut(str(a)) for a in answers]
             control = any(self._control.search(t) for t in (str(prompt), *(self._split_end(t)[0] for t in texts)))
             return Script((Piece(str(prompt)),), tuple((Piece(t, True),) for t in texts), True, control)
-        shield = Shield(self._control)
+        shield = Shield(self._control, self._covered)
         history, covered_tools = self._talk(prompt, "user", shield), shield.cover(tools)
-        heads, completions = set(), []
+        heads, completions, asked = set(), [], dict[int, str]()
         for answer in answers:
-            head, spans = self._dialogue(history, self._talk(answer, "assistant", shield), covered_tools)
+            head, spans = self._dialogue(history, self._talk(answer, "assistant", shield), covered_tools, asked)
             heads.add(head)
             completions.append(spans)
         if len(heads) > 1:
@@ -172,11 +176,12 @@ class Renderer:
     # ---- the template
 
     def _render(self, conversation: list[dict[str, Any]], tools: Any, *, ask: bool) -> str:
+        if not self.has_template:
+            return plain(conversation, tools, ask=ask)
         try:
             text = self._tokenizer.apply_chat_template(
                 conversation,
                 tools=tools or None,
-                chat_template=None if self.has_template else PLAIN,
                 add_generation_prompt=ask,
                 tokenize=False,
                 **self._kwargs,
@@ -186,11 +191,12 @@ class Renderer:
         return str(text)
 
     def _dialogue(
-        self, history: list[dict[str, Any]], answer: list[dict[str, Any]], tools: Any
+        self, history: list[dict[str, Any]], answer: list[dict[str, Any]], tools: Any, asked: dict[int, str]
     ) -> tuple[str, list[tuple[str, bool]]]:
         """The prompt's text, and the (text, scored) spans after it: assistant turns with their end tokens are scored.
 
         Turns of others before the first answer belong to the prompt; those after the last one teach nothing and go.
+        asked: ``history`` asking for an answer, under 0, once it is rendered: answers that begin at once share it.
         """
         said = [i for i, m in enumerate(answer) if m["role"] == "assistant"]
         if not said:
@@ -200,7 +206,9 @@ class Renderer:
         prompt, spans, at = "", [], 0
         for i in said:
             before, turn = talk[: len(history) + i], answer[i]
-            head = self._render(before, tools, ask=True)
+            head = asked[0] if i == 0 and asked else self._render(before, tools, ask=True)
+            if i == 0:
+                asked[0] = head
             closed = whole if i == said[-1] else self._cut(self._render([*before, turn], tools, ask=False))
             start = self._start(before, turn, tools, head, closed)
             if start < at or not whole.startswith(closed):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefiere.data.cache import digest_of, hash_of
 from prefiere.data.layouts_pairs import Kind
 from prefiere.data.readers import Rows, read_rows, without_nulls
 from prefiere.data.values import DataError
@@ -47,10 +48,14 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 
 @dataclass(frozen=True)
 class Part:
-    """Something that rows can be read from again and again; ``name`` stands before the line number."""
+    """Something that rows can be read from again and again; ``name`` stands before the line number.
+
+    content: a hash of all that the rows depend on.
+    """
 
     name: str
     rows: Callable[[], Rows]
+    content: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
 
 
 def _part(path: Path) -> Part:
-    return Part(str(path), lambda: read_rows(path))
+    return Part(str(path), lambda: read_rows(path), lambda: hash_of(path))
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -143,6 +148,12 @@ def _rows_of(dataset: Any) -> Rows:
             yield number, {k: without_nulls(v) for k, v in zip(batch, values, strict=True)}
 
 
+def _content(dataset: Any) -> str:
+    """A hash of a data set's tables on disk, and of what was done to them since (its own fingerprint)."""
+    tables = [hash_of(Path(f["filename"])) for f in dataset.cache_files]
+    return digest_of({"fingerprint": dataset._fingerprint, "tables": tables})
+
+
 def _dataset(loaded: Any, name: str, kind: Kind, split: str | None) -> Parts:
     splits: tuple[str, ...] = ()
     chosen = None
@@ -152,7 +163,7 @@ def _dataset(loaded: Any, name: str, kind: Kind, split: str | None) -> Parts:
         loaded = loaded[chosen]
     elif split is not None:
         raise DataError(f"{name}: this data set has no splits; leave out split={split}")
-    part = Part(f"{name}[{chosen}]" if chosen else name, lambda: _rows_of(loaded))
+    part = Part(f"{name}[{chosen}]" if chosen else name, lambda: _rows_of(loaded), lambda: _content(loaded))
     return Parts((part,), chosen, splits)
 
 

@@ -8,13 +8,16 @@ a continuation: decoding the ids still gives the text, without the space that se
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.text import Text as Styled
 
+from prefiere.data.cache import digest_of, hash_of
 from prefiere.data.groups import PromptGroup
 from prefiere.data.render import Piece
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 # Text is tokenized behind one of these, which tokens seldom span, where it continues another.
 ANCHORS = ("\n", ".", "a", "0", "=", "ж", "中")
+# A line that begins with a letter is tried behind each of these: its tokens must be its own.
+_HEADS = ("", " ", "a", "a ", "1", ".", "?!", "\n", "\n\n", "\r", "\t", "é", "中", "🙂")
+_LINES = ("A", "a b", "Assistant: x", "x1", "I'm")
 
 
 class Tokens:
@@ -33,10 +39,19 @@ class Tokens:
         bare, dressed = self._encode(["a"])[0], list(tokenizer("a")["input_ids"])
         at = next((i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare), 0)
         self.prefix: list[int] = dressed[:at]
+        self._lines = self._lines_are_apart()
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        apart = [t.content for t in added if t.special and not (t.normalized or t.lstrip or t.single_word)]
+        self._special = re.compile("|".join(map(re.escape, sorted(apart, key=len, reverse=True))) or "(?!)")
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        if self._tokenizer.is_fast:
+            backend = self._tokenizer.backend_tokenizer  # without offsets, and in as many threads as there are cores
+            backend.no_truncation()
+            backend.no_padding()
+            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         flags: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         return list(self._tokenizer(texts, add_special_tokens=False, **flags)["input_ids"])
 
@@ -45,19 +60,31 @@ class Tokens:
         unique = list(dict.fromkeys(texts))
         return dict(zip(unique, self._encode(unique), strict=True))
 
+    def wanted(self, text: str, pieces: Iterable[Piece]) -> Iterable[str]:
+        """The texts whose ids `follow` takes to tell what ``pieces`` are behind ``text``."""
+        for piece in pieces:
+            seam = self._seam(text)
+            if seam:
+                yield text[seam:]
+            yield text[seam:] + piece.text
+            text += piece.text
+
     def follow(
         self, ids: Sequence[int], text: str, pieces: Iterable[Piece], known: dict[str, list[int]]
     ) -> tuple[list[int], list[bool]]:
         """Ids and scored flags of ``pieces``, which follow ``text``, whose ids are ``ids``.
 
-        known: from `known`, holding ``text`` with 1, 2, ... of the pieces behind it.
+        known: from `known`, holding what `wanted` names.
         """
         so_far, scored = list(ids), list[bool]()
         for piece in pieces:
-            text += piece.text
-            whole, n = known[text], len(so_far)
-            so_far += whole[n:] if whole[:n] == so_far else self._continuation(piece.text)
+            n, seam = len(so_far), self._seam(text)
+            end, whole = known[text[seam:]] if seam else so_far, known[text[seam:] + piece.text]
+            if seam and (so_far[n - len(end) :] != end or whole[: len(end)] != end):
+                end, whole = so_far, self._encode([text + piece.text])[0]
+            so_far += whole[len(end) :] if whole[: len(end)] == end else self._continuation(piece.text)
             scored += [piece.scored] * (len(so_far) - n)
+            text += piece.text
         return so_far[len(ids) :], scored
 
     def _continuation(self, text: str) -> list[int]:
@@ -69,12 +96,38 @@ class Tokens:
             f"the tokenizer cannot continue a text with {text[:40]!r}: it merges it with whatever precedes"
         )
 
+    # ---- seams: a long prompt is tokenized once, and only its end again with each of its answers
 
-def cumulative(text: str, pieces: Iterable[Piece]) -> Iterable[str]:
-    """``text`` with 1, 2, ... of the pieces behind it."""
-    for piece in pieces:
-        text += piece.text
-        yield text
+    def _seam(self, text: str) -> int:
+        """Where the last stretch of ``text`` begins whose tokens are the same whatever stands before it: a special
+        token, or a line that begins with a letter; 0 where there is none."""
+        seam = max((m.start() for m in self._special.finditer(text)), default=0)
+        at = len(text)
+        while self._lines and (at := text.rfind("\n", seam, at)) >= 0:
+            if text[at + 1 : at + 2].isascii() and text[at + 1 : at + 2].isalpha():
+                return at + 1
+        return seam
+
+    def _lines_are_apart(self) -> bool:
+        """Whether a line that begins with a letter is tokenized the same whatever stands before it.
+
+        A sequence of merges, or a best path, splits where no token of the vocabulary spans; and the expressions that
+        cut text into words beforehand read from the left and look ahead by one character, which the examples show.
+        """
+        if re.search("[\n\u010a][A-Za-z]", "\0".join(self._tokenizer.get_vocab())):  # U+010A: byte-level newline
+            return False
+        joined, spaced = self._encode(["a\nb", "a b"])
+        behind = self._encode([f"{head}\n{line}" for head in _HEADS for line in _LINES])
+        alone = self._encode(list(_LINES)) * len(_HEADS)
+        return joined != spaced and all(b[len(b) - len(a) :] == a for b, a in zip(behind, alone, strict=True))
+
+
+def contents(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that ids depend on: vocabulary, merges, special tokens, chat template."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {str(f.relative_to(folder)): hash_of(f) for f in Path(folder).rglob("*") if f.is_file()}
+    return digest_of({"class": type(tokenizer).__name__, "files": files})
 
 
 def eos_ids_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
+from prefiere.data.cache import digest_of, entry, hash_of
 from prefiere.data.chat import Encoder, EncodeReport, Truncation
 from prefiere.data.groups import GroupStore
 from prefiere.evaluate.compare import prompts_at, question
@@ -48,14 +52,20 @@ def read_data(
 
     def encode(name: str, split: str | None) -> tuple[GroupStore, dict[str, Any]]:
         source: Any = formats.read(name, kind=kind, split=split, columns=settings.columns, on_bad=settings.on_bad)
-        report = EncodeReport()
-        store = GroupStore.build(_counted(encoder.encode(source, report), display, f"reading {name}"), k)
-        display.say(f"{name}: {source.layout}; {source.counts}")
-        for line in report.lines()[1:]:
-            display.say(f"  {line}")
-        if not len(store):
-            raise ValueError(f"{name} holds no example to learn from ({source.counts}; {'; '.join(report.lines())})")
-        return store, {"data": name, "read": source.describe(), "tokens": report.to_dict()}
+
+        def make(folder: Path) -> dict[str, Any]:
+            report = EncodeReport()
+            groups = _counted(encoder.encode(source, report), display, f"reading {name}")
+            if not len(GroupStore.write(groups, k, folder)):
+                what = f"{source.counts}; {'; '.join(report.lines())}"
+                raise ValueError(f"{name} holds no example to learn from ({what})")
+            said = [f"{name}: {source.layout}; {source.counts}", *(f"  {line}" for line in report.lines()[1:])]
+            return {"said": said, "read": source.describe(), "tokens": report.to_dict()}
+
+        folder, about = entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}, make)
+        for line in about["said"]:
+            display.say(line)
+        return GroupStore.open(folder, k), {"data": name, "read": about["read"], "tokens": about["tokens"]}
 
     store, account = encode(settings.data, settings.data_split)
     account = {"train": account}
@@ -82,6 +92,14 @@ def read_data(
     prompts, texts = _sample_prompts(settings, validation or train, encoder)
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
     return Data(train, validation, account, prompts, texts)
+
+
+@cache
+def code() -> str:
+    """A hash of the code that reads and tokenizes, and the versions of the libraries that it calls: what they make of
+    the same data may change with them."""
+    files = {f.name: hash_of(f) for f in sorted(Path(formats.__file__).parent.glob("*.py"))}
+    return digest_of({"files": files, **{name: version(name) for name in ("transformers", "tokenizers")}})
 
 
 def _held_out(size: float, n: int) -> int:
