@@ -69,6 +69,37 @@ def test_a_store_returns_what_it_was_given() -> None:
     assert built.select([3, 1])[1].source == "random:1"
 
 
+def test_a_store_on_disk_is_the_one_in_memory(tmp_path) -> None:
+    groups = list(store(9, 2, partly=True))
+    built, written = GroupStore.build(groups, 2), GroupStore.write(iter(groups), 2, tmp_path)
+    assert str(list(written)) == str(list(built)) == str(list(GroupStore.open(tmp_path, 2)))
+    assert written.fingerprint() == built.fingerprint()
+    assert len(GroupStore.build([], 2)) == 0
+
+
+def test_chunks_do_not_matter(monkeypatch) -> None:
+    groups = list(store(9, 2, partly=True))
+    whole = GroupStore.build(groups, 2)
+    monkeypatch.setattr("prefiere.data.groups._CHUNK", 2)
+    parts = GroupStore.build(groups, 2)
+    assert str(list(parts)) == str(list(whole))
+    assert parts.fingerprint() == whole.fingerprint()
+
+
+def test_a_part_is_what_a_store_of_its_groups_would_be() -> None:
+    groups = store(12, 2, partly=True)
+    part = groups.select([7, 2, 2, 11]).select([3, 0, 1])
+    alone = GroupStore.build([groups[11], groups[7], groups[2]], 2)
+    assert str(list(part)) == str(list(alone))
+    assert part.fingerprint() == alone.fingerprint() != groups.fingerprint()
+    assert part.lengths.tolist() == alone.lengths.tolist()
+    assert part.prompt_keys.tolist() == alone.prompt_keys.tolist()
+    assert part.counts(np.asarray([2, 0])) == alone.counts(np.asarray([2, 0]))
+    assert part[-1].source == "random:2"
+    with pytest.raises(IndexError):
+        part[3]
+
+
 def test_counts_are_weighted_sums() -> None:
     groups = store(5, 2, partly=True)
     at = np.asarray([4, 0, 2])

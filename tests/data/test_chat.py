@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from prefiere.data.chat import Encoder, EncodeReport, Truncation, decode, describe, eos_ids_of
 from prefiere.data.groups import GroupStore, PromptGroup
+from prefiere.data.render import Piece
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record
+from prefiere.data.tokenize import Tokens, contents
 from tiny import TEMPLATES, tokenizer
 
 USER, ANSWER = Message("user", "What is a dog?"), Message("assistant", "An animal.")
@@ -588,3 +591,71 @@ def test_describe_shows_what_is_not_scored() -> None:
     green = [shown.plain[s.start : s.end] for s in shown.spans if "green" in str(s.style)]
     assert "".join(green) == "dog</s>house</s>"
     assert "\n<|user|>\nAnd?</s>\n<|assistant|>\n" in shown.plain
+
+
+# ---- a prompt is tokenized once
+
+ENDS = [
+    "a",
+    "A",
+    "I'm",
+    "0",
+    " ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    ".",
+    "é",
+    "中",
+    "▁",
+    "Ġ",
+    "Ċ",
+    "<|im_end|>",
+    "<|im_start|>user\n",
+    "",
+]
+
+
+@given(
+    st.sampled_from(["bpe", "metaspace", "wordpiece"]),
+    st.lists(st.lists(st.sampled_from([*ENDS, "dog", "Assistant:"]), max_size=6).map("".join), min_size=2, max_size=4),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_only_the_end_of_what_precedes_is_tokenized_again(kind: Any, texts: list[str]) -> None:
+    """What follows the last seam has the ids that it has in the whole text, for any text that comes behind."""
+    tok = tokenizer(kind)
+    tokens = Tokens(tok)
+    pieces = [Piece(t, i % 2 == 1) for i, t in enumerate(texts)]
+    got, scored = tokens.follow([], "", pieces, tokens.known(tokens.wanted("", pieces)))
+    expected: list[int] = []
+    for i, piece in enumerate(pieces):
+        whole = tok("".join(texts[: i + 1]), add_special_tokens=False)["input_ids"]
+        if whole[: len(expected)] != expected:
+            return  # a merge crosses this boundary, where there is no one answer; test_no_text_is_lost has those
+        assert [s for s in scored[len(expected) : len(whole)] if s != piece.scored] == []
+        expected = whole
+    assert got == expected
+
+
+def test_lines_are_told_apart_where_no_token_spans_them() -> None:
+    long = "\n\nHuman: Is it?\n\nAssistant:"
+    tokens = Tokens(tokenizer("bpe"))
+    assert list(tokens.wanted(long, [Piece(" Yes.")])) == ["Assistant:", "Assistant: Yes."]
+    assert list(tokens.wanted("no seam", [Piece(" Yes.")])) == ["no seam Yes."]
+    chat = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    for kind in ("bpe", "metaspace"):
+        seen = next(iter(Tokens(tokenizer(kind)).wanted(chat, [Piece("Yes")])))
+        assert seen == "<|im_start|>assistant\n"
+    # One more merge, and a token spans the seam.
+    t = tokenizer("bpe")
+    model = json.loads(t.backend_tokenizer.to_str())
+    model["model"]["vocab"]["ĊA"] = len(t)
+    model["model"]["merges"].append(["Ċ", "A"])
+    spanning = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(model)))
+    assert list(Tokens(spanning).wanted(long, [Piece(" Yes.")])) == [long + " Yes."]
+
+
+def test_contents_of_tokenizers() -> None:
+    one, same, chat, other = (contents(tokenizer(*a)) for a in (["bpe"], ["bpe"], ["bpe", True], ["metaspace"]))
+    assert one == same
+    assert len({one, chat, other}) == 3

@@ -238,24 +238,40 @@ def test_repetition_by_hand(tokens, share) -> None:
     assert repetition(np.asarray(tokens)) == pytest.approx(share)
 
 
-def test_the_reference_cache_is_reused_only_where_it_may_be(tmp_path) -> None:
-    cache = tmp_path / "run" / "cache"
+def test_the_caches_are_reused_only_where_they_may_be(tmp_path, monkeypatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("PREFIERE_CACHE", str(cache))
 
-    def files() -> set[str]:
-        return {p.name for p in cache.iterdir()}
+    def new(name: str, **options) -> tuple[int, int]:
+        """How many entries of token ids and of reference log-probs a run adds."""
+        before = set(cache.glob("*[0-9a-f]"))
+        train(runs.settings(tmp_path, out=str(tmp_path / "runs" / name), max_steps=1, **options), display=QUIET)
+        added = [p.name.split("-")[0] for p in set(cache.glob("*[0-9a-f]")) - before]
+        return added.count("tokens"), added.count("reference")
 
-    go(tmp_path)
-    first = files()
-    train(runs.settings(tmp_path, learning_rate=2e-3), fresh=True, display=QUIET)
-    assert files() == first, "a learning rate does not change the reference"
-    train(runs.settings(tmp_path, max_length=24), fresh=True, display=QUIET)
-    second = files()
-    assert len(second - first) == 2, "truncation does"
-    broken = cache / sorted(first)[0]
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:-8] + b"\0" * 8)
-    train(runs.settings(tmp_path), fresh=True, display=QUIET)
-    assert broken.read_bytes() == whole, "a damaged cache must be rebuilt"
+    assert new("first") == (1, 2)  # log-probs of what is trained on, and of what is held out
+    assert new("rate", learning_rate=2e-3, beta=0.3, batch_size=4) == (0, 0)
+    assert new("long", max_length=24) == (1, 2)
+    assert new("seed", seed=1) == (0, 2)  # others are held out
+    assert new("lora", lora=True, lora_r=4) == (0, 0)
+    assert new("other lora", lora=True, lora_r=8, lora_target_modules=["q_proj"]) == (0, 0)
+    runs.pairs_file(tmp_path / "pairs.jsonl", seed=5)
+    assert new("data") == (1, 2)
+    assert new("on_bad", on_bad="drop")[1] == 0
+    runs.model_folder(tmp_path / "model", seed=3)
+    assert new("model") == (0, 2)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "reference"])
+def test_a_damaged_cache_changes_nothing(tmp_path, monkeypatch, kind) -> None:
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "cache"))
+    whole = go(tmp_path, out=str(tmp_path / "whole")).metrics
+    for folder in (tmp_path / "cache").glob(f"{kind}-*[0-9a-f]"):
+        big = max(folder.iterdir(), key=lambda f: f.stat().st_size)
+        big.write_bytes(big.read_bytes()[:-8] + b"\0" * 8)
+    again = go(tmp_path, out=str(tmp_path / "again")).metrics
+    timeless = [{k: v for k, v in row.items() if "second" not in k} for row in whole]
+    assert timeless == [{k: v for k, v in row.items() if "second" not in k} for row in again]
 
 
 def test_trackers_get_the_rows(tmp_path) -> None:

@@ -41,8 +41,9 @@ class PromptGroup:
         return len(self.prompt) + sum(len(c) for c in self.completions)
 
 
-# The arrays of n groups of k completions, and what one group has of each: its tokens (prompt, then completions), 1 + k
-# sizes, hashes of its prompt and of all its tokens and cuts, scored tokens, weight, label, margin, bytes of its source.
+# The arrays of n groups of k completions. A group has in each: its tokens (prompt, then completions) and which of them
+# are scored; 1 + k sizes; a hash of its prompt; two words of a hash of its tokens, masks and cuts; the number of scored
+# tokens; weight, label, margin; and the bytes of its source.
 TYPES = {
     "tokens": np.int32,
     "mask": np.bool_,
@@ -75,7 +76,7 @@ class GroupStore(Sequence[PromptGroup]):
     def build(cls, groups: Iterable[PromptGroup], k: int) -> GroupStore:
         """Groups of k completions each, in memory; raises ValueError at one that has another number."""
         parts = list(_chunks(groups, k))
-        empty = {name: np.zeros(0, dtype) for name, dtype in TYPES.items()}
+        empty: dict[str, np.ndarray] = {name: np.zeros(0, dtype) for name, dtype in TYPES.items()}
         return cls({name: np.concatenate([p[name] for p in parts or [empty]]) for name in TYPES}, k)
 
     @classmethod
@@ -156,7 +157,7 @@ class GroupStore(Sequence[PromptGroup]):
         return GroupStore(self._a, self.k, at if self._rows is None else self._rows[at])
 
     def fingerprint(self) -> str:
-        """A hash of everything that log-probs depend on: token ids and where prompts and completions are cut."""
+        """A hash of everything that log-probs depend on: token ids, which are scored, where completions are cut."""
         digests = self._a["digest"].reshape(-1, 2)
         digests = digests if self._rows is None else digests[self._rows]
         return hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=16).hexdigest()
@@ -200,4 +201,5 @@ def _hash(size: int, *parts: np.ndarray) -> bytes:
 
 
 def _digest(g: PromptGroup) -> bytes:
-    return _hash(16, np.asarray([len(g.prompt), *map(len, g.completions)]), g.prompt, *g.completions)
+    cuts = np.asarray([len(g.prompt), *map(len, g.completions)])
+    return _hash(16, cuts, g.prompt, *g.completions, *g.masks)

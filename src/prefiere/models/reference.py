@@ -10,16 +10,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from prefiere.data.batch import pack
+from prefiere.data.cache import entry
 from prefiere.data.groups import GroupStore, PromptGroup
 from prefiere.models.roles import REFERENCE, Trunk
 
@@ -89,30 +88,32 @@ def _runs(order: np.ndarray, lengths: np.ndarray, budget: int) -> tuple[tuple[in
     return (*runs, tuple(current)) if current else tuple(runs)
 
 
-def cached_logps(
-    folder: Path,
-    key: dict[str, str],
-    compute: Callable[[], np.ndarray],
-) -> tuple[np.ndarray, bool]:
-    """Reference log-probs from ``folder`` if they are there under this key and whole; else computed and stored.
+def model_key(trunk: Trunk) -> dict[str, str]:
+    """Everything about a model that log-probs depend on: its weights, its configuration (quantization included), and
+    how its rows run. An adapter that adds nothing yet does not count, whatever its seed and shape."""
+    state = trunk.model.state_dict()
+    adapter = {name for name in state if ".lora_" in name}
+    # W + B A is W exactly while B is 0. DoRA scales by a norm of it, which rounds.
+    idle = not any("lora_magnitude" in n or ("_B." in n and bool(state[n].any())) for n in adapter)
+    h = hashlib.blake2b(digest_size=16)
+    for name in sorted(state.keys() - adapter if idle else state.keys()):
+        tensor = state[name].detach().cpu().contiguous().reshape(-1)
+        h.update(f"{name.removeprefix('base_model.model.').replace('.base_layer.', '.')} {tensor.dtype}".encode())
+        h.update(tensor.view(torch.uint8).numpy().data)
+    shape = {n: v for n, v in trunk.lm.config.to_dict().items() if n not in ("_name_or_path", "transformers_version")}
+    config = hashlib.blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return {"weights": h.hexdigest(), "config": config, "rows": "packed" if trunk.packed else "padded"}
 
-    ``key`` names everything that the values depend on (weights, token ids, dtype, quantization) and nothing else.
-    Returns the values and whether they were reused.
+
+def cached_logps(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Reference log-probs [n, k] from the cache that runs share, if they are there and whole; else computed and kept.
+
+    key: everything that the values depend on and nothing else: `model_key`, token ids, compute dtype.
     """
-    digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-    path = folder / f"reference-{digest}.safetensors"
-    if path.is_file():
-        try:
-            data = load_file(path)
-            values, check = data["logps"], data["check"]
-            if bytes(check) == hashlib.blake2b(values.tobytes(), digest_size=16).digest():
-                return values, True
-        except (SafetensorError, KeyError):
-            pass  # a partial or damaged file is rebuilt below
-    values = np.ascontiguousarray(compute())
-    folder.mkdir(parents=True, exist_ok=True)
-    check = np.frombuffer(hashlib.blake2b(values.tobytes(), digest_size=16).digest(), np.uint8)
-    temporary = path.with_suffix(".tmp")
-    save_file({"logps": values, "check": check}, temporary)
-    temporary.replace(path)
-    return values, False
+
+    def make(folder: Path) -> dict[str, str]:
+        np.save(folder / "logps.npy", compute())
+        return {}
+
+    values: np.ndarray = np.load(entry("reference", key, make)[0] / "logps.npy")
+    return values

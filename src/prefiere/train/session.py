@@ -7,6 +7,7 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from prefiere.models.load import (
     positions,
     resolve,
 )
+from prefiere.models.reference import model_key
 from prefiere.models.roles import Trunk
 from prefiere.run import Run
 from prefiere.settings import Settings
@@ -71,6 +73,11 @@ class Session:
     total_steps: int
     fingerprint: str
     choices: list[Choice] = field(default_factory=list)
+
+    @cached_property
+    def reference_key(self) -> dict[str, str]:
+        """What the reference's log-probs depend on besides the data; asked for before the first update."""
+        return model_key(self.trunk)
 
     @property
     def compute(self) -> torch.dtype | None:

@@ -224,22 +224,16 @@ def _kto_options(settings: DPO) -> dict[str, Any]:
 
 
 def reference_logps(session: Session, store: Any) -> np.ndarray:
-    """The reference's log-prob of every completion of a store [n, k], from the run's cache where it is there."""
+    """The reference's log-prob of every completion of a store [n, k], from the cache where it is there."""
     engine = session.engine
-    key = {
-        "weights": session.fingerprint,
-        "tokens": store.fingerprint(),
-        "dtype": str(engine.compute),
-        "rows": str(session.trunk.packed),
-    }
+    key = {**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}
 
     def compute() -> np.ndarray:
         with session.display.stage("reference log-probs", len(store)) as advance:
             return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
 
     def cached() -> np.ndarray:
-        work = lambda: engine.fitting(compute, int(store.lengths.max()))  # noqa: E731
-        return cached_logps(session.run.folder / "cache", key, work)[0]
+        return cached_logps(key, lambda: engine.fitting(compute, int(store.lengths.max())))
 
     if session.accelerator.is_main_process:  # the others read what the first process has written
         values = cached()
