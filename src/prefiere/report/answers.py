@@ -9,10 +9,6 @@ from prefiere.report.words import before_and_after
 SIGNALS = ("samples/eos_rate", "samples/repetition", "samples/ref_logp", "samples/length", "samples/score")
 
 
-def _evidence(case: Case) -> tuple[str, ...]:
-    return tuple(before_and_after(k, c) for k in SIGNALS if (c := case.change(k)) is not None)
-
-
 def _multiplied(change: Change | None, factor: float) -> bool:
     return change is not None and change.rises((factor - 1) * max(1.0, change.before.mean))
 
@@ -37,22 +33,27 @@ def degenerate(case: Case) -> Finding | None:
     signs = broken(case)
     if not signs:
         return None
-    margin = case.seen("rewards/margins") or case.seen("mean_token_accuracy")
-    perfect = margin is not None and margin.change.rises()
+    paid = case.family == "policy"
+    curve = case.seen("samples/reward") if paid else case.seen("rewards/margins") or case.seen("mean_token_accuracy")
+    perfect = curve is not None and curve.change.rises()
+    given = (
+        "Margin and accuracy compare two given answers with each other; they say nothing of the text that the model "
+        "writes itself, and can be perfect for a model that is ruined. "
+    )
+    rated = "The reward rates such text highly, so training made more of it. "
     return Finding(
         "degenerate",
         "The answers fell apart" + (" while the curves look fine" if perfect else "") + ": do not use this model.",
         "bad",
         f"Compared with before training: {', '.join(signs)}. "
+        + (rated if paid else given) * perfect
         + (
-            "Margin and accuracy compare two given answers with each other; they say nothing of the text that the "
-            "model writes itself, and can be perfect for a model that is ruined. "
-            if perfect
-            else ""
-        )
-        + "The model was pushed so hard away from the rejected answers that the probability went to text that nobody "
-        "ever wrote.",
-        _evidence(case),
+            "The model was pushed so hard that it left the text that anybody ever wrote."
+            if paid
+            else "The model was pushed so hard away from the rejected answers that the probability went to text that "
+            "nobody ever wrote."
+        ),
+        case.evidence(*SIGNALS),
         case.gentler(),
     )
 
@@ -62,13 +63,14 @@ def worse_score(case: Case) -> Finding | None:
     score = case.change("samples/score")
     if score is None or not score.falls():
         return None
+    paid = "The reward is what the model was trained on" if case.family == "policy" else ""
     return Finding(
         "worse_score",
         "The judge likes the answers less than before training.",
         "warning",
-        "The curves measure pairs that were given; the judge measures what the model writes now. Where they disagree, "
-        "believe the answers.",
-        _evidence(case),
+        f"{paid or 'The curves measure pairs that were given'}; the judge measures what the model writes now. Where "
+        "they disagree, believe the answers.",
+        case.evidence(*SIGNALS),
         ("read the answers below, and check the judge on them", *case.gentler()),
     )
 
@@ -108,7 +110,7 @@ def longer(case: Case) -> Finding | None:
         "warning" if _multiplied(length, 2) else "info",
         "Preferred answers are often the longer ones, and the model may have learnt that rather than what makes them "
         "better.",
-        _evidence(case),
+        case.evidence(*SIGNALS),
         (
             "loss_type=simpo (its reward is a mean per token, so length gains nothing)",
             "`prefiere data`: see how often the chosen answer is the longer one",

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from prefiere.report.series import Change, Series
-from prefiere.run import Run
+from prefiere.report.series import Change, Level, Series
+from prefiere.report.words import ROLLOUTS, before_and_after
+from prefiere.run import Run, RunError
 
 Severity = Literal["good", "info", "warning", "bad"]
+Family = Literal["imitation", "preference", "reward", "policy"]
+"""What a run learns from, and so what its curves mean: examples, pairs, pairs as scores, or the scores of its own
+answers."""
+FAMILIES: dict[str, Family] = {
+    "sft": "imitation",
+    "reward": "reward",
+    **dict.fromkeys(("ppo", "rloo", "grpo", "reinforce"), "policy"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,7 @@ class Seen:
 
     @property
     def held_out(self) -> bool:
-        return self.key.startswith("eval_")
+        return self.key.startswith(("eval_", "samples/"))
 
 
 @dataclass
@@ -45,8 +56,10 @@ class Case:
     recipe: dict[str, Any] = field(init=False)
     status: dict[str, Any] = field(init=False)
     rows: list[dict[str, Any]] = field(init=False)
+    calibration: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.calibration = _calibration(self.run)
         self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.metrics
         self.series = cache(self._series)
 
@@ -58,8 +71,9 @@ class Case:
         return series
 
     def seen(self, name: str) -> Seen | None:
-        """How a metric changed: on held-out data where it was measured twice, else in training."""
-        for key in (f"eval_{name}", name):
+        """How a metric changed: on held-out data or prompts where it was measured twice, else in training."""
+        held_out = name if name.startswith("samples/") else f"eval_{name}"
+        for key in (held_out, ROLLOUTS.get(name, name)):
             if (change := self.change(key)) is not None:
                 return Seen(key, change)
         return None
@@ -67,13 +81,26 @@ class Case:
     def change(self, key: str) -> Change | None:
         return self.series(key).change
 
+    def end(self, key: str) -> Level | None:
+        """Where a metric ended, if it has rows enough that no single one decides."""
+        series = self.series(key)
+        return series.end if len(series) >= 5 else None
+
+    def evidence(self, *keys: str) -> tuple[str, ...]:
+        """One line for each of these metrics that was measured twice."""
+        return tuple(before_and_after(k, c) for k in keys if (c := self.change(k)) is not None)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES.get(str(self.recipe.get("method")), "preference")
+
     @property
     def sft(self) -> bool:
-        return self.recipe.get("method") == "sft"
+        return self.family == "imitation"
 
     @property
     def has_reference(self) -> bool:
-        return not self.sft and self.recipe.get("loss_type", "sigmoid") not in ("simpo", "orpo", "cpo")
+        return self.family == "preference" and self.recipe.get("loss_type", "sigmoid") not in ("simpo", "orpo", "cpo")
 
     @property
     def steps(self) -> int:
@@ -99,12 +126,31 @@ class Case:
     def gentler(self) -> tuple[str, ...]:
         """What keeps a model closer to where it started, most telling first."""
         rate = self.scaled_learning_rate(0.3)
+        if self.family == "policy":
+            return (self.larger("kl_coef", 3, "which ties the model more strongly to where it started"), rate)
         if not self.has_reference:
             return (rate, "fewer updates: a smaller num_train_epochs, or max_steps")
-        beta = self.recipe.get("beta")
-        larger = f"beta={3 * beta:g}" if isinstance(beta, int | float) else "a larger beta"
         return (
             "rpo_alpha=1, which adds a pull towards the chosen answers themselves",
-            f"{larger}, which ties the model more strongly to where it started",
+            self.larger("beta", 3, "which ties the model more strongly to where it started"),
             rate,
         )
+
+    def larger(self, name: str, factor: float, why: str) -> str:
+        """A setting to raise: ``beta=0.3, which ...``."""
+        value = self.recipe.get(name)
+        if isinstance(value, int | float) and value > 0:
+            return f"{name}={factor * value:g}, {why}"
+        return f"a larger {name}, {why}"
+
+
+def _calibration(run: Run) -> Mapping[str, Any]:
+    """calibration.json of a reward model's run, where there is one."""
+    path = run.folder / "calibration.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        raise RunError(f"{path} is damaged: {e}. Remove it, or evaluate the reward model again.") from e
+    return found if isinstance(found, Mapping) else {}

@@ -12,15 +12,14 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from prefiere.report.case import Case, Finding, Seen
-from prefiere.report.words import before_and_after, number, with_interval
+from prefiere.report.words import number, with_interval
 
 MORE = "more updates: a larger num_train_epochs, or a smaller batch_size"
 
 
 def _evidence(case: Case, *names: str) -> tuple[str, ...]:
     """One line per metric that was measured twice: on held-out data, and in training."""
-    keys = [k for name in names for k in (f"eval_{name}", name)]
-    return tuple(before_and_after(k, c) for k in keys if (c := case.change(k)) is not None)
+    return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))
 
 
 def _rises(seen: Seen | None) -> bool:
@@ -197,11 +196,11 @@ def within_noise(case: Case) -> Finding | None:
     half = max(change.diff - change.low, 0.0)
     needed = ""
     if change.diff and change.after.n:
-        # Half-widths shrink with the root of n; 2.80/1.96 adds the margin that finds a true effect 80% of the time.
-        pairs = change.after.n * (half / abs(change.diff) * 2.80 / 1.96) ** 2
         kind = "answers" if case.sft else "pairs"
-        needed = f" To see a change of this size reliably takes about {_round_up(pairs):,} held-out {kind}"
-        needed += f" instead of {change.after.n:,}."
+        needed = (
+            f" To see a change of this size reliably takes about {pairs_needed(change.after.n, half, change.diff):,}"
+        )
+        needed += f" held-out {kind} instead of {change.after.n:,}."
     return Finding(
         "within_noise",
         "Nothing can be concluded yet: the change is within the noise.",
@@ -281,6 +280,14 @@ def spikes(case: Case) -> Finding | None:
         (f"more than ten times the usual size at steps {shown}",),
         ("a smaller max_grad_norm, such as 0.3", case.scaled_learning_rate(0.5), "`prefiere data` for odd examples"),
     )
+
+
+def pairs_needed(n: int, half: float, effect: float) -> int:
+    """How many pairs would show ``effect``, where ``n`` gave an interval of half-width ``half``.
+
+    Half-widths shrink with the root of n; 2.80/1.96 adds the margin that finds a true effect 80% of the time.
+    """
+    return _round_up(n * (half / abs(effect) * 2.80 / 1.96) ** 2)
 
 
 def _round_up(value: float) -> int:

@@ -1,15 +1,18 @@
 """What a run's curves and answers mean, in plain language, with the remedy.
 
-The checks live in checks.py (curves) and answers.py (sampled text); here is how the run itself went, and the one
-sentence that all findings add up to.
+The checks live in checks.py (curves of given answers), reward.py (reward models), policy.py and updates.py (policy
+gradients) and answers.py (sampled text); here is how the run itself went, which checks each family of methods gets, and
+the one sentence that all findings add up to.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefiere.report import answers, checks
-from prefiere.report.case import Case, Finding, Severity
+from prefiere.report import answers, checks, policy, reward, updates
+from prefiere.report.case import Case, Family, Finding, Severity
 from prefiere.run import Run
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
@@ -30,7 +33,8 @@ class Diagnosis:
 def diagnose(run: Run) -> Diagnosis:
     """Read a run folder and say what it shows. Raises RunError where a file of the folder is damaged."""
     case = Case(run)
-    found = [f for check in _CHECKS if (f := check(case)) is not None]
+    checked = (*_OF_THE_RUN, *_CHECKS[case.family], unfinished, unmeasured)
+    found = [f for check in checked if (f := check(case)) is not None]
     if any(f.severity == "bad" for f in found):  # what it learnt is no praise then
         found = [f for f in found if f.key != "learnt"]
     found.sort(key=lambda f: _ORDER.index(f.severity))
@@ -77,21 +81,39 @@ def stopped(case: Case) -> Finding | None:
         return None
     reason = str(case.status.get("reason") or "no reason was recorded")
     if "guard" in reason.lower():
-        return Finding(
-            "guard",
-            f"The guard stopped the run at step {case.steps}: the answers were falling apart.",
-            "bad",
-            "Answers sampled along the way got worse than any change of style explains, so going on would only have "
-            "ruined the model further, however good the curves look.",
-            (reason,),
-            case.gentler(),
-        )
+        return _guarded(case, reason)
     return Finding(
         "stopped",
         f"The run was stopped at step {case.steps}{_of_total(case)}.",
         "info",
         "The same command continues from the last checkpoint.",
         (reason,),
+    )
+
+
+def _guarded(case: Case, reason: str) -> Finding:
+    """Which guard it was can be told from its words."""
+    told = reason.lower()
+    if re.search(r"\bkl\b|max_kl", told):
+        title, meaning = (
+            "the policy had spent its KL budget.",
+            "Its answers had moved further from the model before than max_kl allows. What it learnt on the way may be "
+            "sound: see the findings and the answers, and the checkpoints of earlier steps.",
+        )
+    elif re.search(r"\bjudge|\bscore", told):
+        title, meaning = (
+            "the judge's score fell while the reward rose.",
+            "The policy found answers that the reward rates too highly and the judge does not. Going on would only "
+            "have made more of them.",
+        )
+    else:
+        title, meaning = (
+            "the answers were falling apart.",
+            "Answers sampled along the way got worse than any change of style explains, so going on would only have "
+            "ruined the model further, however good the curves look.",
+        )
+    return Finding(
+        "guard", f"The guard stopped the run at step {case.steps}: {title}", "bad", meaning, (reason,), case.gentler()
     )
 
 
@@ -120,19 +142,39 @@ def unmeasured(case: Case) -> Finding | None:
     if not case.rows:
         return None
     missing = []
-    if not len(case.series("eval_loss")):
+    if case.family != "policy" and not len(case.series("eval_loss")):
         missing.append("No held-out data: nothing says whether what it learnt holds beyond the training data.")
-    if not len(case.series("samples/eos_rate")):
+    if case.family != "reward" and not len(case.series("samples/eos_rate")):
         missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
     if not missing:
         return None
+    remedy = ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",)
+    if case.family == "policy":
+        remedy = ("sample_steps=auto, the default, samples answers to held-out prompts",)
+    elif case.family == "reward":
+        remedy = ("eval_size=0.1, the default, holds out prompts",)
     return Finding(
         "unmeasured",
         "Part of the picture is missing.",
         "info",
         " ".join(missing),
         (),
-        ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",),
+        remedy,
+    )
+
+
+def unjudged(case: Case) -> Finding | None:
+    """A policy gradient without a judge: the only score is the one that was paid for."""
+    if not len(case.series("reward")) or len(case.series("samples/score")):
+        return None
+    return Finding(
+        "unjudged",
+        "Nobody but the reward itself has rated the answers.",
+        "info",
+        "A policy finds what its reward overlooks, so a rising reward alone does not show that answers got better. A "
+        "judge that was not trained on shows it: a rule, or a reward model of other data or another seed.",
+        (),
+        ("judge=module:function, or a held-out reward model", "`prefiere compare` on the run, and read the answers"),
     )
 
 
@@ -141,10 +183,10 @@ def _of_total(case: Case) -> str:
     return f" of {total}" if total else ""
 
 
-_CHECKS = (
-    failed,
-    stopped,
-    empty,
+Check = Callable[[Case], Finding | None]
+
+_OF_THE_RUN: tuple[Check, ...] = (failed, stopped, empty)
+_GIVEN: tuple[Check, ...] = (
     answers.degenerate,
     checks.moved_away,
     answers.worse_score,
@@ -158,6 +200,42 @@ _CHECKS = (
     checks.learnt,
     checks.both_fall,
     checks.barely,
-    unfinished,
-    unmeasured,
 )
+_CHECKS: dict[Family, tuple[Check, ...]] = {
+    "imitation": _GIVEN,
+    "preference": _GIVEN,
+    "reward": (
+        reward.chance,
+        reward.mostly_length,
+        checks.overfit,
+        reward.saturated,
+        reward.miscalibrated,
+        checks.spikes,
+        reward.learnt,
+        reward.off_centre,
+    ),
+    "policy": (
+        answers.degenerate,
+        policy.exploited,
+        policy.reward_falls,
+        policy.kl_runaway,
+        policy.worse_score,
+        policy.reward_flat,
+        policy.not_followed,
+        policy.length_hack,
+        policy.entropy_collapse,
+        policy.drift,
+        updates.disagreement,
+        updates.too_far,
+        updates.dead_critic,
+        updates.fewer_ends,
+        updates.sampler_off,
+        answers.never_end,
+        policy.longer,
+        checks.spikes,
+        policy.learnt,
+        policy.adaptive,
+        unjudged,
+    ),
+}
+"""What is asked of each family of methods, the gravest first."""

@@ -24,7 +24,27 @@ NAMES = {
     "samples/ref_logp": "naturalness of the answers to the model from before",
     "samples/kl": "KL to the start",
     "samples/score": "judge's score",
+    "samples/reward": "reward on held-out prompts",
+    "samples/reward_disagreement": "disagreement of the reward models",
+    "rewards/mean": "score of all answers",
+    "rewards/std": "spread of the scores",
     "grad_norm": "gradient norm",
+    "reward": "reward of the rollouts",
+    "reward_std": "spread of the reward within an update",
+    "objective/kl": "KL to the start, rollouts",
+    "completions/mean_length": "length of the rollouts",
+    "completions/eos_rate": "rollouts that end by themselves",
+    "entropy": "entropy",
+    "policy/clipfrac_avg": "tokens whose update was clipped",
+    "policy/approxkl_avg": "KL of an update (old to new policy)",
+    "policy/early_stops": "updates cut short",
+    "val/ratio": "probability ratio, new to old",
+    "loss/value_avg": "critic's loss",
+    "val/explained_variance": "share of the returns' variance that the critic explains",
+    "returns/std": "spread of the returns",
+    "kl_coef": "KL coefficient",
+    "length_reward_correlation": "correlation of length and reward",
+    "sampler_drift": "log-probabilities of the sampler, off by",
 }
 UNITS = {
     "loss": "nats",
@@ -33,8 +53,21 @@ UNITS = {
     "samples/length": "tokens",
     "samples/ref_logp": "nats per token",
     "samples/kl": "nats per answer",
+    "objective/kl": "nats per answer",
+    "completions/mean_length": "tokens",
+    "entropy": "nats per token",
+    "policy/approxkl_avg": "nats per token",
+    "sampler_drift": "nats per token",
 }
-_SHARES = ("accuracies", "accuracy", "eos_rate", "repetition")
+ROLLOUTS = {
+    "samples/reward": "reward",
+    "samples/kl": "objective/kl",
+    "samples/length": "completions/mean_length",
+    "samples/eos_rate": "completions/eos_rate",
+}
+"""What is measured on the same held-out prompts again and again, and its twin from each update's own rollouts."""
+_SHARES = ("accuracies", "accuracy", "eos_rate", "repetition", "clipfrac_avg")
+_GIVEN = ("loss", "mean_token_accuracy")
 
 # Invisible or reordering characters: C0 but tab and newline, DEL and C1, bidirectional controls, surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -80,7 +113,8 @@ def with_interval(level: Level, key: str = "") -> str:
 def before_and_after(key: str, change: Change) -> str:
     """One line of evidence: ``margin on held-out pairs: 0.00 → 0.41 (0.36 to 0.46), 200 measured``."""
     name = bare(key)
-    where = " on held-out data" if key != name else "" if key.startswith("samples/") else " on training data"
+    given = name in _GIVEN or name.startswith(("rewards/", "logps/"))  # measured on given answers, of either split
+    where = "" if not given else " on held-out data" if key != name else " on training data"
     unit = f" {UNITS[name]}" if name in UNITS else ""
     count = f", {change.after.n:,} measured" if change.after.n else ""
     return (
