@@ -13,13 +13,13 @@ from typing import Any
 import matplotlib
 import pytest
 
-from prefiere.report import plots
+from prefiere.report import panels, plots
 from prefiere.report.case import Case
 from prefiere.report.pairs import LONGEST, SHOWN
 from prefiere.report.render import render
 from prefiere.report.words import duration, number, visible
 from prefiere.run import Run, RunError
-from synthetic_runs import make, to
+from synthetic_runs import ADAPTIVE_KL, make, make_policy, make_reward, to
 
 VOID = {"meta", "br", "img", "input", "link"}
 
@@ -220,8 +220,73 @@ def test_runs_of_other_methods_share_the_axes(tmp_path: Path) -> None:
     assert "Next tokens guessed right" in p.text
 
 
+def test_a_policy_gradient_run_in_one_file(tmp_path: Path) -> None:
+    run = make_policy(tmp_path / "run", **ADAPTIVE_KL)
+    run.log_samples([answer(0, "A dog is your friend.", score=0.0, reward=-0.512345)])
+    p = page(tmp_path, run)
+    assert_safe(p)
+    for text in (
+        "method PPO",
+        "Reward against KL",
+        "Reward score",
+        "KL to the start nats per answer",
+        "Entropy nats per token",
+        "Clipped tokens",
+        "Size of an update",
+        "Critic's loss",
+        "Critic explains",
+        "KL coefficient",
+        "Time share of the run",
+        "sampling 53%",
+        "Judge's score",
+        "rollouts, smoothed over the rows as logged",
+        "score 0 reward -0.512 5 tokens",
+    ):
+        assert text in p.text, text
+    assert "At equal KL" not in p.text  # with nothing to compare
+    assert p.tags.count("svg") == 15
+
+
+def test_what_a_method_does_not_have_is_not_shown(tmp_path: Path) -> None:
+    text = page(tmp_path, make_policy(tmp_path / "run", method="rloo")).text
+    assert "Critic" not in text
+    assert "KL coefficient The price" not in text  # it never changed
+    assert "method RLOO" in text
+
+
+def test_a_reward_model_in_one_file(tmp_path: Path) -> None:
+    p = page(tmp_path, make_reward(tmp_path / "run"))
+    assert_safe(p)
+    for text in (
+        "method Reward model",
+        "coin flip",
+        "Score of chosen answers",
+        "What its scores are worth",
+        "calibration error",
+        "always the longer one 56%",
+        "A reward model writes no answers",
+    ):
+        assert text in p.text, text
+    assert p.tags.count("svg") == 7
+    assert "β" not in p.text
+
+
+def test_hostile_names_and_settings_beside_the_frontier(tmp_path: Path) -> None:
+    bad = {"judge": HOSTILE[0], "reward": HOSTILE[1], "kl_coef": HOSTILE[2], "method": "ppo"}
+    runs = [make_policy(tmp_path / f"<img src=x>{i}", i, recipe=bad, steps=20) for i in range(2)]
+    runs.append(
+        make_policy(tmp_path / "</svg><script>", recipe={"judge": "another"}, drop=("samples/reward",), steps=20)
+    )
+    runs.append(make_reward(tmp_path / "<b>rm"))
+    p = page(tmp_path, *runs)
+    assert_safe(p)
+    assert "<script> is not shown: another judge scored it." in p.text
+    assert "<img src=x>0 PPO" in p.text
+
+
 def test_ids_are_unique_on_the_page(tmp_path: Path) -> None:
-    ids = page(tmp_path, make(tmp_path / "run", steps=10)).ids()
+    runs = [make(tmp_path / "run", steps=10), make_policy(tmp_path / "ppo"), make_reward(tmp_path / "rm")]
+    ids = page(tmp_path, *runs).ids()
     assert len(ids) == len(set(ids))
 
 
@@ -265,14 +330,14 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
 def test_figures_take_their_colours_from_the_page(tmp_path: Path) -> None:
     cases = [Case(make(tmp_path / str(i), i)) for i in range(10)]
     before = dict(matplotlib.rcParams)
-    svg = plots.draw(plots.CURVES[1], cases)
+    svg = plots.draw(panels.PREFERENCE[1], cases)
     assert dict(matplotlib.rcParams) == before
     assert svg is not None
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert set(re.findall(r"var\(--(run-\d)\)", svg)) == {f"run-{i}" for i in range(1, 9)}
     assert "<style" not in svg
     assert "font-family" not in svg
-    assert svg == plots.draw(plots.CURVES[1], cases)
+    assert svg == plots.draw(panels.PREFERENCE[1], cases)
 
 
 def test_bands_only_where_intervals_are(tmp_path: Path) -> None:
@@ -281,7 +346,7 @@ def test_bands_only_where_intervals_are(tmp_path: Path) -> None:
     bare.recipe = measured.recipe
     for row in measured.metrics:
         bare.log({k: v for k, v in row.items() if not k.endswith(("_low", "_high"))})
-    with_band, without = (plots.draw(plots.CURVES[2], [Case(r)]) for r in (measured, bare))
+    with_band, without = (plots.draw(panels.PREFERENCE[2], [Case(r)]) for r in (measured, bare))
     assert with_band is not None
     assert without is not None
     assert "opacity: 0.16" in with_band
@@ -292,7 +357,7 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     run.recipe = {"method": "dpo"}
     run._append("metrics.jsonl", [{"step": i, "loss": 1.0 / (1 + i % 97)} for i in range(50_000)])
-    svg = plots.draw(plots.CURVES[0], [Case(run)])
+    svg = plots.draw(panels.PREFERENCE[0], [Case(run)])
     assert svg is not None
     assert len(svg) < 60_000
 

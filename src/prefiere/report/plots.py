@@ -7,10 +7,8 @@ No name or text of a run goes into a figure: whatever needs escaping is the page
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,71 +19,24 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.ndimage import gaussian_filter1d
 
 from prefiere.report.case import Case
+from prefiere.report.panels import Panel
 from prefiere.report.series import Series
-from prefiere.report.words import UNITS, is_share
+from prefiere.report.words import is_share
 
 COLOURS = 8
 """How many runs have a colour of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One figure: the metric, its title, what it means in plain words, and a value to compare with, with its name."""
-
-    key: str
-    title: str
-    meaning: str
-    reference: float | None = None
-    reference_name: str = ""
-
-    @property
-    def unit(self) -> str:
-        if is_share(self.key):
-            return {"samples/repetition": "share of three-token runs", "samples/eos_rate": "share of answers"}.get(
-                self.key, "share of next tokens" if self.key == "mean_token_accuracy" else "share of comparisons"
-            )
-        return UNITS.get(self.key, "β × nats" if self.key.startswith("rewards/") else "score")
-
-
-CURVES = (
-    Panel("loss", "Loss", "What training makes smaller. It should fall; when only the held-out line rises again, the "
-          "model is learning its examples by heart."),
-    Panel("rewards/margins", "Margin", "How much more the model favours the preferred answer over the other one than "
-          "it did before training. This should rise.", 0.0, "as before"),
-    Panel("rewards/accuracies", "Accuracy", "How often it favours the preferred answer more than it did before. It "
-          "counts any difference, however small.", 0.5, "coin flip"),
-    Panel("rewards/chosen", "Reward of chosen answers", "How much more likely than before preferred answers became; "
-          "below zero, less. A fall is common: the loss sees only the difference.", 0.0, "as before"),
-    Panel("rewards/rejected", "Reward of rejected answers", "The same for the answers people liked less. This usually "
-          "falls, and faster than the chosen ones.", 0.0, "as before"),
-    Panel("samples/kl", "KL to the start", "How far the model's own answers have moved from what it would "
-          "have written before. Some is the point; a lot costs what it knew.", 0.0, "not moved"),
-    Panel("mean_token_accuracy", "Next tokens guessed right", "How often the example's next token is the one the "
-          "model finds most likely."),
-)  # fmt: skip
-ANSWERS = (
-    Panel("samples/score", "Judge's score", "What the judge thinks of answers sampled along the way, always to the "
-          "same prompts with the same seeds."),
-    Panel("samples/eos_rate", "Answers that end", "Answers that come to an end by themselves, rather than run into "
-          "the limit."),
-    Panel("samples/length", "Length", "A steady length is healthy. Growing without end, or shrinking to nothing, is "
-          "not."),
-    Panel("samples/repetition", "Repetition", "Runs of three tokens that the answer contained before. A rise means "
-          "that it is stuck in a loop."),
-    Panel("samples/ref_logp", "Naturalness", "How likely the answers are to the model from before. A steep fall means "
-          "text that nobody ever wrote."),
-)  # fmt: skip
-
 # Stand-ins that no other part of a figure uses; each becomes a CSS variable of the page.
-_INK, _MUTED, _GRID, _TRAIN = "#010a01", "#010a02", "#010a03", "#010a04"
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "line", _TRAIN: "train"} | {
+_INK, MUTED, _GRID, _TRAIN = "#010a01", "#010a02", "#010a03", "#010a04"
+_VARIABLES = {_INK: "ink", MUTED: "muted", _GRID: "line", _TRAIN: "train"} | {
     f"#010a{0x10 + i:02x}": f"run-{i + 1}" for i in range(COLOURS)
 }
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
+    "axes.labelcolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -98,8 +49,8 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.8,
     "xtick.color": _GRID,
     "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
     "ytick.major.size": 0,
     "xtick.major.size": 3,
     "path.simplify": True,
@@ -117,31 +68,43 @@ def draw(panel: Panel, cases: Sequence[Case]) -> str | None:
     Validation and sampled answers are solid lines with a 95% band. Training is thin: with one run the rows as logged
     behind their smoothed course, with several the smoothed course alone, dashed, in the run's colour.
     """
-    curves = [(case.series(panel.key), case.series(f"eval_{panel.key}")) for case in cases]
-    if not any(len(s) for pair in curves for s in pair):
+    curves = [(case.series(panel.training or ""), case.series(panel.measured)) for case in cases]
+    shown = [s for pair in curves for s in pair if len(s)]
+    if not shown or (panel.varies and all(np.ptp(s.values) == 0 for s in shown)):
         return None
-    with style.context(["default", _STYLE | {"svg.hashsalt": panel.key}]):
-        figure = Figure(figsize=(4.7, 2.6), layout="constrained")
-        axes = figure.add_subplot()
+
+    def onto(axes: Axes) -> None:
         spans: list[np.ndarray] = []
         for i, (train, held_out) in enumerate(curves):
-            own = next(c for c, name in _VARIABLES.items() if name == colour(i))
-            if panel.key.startswith("samples/"):
-                spans += _measured(axes, train, own)
-            else:
-                spans += _training(axes, train, own if len(cases) > 1 else _TRAIN, raw=len(cases) == 1)
-                spans += _measured(axes, held_out, own)
+            spans += _training(axes, train, ink(i) if len(cases) > 1 else _TRAIN, raw=len(cases) == 1)
+            spans += _measured(axes, held_out, ink(i))
+            if len(cases) == 1 and not len(held_out):
+                spans += _band(axes, train, _TRAIN)
         _dress(axes, panel, np.concatenate(spans))
+
+    return svg(onto, panel.key)
+
+
+def svg(onto: Callable[[Axes], None], name: str, size: tuple[float, float] = (4.7, 2.6)) -> str:
+    """A figure of ``size`` inches in the page's style, drawn by ``onto``; ``name`` makes its inner ids its own."""
+    with style.context(["default", _STYLE | {"svg.hashsalt": name}]):
+        figure = Figure(figsize=size, layout="constrained")
+        onto(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _bare(buffer.getvalue())
+
+
+def ink(run: int) -> str:
+    """What to draw the run at this place with: it becomes the page's ``colour(run)``."""
+    return next(c for c, name in _VARIABLES.items() if name == colour(run))
 
 
 def _training(axes: Axes, series: Series, own: str, *, raw: bool) -> list[np.ndarray]:
     """Draw a noisy series; returns the values that the axis must show."""
     if not len(series):
         return []
-    smooth = gaussian_filter1d(series.values, max(1.0, len(series) / 25), mode="nearest") if len(series) > 8 else None
+    smooth = _smooth(series, series.values) if len(series) > 8 else None
     every = max(1, len(series) // 400)
     if raw or smooth is None:
         axes.plot(series.steps[::every], series.values[::every], color=own, lw=0.8, alpha=0.35 if raw else 0.6)
@@ -162,6 +125,19 @@ def _measured(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
     else:
         axes.plot(series.steps, series.values, color=own, lw=2, marker="o" if len(series) <= 25 else None, ms=3.5)
     return [series.values, series.low[known], series.high[known]]
+
+
+def _band(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
+    """The intervals of a noisy series, smoothed as it is itself; returns the values that the axis must show."""
+    if len(series) <= 8 or np.isnan(series.low).any():
+        return []
+    low, high = (_smooth(series, bound) for bound in (series.low, series.high))
+    axes.fill_between(series.steps, low, high, color=own, alpha=0.16, lw=0)
+    return [low, high]
+
+
+def _smooth(series: Series, values: np.ndarray) -> np.ndarray:
+    return np.asarray(gaussian_filter1d(values, max(1.0, len(series) / 25), mode="nearest"))
 
 
 def _bars(series: Series) -> np.ndarray | None:
@@ -186,25 +162,15 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.04 else 1))
     axes.set_ylim(low, high)
     if panel.reference is not None:
-        axes.axhline(panel.reference, color=_MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+        axes.axhline(panel.reference, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
         axes.annotate(
             panel.reference_name, (1, panel.reference), (0, 3 if above else -3), ha="right",
             va="bottom" if above else "top", xycoords=("axes fraction", "data"), textcoords="offset points",
-            color=_MUTED, fontsize=9,
+            color=MUTED, fontsize=9,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("update", loc="right", fontsize=10)
-
-
-def coin_flip(cases: Sequence[Case]) -> Panel:
-    """The loss panel, with ln 2 as its reference where that is what every run began at."""
-    panel = CURVES[0]
-    recipes = [c.recipe for c in cases if c.has_reference]
-    plain = [r for r in recipes if r.get("loss_type", "sigmoid") == "sigmoid" and not r.get("rpo_alpha")]
-    if len(plain) == len(cases):
-        return Panel(panel.key, panel.title, panel.meaning, math.log(2), "coin flip")
-    return panel
 
 
 def _bare(svg: str) -> str:

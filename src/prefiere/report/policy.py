@@ -204,9 +204,9 @@ def longer(case: Case) -> Finding | None:
 
 
 def entropy_collapse(case: Case) -> Finding | None:
-    """Entropy fell below a fifth of what it was. Below 0.2 nats per token at the start there was no freedom to lose."""
+    """Entropy fell below a quarter of what it was; from below 0.2 nats per token there was no freedom to lose."""
     entropy = case.change("entropy")
-    if entropy is None or entropy.before.mean < 0.2 or not entropy.falls(0.8 * entropy.before.mean):
+    if entropy is None or entropy.before.mean < 0.2 or not entropy.falls(0.75 * entropy.before.mean):
         return None
     return Finding(
         "entropy_collapse",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,25 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from prefiere.report import plots
+from prefiere.report import panels, plots, shown
 from prefiere.report.case import Case
 from prefiere.report.doctor import Diagnosis, diagnose
 from prefiere.report.pairs import LONGEST, Answer, before_and_after
-from prefiere.report.words import NAMES, account, bare, duration, number, visible, with_interval
+from prefiere.report.words import NAMES, ROLLOUTS, account, bare, duration, number, visible, with_interval
 from prefiere.run import Run, RunError, write_text
 
-METHODS = {"dpo": "Preference optimisation (DPO)", "sft": "Supervised fine-tuning (SFT)"}
+METHODS = {
+    "sft": "Supervised fine-tuning (SFT)",
+    "dpo": "Preference optimisation (DPO)",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "reinforce": "REINFORCE",
+}
 KEY_SETTINGS = (
-    *("model", "data", "eval_data", "loss_type", "beta", "learning_rate"),
-    *("batch_size", "num_train_epochs", "max_steps", "lora", "seed"),
+    *("model", "reward", "judge", "data", "prompts", "eval_data", "loss_type", "beta", "kl_coef", "max_kl"),
+    *("learning_rate", "batch_size", "num_ppo_epochs", "cliprange", "num_train_epochs", "max_steps", "lora", "seed"),
 )
 TILES = (
     "eval_rewards/accuracies",
@@ -34,7 +43,9 @@ TILES = (
     "eval_loss",
     "eval_mean_token_accuracy",
     "samples/score",
+    "samples/reward",
     "samples/kl",
+    "samples/length",
     "samples/eos_rate",
 )
 
@@ -68,11 +79,15 @@ def render(runs: Sequence[Run], out: Path) -> Path:
     page = _environment().get_template("template.html")
     html = page.render(
         sheets=sheets,
-        curves=_figures((plots.coin_flip(cases), *plots.CURVES[1:]), cases, sheets),
-        signals=_figures(plots.ANSWERS, cases, sheets),
+        frontier=shown.reward_against_kl(cases, names, METHODS),
+        curves=shown.curves(panels.curves(cases), cases, names),
+        calibration=shown.calibration(cases, names),
+        times=shown.times(cases, names),
+        signals=shown.curves(panels.ANSWERS, cases, names),
+        families=sorted({case.family for case in cases}),
         facts=_beside([sheet.facts for sheet in sheets]),
         settings=_beside([{k: _shown(v) for k, v in case.recipe.items()} for case in cases]),
-        glance=list(dict.fromkeys(name for sheet in sheets for name in sheet.tiles)),
+        glance=_glance(sheets),
         several=len(sheets) > 1,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +109,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": _shown, "label": _label, "prose": _prose}
+    environment.filters |= {"shown": _shown, "label": _label, "prose": _prose, "tags": shown.tags}
     return environment
 
 
@@ -158,41 +173,19 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
 
 def _tiles(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
     """The numbers that say most: (name, (before, after with interval))."""
-    for key in TILES:
+    for key in (k if len(case.series(k)) else ROLLOUTS.get(k, k) for k in TILES):
+        if key == "samples/length" and case.family != "policy":
+            continue  # where answers are paid for, length is what they cheat with
         if (change := case.change(key)) is not None:
             name = NAMES[bare(key)] + (" on held-out data" if key.startswith("eval_") else "")
             yield name, (number(change.before.mean, key), with_interval(change.after, key))
 
 
-def _figures(
-    panels: Sequence[plots.Panel], cases: Sequence[Case], sheets: Sequence[Sheet]
-) -> list[tuple[plots.Panel, Markup, list[tuple[str, str, str]]]]:
-    """(panel, svg, [(colour, what the line is, its end in words)]) of each panel that any run has.
-
-    With several runs only the line to judge by is put in words: held out where there is such, else training.
-    """
-    figures, several = [], len(sheets) > 1
-    for panel in panels:
-        svg = plots.draw(panel, cases)
-        if svg is None:
-            continue
-        lines = []
-        for sheet in sheets:
-            told = False
-            for prefix, kind in (("eval_", "held out"), ("", _kind(panel.key))):
-                series = sheet.case.series(prefix + panel.key)
-                if not len(series) or (several and told):
-                    continue
-                told = True
-                colour = "train" if kind == "training" and not several else sheet.colour
-                who = f"{sheet.name}, {kind}" if several else kind
-                lines.append((colour, who, with_interval(series.end, panel.key)))
-        figures.append((panel, Markup(svg), lines))
-    return figures
-
-
-def _kind(key: str) -> str:
-    return "sampled" if key.startswith("samples/") else "training"
+def _glance(sheets: Sequence[Sheet]) -> list[str]:
+    """The numbers that stand beside each other: those that most runs have, as many as fit."""
+    held = Counter(name for sheet in sheets for name in sheet.tiles)
+    kept = {name for name, _ in held.most_common(6)}
+    return [name for name in held if name in kept]
 
 
 def _beside(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], bool]]:

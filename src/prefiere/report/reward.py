@@ -44,6 +44,14 @@ def accuracy(case: Case) -> Level | None:
     return measured
 
 
+def baseline(case: Case) -> tuple[str, Level] | None:
+    """``longer`` or ``shorter``, and how often always choosing that answer is right."""
+    length = case.calibration.get("length")
+    if not isinstance(length, Mapping) or (right := level(length.get("baseline"))) is None:
+        return None
+    return "shorter" if length.get("rule") == "shorter" else "longer", right
+
+
 def learnt(case: Case) -> Finding | None:
     """Held-out accuracy is above chance beyond its interval."""
     right = accuracy(case)
@@ -60,8 +68,8 @@ def learnt(case: Case) -> Finding | None:
         "learnt",
         "The reward model learnt the preferences: it scores the preferred answer higher " + title,
         "good" if severity == "good" else "info",
-        "Choosing at random is right half the time, and people who judge the same pair twice agree about three times "
-        "in four, so nobody gets near 100% on people's judgements.",
+        "Choosing at random is right half the time. Two people who judge the same pair agree about three times in "
+        "four, so on people's judgements nothing gets near 100%.",
         (*_evidence(case, SHARE, "rewards/margins", "loss"), *_length(case)),
     )
 
@@ -105,10 +113,10 @@ def mostly_length(case: Case) -> Finding | None:
     right, length = accuracy(case), case.calibration.get("length")
     if right is None or not isinstance(length, Mapping):
         return None
-    baseline, rule = level(length.get("baseline")), "shorter" if length.get("rule") == "shorter" else "longer"
-    against = _against(case, rule)
+    rule = "shorter" if length.get("rule") == "shorter" else "longer"
+    always, against = baseline(case), _against(case, rule)
     blind = against is not None and against.below(0.5)
-    no_better = baseline is not None and right.known and right.low <= baseline.mean
+    no_better = always is not None and right.known and right.low <= always[1].mean
     if not (blind or no_better) or right.below(0.5):
         return None
     title = f"Choosing the {rule} answer would do as well." if no_better else "It measures length more than quality."
@@ -212,10 +220,8 @@ def _evidence(case: Case, *names: str) -> tuple[str, ...]:
 
 def _length(case: Case) -> Iterator[str]:
     """The baseline of length, as a line of evidence."""
-    length = case.calibration.get("length")
-    if isinstance(length, Mapping) and (baseline := level(length.get("baseline"))) is not None:
-        rule = "shorter" if length.get("rule") == "shorter" else "longer"
-        yield f"always choosing the {rule} answer: right {with_interval(baseline, SHARE)} of the time"
+    if (rule := baseline(case)) is not None:
+        yield f"always choosing the {rule[0]} answer: right {with_interval(rule[1], SHARE)} of the time"
 
 
 def _against(case: Case, rule: str) -> Level | None:
