@@ -169,8 +169,19 @@ def test_each_sign_of_the_updates(tmp_path: Path, key: str, rollouts: dict[str, 
 def test_too_far_names_what_to_turn(tmp_path: Path) -> None:
     d = diagnose(make_policy(tmp_path, rollouts={"policy/clipfrac_avg": to(0.5, 0.4)}))
     remedy = " ".join(finding(d, "too_far").remedy)
-    for setting in ("learning_rate=3e-06", "num_ppo_epochs", "cliprange", "target_kl"):
+    for setting in ("learning_rate=3e-06", "num_ppo_epochs", "cliprange", "max_approx_kl"):
         assert setting in remedy
+
+
+def test_remedies_fit_the_method(tmp_path: Path) -> None:
+    """GRPO charges its KL as a loss and passes once over a rollout: neither kl_coef nor fewer passes would help."""
+    grpo = {"kl_coef": 0.0, "kl_loss_coef": 0.05, "num_ppo_epochs": 1}
+    d = diagnose(
+        make_policy(tmp_path, method="grpo", recipe=grpo, **KL_BLOWN_UP | {"rollouts": {"val/ratio": to(2, 1)}})
+    )
+    remedy = " ".join(r for f in d.findings for r in f.remedy)
+    assert "kl_loss_coef=0.15" in remedy
+    assert "num_ppo_epochs" not in remedy
 
 
 def test_little_entropy_was_never_there_to_lose(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class Case:
         """What keeps a model closer to where it started, most telling first."""
         rate = self.scaled_learning_rate(0.3)
         if self.family == "policy":
-            return (self.larger("kl_coef", 3, "which ties the model more strongly to where it started"), rate)
+            return (self.tighter("which ties the model more strongly to where it started"), rate)
         if not self.has_reference:
             return (rate, "fewer updates: a smaller num_train_epochs, or max_steps")
         return (
@@ -135,6 +135,18 @@ class Case:
             self.larger("beta", 3, "which ties the model more strongly to where it started"),
             rate,
         )
+
+    def tighter(self, why: str, factor: float = 3) -> str:
+        """A higher price of the KL, wherever this run charges it: in the reward, or as a loss."""
+        as_loss = not self.recipe.get("kl_coef") and self.recipe.get("kl_loss_coef")
+        return self.larger("kl_loss_coef" if as_loss else "kl_coef", factor, why)
+
+    def fewer_passes(self) -> tuple[str, ...]:
+        """Fewer passes over each rollout, where there is more than one."""
+        passes = self.recipe.get("num_ppo_epochs")
+        if not isinstance(passes, int):
+            return ("fewer num_ppo_epochs",)
+        return (f"num_ppo_epochs={passes // 2}",) if passes > 1 else ()
 
     def larger(self, name: str, factor: float, why: str) -> str:
         """A setting to raise: ``beta=0.3, which ...``."""

@@ -83,7 +83,7 @@ def exploited(case: Case) -> Finding | None:
             *case.evidence("samples/reward", "reward", "samples/kl", "samples/length"),
         ),
         (
-            case.larger("kl_coef", 3, "which makes moving away cost more"),
+            case.tighter("which makes moving away cost more"),
             f"stop earlier: max_kl below the KL of step {step}, or max_steps={step}"
             if step
             else "a smaller max_kl, which stops the run before it is far from the start",
@@ -127,7 +127,7 @@ def reward_falls(case: Case) -> Finding | None:
         case.evidence("samples/reward", "reward", "objective/kl", "completions/eos_rate", "policy/clipfrac_avg"),
         (
             case.scaled_learning_rate(0.3),
-            "fewer num_ppo_epochs",
+            *case.fewer_passes(),
             "a smaller kl_coef, if the KL has stayed near zero",
             "a larger max_new_tokens, if answers stopped ending",
         ),
@@ -178,7 +178,7 @@ def length_hack(case: Case) -> Finding | None:
         ),
         (
             "`prefiere score` on the reward model: its accuracy where the preferred answer is the shorter one",
-            case.larger("kl_coef", 2, "which makes every extra token cost more"),
+            case.tighter("which makes every extra token cost more", 2),
             "a larger missing_eos_penalty, if answers run into the limit",
         )
         if grew
@@ -216,9 +216,9 @@ def entropy_collapse(case: Case) -> Finding | None:
         "no longer tell them apart, and learning ends, at the best answer or at an early guess.",
         case.evidence("entropy", "reward_std", "samples/reward", "samples/repetition"),
         (
-            case.larger("kl_coef", 3, "which holds the policy near the model from before, and its variety"),
+            case.tighter("which holds the policy near the model from before, and its variety"),
             case.scaled_learning_rate(0.3),
-            "fewer num_ppo_epochs",
+            *case.fewer_passes(),
         ),
     )
 
@@ -242,7 +242,7 @@ def kl_runaway(case: Case) -> Finding | None:
         "was trained on answers like its own." + still,
         case.evidence("samples/kl", "objective/kl", "samples/ref_logp", "kl_coef", "samples/score"),
         (
-            case.larger("kl_coef", 3, "or an adaptive one, which finds the price by itself"),
+            case.tighter("or target_kl, with which the price finds itself"),
             "max_kl, which stops the run at a budget",
             case.scaled_learning_rate(0.3),
         ),
@@ -264,7 +264,7 @@ def adaptive(case: Case) -> Finding | None:
         "adaptive",
         f"The KL coefficient adapted itself, from {number(coefficient[0])} to {number(coefficient[-1])}.",
         "info",
-        "It rises while the KL is above its target and falls while it is below. It ended "
+        "It rises while the KL is above target_kl and falls while it is below. It ended "
         + ("higher: the coefficient it began with was too weak." if up else "lower: it began too strong.")
         + " The value of the end is a good fixed kl_coef for a run like this.",
         case.evidence("objective/kl", "samples/kl"),

@@ -34,7 +34,7 @@ METHODS = {
     "reinforce": "REINFORCE",
 }
 KEY_SETTINGS = (
-    *("model", "reward", "judge", "data", "prompts", "eval_data", "loss_type", "beta", "kl_coef", "max_kl"),
+    *("model", "reward", "judge", "data", "eval_data", "loss_type", "beta", "kl_coef", "target_kl", "max_kl"),
     *("learning_rate", "batch_size", "num_ppo_epochs", "cliprange", "num_train_epochs", "max_steps", "lora", "seed"),
 )
 TILES = (

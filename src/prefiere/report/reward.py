@@ -234,7 +234,7 @@ def _against(case: Case, rule: str) -> Level | None:
         right = level(b.get("accuracy"))
         if right is None or not _number(b.get("n")):
             continue
-        if b["high"] <= 0 if rule == "longer" else b["low"] >= 0:
+        if b["low"] < 0 >= b["high"] if rule == "longer" else b["low"] >= 0 < b["high"]:
             wins, n = wins + right.mean * b["n"], n + b["n"]
     signed = any(b["low"] < 0 for b in bins(case, "length", "by_difference"))
     return Level(wins / n, *wilson(wins, n), int(n)) if n and signed else None

@@ -30,9 +30,8 @@ def dead_critic(case: Case) -> Finding | None:
         "it predicts no better than a constant; below 0, worse. Learning still works then, with more noise.",
         case.evidence("val/explained_variance", "loss/value_avg", "returns/std"),
         (
-            "a higher learning rate for the critic, or a few updates in which it alone learns",
+            "a higher critic_learning_rate, or critic_warmup_steps=10, in which it alone learns",
             "more num_ppo_epochs",
-            "a critic that starts from the reward model",
             "`prefiere rloo`, which needs no critic",
         ),
     )
@@ -50,7 +49,9 @@ def too_far(case: Case) -> Finding | None:
     if ratio is not None and (ratio.above(1.1) or ratio.below(0.9)):
         signs.append(f"{NAMES['val/ratio']}: {with_interval(ratio)}, where 1 is no change")
     if stops is not None and stops.above(0.5):
-        signs.append(f"updates cut short because their KL was above target_kl: {number(stops.mean)} per row at the end")
+        signs.append(
+            f"updates cut short because they had gone beyond max_approx_kl: {number(stops.mean)} of each at the end"
+        )
     if not signs:
         return None
     return Finding(
@@ -62,8 +63,8 @@ def too_far(case: Case) -> Finding | None:
         tuple(signs),
         (
             case.scaled_learning_rate(0.3),
-            "fewer num_ppo_epochs",
-            "a smaller cliprange or target_kl, which end an update sooner",
+            *case.fewer_passes(),
+            "a smaller cliprange, or a smaller max_approx_kl, which ends an update sooner",
         ),
     )
 
@@ -119,7 +120,7 @@ def disagreement(case: Case) -> Finding | None:
         "reward says little.",
         case.evidence("samples/reward_disagreement", "samples/reward", "samples/kl", "samples/score"),
         (
-            "the minimum of the reward models, or their mean less their standard deviation, as the reward",
-            case.larger("kl_coef", 3, "which keeps the answers where they agree"),
+            "reward_ensemble=min or lower, which pay only for what all of them like",
+            case.tighter("which keeps the answers where they agree"),
         ),
     )

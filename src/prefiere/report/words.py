@@ -64,6 +64,7 @@ ROLLOUTS = {
     "samples/kl": "objective/kl",
     "samples/length": "completions/mean_length",
     "samples/eos_rate": "completions/eos_rate",
+    "samples/reward_disagreement": "reward_disagreement",
 }
 """What is measured on the same held-out prompts again and again, and its twin from each update's own rollouts."""
 _SHARES = ("accuracies", "accuracy", "eos_rate", "repetition", "clipfrac_avg")
