@@ -2,7 +2,7 @@
 
 >>> import prefiere
 >>> sorted(prefiere.__all__)
-['Run', '__version__', 'compare', 'dpo', 'read', 'sft']
+['Run', '__version__', 'compare', 'dpo', 'read', 'reward', 'sft']
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefiere.api import dpo, sft
+    from prefiere.api import dpo, reward, sft
     from prefiere.data.formats import read
     from prefiere.evaluate.compare import compare
     from prefiere.run import Run
 
     __version__: str
 
-__all__ = ["Run", "__version__", "compare", "dpo", "read", "sft"]
+__all__ = ["Run", "__version__", "compare", "dpo", "read", "reward", "sft"]
 
 _HOMES = {
     "Run": "prefiere.run",
     "compare": "prefiere.evaluate.compare",
     "dpo": "prefiere.api",
     "read": "prefiere.data.formats",
+    "reward": "prefiere.api",
     "sft": "prefiere.api",
 }
 

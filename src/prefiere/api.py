@@ -75,3 +75,8 @@ def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
 def sft(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
     """Imitate answers, as ``prefiere sft`` does. Arguments, result and errors as for `dpo`."""
     return train(recipes.load("sft", recipe, settings), fresh=fresh)
+
+
+def reward(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """Train a reward model, as ``prefiere reward`` does. Arguments, result and errors as for `dpo`."""
+    return train(recipes.load("reward", recipe, settings), fresh=fresh)

@@ -57,7 +57,8 @@ def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> di
     finished = run.status["state"] == "finished"
     if finished:
         say(f"Model: {run.model}")
-        say(f"Try it: prefiere chat {shlex.quote(str(run.folder))}")
+        use = "score {} --data ..." if method == "reward" else "chat {}"
+        say(f"Try it: prefiere {use.format(shlex.quote(str(run.folder)))}")
     say(f"Report: {page}")
     made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
     return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
@@ -126,6 +127,21 @@ def dpo(
 ) -> dict[str, Any]:
     """Optimise preferences directly (DPO and its family). The same command continues a run that was stopped."""
     return _train("dpo", rest, fresh, model=model, data=data, out=out, seed=seed)
+
+
+@app.command()
+@command
+def reward(
+    rest: Rest = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Train a reward model: a score that explains who was preferred. The same command continues a stopped run."""
+    return _train("reward", rest, fresh, model=model, data=data, out=out, seed=seed)
 
 
 Prompts = Annotated[

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from prefiere.settings import DPO, METHODS, SFT, Settings
+from prefiere.settings import DPO, METHODS, SFT, Reward, Settings
 
 __all__ = [
     "DPO",
@@ -24,6 +24,7 @@ __all__ = [
     "METHODS",
     "SFT",
     "RecipeError",
+    "Reward",
     "Settings",
     "accepts",
     "changed",
@@ -69,7 +70,7 @@ _FOREIGN = {
     "cutoff_len max_seq_length max_seq_len sequence_len model_max_length": "max_length",
     "max_target_length": "max_completion_length",
     "truncation_mode": "nothing: prompts lose their beginning, completions their end; see max_length",
-    "stage": "method (sft, dpo), which is the command itself",
+    "stage": "method (sft, dpo, reward), which is the command itself",
     "ref_model reference_model ref_model_name_or_path ref_adapter_name sync_ref_model": "nothing: the reference is"
     " the policy as it was before the run; to start elsewhere, give that as model",
     "reference_free": "loss_type (simpo, orpo and cpo have no reference)",
@@ -248,8 +249,8 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for editors."""
-    inner = TypeAdapter(SFT | DPO).json_schema()
-    for name in ("SFT", "DPO"):  # flags may supply what a recipe leaves out
+    inner = TypeAdapter(SFT | DPO | Reward).json_schema()
+    for name in ("SFT", "DPO", "Reward"):  # flags may supply what a recipe leaves out
         inner["$defs"][name].pop("required", None)
         inner["$defs"][name]["required"] = ["method"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "prefiere recipe", **inner}

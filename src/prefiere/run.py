@@ -5,6 +5,7 @@
     data.json          what was read, dropped, truncated
     metrics.jsonl      flat rows: step, loss, loss_low, loss_high, loss_n, eval_loss, ...
     samples.jsonl      sampled answers along the run
+    calibration.json   of a reward model: how right it is, how sure, and how much of it is length
     status.json        running, finished, stopped or failed; step; why
     checkpoints/       what a resume needs
     model/             the result: a plain transformers or PEFT folder
@@ -161,6 +162,15 @@ class Run:
     @status.setter
     def status(self, data: Mapping[str, Any]) -> None:
         self._write_json("status.json", data)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Of a reward model: accuracy, log loss, reliability and length on the held-out pairs; normalisation."""
+        return self._read_json("calibration.json")
+
+    @calibration.setter
+    def calibration(self, data: Mapping[str, Any]) -> None:
+        self._write_json("calibration.json", data)
 
     # -- logs -----------------------------------------------------------------------------------------------------
 

@@ -212,4 +212,28 @@ class DPO(Settings):
         return self
 
 
-METHODS: dict[str, type[Settings]] = {"sft": SFT, "dpo": DPO}
+class Reward(Settings):
+    """A reward model: a score for an answer, learnt from which of two was preferred."""
+
+    method: Literal["reward"] = Field("reward", description="the command this recipe is for")
+    center_rewards_coefficient: Amount = Field(
+        0.0, description="weight of the squared sum of a pair's scores, which keeps scores around zero; 0.01 is usual"
+    )
+    label_smoothing: Half = Field(0.0, description="share of labels taken to be flipped")
+    pairs_per_prompt: Literal["all", "best_worst"] = Field(
+        "all", description="of several ranked answers: every ordered pair, or the best against the worst"
+    )
+    sample_steps: Whole | Auto = Field(0, description="always 0: a reward model answers nothing")
+
+    @model_validator(mode="after")
+    def _answers_nothing(self) -> Self:
+        fields = type(self).model_fields
+        for key in ("sample_steps", "sample_prompts", "samples_per_prompt", "sample_temperature", "max_new_tokens"):
+            if getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key} has no effect: a reward model answers nothing. Leave it out")
+        if self.judge is not None:
+            raise ValueError("judge has no effect: a reward model answers nothing. Leave it out")
+        return self
+
+
+METHODS: dict[str, type[Settings]] = {"sft": SFT, "dpo": DPO, "reward": Reward}

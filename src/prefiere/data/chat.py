@@ -115,6 +115,30 @@ class Encoder:
             out.append(np.asarray(self.truncation.prompt(ids, kept, 1), np.int32))
         return out
 
+    def encode_answers(
+        self, prompts: Sequence[Text], answers: Sequence[Text], report: EncodeReport
+    ) -> list[PromptGroup]:
+        """One group (k=1) for each answer, in order, also for one that says nothing: what scores answers may lose none.
+
+        Raises ValueError at a prompt without tokens, or a conversation that the template refuses.
+        """
+        scripts: list[tuple[Demonstration, Script]] = []
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+            record = Demonstration(prompt=prompt, completion=answer, source=f"answer {i}")
+            report.examples += 1
+            try:
+                scripts.append((record, self._renderer.script(prompt, (answer,))))
+            except TemplateRefusal as error:
+                raise ValueError(f"{record.source}: the chat template refuses it: {error}") from error
+        known, groups = self._known(script for _, script in scripts), []
+        for record, script in scripts:
+            group = self._group(record, script, known, report)
+            if group is None:
+                raise ValueError(f"{record.source}: nothing to score: prompt and answer have no tokens")
+            report.add(group)
+            groups.append(group)
+        return groups
+
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
         """The text of these ids."""
         return decode(self.tokenizer, ids, skip_special)

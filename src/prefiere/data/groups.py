@@ -144,6 +144,11 @@ class GroupStore(Sequence[PromptGroup]):
     def _column(self, name: str) -> np.ndarray:
         return self._a[name] if self._rows is None else self._a[name][self._rows]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """float64 [n]: the probability that completion 0 is the preferred one."""
+        return self._a["label"]
+
     def counts(self, members: np.ndarray) -> dict[str, float]:
         """What losses of these groups are divided by: the number of groups, the sum of their weights, and the number
         of scored tokens, each times its group's weight."""

@@ -89,7 +89,7 @@ def logps(
     """
     source = resolve(model)
     store, account = _read(source, data, reading)
-    return _scored(store, _logps(_trunk(source, store, dtype), store, dtype, progress), account)
+    return paired(store, _logps(_trunk(source, store, dtype), store, dtype, progress), account)
 
 
 def rewards(run: Run | str | Path, data: str | Path, *, progress: Callable[[int], None] | None = None) -> PairScores:
@@ -119,7 +119,7 @@ def rewards(run: Run | str | Path, data: str | Path, *, progress: Callable[[int]
             before = _logps(_trunk(start, store, dtype), store, dtype, progress)
     flat = (torch.from_numpy(x).flatten() for x in (after, before, _tokens(store)))
     pair = implied(PairBatch.from_completions(*flat), loss, beta=recipe["beta"])
-    return _scored(store, torch.stack(pair, 1).numpy(), account)
+    return paired(store, torch.stack(pair, 1).numpy(), account)
 
 
 def _read(source: Source, data: str | Path, reading: Reading) -> tuple[GroupStore, dict[str, Any]]:
@@ -160,11 +160,12 @@ def _tokens(store: GroupStore) -> np.ndarray:
     return np.asarray([[int(m.sum()) for m in g.masks] for g in store], np.int64)
 
 
-def _scored(store: GroupStore, scores: np.ndarray, account: dict[str, Any]) -> PairScores:
+def paired(store: GroupStore, scores: np.ndarray, account: dict[str, Any]) -> PairScores:
+    """Scores [n, 2] with what the store of these pairs says of them."""
     return PairScores(
         scores=scores.astype(np.float64),
         tokens=_tokens(store),
-        labels=np.asarray([g.label for g in store]),
+        labels=store.labels.copy(),
         prompts=store.prompt_keys.copy(),
         sources=[g.source for g in store],
         account=account,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,16 @@ def flat(
         e = clustered_mean(x, clusters, weights=w, share=name.endswith(SHARES))
         row |= {prefix + name: e.mean, f"{prefix}{name}_low": e.low, f"{prefix}{name}_high": e.high}
         row[f"{prefix}{name}_n"] = e.n if not math.isnan(e.mean) else 0
+    return derived(row, prefix)
+
+
+def derived(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The same row with what follows from several of its columns: the margin of unpaired answers (there is no pair to
+    take it within), and the spread of scores, from the mean of their squares."""
     good, bad, margin = (f"{prefix}rewards/{n}" for n in ("chosen", "rejected", "margins"))
-    if good in row and margin not in row:  # unpaired answers: no pair to take a margin within
+    if good in row and margin not in row:
         row[margin] = row[good] - row[bad]
-    return row
+    mean, square, std = (f"{prefix}rewards/{n}" for n in ("mean", "square", "std"))
+    if square in row:
+        row[std] = math.sqrt(max(0.0, row[square] - row[mean] ** 2))
+    return {k: v for k, v in row.items() if not k.startswith(square)}

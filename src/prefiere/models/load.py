@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefiere.data.batch import pack
+from prefiere.data.batch import PackedBatch, pack
 from prefiere.data.groups import PromptGroup
 from prefiere.models import attention
 from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
@@ -83,7 +84,8 @@ def resolve(name: str | Path, *, trust: bool = False) -> Source:
     return Source(str(name), None, trust)
 
 
-def _explain(name: str, error: Exception) -> ModelError:
+def explain(name: str, error: Exception) -> ModelError:
+    """What transformers could not load, in one line that says what to do."""
     text = str(error)
     low = text.lower()
     if "gated" in low or "401" in text or "403" in text:
@@ -103,7 +105,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             source.tokenizer, trust_remote_code=source.trust
         )
     except (OSError, ValueError) as e:
-        raise _explain(source.tokenizer, e) from e
+        raise explain(source.tokenizer, e) from e
     return tokenizer
 
 
@@ -128,21 +130,30 @@ def count_parameters(source: Source) -> int:
         with torch.device("meta"):  # shapes without memory; tied weights stay one
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust)
     except (OSError, ValueError) as e:
-        raise _explain(source.base, e) from e
+        raise explain(source.base, e) from e
     return int(sum(p.numel() for p in model.parameters()))
 
 
-def _from_pretrained(source: Source, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def loaded(
+    source: Source, dtype: torch.dtype, device: torch.device | str, kind: Any = AutoModelForCausalLM, **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """The base of a source as a model of this ``kind``, without dropout, and the names of weights that it lacks.
+
+    Raises ModelError where it cannot be loaded.
+    """
     attention.register()
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             source.base,
             dtype=dtype,
             use_safetensors=None if source.trust else True,
             trust_remote_code=source.trust,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise _explain(source.base, e) from e
+        raise explain(source.base, e) from e
     torch.nn.Module.to(model, device)
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
         if getattr(model.config, name, 0):
@@ -150,14 +161,14 @@ def _from_pretrained(source: Source, dtype: torch.dtype, device: torch.device | 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return model
+    return model, set(info["missing_keys"])
 
 
 def load_model(
     source: Source, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
     """A model to sample from or evaluate: the adapter, if any, on its base (not merged)."""
-    model = _from_pretrained(source, dtype, device)
+    model = loaded(source, dtype, device)[0]
     if source.adapter:
         model = PeftModel.from_pretrained(model, source.adapter)  # type: ignore[assignment]
     return model.eval()
@@ -223,7 +234,7 @@ def load_policy(
     it becomes the reference. ``packed`` None lets the probe decide.
     """
     train_adapter = adapter is not None or source.adapter is not None
-    base = _from_pretrained(source, compute if train_adapter else torch.float32, device)
+    base = loaded(source, compute if train_adapter else torch.float32, device)[0]
     if packed is None:
         reason = probe(base, max_length)
         packed = reason is None
@@ -255,9 +266,18 @@ def load_policy(
     return trunk.train(), how
 
 
+def _log_probs(trunk: Trunk, batch: PackedBatch) -> Tensor:
+    logp_N: Tensor = trunk(batch).logp_N
+    return logp_N
+
+
 @torch.no_grad()
-def probe(model: PreTrainedModel, max_length: int) -> str | None:
+def probe(
+    model: PreTrainedModel, max_length: int, read: Callable[[Trunk, PackedBatch], Tensor] = _log_probs
+) -> str | None:
     """Compare a packed row with plain forwards, beyond the model's window if rows can be that long.
+
+    ``read`` gives a number for each target [N] (default: its log-prob).
 
     None where they agree; otherwise why packed rows cannot be trusted with this model.
     """
@@ -277,10 +297,10 @@ def probe(model: PreTrainedModel, max_length: int) -> str | None:
     batch = pack(groups).to(model.device)
     was_training, before = model.training, model.config._attn_implementation
     model.eval()
-    plain = Trunk(model, packed=False)(batch).logp_N
+    plain = read(Trunk(model, packed=False), batch)
     try:
         model.set_attn_implementation(attention.NAME)
-        packed = Trunk(model, packed=True)(batch).logp_N
+        packed = read(Trunk(model, packed=True), batch)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as e:
         return f"{type(model).__name__} does not take packed rows ({str(e).splitlines()[0]})"
     finally:
@@ -288,13 +308,13 @@ def probe(model: PreTrainedModel, max_length: int) -> str | None:
         model.train(was_training)
     # The yardstick is what a lost prompt would change: the error has to be far below it.
     alone = pack([PromptGroup(g.prompt[-1:], g.completions, g.masks) for g in groups]).to(model.device)
-    lost = (Trunk(model, packed=False)(alone).logp_N - plain).abs().mean()
+    lost = (read(Trunk(model, packed=False), alone) - plain).abs().mean()
     error = (packed - plain).abs()
     owners = batch.owner_N
     worst = max(float(error[owners == c].median()) for c in range(batch.completions))
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
     if not worst <= tolerance * float(lost) + 1e-6:
-        return f"packed and plain log-probs of {type(model).__name__} differ by {worst:.2g} nats"
+        return f"packed and plain forwards of {type(model).__name__} differ by {worst:.2g}"
     return None
 
 

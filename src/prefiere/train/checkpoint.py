@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.models.reward import save_normalisation
 from prefiere.models.roles import Trunk
 from prefiere.run import sync_folder
 from prefiere.train.engine import Engine
@@ -131,5 +132,6 @@ def save_model(trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     else:
         model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    save_normalisation(trunk, temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

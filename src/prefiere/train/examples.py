@@ -17,8 +17,9 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.cache import digest_of, entry, hash_of
 from prefiere.data.chat import Encoder, EncodeReport, Truncation
 from prefiere.data.groups import GroupStore
+from prefiere.data.textpairs import PairEncoder
 from prefiere.evaluate.compare import prompts_at, question
-from prefiere.settings import SFT, Settings
+from prefiere.settings import SFT, Reward, Settings
 from prefiere.train.progress import Display
 
 MAX_EVAL = 512
@@ -35,23 +36,32 @@ class Data:
     sample_texts: list[str]
 
 
-def read_data(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], kind: formats.Kind, display: Display
-) -> Data:
-    """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
-    k = 2 if kind == "pairs" else 1
-
-    encoder = Encoder(
+def make_encoder(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], *, pairs_texts: bool = False
+) -> Encoder | PairEncoder:
+    """How this run makes tokens of records. ``pairs_texts``: its model is an encoder, which may have no template."""
+    truncation = Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length)
+    if pairs_texts and settings.template != "always" and not (tokenizer.chat_template and settings.template == "auto"):
+        return PairEncoder(tokenizer, truncation, on_bad=settings.on_bad)
+    return Encoder(
         tokenizer,
-        Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length),
+        truncation,
         eos_ids=eos_ids,
         completion_only=not isinstance(settings, SFT) or settings.completion_only_loss,
         template=settings.template,
         on_bad=settings.on_bad,
     )
 
+
+def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> Data:
+    """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
+    k = 2 if kind == "pairs" else 1
+    options: Any = {"columns": settings.columns, "on_bad": settings.on_bad}
+    if isinstance(settings, Reward):
+        options["pairs_per_prompt"] = settings.pairs_per_prompt
+
     def encode(name: str, split: str | None) -> tuple[GroupStore, dict[str, Any]]:
-        source: Any = formats.read(name, kind=kind, split=split, columns=settings.columns, on_bad=settings.on_bad)
+        source: Any = formats.read(name, kind=kind, split=split, **options)
 
         def make(folder: Path) -> dict[str, Any]:
             report = EncodeReport()
@@ -89,7 +99,9 @@ def read_data(
     }
     account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
     account["eval_sources"] = [g.source for g in validation] if validation else []
-    prompts, texts = _sample_prompts(settings, validation or train, encoder)
+    prompts, texts = (
+        _sample_prompts(settings, validation or train, encoder) if isinstance(encoder, Encoder) else ([], [])
+    )
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
     return Data(train, validation, account, prompts, texts)
 

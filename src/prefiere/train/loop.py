@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from prefiere.data.plan import updates_per_epoch
 from prefiere.evaluate.policy import Sampler, degenerate
-from prefiere.evaluate.preference import SHARES
+from prefiere.evaluate.preference import SHARES, derived
 from prefiere.models.reference import Reference
 from prefiere.stats import Moments, wilson
 from prefiere.train import checkpoint
@@ -56,6 +56,9 @@ class Method(Protocol):
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what ``state`` gave."""
+
+    def complete(self) -> None:
+        """What the trained model still needs before it is written; called in every process."""
 
 
 @dataclass
@@ -183,9 +186,7 @@ class Loop:
             share = name.endswith(SHARES) and m.count
             row[f"{name}_low"], row[f"{name}_high"] = wilson(m.total, m.count) if share else m.interval()
             row[f"{name}_n"] = m.count
-        if "rewards/chosen" in row and "rewards/margins" not in row:  # unpaired: no pair to take a margin within
-            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
-        row |= {
+        row = derived(row) | {
             "tokens": s.tokens,
             "tokens_per_second": s.pending_tokens / s.pending_seconds if s.pending_seconds else None,
             "peak_memory_mb": peak_memory_mb(),
@@ -298,6 +299,8 @@ class Loop:
         if ended and s.best_step is not None and s.best_step != s.step:
             checkpoint.load_weights(self.run_folder.checkpoints / f"step-{s.best_step:08d}", self.engine)
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
+        if ended:
+            self.method.complete()
         if ended and self.main:
             checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
         if self.main:

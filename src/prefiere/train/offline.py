@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from prefiere.train.session import Session
 
 @dataclass
 class Offline:
-    """An objective on the training data, the same on the held-out data, and the reference for sampled answers."""
+    """An objective on the training data, the same on the held-out data, the reference for sampled answers, and what
+    completes the model before it is written."""
 
     session: Session
     train: Objective
@@ -26,6 +28,7 @@ class Offline:
     guarded: bool = True
     shown: str = "loss"
     noise: float = 0.0
+    complete: Callable[[], None] = lambda: None
 
     @property
     def examples(self) -> int:

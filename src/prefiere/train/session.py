@@ -7,7 +7,7 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,12 @@ from prefiere.models.load import (
     resolve,
 )
 from prefiere.models.reference import model_key
+from prefiere.models.reward import decodes, ends, load_reward, room, settle_padding, skeleton
 from prefiere.models.roles import Trunk
 from prefiere.run import Run
-from prefiere.settings import Settings
+from prefiere.settings import Reward, Settings
 from prefiere.train.engine import Engine
-from prefiere.train.examples import Data, read_data
+from prefiere.train.examples import Data, make_encoder, read_data
 from prefiere.train.optim import (
     Choice,
     choose_dtype,
@@ -147,11 +148,14 @@ def prepare(
     if source.adapter:
         _no_second_adapter(settings)
     tokenizer = load_tokenizer(source)
-    parameters = count_parameters(source)
+    scores = isinstance(settings, Reward)
+    shape = skeleton(source) if scores else None
+    parameters = sum(p.numel() for p in shape.parameters()) if shape else count_parameters(source)
+    reads_both_ways = shape is not None and not decodes(shape)
     device = accelerator.device
 
     picked = Picked(recorded)
-    settings = picked.capped(settings, positions(source))
+    settings = picked.capped(settings, positions(source) if not reads_both_ways else room(source, tokenizer))
     torch.set_num_threads(int(picked(choose_threads(device, parameters))))
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
     lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device))))
@@ -161,21 +165,24 @@ def prepare(
         start = 16384 if device.type == "cuda" else 4096
         budget = int(picked(Choice("tokens_per_microbatch", start, "halved whenever memory runs out")))
     judge = load_scorer(settings.judge) if settings.judge else None
-    eos_ids = eos_ids_of(generation_config(source), tokenizer)
-    data = read_data(settings, tokenizer, eos_ids, kind, display)
-    adapter = _adapter(settings) if lora and not source.adapter else None
+    eos_ids = ends(source, tokenizer) if reads_both_ways else eos_ids_of(generation_config(source), tokenizer)
+    encoder = make_encoder(settings, tokenizer, eos_ids, pairs_texts=reads_both_ways)
+    data = read_data(settings, encoder, kind, display)
     torch.manual_seed(settings.seed)
     display.say(f"loading {settings.model} ({parameters / 1e6:,.1f}M parameters)")
-    trunk, how = load_policy(
+    load = partial(load_reward, typed=getattr(encoder, "typed", False)) if scores else load_policy
+    trunk, how = load(
         source,
         compute=dtype,
-        adapter=adapter,
+        adapter=_adapter(settings) if lora and not source.adapter else None,
         device=device,
         gradient_checkpointing=settings.gradient_checkpointing,
         max_length=settings.max_length,
         packed={"packed": True, "padded": False}.get(str(recorded.get("rows", settings.attn))),
     )
     picked.choices.append(Choice("rows", "packed" if trunk.packed else "padded", how))
+    if scores and (said := settle_padding(trunk, tokenizer, eos_ids)):
+        display.say(f"  {said}")
     mark = fingerprint(trunk.model)
     if settings.torch_compile:
         trunk.compile(dynamic=True)

@@ -18,13 +18,14 @@ from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.objectives.preference import LOSSES
 from prefiere.recipe import changed
 from prefiere.run import Run, RunError
-from prefiere.settings import DPO, SFT, Settings
+from prefiere.settings import DPO, SFT, Reward, Settings
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import resume_command
-from prefiere.train.loop import INTERRUPTED, Loop
+from prefiere.train.loop import INTERRUPTED, Loop, Method
 from prefiere.train.offline import Offline
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
 from prefiere.train.progress import Display
+from prefiere.train.reward import Scores, complete
 from prefiere.train.session import Session, environment, make_accelerator, make_sampler, prepare
 from prefiere.train.sft import Imitate
 
@@ -38,7 +39,16 @@ class Outcome:
     stopped: str | None = None
 
 
-LOGS = ("metrics.jsonl", "samples.jsonl", "status.json", "report.html", "data.json", "environment.json", "recipe.yaml")
+LOGS = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "status.json",
+    "report.html",
+    "data.json",
+    "environment.json",
+    "calibration.json",
+    "recipe.yaml",
+)
 FOLDERS = ("checkpoints", "model")
 
 
@@ -158,7 +168,7 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], accelerator: Ac
         run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
     if settings.report_to:
         accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
-    method = _imitation(session) if isinstance(settings, SFT) else _preferences(session, settings)  # type: ignore[arg-type]
+    method = _method(session, settings)
     sampler = make_sampler(session) if settings.sample_steps != 0 else None
     loop = Loop(session, method, sampler)
     reason = loop.run()
@@ -184,8 +194,22 @@ def _same_as_before(session: Session, before: dict[str, Any]) -> None:
         session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
 
 
+def _method(session: Session, settings: Settings) -> Method:
+    if isinstance(settings, SFT):
+        return _imitation(session)
+    if isinstance(settings, Reward):
+        return _scores(session, settings)
+    assert isinstance(settings, DPO)
+    return _preferences(session, settings)
+
+
 def _imitation(session: Session) -> Offline:
     return Offline(session, Imitate(), Imitate(), guarded=False)
+
+
+def _scores(session: Session, settings: Reward) -> Offline:
+    goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
+    return Offline(session, goal, goal, guarded=False, complete=lambda: complete(session, goal))
 
 
 def _preferences(session: Session, settings: DPO) -> Offline:
