@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from prefiere.run import Run
-from prefiere.settings import DPO, SFT, Settings
+from prefiere.settings import DPO, SFT, Reward, Settings
 from prefiere.train.progress import Display
 from prefiere.train.session import Session, make_accelerator, prepare
 
@@ -52,8 +52,10 @@ def settings(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Any:
         pairs_file(data)
     given: dict[str, Any] = {
         "model": str(model), "data": str(data), "out": str(tmp / "run"), "batch_size": 8, "max_steps": 4,
-        "learning_rate": 1e-3, "eval_size": 6, "max_new_tokens": 6, "sample_prompts": 4,
+        "learning_rate": 1e-3, "eval_size": 6,
     }  # fmt: skip
+    if method is not Reward:
+        given |= {"max_new_tokens": 6, "sample_prompts": 4}
     return method(**{**given, **options})
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from prefiere.data.account import EncodeReport, Truncation
 from prefiere.data.groups import PromptGroup
 from prefiere.data.render import Renderer, Rewritten, Script, TemplateRefusal, messages
-from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Record, Text
+from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record, Text
 from prefiere.data.tokenize import Tokens, contents, decode, describe, eos_ids_of
 
 if TYPE_CHECKING:
@@ -124,13 +124,14 @@ class Encoder:
         """
         scripts: list[tuple[Demonstration, Script]] = []
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
-            record = Demonstration(prompt=prompt, completion=answer, source=f"answer {i}")
+            said = answer if answer or self._renderer.is_raw(prompt, answer) else (Message("assistant", ""),)
+            record = Demonstration(prompt=prompt, completion=said, source=f"answer {i}")
             report.examples += 1
             try:
-                scripts.append((record, self._renderer.script(prompt, (answer,))))
+                scripts.append((record, self._renderer.script(prompt, (said,))))
             except TemplateRefusal as error:
                 raise ValueError(f"{record.source}: the chat template refuses it: {error}") from error
-        known, groups = self._known(script for _, script in scripts), []
+        known, groups = self._tokens.known(self._texts(script for _, script in scripts)), []
         for record, script in scripts:
             group = self._group(record, script, known, report)
             if group is None:

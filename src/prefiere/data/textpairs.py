@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from prefiere.data.account import EncodeReport, Truncation
 from prefiere.data.groups import PromptGroup
 from prefiere.data.render import messages
 from prefiere.data.schema import Demonstration, PreferencePair, Record, Text
+from prefiere.data.tokenize import contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +46,15 @@ class PairEncoder:
         self._head, self._middle, self._tail = whole[:first], whole[end:second], whole[last + 1 :]
         types = pair.get("token_type_ids")
         self.typed = types is not None and list(types) == [int(i >= second) for i in range(len(whole))]
+
+    def key(self) -> dict[str, Any]:
+        """Everything that the ids of a record depend on besides the record itself, as plain values."""
+        return {
+            "tokenizer": contents(self.tokenizer),
+            "truncation": asdict(self.truncation),
+            "on_bad": self._on_bad,
+            "pairs": True,
+        }
 
     def encode(self, records: Iterable[Record], report: EncodeReport, batch: int = 512) -> Iterator[PromptGroup]:
         """The records' groups, in order: k=2 for pairs (chosen first), k=1 otherwise. Raises as ``on_bad`` says."""

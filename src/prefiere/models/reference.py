@@ -62,7 +62,7 @@ def sequence_logps(
     was_training = trunk.training
     trunk.eval()
     by_length = np.argsort(-lengths, kind="stable")
-    for batch_indices in _runs(by_length, lengths, budget):
+    for batch_indices in runs(by_length, lengths, budget):
         batch = pack([groups[i] for i in batch_indices]).to(device)
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             logp = trunk(batch).logp_N
@@ -74,8 +74,8 @@ def sequence_logps(
     return out
 
 
-def _runs(order: np.ndarray, lengths: np.ndarray, budget: int) -> tuple[tuple[int, ...], ...]:
-    """Cut an ordered list into runs of at most ``budget`` tokens: linear, for many groups."""
+def runs(order: np.ndarray, lengths: np.ndarray, budget: int) -> tuple[tuple[int, ...], ...]:
+    """Cut an ordered list of indices into runs of at most ``budget`` tokens: linear, for many groups."""
     runs: list[tuple[int, ...]] = []
     current: list[int] = []
     total = 0

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_p
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from prefiere.data.batch import PackedBatch, unpack
 from prefiere.models import attention
@@ -37,10 +39,12 @@ KEY = "prefiere_reward"
 @dataclass(frozen=True, slots=True)
 class Normalisation:
     """score = logit - ``mean``. ``std`` is what the logits were divided by, so that demonstrations score 0 on average
-    with unit scale; a difference of scores times ``std`` is the log-odds that the better answer is preferred."""
+    with unit scale; a difference of scores times ``std`` is the log-odds that the better answer is preferred.
+    ``template``: the setting under which it was trained to read text."""
 
     mean: float = 0.0
     std: float = 1.0
+    template: str = "auto"
 
 
 class Head(nn.Linear):
@@ -144,7 +148,7 @@ def normalisation(source: Source) -> Normalisation | None:
         saved = json.loads(path.read_text()) if path.is_file() else None
     else:
         saved = getattr(_config(source), KEY, None)
-    return Normalisation(float(saved["mean"]), float(saved["std"])) if saved else None
+    return Normalisation(**saved) if saved else None
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -171,7 +175,8 @@ def load_reward(
     adapted = adapter is not None or source.adapter is not None
     options = {} if has_head and not source.adapter else {"config": _one_label(source)}
     kind = AutoModelForSequenceClassification
-    base, missing = loaded(source, compute if adapted else torch.float32, device, kind, **options)
+    with _quiet():  # of a head that is missing: it is made here
+        base, missing = loaded(source, compute if adapted else torch.float32, device, kind, **options)
     name = _install_head(base, source)
     fresh = any(key.startswith(name) for key in missing)
     if has_head and not source.adapter and fresh:
@@ -200,6 +205,16 @@ def load_reward(
         if adapted:
             trunk.lm.enable_input_require_grads()
     return trunk.train(), how
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 def _rows(base: PreTrainedModel, decoder: bool, packed: bool | None, max_length: int) -> tuple[bool, str]:
@@ -317,12 +332,12 @@ def _rescale(head: Head, factor: float) -> None:
         p.mul_(factor)
 
 
-def normalise(trunk: Trunk, scores: np.ndarray) -> Normalisation:
+def normalise(trunk: Trunk, scores: np.ndarray, *, template: str = "auto") -> Normalisation:
     """Divide the head by the standard deviation of these scores, and note their mean in the configuration."""
     spread = float(np.std(scores.astype(np.float64)))
     std = spread if spread > 1e-6 else 1.0
     _rescale(head_of(trunk), 1 / std)
-    made = Normalisation(float(np.mean(scores.astype(np.float64))) / std, std)
+    made = Normalisation(float(np.mean(scores.astype(np.float64))) / std, std, template)
     setattr(trunk.lm.config, KEY, asdict(made))
     return made
 

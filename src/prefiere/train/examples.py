@@ -36,16 +36,16 @@ class Data:
     sample_texts: list[str]
 
 
-def make_encoder(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], *, pairs_texts: bool = False
-) -> Encoder | PairEncoder:
-    """How this run makes tokens of records. ``pairs_texts``: its model is an encoder, which may have no template."""
-    truncation = Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length)
-    if pairs_texts and settings.template != "always" and not (tokenizer.chat_template and settings.template == "auto"):
-        return PairEncoder(tokenizer, truncation, on_bad=settings.on_bad)
+def truncation(settings: Settings) -> Truncation:
+    """What this run keeps of an example."""
+    return Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length)
+
+
+def make_encoder(settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int]) -> Encoder:
+    """How this run makes tokens of records."""
     return Encoder(
         tokenizer,
-        truncation,
+        truncation(settings),
         eos_ids=eos_ids,
         completion_only=not isinstance(settings, SFT) or settings.completion_only_loss,
         template=settings.template,
@@ -99,9 +99,9 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
     }
     account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
     account["eval_sources"] = [g.source for g in validation] if validation else []
-    prompts, texts = (
-        _sample_prompts(settings, validation or train, encoder) if isinstance(encoder, Encoder) else ([], [])
-    )
+    prompts, texts = list[np.ndarray](), list[str]()
+    if isinstance(encoder, Encoder) and not isinstance(settings, Reward):  # a reward model answers nothing
+        prompts, texts = _sample_prompts(settings, validation or train, encoder)
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
     return Data(train, validation, account, prompts, texts)
 

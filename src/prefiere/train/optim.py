@@ -88,12 +88,12 @@ def choose_lora(settings: Settings, parameters: int, available: int) -> Choice:
 def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> Choice:
     """A peak learning rate for this method, size, and kind of training.
 
-    Full fine-tuning starts from 1e-6 (preferences), 5e-6 (reward model) or 2e-5 (SFT) at 7B parameters and grows towards
-    small models, as size^-0.7 (reward model: -0.5, SFT: -0.25); an adapter takes ten times as much.
+    Full fine-tuning starts from 1e-6 (preferences), 1e-5 (reward model) or 2e-5 (SFT) at 7B parameters and grows
+    towards small models, as size^-0.7 (reward model: -0.5, SFT: -0.25); an adapter takes ten times as much.
     """
     if settings.learning_rate != "auto":
         return Choice("learning_rate", float(settings.learning_rate), "as asked")
-    at_7b, power = {"sft": (2e-5, 0.25), "reward": (5e-6, 0.5)}.get(settings.method, (1e-6, 0.7))
+    at_7b, power = {"sft": (2e-5, 0.25), "reward": (1e-5, 0.5)}.get(settings.method, (1e-6, 0.7))
     rate = min(at_7b * (7e9 / max(parameters, 1)) ** power * (10 if adapter else 1), 1e-3)
     kind = "an adapter" if adapter else "full fine-tuning"
     return Choice("learning_rate", float(f"{rate:.1e}"), f"suits {kind} of {parameters / 1e6:,.0f}M parameters")

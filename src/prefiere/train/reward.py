@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -69,7 +69,13 @@ def complete(session: Session, objective: Scores) -> None:
     seen = engine.measure(data.train, objective, np.sort(some)).values
     labels = data.train.labels[np.sort(some)]
     held = engine.measure(data.eval, objective).values if data.eval is not None else None
-    made = normalise(session.trunk, np.where(labels >= 0.5, seen["rewards/chosen"], seen["rewards/rejected"]))
+    made = normalise(
+        session.trunk,
+        np.where(labels >= 0.5, seen["rewards/chosen"], seen["rewards/rejected"]),
+        template=session.settings.template,
+    )
     if main and data.eval is not None and held is not None:
         scores = np.stack([held["rewards/chosen"], held["rewards/rejected"]], 1)
-        session.run.calibration = calibration(paired(data.eval, scores, {})) | {"normalisation": asdict(made)}
+        session.run.calibration = calibration(paired(data.eval, scores, {})) | {
+            "normalisation": {"mean": made.mean, "std": made.std}
+        }

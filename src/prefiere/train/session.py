@@ -36,10 +36,11 @@ from prefiere.models.load import (
 from prefiere.models.reference import model_key
 from prefiere.models.reward import decodes, ends, load_reward, room, settle_padding, skeleton
 from prefiere.models.roles import Trunk
+from prefiere.models.scores import make_encoder as score_encoder
 from prefiere.run import Run
 from prefiere.settings import Reward, Settings
 from prefiere.train.engine import Engine
-from prefiere.train.examples import Data, make_encoder, read_data
+from prefiere.train.examples import Data, make_encoder, read_data, truncation
 from prefiere.train.optim import (
     Choice,
     choose_dtype,
@@ -166,7 +167,11 @@ def prepare(
         budget = int(picked(Choice("tokens_per_microbatch", start, "halved whenever memory runs out")))
     judge = load_scorer(settings.judge) if settings.judge else None
     eos_ids = ends(source, tokenizer) if reads_both_ways else eos_ids_of(generation_config(source), tokenizer)
-    encoder = make_encoder(settings, tokenizer, eos_ids, pairs_texts=reads_both_ways)
+    if scores:
+        reading = {"template": settings.template, "on_bad": settings.on_bad}
+        encoder = score_encoder(source, tokenizer, truncation(settings), both_ways=reads_both_ways, **reading)
+    else:
+        encoder = make_encoder(settings, tokenizer, eos_ids)
     data = read_data(settings, encoder, kind, display)
     torch.manual_seed(settings.seed)
     display.say(f"loading {settings.model} ({parameters / 1e6:,.1f}M parameters)")
