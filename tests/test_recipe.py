@@ -78,7 +78,7 @@ def test_a_value_is_read_as_meant(text: str, key: str, value: object) -> None:
         ("max_length={a: 1}", "max_length holds nested keys (a). Keys are flat"),
         ("seed=[", "seed=[: the value is not valid YAML"),
         ("method=sft", "this is a recipe for `prefiere sft`, not for `prefiere dpo`"),
-        ("method=grpo", "method must be one of sft, dpo, not 'grpo'"),
+        ("method=grpo", "method must be one of sft, dpo, reward, not 'grpo'"),
         ("early_stopping_patience=3", "early_stopping_patience needs a metric to watch"),
     ],
 )
@@ -167,7 +167,7 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
 def test_without_a_command_the_recipe_names_its_method(tmp_path: Path) -> None:
     path = write(tmp_path, "method: sft\nmodel: m\ndata: d\nout: o\n")
     assert isinstance(recipe.load(None, path), SFT)
-    with pytest.raises(RecipeError, match="method must be one of sft, dpo, not None"):
+    with pytest.raises(RecipeError, match="method must be one of sft, dpo, reward, not None"):
         recipe.load(None, write(tmp_path, "model: m\n"))
 
 

@@ -147,7 +147,7 @@ class GroupStore(Sequence[PromptGroup]):
     @property
     def labels(self) -> np.ndarray:
         """float64 [n]: the probability that completion 0 is the preferred one."""
-        return self._a["label"]
+        return self._column("label")
 
     def counts(self, members: np.ndarray) -> dict[str, float]:
         """What losses of these groups are divided by: the number of groups, the sum of their weights, and the number
