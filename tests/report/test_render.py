@@ -240,7 +240,7 @@ def test_a_policy_gradient_run_in_one_file(tmp_path: Path) -> None:
         "sampling 53%",
         "Judge's score",
         "rollouts, smoothed over the rows as logged",
-        "score 0 reward -0.512 5 tokens",
+        "score 0 reward −0.51 5 tokens",
     ):
         assert text in p.text, text
     assert "At equal KL" not in p.text  # with nothing to compare
@@ -269,6 +269,18 @@ def test_a_reward_model_in_one_file(tmp_path: Path) -> None:
         assert text in p.text, text
     assert p.tags.count("svg") == 7
     assert "β" not in p.text
+
+
+def test_reward_models_have_figures_of_their_own(tmp_path: Path) -> None:
+    """Their margins carry the name of DPO's and mean something else."""
+    dpo, rm = make(tmp_path / "dpo", steps=20), make_reward(tmp_path / "rm", steps=20)
+    text = page(tmp_path, dpo, rm).text
+    first, _, second = text.partition("Reward models")
+    assert "dpo, held out" in first
+    assert "rm, held out" not in first
+    assert "Margin score" in second
+    assert "dpo, held out" not in second
+    assert "rm 78%, length alone 56%" in second
 
 
 def test_hostile_names_and_settings_beside_the_frontier(tmp_path: Path) -> None:

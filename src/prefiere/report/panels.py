@@ -14,7 +14,8 @@ from prefiere.report.words import ROLLOUTS, UNITS, is_share
 class Panel:
     """One figure: the metric, its title, what it means in plain words, and a value to compare with, with its name.
 
-    ``varies``: shown only where the metric changes.
+    ``varies``: shown only where the metric changes. ``scores``: of reward models alone, whose numbers carry the names
+    of those of preference optimisation and mean something else.
     """
 
     key: str
@@ -23,7 +24,12 @@ class Panel:
     reference: float | None = None
     reference_name: str = ""
     varies: bool = False
+    scores: bool = False
     unit_name: str = ""
+
+    def of(self, case: Case) -> bool:
+        """Whether the run belongs on this figure."""
+        return self.scores == (case.family == "reward")
 
     @property
     def measured(self) -> str:
@@ -70,15 +76,16 @@ IMITATION = (
           "model finds most likely."),
 )  # fmt: skip
 REWARD = (
-    _LOSS,
+    replace(_LOSS, reference=math.log(2), reference_name="coin flip", scores=True),
     Panel("rewards/margins", "Margin", "How much higher the preferred answer scores than the other one. This should "
           "rise; far above the held-out line, the pairs are being learnt by heart.", 0.0, "no difference",
-          unit_name="score"),
-    Panel("rewards/accuracies", "Accuracy", "How often the preferred answer scores higher.", 0.5, "coin flip"),
+          scores=True, unit_name="score"),
+    Panel("rewards/accuracies", "Accuracy", "How often the preferred answer scores higher.", 0.5, "coin flip",
+          scores=True),
     Panel("rewards/chosen", "Score of chosen answers", "Only differences between scores are learnt; where they lie "
-          "is settled by centring.", unit_name="score"),
+          "is settled by centring.", scores=True, unit_name="score"),
     Panel("rewards/rejected", "Score of rejected answers", "This should part from the score of chosen answers, "
-          "downwards.", unit_name="score"),
+          "downwards.", scores=True, unit_name="score"),
 )  # fmt: skip
 POLICY = (
     Panel("samples/reward", "Reward", "What the policy is paid for. It should rise; whether the answers got better is "
@@ -124,19 +131,18 @@ _PANELS: dict[Family, tuple[Panel, ...]] = {
 
 def curves(cases: Sequence[Case]) -> Iterable[Panel]:
     """The panels of every family among the runs, each metric once, in the words of the first family that has it."""
-    by_key: dict[str, Panel] = {}
+    by_key: dict[tuple[str, bool], Panel] = {}
     for case in cases:
         for panel in _PANELS[case.family]:
-            by_key.setdefault(panel.key, _coin_flip(cases) if panel is _LOSS else panel)
+            by_key.setdefault((panel.key, panel.scores), _coin_flip(cases) if panel is _LOSS else panel)
     return by_key.values()
 
 
 def _coin_flip(cases: Sequence[Case]) -> Panel:
-    """The loss panel, with ln 2 as its reference where that is what every run that has a loss began at."""
-    pairs = [c for c in cases if c.family != "policy"]
+    """The loss panel, with ln 2 as its reference where that is what every run on it began at."""
+    pairs = [c for c in cases if c.family in ("preference", "imitation")]
     plain = [
-        c.family == "reward"
-        or (c.has_reference and c.recipe.get("loss_type", "sigmoid") == "sigmoid" and not c.recipe.get("rpo_alpha"))
+        c.has_reference and c.recipe.get("loss_type", "sigmoid") == "sigmoid" and not c.recipe.get("rpo_alpha")
         for c in pairs
     ]
     return replace(_LOSS, reference=math.log(2), reference_name="coin flip") if pairs and all(plain) else _LOSS

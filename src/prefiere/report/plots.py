@@ -68,7 +68,11 @@ def draw(panel: Panel, cases: Sequence[Case]) -> str | None:
     Validation and sampled answers are solid lines with a 95% band. Training is thin: with one run the rows as logged
     behind their smoothed course, with several the smoothed course alone, dashed, in the run's colour.
     """
-    curves = [(case.series(panel.training or ""), case.series(panel.measured)) for case in cases]
+    none = Series.of((), "")
+    curves = [
+        (case.series(panel.training or ""), case.series(panel.measured)) if panel.of(case) else (none, none)
+        for case in cases
+    ]
     shown = [s for pair in curves for s in pair if len(s)]
     if not shown or (panel.varies and all(np.ptp(s.values) == 0 for s in shown)):
         return None
@@ -82,7 +86,7 @@ def draw(panel: Panel, cases: Sequence[Case]) -> str | None:
                 spans += _band(axes, train, _TRAIN)
         _dress(axes, panel, np.concatenate(spans))
 
-    return svg(onto, panel.key)
+    return svg(onto, f"scores {panel.key}" if panel.scores else panel.key)
 
 
 def svg(onto: Callable[[Axes], None], name: str, size: tuple[float, float] = (4.7, 2.6)) -> str:
@@ -169,7 +173,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
             color=MUTED, fontsize=9,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if is_share(panel.key) else [1, 2, 2.5, 5, 10]))
     axes.set_xlabel("update", loc="right", fontsize=10)
 
 

@@ -76,11 +76,14 @@ def render(runs: Sequence[Run], out: Path) -> Path:
     cases = [Case(Run.open(run.folder)) for run in runs]
     names = _distinct([case.run for case in cases])
     sheets = [_sheet(case, names[i], plots.colour(i)) for i, case in enumerate(cases)]
+    curves = shown.curves(panels.curves(cases), cases, names)
+    alone = all(case.family == "reward" for case in cases)
     page = _environment().get_template("template.html")
     html = page.render(
         sheets=sheets,
         frontier=shown.reward_against_kl(cases, names, METHODS),
-        curves=shown.curves(panels.curves(cases), cases, names),
+        curves=[f for f in curves if f[0].scores == alone],
+        scores=[f for f in curves if f[0].scores and not alone],
         calibration=shown.calibration(cases, names),
         times=shown.times(cases, names),
         signals=shown.curves(panels.ANSWERS, cases, names),

@@ -24,14 +24,14 @@ RELIABILITY = Panel(
     "Sure and right?",
     "How often the answer that it scores higher is the preferred one, by how sure its scores claim to be. Below the "
     "dotted line it is too sure of itself.",
-    unit_name="share of comparisons",
+    unit_name="share right",
 )
 BY_LENGTH = Panel(
     "by_length",
     "How much is length?",
     "Accuracy where the preferred answer is shorter (left) and longer (right). A model that measures quality is right "
     "on both sides; one that measures length, on one.",
-    unit_name="share of comparisons",
+    unit_name="accuracy",
 )
 TIMES = ("sampling", "scoring", "learning")
 
@@ -48,12 +48,12 @@ def curves(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[str])
             continue
         lines: list[Line] = []
         for i, case in enumerate(cases):
-            told = False
+            told = not panel.of(case)
             for key, kind in ((panel.measured, _measured(panel)), (panel.training, _training(case))):
                 series = case.series(key or "")
-                if not len(series) or (len(cases) > 1 and told):
+                if not len(series) or told:
                     continue
-                told = True
+                told = len(cases) > 1
                 colour = "train" if key == panel.training and len(cases) == 1 else plots.colour(i)
                 who = f"{names[i]}, {kind}" if len(cases) > 1 else kind
                 lines.append((colour, who, with_interval(series.end, panel.key)))
@@ -75,17 +75,32 @@ def calibration(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
     said: list[Line] = []
     ruled: list[Line] = []
     for i, case in enumerate(cases):
-        colour, who = plots.colour(i), f"{names[i]}, " if len(cases) > 1 else ""
-        if isinstance(ece := case.calibration.get("ece"), int | float):
-            said.append((colour, f"{who}calibration error", number(ece)))
-        if (loss := reward.level(case.calibration.get("log_loss"))) is not None:
-            said.append((colour, f"{who}log loss", with_interval(loss)))
-        if (right := reward.level(case.calibration.get("accuracy"))) is not None:
-            ruled.append((colour, f"{who}the model", with_interval(right, reward.SHARE)))
-        if (rule := reward.baseline(case)) is not None:
-            ruled.append(("train", f"{who}always the {rule[0]} one", with_interval(rule[1], reward.SHARE)))
+        error, loss = case.calibration.get("ece"), reward.level(case.calibration.get("log_loss"))
+        right, rule = reward.level(case.calibration.get("accuracy")), reward.baseline(case)
+        mine: list[Line] = []
+        if isinstance(error, int | float):
+            mine.append((plots.colour(i), "calibration error", number(error)))
+        if loss is not None:
+            mine.append((plots.colour(i), "log loss", with_interval(loss)))
+        said += _joined(mine, names[i]) if len(cases) > 1 else mine
+        mine = []
+        if right is not None:
+            mine.append((plots.colour(i), "the model", with_interval(right, reward.SHARE)))
+        if rule is not None:
+            mine.append(("train", f"always the {rule[0]} one", with_interval(rule[1], reward.SHARE)))
+        ruled += _joined(mine, names[i]) if len(cases) > 1 else mine
     found = [(RELIABILITY, sure, said), (BY_LENGTH, length, ruled)]
     return [(panel, Markup(svg), lines) for panel, svg, lines in found if svg is not None]
+
+
+_SHORT = {"the model": "", "calibration error": "error"}
+_SHORT |= {f"always the {rule} one": "length alone" for rule in ("longer", "shorter")}
+
+
+def _joined(lines: list[Line], name: str) -> list[Line]:
+    """A run's lines as one, without intervals: what fits beside other runs."""
+    told = ", ".join(f"{_SHORT.get(what, what)} {value.partition(' (')[0]}".strip() for _, what, value in lines)
+    return [(lines[0][0], name, told)] if lines else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +171,4 @@ def times(cases: Sequence[Case], names: Sequence[str]) -> list[tuple[str, list[t
 def tags(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What is told of an answer: its score, its reward, its length."""
     told = [(name, row.get(name)) for name in ("score", "reward")]
-    return [(n, float(f"{v:.3g}") if isinstance(v, float) else v) for n, v in told if v is not None]
+    return [(n, number(v) if isinstance(v, float) and not v.is_integer() else v) for n, v in told if v is not None]
