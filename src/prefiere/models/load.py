@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,9 +23,9 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefiere.data.batch import PackedBatch, pack
-from prefiere.data.groups import PromptGroup
-from prefiere.models import attention
+from prefiere.models import attention, quantize
+from prefiere.models.probe import probe
+from prefiere.models.reference import keep_start
 from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
 
 hf_logging.disable_progress_bar()  # ours say more, and do not flicker by for every small file
@@ -39,11 +37,13 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from: its base, and the PEFT adapter on it if it is one."""
+    """Where a model comes from: its base, and the PEFT adapter on it if it is one. ``quantize``: how the base is held
+    on the fly, where it is a run's, whose adapter was trained on it so."""
 
     base: str
     adapter: str | None
     trust: bool = False
+    quantize: str = "none"
 
     @property
     def tokenizer(self) -> str:
@@ -62,8 +62,7 @@ def resolve(name: str | Path, *, trust: bool = False) -> Source:
     if (path / "recipe.yaml").is_file():
         if not (path / "model").is_dir():
             raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
-        path = path / "model"
-        name = str(path)
+        return replace(resolve(path / "model", trust=trust), quantize=_quantization_of_run(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
@@ -82,6 +81,13 @@ def resolve(name: str | Path, *, trust: bool = False) -> Source:
     if found is not None:
         return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
     return Source(str(name), None, trust)
+
+
+def _quantization_of_run(folder: Path) -> str:
+    """How the base under a run's adapter was held in training, as the run has recorded it."""
+    record = folder / "environment.json"
+    choices = json.loads(record.read_text()).get("choices", []) if record.is_file() else []
+    return next((str(c["value"]) for c in choices if c["name"] == "quantization"), "none")
 
 
 def explain(name: str, error: Exception) -> ModelError:
@@ -134,6 +140,17 @@ def count_parameters(source: Source) -> int:
     return int(sum(p.numel() for p in model.parameters()))
 
 
+def base_scheme(source: Source) -> quantize.Scheme | None:
+    """How the base is held in few bits; None where it is dense. Raises ValueError for what cannot be trained."""
+    if source.base.lower().endswith(".gguf"):
+        raise ModelError(f"{source.base} is GGUF, which cannot be trained. {quantize.TRAINABLE}.")
+    try:
+        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+    except (OSError, ValueError) as e:
+        raise explain(source.base, e) from e
+    return quantize.scheme(source.base, config, source.quantize)
+
+
 def loaded(
     source: Source, dtype: torch.dtype, device: torch.device | str, kind: Any = AutoModelForCausalLM, **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
@@ -142,6 +159,13 @@ def loaded(
     Raises ModelError where it cannot be loaded.
     """
     attention.register()
+    scheme = base_scheme(source)
+    if scheme is not None:
+        stored, held = scheme.arguments(dtype)
+        options |= {**held, "device_map": {"": device}}
+        if stored is not None:
+            options.setdefault("config", AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust))
+            options["config"].quantization_config = stored
     model: PreTrainedModel
     try:
         model, info = kind.from_pretrained(
@@ -152,9 +176,16 @@ def loaded(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise explain(source.base, e) from e
-    torch.nn.Module.to(model, device)
+    if scheme is None:
+        torch.nn.Module.to(model, device)
+    else:
+        lost = sorted(n for n in info["missing_keys"] if n.startswith(f"{model.base_model_prefix}."))
+        if lost:
+            raise ModelError(f"{source.base} lacks weights that its configuration names ({lost[0]}, ...).")
+        quantize.make_safe(model)
+        quantize.check(model, scheme, source.base)
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
         if getattr(model.config, name, 0):
             setattr(model.config, name, 0.0)
@@ -207,7 +238,11 @@ class Adapter:
                 raise ModelError(f"peft_config: there is no file {config}.")
             config = json.loads(path.read_text())
         values = {"task_type": "CAUSAL_LM", "peft_type": "LORA"} | dict(config)  # type: ignore[arg-type]
-
+        if str(values.get("init_lora_weights", "")).lower() == "loftq":
+            raise ModelError(
+                "peft_config: a LoftQ start rounds the base's weights for good, so that the adapter fits no published "
+                "model: leave init_lora_weights out, and set quantize=nf4."
+            )
         try:
             found = get_peft_config(values)
         except (TypeError, ValueError, KeyError) as e:
@@ -230,11 +265,12 @@ def load_policy(
     """The trunk to train, and in words how its rows run.
 
     Full fine-tuning keeps the weights in fp32 and computes under autocast; with an adapter the frozen base is held
-    in ``compute`` and the adapter in fp32. An adapter that the source came with is trained on, and a frozen copy of
-    it becomes the reference. ``packed`` None lets the probe decide.
+    in ``compute``, or in few bits, and the adapter in fp32. An adapter that the source came with is trained on, and a
+    frozen copy of it becomes the reference. ``packed`` None lets the probe decide.
     """
-    train_adapter = adapter is not None or source.adapter is not None
-    base = loaded(source, compute if train_adapter else torch.float32, device)[0]
+    adapted = adapter is not None or source.adapter is not None
+    quantized = base_scheme(source) is not None
+    base = loaded(source, compute if adapted or quantized else torch.float32, device)[0]
     if packed is None:
         reason = probe(base, max_length)
         packed = reason is None
@@ -243,79 +279,36 @@ def load_policy(
         how = "packed rows with shared prefixes" if packed else "padded rows, as asked"
     if packed:
         base.set_attn_implementation(attention.NAME)
+    quantize.norms_in_fp32(base)
     model: PreTrainedModel | PeftModel = base
     if source.adapter:
         model = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
         model.load_adapter(source.adapter, adapter_name=REFERENCE, is_trainable=False)
         activate(model, POLICY)
     elif adapter is not None:
-        try:
-            model = get_peft_model(base, adapter.config)
-        except ValueError as e:
-            raise ModelError(f"the adapter does not fit {source.base}: {e}") from e
-    if train_adapter:
+        model = _adapted(base, adapter, source.base)
+    trunk = Trunk(model, packed=packed)
+    if adapted:
+        if source.adapter is None:
+            keep_start(trunk)
         for name, p in model.named_parameters():
             p.requires_grad_(p.requires_grad and f".{REFERENCE}." not in name)
-            if p.requires_grad:
+            if p.requires_grad or f".{REFERENCE}." in name:
                 p.data = p.data.float()
-    trunk = Trunk(model, packed=packed)
     if gradient_checkpointing:
         trunk.checkpoint_gradients()
-        if train_adapter:
+        if adapted:
             trunk.lm.enable_input_require_grads()
     return trunk.train(), how
 
 
-def _log_probs(trunk: Trunk, batch: PackedBatch) -> Tensor:
-    logp_N: Tensor = trunk(batch).logp_N
-    return logp_N
-
-
-@torch.no_grad()
-def probe(
-    model: PreTrainedModel, max_length: int, read: Callable[[Trunk, PackedBatch], Tensor] = _log_probs
-) -> str | None:
-    """Compare a packed row with plain forwards, beyond the model's window if rows can be that long.
-
-    ``read`` gives a number for each target [N] (default: its log-prob).
-
-    None where they agree; otherwise why packed rows cannot be trusted with this model.
-    """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
-    long = window + 9 if 0 < window < max_length else 24
-    long = min(long, int(getattr(config, "max_position_embeddings", 10**9)) - 16)
-    rng = np.random.default_rng(0)
-
-    def tokens(n: int) -> np.ndarray:
-        return rng.integers(0, config.vocab_size, n).astype(np.int32)
-
-    groups = [
-        PromptGroup(p, c, tuple(np.ones(len(x), bool) for x in c))
-        for p, c in [(tokens(max(1, long)), (tokens(7), tokens(11))), (tokens(5), (tokens(3), tokens(2)))]
-    ]
-    batch = pack(groups).to(model.device)
-    was_training, before = model.training, model.config._attn_implementation
-    model.eval()
-    plain = read(Trunk(model, packed=False), batch)
+def _adapted(base: PreTrainedModel, adapter: Adapter, name: str) -> PeftModel:
     try:
-        model.set_attn_implementation(attention.NAME)
-        packed = read(Trunk(model, packed=True), batch)
-    except (NotImplementedError, TypeError, ValueError, AttributeError) as e:
-        return f"{type(model).__name__} does not take packed rows ({str(e).splitlines()[0]})"
-    finally:
-        model.set_attn_implementation(before)
-        model.train(was_training)
-    # The yardstick is what a lost prompt would change: the error has to be far below it.
-    alone = pack([PromptGroup(g.prompt[-1:], g.completions, g.masks) for g in groups]).to(model.device)
-    lost = (read(Trunk(model, packed=False), alone) - plain).abs().mean()
-    error = (packed - plain).abs()
-    owners = batch.owner_N
-    worst = max(float(error[owners == c].median()) for c in range(batch.completions))
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
-    if not worst <= tolerance * float(lost) + 1e-6:
-        return f"packed and plain forwards of {type(model).__name__} differ by {worst:.2g}"
-    return None
+        model = get_peft_model(base, adapter.config)
+    except (ValueError, TypeError, AttributeError, ImportError) as e:
+        raise ModelError(f"the adapter does not fit {name}: {str(e).splitlines()[0]}") from e
+    assert isinstance(model, PeftModel)
+    return model
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -16,11 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from prefiere.data.batch import pack
 from prefiere.data.cache import entry
 from prefiere.data.groups import GroupStore, PromptGroup
-from prefiere.models.roles import REFERENCE, Trunk
+from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
+
+REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
+"""Starts of an adapter that move a part of the base's weights into it."""
 
 
 class Reference:
@@ -117,3 +121,36 @@ def cached_logps(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> n
 
     values: np.ndarray = np.load(entry("reference", key, make)[0] / "logps.npy")
     return values
+
+
+@torch.no_grad()
+def keep_start(trunk: Trunk) -> None:
+    """Keep a frozen copy of a new adapter as the reference, where the base without it is not what the run starts from.
+
+    LoRA starts as the identity, and then nothing is kept: switched off, it gives the reference. PiSSA (Meng et al.
+    2024) and OLoRA (Büyükakyüz 2024) move a part of the base's weights into the adapter; random or LoftQ starts are
+    no identity either. The rule is what the logits say, to the last bit.
+    """
+    model = trunk.model
+    assert isinstance(model, PeftModel)
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(0, model.config.get_text_config().vocab_size, (1, 16))).to(trunk.device)
+    was_training = model.training
+    model.eval()
+    with torch.autocast(trunk.device.type, enabled=False):
+        states = []
+        for role in (POLICY, None):
+            with trunk.role(role):
+                states.append(trunk.decoder(input_ids=tokens, use_cache=False).last_hidden_state)
+    model.train(was_training)
+    if torch.equal(*states):
+        return
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    config = copy.deepcopy(model.peft_config[POLICY])
+    config.init_lora_weights = False  # type: ignore[attr-defined]
+    model.add_adapter(REFERENCE, config)
+    saved = get_peft_model_state_dict(model, adapter_name=POLICY)
+    set_peft_model_state_dict(model, saved, adapter_name=REFERENCE)
+    activate(model, POLICY)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in trained)

@@ -25,9 +25,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import logging as hf_logging
 
 from prefiere.data.batch import PackedBatch, unpack
-from prefiere.models import attention
+from prefiere.models import attention, quantize
 from prefiere.models.attention import AttentionPlan
-from prefiere.models.load import Adapter, ModelError, Source, explain, loaded, positions, probe
+from prefiere.models.load import Adapter, ModelError, Source, explain, loaded, positions
+from prefiere.models.probe import probe
 from prefiere.models.roles import POLICY, Trunk, activate
 
 SAVED = "reward.json"
@@ -187,6 +188,7 @@ def load_reward(
     packed, how = _rows(base, decoder, packed, max_length)
     if packed:
         base.set_attn_implementation(attention.NAME)
+    quantize.norms_in_fp32(base)
     model: PreTrainedModel | PeftModel = base
     if adapted:
         model = _adapted(base, source, adapter, name.split(".")[0])

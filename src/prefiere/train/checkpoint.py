@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.reward import save_normalisation
-from prefiere.models.roles import Trunk
+from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
 from prefiere.run import sync_folder
 from prefiere.train.engine import Engine
 
@@ -127,11 +128,27 @@ def save_model(trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     temporary = folder.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model: Any = trunk.model
-    if trunk.adapted:
-        model.save_pretrained(temporary, selected_adapters=["default"])
-    else:
+    if not trunk.adapted:
         model.save_pretrained(temporary)
+    elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
+        _save_as_lora(trunk, temporary)
+    else:
+        model.save_pretrained(temporary, selected_adapters=[POLICY])
     tokenizer.save_pretrained(temporary)
     save_normalisation(trunk, temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _save_as_lora(trunk: Trunk, folder: Path) -> None:
+    """An adapter whose start took weights out of the base, as plain LoRA of twice the rank on the untouched base."""
+    model: Any = trunk.model
+    start = folder.with_name(".start.tmp")
+    shutil.rmtree(start, ignore_errors=True)
+    model.save_pretrained(start, selected_adapters=[REFERENCE])
+    (start / REFERENCE).rename(start / "initial")
+    model.save_pretrained(
+        folder, selected_adapters=[POLICY], path_initial_model_for_weight_conversion=str(start / "initial")
+    )
+    shutil.rmtree(start)
+    activate(model, trunk._role)

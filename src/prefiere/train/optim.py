@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
+from prefiere.models.quantize import Scheme, held
 from prefiere.settings import Settings
 
 BYTES_FULL = 20
@@ -70,8 +71,23 @@ def peak_memory_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
-def choose_lora(settings: Settings, parameters: int, available: int) -> Choice:
-    """Whether to train an adapter or every weight."""
+def describe_quantization(scheme: Scheme, model: PreTrainedModel) -> Choice:
+    """What the loaded base really is, by how its weights are stored."""
+    found = held(model)
+    whose = "of the checkpoint" if scheme.config is not None else "on the fly"
+    count = f"{found.layers} of {found.linear} linear layers hold {scheme.bits}-bit weights"
+    return Choice("quantization", scheme.name, f"{whose}: {count}, {found.share:.1%} of the weights without the ends")
+
+
+def choose_lora(settings: Settings, parameters: int, available: int, scheme: Scheme | None = None) -> Choice:
+    """Whether to train an adapter or every weight. Raises ValueError for every weight of a quantized base."""
+    if scheme is not None:
+        if settings.lora is False:
+            raise ValueError(
+                f"lora=false: {settings.model} is held as {scheme.name}, and quantized weights cannot be trained; an "
+                "adapter on them can. Leave lora out, or name the dense model."
+            )
+        return Choice("lora", True, f"the base is frozen, in {scheme.bits} bits")
     if settings.peft_config is not None:
         return Choice("lora", True, "peft_config describes the adapter")
     if settings.lora != "auto":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +25,7 @@ from prefiere.evaluate.policy import Sampler
 from prefiere.models.load import (
     Adapter,
     Source,
+    base_scheme,
     count_parameters,
     fingerprint,
     generation_config,
@@ -33,7 +34,8 @@ from prefiere.models.load import (
     positions,
     resolve,
 )
-from prefiere.models.reference import model_key
+from prefiere.models.quantize import parameters as logical_parameters
+from prefiere.models.reference import REWRITES_BASE, model_key
 from prefiere.models.reward import decodes, ends, load_reward, room, settle_padding, skeleton
 from prefiere.models.roles import Trunk
 from prefiere.models.scores import make_encoder as score_encoder
@@ -47,6 +49,7 @@ from prefiere.train.optim import (
     choose_learning_rate,
     choose_lora,
     choose_threads,
+    describe_quantization,
     free_memory,
     make_optimizer,
     make_scheduler,
@@ -54,7 +57,17 @@ from prefiere.train.optim import (
 from prefiere.train.progress import Display
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-VERSIONS = ("prefiere", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+VERSIONS = (
+    "prefiere",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "bitsandbytes",
+)
 
 
 @dataclass
@@ -143,9 +156,10 @@ def prepare(
     recorded: dict[str, Any],
 ) -> Session:
     """Read, load, choose. ``recorded`` holds a resumed run's automatic choices, which are used again."""
-    if settings.quantize != "none":
-        raise ValueError(f"quantize={settings.quantize}: quantized training is not supported yet; leave it out")
     source = resolve(settings.model, trust=settings.trust_remote_code)
+    if settings.quantize != "none":
+        source = replace(source, quantize=settings.quantize)
+    scheme = base_scheme(source)
     if source.adapter:
         _no_second_adapter(settings)
     tokenizer = load_tokenizer(source)
@@ -159,7 +173,7 @@ def prepare(
     settings = picked.capped(settings, positions(source) if not reads_both_ways else room(source, tokenizer))
     torch.set_num_threads(int(picked(choose_threads(device, parameters))))
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
-    lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device))))
+    lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device), scheme)))
     rate = float(picked(choose_learning_rate(settings, lora, parameters)))
     budget = settings.tokens_per_microbatch
     if budget == "auto":
@@ -188,6 +202,8 @@ def prepare(
     picked.choices.append(Choice("rows", "packed" if trunk.packed else "padded", how))
     if scores and (said := settle_padding(trunk, tokenizer, eos_ids)):
         display.say(f"  {said}")
+    if scheme is not None:
+        picked.choices.append(describe_quantization(scheme, trunk.lm))
     mark = fingerprint(trunk.model)
     if settings.torch_compile:
         trunk.compile(dynamic=True)
@@ -226,7 +242,11 @@ def prepare(
 
 def _adapter(settings: Settings) -> Adapter:
     if settings.peft_config is not None:
-        return Adapter.of(settings.peft_config)
+        made = Adapter.of(settings.peft_config)
+        start = str(getattr(made.config, "init_lora_weights", "")).lower()
+        if isinstance(settings, Reward) and start.startswith(REWRITES_BASE):
+            raise ValueError("peft_config: a reward model's adapter starts at zero: leave init_lora_weights out")
+        return made
     return Adapter.lora(
         r=settings.lora_r,
         alpha=settings.lora_alpha,
@@ -280,7 +300,7 @@ def environment(session: Session) -> dict[str, Any]:
         "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
         "reference": session.fingerprint,
         "parameters": {
-            "all": sum(p.numel() for p in session.trunk.parameters()),
+            "all": logical_parameters(session.trunk),
             "trained": sum(p.numel() for p in session.engine.parameters),
         },
         "choices": [{"name": c.name, "value": c.value, "why": c.why} for c in session.choices],
