@@ -309,11 +309,6 @@ def test_a_model_with_few_positions(tmp_path) -> None:
         assert max(s["tokens"] for s in run.samples) < 48
 
 
-def test_quantization_is_refused_while_it_is_not_there(tmp_path) -> None:
-    with pytest.raises(ValueError, match="quantize=nf4"):
-        go(tmp_path, quantize="nf4", lora=True)
-
-
 def test_an_adapter_is_not_described_twice(tmp_path) -> None:
     first = go(tmp_path, lora=True, max_steps=1, out=str(tmp_path / "first"))
     with pytest.raises(ValueError, match=r"lora_r: .* is an adapter"):
