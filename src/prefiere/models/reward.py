@@ -27,8 +27,7 @@ from transformers.utils import logging as hf_logging
 from prefiere.data.batch import PackedBatch, unpack
 from prefiere.models import attention, quantize
 from prefiere.models.attention import AttentionPlan
-from prefiere.models.load import Adapter, ModelError, Source, explain, loaded, positions
-from prefiere.models.probe import probe
+from prefiere.models.load import Adapter, ModelError, Source, explain, loaded, positions, probe
 from prefiere.models.roles import POLICY, Trunk, activate
 
 SAVED = "reward.json"
@@ -189,12 +188,10 @@ def load_reward(
     if packed:
         base.set_attn_implementation(attention.NAME)
     quantize.norms_in_fp32(base)
-    model: PreTrainedModel | PeftModel = base
-    if adapted:
-        model = _adapted(base, source, adapter, name.split(".")[0])
-        for p in model.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()
+    model: PreTrainedModel | PeftModel = _adapted(base, source, adapter, name.split(".")[0]) if adapted else base
+    for p in model.parameters() if adapted else ():
+        if p.requires_grad:
+            p.data = p.data.float()
     trunk = Trunk(model, packed=packed) if decoder else EncoderTrunk(model, typed=typed)
     if decoder:
         trunk.heads[POLICY] = head_of(trunk)
