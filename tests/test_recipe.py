@@ -70,7 +70,7 @@ def test_a_value_is_read_as_meant(text: str, key: str, value: object) -> None:
         ("batch_size=2.5", "batch_size must be a whole number from 1, not 2.5"),
         ("loss_type=dpo", "loss_type must be sigmoid, ipo, hinge, robust, simpo, orpo, cpo or kto, not 'dpo'"),
         ("label_smoothing=0.5", "label_smoothing must be a number from 0 up to, not including, 0.5, not 0.5"),
-        ("judge=rule", "judge must be module:function or none, not 'rule'"),
+        ("lam=0.9", "lam is a setting of method ppo, rloo, grpo, reinforce, not of dpo."),
         ("report_to=[wandb, excel]", "report_to must be a list of tensorboard | wandb | trackio | mlflow"),
         ("betta=1", "betta is not a setting. Did you mean beta?"),
         ("zzzzzz=1", "zzzzzz is not a setting. `prefiere recipe show` lists them all."),
@@ -78,7 +78,7 @@ def test_a_value_is_read_as_meant(text: str, key: str, value: object) -> None:
         ("max_length={a: 1}", "max_length holds nested keys (a). Keys are flat"),
         ("seed=[", "seed=[: the value is not valid YAML"),
         ("method=sft", "this is a recipe for `prefiere sft`, not for `prefiere dpo`"),
-        ("method=grpo", "method must be one of sft, dpo, reward, not 'grpo'"),
+        ("method=trpo", "method must be one of sft, dpo, reward, ppo, rloo, grpo, reinforce, not 'trpo'"),
         ("early_stopping_patience=3", "early_stopping_patience needs a metric to watch"),
     ],
 )
@@ -167,7 +167,9 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
 def test_without_a_command_the_recipe_names_its_method(tmp_path: Path) -> None:
     path = write(tmp_path, "method: sft\nmodel: m\ndata: d\nout: o\n")
     assert isinstance(recipe.load(None, path), SFT)
-    with pytest.raises(RecipeError, match="method must be one of sft, dpo, reward, not None"):
+    with pytest.raises(
+        RecipeError, match="method must be one of sft, dpo, reward, ppo, rloo, grpo, reinforce, not None"
+    ):
         recipe.load(None, write(tmp_path, "model: m\n"))
 
 

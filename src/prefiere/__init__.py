@@ -2,7 +2,7 @@
 
 >>> import prefiere
 >>> sorted(prefiere.__all__)
-['Run', '__version__', 'compare', 'dpo', 'read', 'reward', 'sft']
+['Run', '__version__', 'compare', 'dpo', 'grpo', 'ppo', 'read', 'reinforce', 'reward', 'rloo', 'sft']
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefiere.api import dpo, reward, sft
+    from prefiere.api import dpo, grpo, ppo, reinforce, reward, rloo, sft
     from prefiere.data.formats import read
     from prefiere.evaluate.compare import compare
     from prefiere.run import Run
 
     __version__: str
 
-__all__ = ["Run", "__version__", "compare", "dpo", "read", "reward", "sft"]
+__all__ = ["Run", "__version__", "compare", "dpo", "grpo", "ppo", "read", "reinforce", "reward", "rloo", "sft"]
 
 _HOMES = {
     "Run": "prefiere.run",
     "compare": "prefiere.evaluate.compare",
     "dpo": "prefiere.api",
+    "grpo": "prefiere.api",
+    "ppo": "prefiere.api",
     "read": "prefiere.data.formats",
+    "reinforce": "prefiere.api",
     "reward": "prefiere.api",
+    "rloo": "prefiere.api",
     "sft": "prefiere.api",
 }
 

@@ -77,6 +77,29 @@ def sft(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
     return train(recipes.load("sft", recipe, settings), fresh=fresh)
 
 
+def ppo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """Proximal policy optimisation against a reward, as ``prefiere ppo`` does.
+
+    ``data`` are prompts, ``reward`` a reward model or ``module:function``. Arguments, result and errors as for `dpo`.
+    """
+    return train(recipes.load("ppo", recipe, settings), fresh=fresh)
+
+
+def rloo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """REINFORCE, each answer against its prompt's others, as ``prefiere rloo`` does. Arguments as for `ppo`."""
+    return train(recipes.load("rloo", recipe, settings), fresh=fresh)
+
+
+def grpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """Group-relative policy optimisation, as ``prefiere grpo`` does. Arguments as for `ppo`."""
+    return train(recipes.load("grpo", recipe, settings), fresh=fresh)
+
+
+def reinforce(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+    """REINFORCE with a baseline, as ``prefiere reinforce`` does. Arguments as for `ppo`."""
+    return train(recipes.load("reinforce", recipe, settings), fresh=fresh)
+
+
 def reward(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
     """Train a reward model, as ``prefiere reward`` does. Arguments, result and errors as for `dpo`."""
     return train(recipes.load("reward", recipe, settings), fresh=fresh)

@@ -144,6 +144,40 @@ def reward(
     return _train("reward", rest, fresh, model=model, data=data, out=out, seed=seed)
 
 
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option("--reward", "-r", help="Reward model (folder, hub id, run) or module:function; several may be given."),
+]
+Asked = Annotated[
+    str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
+]
+
+
+def _on_policy(method: str, text: str) -> None:
+    """One command for each policy-gradient method: they differ in their defaults."""
+
+    def train(
+        rest: Rest = None,
+        model: Model = None,
+        reward: Rewards = None,
+        prompts: Asked = None,
+        out: Out = None,
+        seed: Seed = None,
+        fresh: Fresh = False,
+        json: Json = False,
+    ) -> dict[str, Any]:
+        rewards = reward[0] if reward and len(reward) == 1 else reward or None
+        return _train(method, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
+
+    train.__doc__ = f"{text} The same command continues a run that was stopped."
+    app.command(method)(command(train))
+
+
+_on_policy("ppo", "Proximal policy optimisation: sample answers, score them, reinforce; with a critic.")
+_on_policy("rloo", "REINFORCE, each answer against the others to its prompt (leave one out).")
+_on_policy("grpo", "Group-relative policy optimisation: answers to one prompt against their mean and deviation.")
+_on_policy("reinforce", "REINFORCE with the mean of all other answers as its baseline.")
+
 Prompts = Annotated[
     str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any known layout.")
 ]

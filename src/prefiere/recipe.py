@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from prefiere.settings import DPO, METHODS, SFT, Reward, Settings
+from prefiere.settings import DPO, METHODS, SFT, PolicyGradient, Reward, Settings
 
 __all__ = [
     "DPO",
@@ -201,7 +201,7 @@ def load(
     if method is not None and stated != method:
         raise RecipeError(f"{where}this is a recipe for `prefiere {stated}`, not for `prefiere {method}`.")
     model = METHODS[stated]
-    values = {}
+    values: dict[str, Any] = {"method": stated}
     for key, (value, where) in given.items():
         if key not in model.model_fields:
             raise RecipeError(where + _unknown(model, key))
@@ -215,10 +215,16 @@ def load(
         raise RecipeError(_explain(model, given, e)) from e
 
 
+def _left_to_flags(given: Mapping[str, Any]) -> list[str]:
+    """What a recipe must have and leaves to the command line."""
+    model = METHODS.get(str(given["method"][0]) if "method" in given else "", Settings)
+    return [key for key, field in model.model_fields.items() if field.is_required() and key not in given]
+
+
 def validate(path: str | Path) -> Settings:
-    """Check a recipe that may leave ``model``, ``data`` and ``out`` to flags. Raises as `load` does."""
+    """Check a recipe that may leave what it must have (``model``, ...) to flags. Raises as `load` does."""
     given = _read(path)
-    return load(None, path, {key: "?" for key in ("model", "data", "out") if key not in given})
+    return load(None, path, dict.fromkeys(_left_to_flags(given), "?"))
 
 
 def _explain(model: type[Settings], given: Mapping[str, tuple[Any, str]], error: ValidationError) -> str:
@@ -249,8 +255,8 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for editors."""
-    inner = TypeAdapter(SFT | DPO | Reward).json_schema()
-    for name in ("SFT", "DPO", "Reward"):  # flags may supply what a recipe leaves out
+    inner = TypeAdapter(SFT | DPO | Reward | PolicyGradient).json_schema()
+    for name in ("SFT", "DPO", "Reward", "PolicyGradient"):  # flags may supply what a recipe leaves out
         inner["$defs"][name].pop("required", None)
         inner["$defs"][name]["required"] = ["method"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "prefiere recipe", **inner}

@@ -16,7 +16,6 @@ Positive = Annotated[float, Field(gt=0), "a number above 0"]
 Amount = Annotated[float, Field(ge=0), "a number from 0"]
 Share = Annotated[float, Field(ge=0, lt=1), "a number from 0 up to, not including, 1"]
 Half = Annotated[float, Field(ge=0, lt=0.5), "a number from 0 up to, not including, 0.5"]
-Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$"), "module:function"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
@@ -120,7 +119,7 @@ class Settings(BaseModel):
     samples_per_prompt: Count = Field(1, description="answers to each of them")
     sample_temperature: Amount = Field(1.0, description="of those answers; 0 is greedy")
     max_new_tokens: Count = Field(128, description="of those answers")
-    judge: Function | None = Field(None, description="scores sampled answers: called with the prompts and answers")
+    judge: str | None = Field(None, description="scores sampled answers: module:function, or a reward model")
     guard: bool = Field(True, description="stop when sampled answers degenerate, whatever the curves say")
     report_to: list[Tracker] = Field([], description="trackers that get every row as well")
 
@@ -236,4 +235,101 @@ class Reward(Settings):
         return self
 
 
-METHODS: dict[str, type[Settings]] = {"sft": SFT, "dpo": DPO, "reward": Reward}
+ON_POLICY = ("ppo", "rloo", "grpo", "reinforce")
+# What an update is made of: 128 answers, however many answer the same prompt.
+_RL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "reinforce": {"num_ppo_epochs": 1},
+    "rloo": {"batch_size": 32, "num_generations": 4, "num_ppo_epochs": 1, "whiten_advantages": False},
+    "grpo": {"batch_size": 16, "num_generations": 8, "num_ppo_epochs": 1, "whiten_advantages": False, "kl_coef": 0.0,
+             "kl_loss_coef": 0.05},
+}  # fmt: skip
+# The options that one method alone has; the others would ignore them.
+_CRITIC = ("lam", "cliprange_value", "vf_coef", "critic_learning_rate", "critic_warmup_steps", "share_critic")
+
+
+class PolicyGradient(Settings):
+    """Reinforcement learning from human feedback: sample answers, score them, make the better ones likelier."""
+
+    method: Literal["ppo", "rloo", "grpo", "reinforce"] = Field("ppo", description="the command this recipe is for")
+    data: str = Field(description="prompts: text with one a line, or data in any known layout")
+    reward: str | list[str] = Field(
+        description="what answers are scored by: a reward model (folder, hub id, run), module:function, or several"
+    )
+    reward_ensemble: Literal["mean", "min", "lower"] = Field(
+        "mean", description="several rewards: their mean, the lowest, or the mean less reward_ensemble_k deviations"
+    )
+    reward_ensemble_k: Amount = Field(1.0, description="lower: standard deviations subtracted where rewards disagree")
+    scale_rewards: bool = Field(True, description="divide rewards by their standard deviation in the first rollout")
+    reward_clip: Positive | None = Field(10.0, description="scaled rewards stay within plus and minus this")
+    missing_eos_penalty: Amount = Field(1.0, description="taken from the scaled reward of an answer that never ended")
+    # sampling
+    batch_size: Count = Field(128, description="prompts of one rollout, over all processes (rloo: 32, grpo: 16)")
+    num_generations: Count = Field(1, description="answers to each prompt (rloo: 4, grpo: 8)")
+    temperature: Positive = Field(1.0, description="of rollouts, and of the log-probs of every role")
+    # credit
+    gamma: Annotated[float, Field(gt=0, le=1), "a number above 0 up to 1"] = Field(1.0, description="discount")
+    lam: Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"] = Field(
+        0.95, description="ppo: lambda of generalised advantages; 1 for answers of a thousand tokens and more"
+    )
+    whiten_advantages: bool = Field(
+        True, description="advantages to mean 0 and deviation 1 over the rollout's tokens (rloo, grpo: false)"
+    )
+    # staying close
+    kl_coef: Amount = Field(0.05, description="of the KL to the reference that is subtracted from rewards (grpo: 0)")
+    target_kl: Positive | None = Field(
+        None, description="nats per answer that kl_coef is steered towards; none: kl_coef stays"
+    )
+    kl_horizon: Positive = Field(10_000, description="answers over which kl_coef may change by a fifth")
+    kl_loss_coef: Amount = Field(0.0, description="of the KL to the reference as a loss (grpo: 0.05)")
+    kl_rollout_coef: Amount = Field(0.0, description="of the KL from the rollout's policy as a loss")
+    max_kl: Positive | None = Field(None, description="stop the run at so many nats per answer from the reference")
+    # the update
+    num_ppo_epochs: Count = Field(4, description="passes over a rollout (rloo, grpo, reinforce: 1)")
+    num_mini_batches: Count = Field(1, description="updates of a pass")
+    cliprange: Positive = Field(0.2, description="how far the ratio of new to old probability may pay off")
+    dual_clip: Annotated[float, Field(gt=1), "a number above 1"] | None = Field(
+        3.0, description="the ratio at which a bad token's loss stops growing"
+    )
+    max_approx_kl: Positive | None = Field(
+        0.1, description="no further pass over a rollout once the policy is so far from it, in nats per token"
+    )
+    # the critic
+    cliprange_value: Positive | None = Field(0.2, description="ppo: how far the value may move in one rollout")
+    vf_coef: Positive = Field(0.1, description="ppo: weight of the critic's loss")
+    critic_learning_rate: Positive | Auto = Field("auto", description="ppo: peak; auto: 5 times learning_rate")
+    critic_warmup_steps: Whole = Field(0, description="ppo: first steps, in which the critic alone learns")
+    share_critic: bool = Field(
+        False, description="ppo, full fine-tuning: the critic reads the policy's states; false: a model of its own"
+    )
+    adam_epsilon: Positive = Field(1e-5, description="AdamW: added to the denominator")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, values: Any) -> Any:
+        return {**_RL_DEFAULTS.get(str(values.get("method")), {}), **values} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _fit_the_method(self) -> Self:
+        for key in _CRITIC:
+            if self.method != "ppo" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with {self.method}, which has no critic: leave it out")
+        if self.method in ("rloo", "grpo") and self.num_generations < 2:
+            raise ValueError(f"num_generations must be at least 2 for {self.method}: it compares answers to one prompt")
+        if self.max_completion_length is not None:
+            raise ValueError("max_completion_length has no effect on answers that are sampled: write max_new_tokens")
+        if self.lora_dropout:
+            raise ValueError("lora_dropout must be 0: with dropout the policy that samples is not the one that learns")
+        if self.target_kl is not None and not self.kl_coef:
+            raise ValueError("target_kl steers kl_coef: start it above 0")
+        if self.num_mini_batches > self.batch_size:
+            raise ValueError(f"num_mini_batches must be at most batch_size={self.batch_size}")
+        return self
+
+
+METHODS: dict[str, type[Settings]] = {
+    "sft": SFT,
+    "dpo": DPO,
+    "reward": Reward,
+    **dict.fromkeys(ON_POLICY, PolicyGradient),
+}

@@ -29,6 +29,11 @@ Text: TypeAlias = str | tuple[Message, ...]
 """A prompt or an answer: raw text, or messages that go through the chat template."""
 
 
+def question(prompt: Text) -> str:
+    """What a person reads of a prompt: raw text, or its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1].content
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """What somebody said about two answers to one prompt.

@@ -24,7 +24,7 @@ from prefiere.console import table
 from prefiere.data.chat import Encoder, eos_ids_of
 from prefiere.demo import corpus, judge
 from prefiere.demo.build import build
-from prefiere.evaluate.judges import Scorer
+from prefiere.evaluate.judges import Function, Judge, Scorer
 from prefiere.evaluate.policy import Sampler
 from prefiere.models.load import load_model, load_tokenizer, resolve
 from prefiere.models.reference import sequence_logps
@@ -80,14 +80,14 @@ def measure(
     encoder = Encoder(tokenizer, eos_ids=eos_ids)
     sampler = Sampler(
         prompts=encoder.encode_prompts(prompts),
-        texts=[p[-1].content for p in prompts],
+        asked=prompts,
         decode=encoder.decode,
         eos_ids=eos_ids,
         samples=SAMPLES,
         temperature=temperature,
         max_new_tokens=64,
         seed=1,
-        judge=style,
+        judge=Judge({"style": Function("style", style)}),
     )
     answers = sampler(Trunk(policy, packed=False), None, progress=progress)
     asked = [r["prompt"] for r in answers.rows]

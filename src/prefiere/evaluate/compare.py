@@ -14,7 +14,7 @@ import torch
 from prefiere.data import formats
 from prefiere.data.chat import Encoder, Truncation, eos_ids_of
 from prefiere.data.schema import Text
-from prefiere.evaluate.judges import load_scorer
+from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.policy import Answers, Sampler
 from prefiere.models.load import Source, load_model, load_tokenizer, resolve
 from prefiere.models.roles import Trunk
@@ -180,7 +180,7 @@ def ask(
     pad = tokenizer.pad_token_id
     sampler = Sampler(
         prompts=encoder.encode_prompts(prompts),
-        texts=[question(p) for p in prompts],
+        asked=prompts,
         decode=encoder.decode,
         eos_ids=eos_ids,
         samples=options.samples,
@@ -188,16 +188,10 @@ def ask(
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
-        judge=load_scorer(judge) if judge else None,
-        judge_name=judge or "",
+        judge=Judge.load(judge) if judge else None,
         forbidden=[pad] if pad is not None and pad not in eos_ids else [],
     )
     return sampler(Trunk(model, packed=False), None, progress=progress)
-
-
-def question(prompt: Text) -> str:
-    """What a person reads of a prompt: raw text, or its last message."""
-    return prompt if isinstance(prompt, str) else prompt[-1].content
 
 
 def judged(first: str, second: str, before: Answers, after: Answers, judge: str | None) -> Compared:

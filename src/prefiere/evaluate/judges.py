@@ -1,20 +1,98 @@
-"""Judges: anything that scores answers. Two scores make a preference; equal scores are a tie."""
+"""Judges: anything that scores answers, to compare two models by or to reward one for. Equal scores are a tie.
+
+A reward model reads the whole conversation through its own tokenizer and template; a function gets what a person reads
+of the prompt, and the answer.
+"""
 
 from __future__ import annotations
 
 import importlib
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from prefiere.data.schema import Text, question
+from prefiere.models.scores import RewardModel
 
 Scorer: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 """prompts [n], completions [n] -> scores [n], higher is better."""
+Combine: TypeAlias = Literal["mean", "min", "lower"]
+
+_FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 class JudgeError(ValueError):
     """A judge that cannot be loaded, or whose scores cannot be used."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A Python function as a scorer."""
+
+    name: str
+    function: Scorer
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
+        """float64 [n]: what the function says of each completion. Raises JudgeError where that cannot be used."""
+        return np.asarray(score(self.function, [question(p) for p in prompts], completions, self.name), np.float64)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One or several scorers by name, and how their scores become one: ``mean``, ``min``, or ``lower`` (the mean less
+    ``k`` standard deviations over the scorers)."""
+
+    scorers: Mapping[str, RewardModel | Function]
+    combine: Combine = "mean"
+    k: float = 1.0
+
+    @classmethod
+    def load(
+        cls,
+        names: str | Sequence[str],
+        *,
+        combine: Combine = "mean",
+        k: float = 1.0,
+        model: Callable[[str], RewardModel] = RewardModel.load,
+    ) -> Judge:
+        """Functions (``module:function``), and reward models as ``model`` opens them (folder, hub id, run).
+
+        Each is asked once. Raises ValueError for one that cannot be loaded or whose answer cannot be used.
+        """
+        asked = [names] if isinstance(names, str) else list(names)
+        if not asked or len(set(asked)) < len(asked):
+            raise JudgeError(f"{asked} {'names no judge' if not asked else 'names a judge twice'}.")
+        functions = {n: Function(n, load_scorer(n)) for n in asked if _FUNCTION.fullmatch(n)}
+        judge = cls({n: functions.get(n) or model(n) for n in asked}, combine, k)
+        judge(["?"], ["a"])
+        return judge
+
+    @property
+    def name(self) -> str:
+        """The scorers' names."""
+        return ", ".join(self.scorers)
+
+    def each(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
+        """float64 [n, M]: the score of each completion by each scorer. Raises JudgeError where one is not finite."""
+        columns = [checked(s.score(prompts, completions), prompts, name) for name, s in self.scorers.items()]
+        return np.stack(columns, 1)
+
+    def combined(self, each_CM: np.ndarray) -> np.ndarray:
+        """float64 [n]: one score each."""
+        if self.combine == "min":
+            return np.asarray(each_CM.min(1))
+        mean: np.ndarray = each_CM.mean(1)
+        return mean - self.k * each_CM.std(1) if self.combine == "lower" else mean
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
+        """float64 [n]: the combined score of each completion."""
+        return self.combined(self.each(prompts, completions))
 
 
 def load_scorer(name: str) -> Scorer:
@@ -34,19 +112,24 @@ def load_scorer(name: str) -> Scorer:
     if not callable(found):
         raise JudgeError(f"judge {name}: {function} is not a function.")
     scorer: Scorer = found
-    score(scorer, ["?"], ["a"], name)
     return scorer
 
 
 def score(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str], name: str = "the judge") -> list[float]:
     """Scores of completions; raises JudgeError unless there is one finite number for each."""
-    scores = scorer(list(prompts), list(completions))
-    values = [float(s) for s in scores]
-    if len(values) != len(completions):
+    scores = [float(s) for s in scorer(list(prompts), list(completions))]
+    if len(scores) != len(completions):
         raise JudgeError(
-            f"{name} returned {len(values)} scores for {len(completions)} answers: it must return one each."
+            f"{name} returned {len(scores)} scores for {len(completions)} answers: it must return one each."
         )
-    for prompt, value in zip(prompts, values, strict=True):
+    return list(checked(np.asarray(scores, np.float64), prompts, name))
+
+
+def checked(scores_n: np.ndarray, prompts: Sequence[Text], name: str) -> np.ndarray:
+    """These scores; raises JudgeError where one is not a finite number."""
+    for prompt, value in zip(prompts, scores_n.tolist(), strict=True):
         if not math.isfinite(value):
-            raise JudgeError(f"{name} returned {value} for an answer to {prompt!r}: scores must be finite numbers.")
-    return values
+            raise JudgeError(
+                f"{name} returned {value} for an answer to {question(prompt)!r}: scores must be finite numbers."
+            )
+    return scores_n

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from prefiere.data.groups import PromptGroup
-from prefiere.evaluate.judges import Scorer, score
+from prefiere.data.schema import Text, question
+from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.preference import flat
 from prefiere.models.generate import Sample, generate
 from prefiere.models.reference import Reference, sequence_logps
@@ -47,10 +48,14 @@ class Answers:
 
 @dataclass
 class Sampler:
-    """Asks the same prompts with the same seed, whenever it is called."""
+    """Asks the same prompts with the same seed, whenever it is called.
+
+    prompts: int32 ids each. asked: the same as what was read. judge scores answers; reward is what a policy is trained
+    on, where it is trained on one.
+    """
 
     prompts: Sequence[np.ndarray]
-    texts: Sequence[str]
+    asked: Sequence[Text]
     decode: Callable[[np.ndarray], str]
     eos_ids: Sequence[int]
     samples: int = 1
@@ -59,8 +64,8 @@ class Sampler:
     max_new_tokens: int = 128
     seed: int = 0
     budget: int = 4096
-    judge: Scorer | None = None
-    judge_name: str = "the judge"
+    judge: Judge | None = None
+    reward: Judge | None = None
     forbidden: Sequence[int] = field(default_factory=tuple)
 
     def __call__(
@@ -104,12 +109,17 @@ class Sampler:
             if self.temperature == 1.0 and self.top_p == 1.0:
                 signals["kl"] = (logp - ref_logp).astype(np.float64)
         completions = [self.decode(s.tokens) for s in samples]
-        asked = [self.texts[s.prompt] for s in samples]
+        asked = [self.asked[s.prompt] for s in samples]
         if self.judge is not None:
-            signals["score"] = np.asarray(score(self.judge, asked, completions, self.judge_name))
+            signals["score"] = self.judge(asked, completions)
+        if self.reward is not None:
+            each = self.reward.each(asked, completions)
+            signals["reward"] = self.reward.combined(each)
+            if each.shape[1] > 1:
+                signals["reward_disagreement"] = each.std(1)
         rows = [
             {
-                "prompt": asked[i],
+                "prompt": question(asked[i]),
                 "completion": completions[i],
                 "sample": s.sample,
                 "ended": s.ended,
@@ -118,6 +128,7 @@ class Sampler:
                 "ref_logp": None if ref_logp is None else float(ref_logp[i]),
                 "repetition": float(signals["repetition"][i]),
                 "score": float(signals["score"][i]) if "score" in signals else None,
+                "reward": float(signals["reward"][i]) if "reward" in signals else None,
             }
             for i, s in enumerate(samples)
         ]
@@ -134,6 +145,24 @@ def repetition(tokens: np.ndarray) -> float:
         return 0.0
     grams = np.lib.stride_tricks.sliding_window_view(tokens, 3)
     return 1.0 - len(np.unique(grams, axis=0)) / len(grams)
+
+
+def exploited(before: Mapping[str, float], now: Mapping[str, float]) -> str | None:
+    """Why the reward is being exploited, or None: it rose, and the judge's score fell, each beyond both intervals.
+
+    Takes columns as `Answers.columns` gives them.
+    """
+    keys = [f"samples/{n}{edge}" for n in ("reward", "score") for edge in ("", "_low", "_high", "_n")]
+    if not all(k in before and k in now for k in keys) or now["samples/score_n"] < MIN_ANSWERS:
+        return None
+    rose = now["samples/reward_low"] > before["samples/reward_high"]
+    fell = now["samples/score_high"] < before["samples/score_low"]
+    if not (rose and fell):
+        return None
+    return (
+        f"the reward rises ({before['samples/reward']:.2f} -> {now['samples/reward']:.2f}) while the judge's score "
+        f"falls ({before['samples/score']:.2f} -> {now['samples/score']:.2f}): the policy is exploiting the reward"
+    )
 
 
 def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> str | None:

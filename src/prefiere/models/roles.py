@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -57,7 +57,7 @@ class Trunk(nn.Module):
 
     ``packed`` says whether rows run packed with shared prefixes; otherwise each completion runs as a padded row of a
     plain forward, with the model's own logits. ``heads`` holds a linear map from hidden states to one number for each
-    role that needs one (critic, reward model).
+    role that needs one (critic, reward model), ``bodies`` the models of roles that do not share this one.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool = True):
@@ -65,6 +65,7 @@ class Trunk(nn.Module):
         self.model = model
         self.packed = packed
         self.heads = nn.ModuleDict()
+        self.bodies = nn.ModuleDict()
         self._role: str | None = POLICY
 
     @property
@@ -113,8 +114,11 @@ class Trunk(nn.Module):
 
     def values(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
         """What a critic expects of each target's answer [N], before the target is chosen, in fp32."""
-        with self.role(role):
-            states = self.states(batch, batch.predictor_N, batch.owner_N, plan)
+        body = self
+        if role in self.bodies:
+            body = cast(Trunk, self.bodies[role])
+        with body.role(role):
+            states = body.states(batch, batch.predictor_N, batch.owner_N, plan)
         return self.number(states, role)
 
     def scores(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
@@ -129,7 +133,8 @@ class Trunk(nn.Module):
         head = self.heads[role]
         assert isinstance(head, nn.Linear)
         with torch.autocast(states_MH.device.type, enabled=False):
-            return torch.nn.functional.linear(states_MH.float(), head.weight.float())[:, 0]
+            bias = None if head.bias is None else head.bias.float()
+            return torch.nn.functional.linear(states_MH.float(), head.weight.float(), bias)[:, 0]
 
     def states(self, batch: PackedBatch, place_M: Tensor, owner_M: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         """The trunk's last hidden states [M, H] at places of the packed row, as its owner sees it."""

@@ -74,8 +74,11 @@ class RewardModel:
         *,
         notice: Callable[[str], None] = lambda text: None,
         unseen: int | None = None,
+        role: str = POLICY,
+        compute: torch.dtype | None = None,
     ):
-        self.name, self.trunk, self.encoder = name, trunk, encoder
+        self.name, self.trunk, self.encoder, self.role = name, trunk, encoder, role
+        self.compute = compute or next(trunk.model.parameters()).dtype
         self.normalised, self.normalisation = saved is not None, saved or Normalisation()
         self.report = EncodeReport()
         self._notice, self._told, self._unseen = notice, False, unseen
@@ -130,6 +133,25 @@ class RewardModel:
             notice(f"{name}: padding is the end token, so scores are read at the token before it, as transformers does")
         return model
 
+    @classmethod
+    def mounted(
+        cls,
+        trunk: Trunk,
+        name: str | Path,
+        role: str = REWARD,
+        *,
+        compute: torch.dtype = torch.float32,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> Self:
+        """A reward model that is an adapter on a policy's own base, as a role on that policy's trunk (see `mount`)."""
+        source = resolve(name)
+        tokenizer = load_tokenizer(source)
+        saved = mount(trunk, name, role)
+        encoder = make_encoder(
+            source, tokenizer, Truncation(positions(source)), both_ways=False, template=saved.template
+        )
+        return cls(str(name), trunk, encoder, saved, notice=notice, role=role, compute=compute)
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.encoder.tokenizer
@@ -157,11 +179,11 @@ class RewardModel:
         out = np.zeros((len(groups), k))
         lengths = groups.lengths if isinstance(groups, GroupStore) else np.asarray([g.length for g in groups])
         device = self.trunk.device
-        dtype = next(self.trunk.model.parameters()).dtype
+        dtype = self.compute
         for part in runs(np.argsort(-lengths, kind="stable"), lengths, BUDGET):
             batch = pack([self._seen(groups[i]) for i in part]).to(device)
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-                scores = self.trunk.scores(batch, POLICY)
+                scores = self.trunk.scores(batch, self.role)
             out[list(part)] = scores.view(-1, k).double().cpu().numpy()
             progress(len(part))
         if not np.isfinite(out).all():

@@ -240,31 +240,46 @@ class Engine:
     def _measure(
         self, store: GroupStore, objective: Objective, members: np.ndarray, progress: Callable[[int], None]
     ) -> Measured:
-        self.trunk.eval()
         objective.prepare(self, members)
-        parts: list[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+
+        def metrics(batch: PackedBatch) -> dict[str, Tensor]:
+            found = objective(self.forward(objective, batch), batch).metrics
+            weights = {f"{n} weight": m.weight_G for n, m in found.items() if m.weight_G is not None}
+            return {n: m.values_G for n, m in found.items()} | weights
+
+        parts = []
         for chunk in np.array_split(members, max(1, len(members) // 1024)):
-            plan = split(chunk, store.lengths, budget=self.budget, world_size=self.world_size)
-            for indices in plan.ranks[self.accelerator.process_index]:
-                if not indices:
-                    continue
-                batch = self.pack(store, indices)
-                metrics = objective(self.forward(objective, batch), batch).metrics
-                values = {n: m.values_G.float().cpu().numpy() for n, m in metrics.items()}
-                weights = {n: m.weight_G.cpu().numpy() for n, m in metrics.items() if m.weight_G is not None}
-                parts.append((np.asarray(indices), values, weights))
-                progress(len(indices))
-        self.trunk.train()
-        if self.world_size > 1:
-            parts = gather_object(parts)
-        index = np.concatenate([p[0] for p in parts])
+            parts += self.each(store, chunk, metrics, progress)
+        index = np.concatenate([np.asarray(indices) for indices, _ in parts])
         place = {int(i): at for at, i in enumerate(index)}
         order = np.asarray([place[int(i)] for i in members])
+        columns = {n: np.concatenate([found[n] for _, found in parts])[order] for n in parts[0][1]}
+        weights = {n.removesuffix(" weight"): x for n, x in columns.items() if n.endswith(" weight")}
+        return Measured(index[order], {n: x for n, x in columns.items() if not n.endswith(" weight")}, weights)
 
-        def column(at: int, name: str) -> np.ndarray:
-            return np.concatenate([p[at][name] for p in parts])[order]
-
-        return Measured(index[order], {n: column(1, n) for n in parts[0][1]}, {n: column(2, n) for n in parts[0][2]})
+    @torch.no_grad()
+    def each(
+        self,
+        store: GroupStore,
+        members: np.ndarray,
+        work: Callable[[PackedBatch], dict[str, Tensor]],
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> list[tuple[tuple[int, ...], dict[str, np.ndarray]]]:
+        """What ``work`` finds in each micro-batch of these groups, cut as an update cuts them: the groups of each, and
+        its arrays in fp32, of all processes."""
+        self.trunk.eval()
+        parts = []
+        plan = split(members, store.lengths, budget=self.budget, world_size=self.world_size)
+        for indices in plan.ranks[self.accelerator.process_index]:
+            if indices:
+                found = work(self.pack(store, indices))
+                parts.append((indices, {n: x.float().cpu().numpy() for n, x in found.items()}))
+                progress(len(indices))
+        self.trunk.train()
+        gathered: list[tuple[tuple[int, ...], dict[str, np.ndarray]]] = (
+            gather_object(parts) if self.world_size > 1 else parts
+        )
+        return gathered
 
     # -- over processes -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,23 +17,51 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.cache import digest_of, entry, hash_of
 from prefiere.data.chat import Encoder, EncodeReport, Truncation
 from prefiere.data.groups import GroupStore
+from prefiere.data.schema import Text
 from prefiere.data.textpairs import PairEncoder
-from prefiere.evaluate.compare import prompts_at, question
+from prefiere.evaluate.compare import prompts_at
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.train.progress import Display
 
 MAX_EVAL = 512
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids, int32 [P_i] each, and as what was read."""
+
+    ids: list[np.ndarray]
+    texts: list[Text]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
+        """The prompts at these positions."""
+        at = [int(i) for i in indices]
+        return Prompts([self.ids[i] for i in at], [self.texts[i] for i in at], [self.sources[i] for i in at])
+
+
 @dataclass
 class Data:
-    """Token ids to train and validate on, and the account of what became of every record."""
+    """Token ids to train and validate on, and the account of what became of every record.
+
+    sample_prompts, sample_asked: prompts to answer along the run, as ids and as read. prompts: what a policy learns to
+    answer, in place of examples.
+    """
 
     train: GroupStore
     eval: GroupStore | None
     account: dict[str, Any]
     sample_prompts: list[np.ndarray]
-    sample_texts: list[str]
+    sample_asked: list[Text]
+    prompts: Prompts | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many there are to train on."""
+        return len(self.prompts) if self.prompts is not None else len(self.train)
 
 
 def truncation(settings: Settings) -> Truncation:
@@ -84,7 +112,7 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
         account["eval"] = held[1]
         validation: GroupStore | None = held[0]
     elif settings.eval_size:
-        train_at, eval_at = split_by_prompt(store.prompt_keys, _held_out(settings.eval_size, len(store)), settings.seed)
+        train_at, eval_at = split_by_prompt(store.prompt_keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
             raise ValueError(
                 f"{settings.data} has too few distinct prompts to hold some out: set eval_size=0, or give eval_data"
@@ -99,11 +127,11 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
     }
     account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
     account["eval_sources"] = [g.source for g in validation] if validation else []
-    prompts, texts = list[np.ndarray](), list[str]()
+    prompts, asked = list[np.ndarray](), list[Text]()
     if isinstance(encoder, Encoder) and not isinstance(settings, Reward):  # a reward model answers nothing
-        prompts, texts = _sample_prompts(settings, validation or train, encoder)
+        prompts, asked = _sample_prompts(settings, validation or train, encoder)
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
-    return Data(train, validation, account, prompts, texts)
+    return Data(train, validation, account, prompts, asked)
 
 
 @cache
@@ -114,7 +142,8 @@ def code() -> str:
     return digest_of({"files": files, **{name: version(name) for name in ("transformers", "tokenizers")}})
 
 
-def _held_out(size: float, n: int) -> int:
+def held_out(size: float, n: int) -> int:
+    """How many of n examples ``eval_size`` holds out."""
     return int(size) if size >= 1 else max(1, min(MAX_EVAL, round(size * n)))
 
 
@@ -126,12 +155,12 @@ def _counted(groups: Iterable[Any], display: Display, name: str) -> Iterable[Any
             yield group
 
 
-def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> tuple[list[np.ndarray], list[str]]:
-    """Distinct prompts to answer along the run, and what a person reads of them: from a file, or the first held-out
+def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> tuple[list[np.ndarray], list[Text]]:
+    """Distinct prompts to answer along the run, as ids and as read: from a file, or the first held-out
     ones."""
     if isinstance(settings.sample_prompts, str):
         asked = [r.prompt for r in formats.read(settings.sample_prompts, kind="prompts")]
-        return encoder.encode_prompts(asked), [question(p) for p in asked]
+        return encoder.encode_prompts(asked), asked
     _, first = np.unique(store.prompt_keys, return_index=True)
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
@@ -142,4 +171,4 @@ def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> 
     prompts = [g.prompt for g in groups]
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         prompts = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
-    return prompts, [question(texts[g.source]) if g.source in texts else encoder.decode(g.prompt) for g in groups]
+    return prompts, [texts[g.source] if g.source in texts else encoder.decode(g.prompt) for g in groups]

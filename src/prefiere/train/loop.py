@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from prefiere.data.plan import updates_per_epoch
-from prefiere.evaluate.policy import Sampler, degenerate
+from prefiere.evaluate.policy import Sampler, degenerate, exploited
 from prefiere.evaluate.preference import SHARES, derived
 from prefiere.models.reference import Reference
 from prefiere.stats import Moments, wilson
@@ -30,17 +30,19 @@ from prefiere.train.session import Session
 class Method(Protocol):
     """What a method brings to the loop.
 
-    reference: for sampled answers; None: no comparison with it. guarded: whether the guard may judge the answers.
-    shown: the metric beside the progress bar.
+    guarded: whether the guard may judge sampled answers. shown: the metric beside the progress bar.
     """
 
-    reference: Reference | None
     guarded: bool
     shown: str
 
     @property
     def examples(self) -> int:
         """How many it learns from (pairs, prompts)."""
+
+    @property
+    def reference(self) -> Reference | None:
+        """For sampled answers; None: no comparison with it."""
 
     def step(self, step: int) -> Update:
         """Step number ``step``, counted from 0: one optimizer update, or a rollout and several."""
@@ -50,6 +52,9 @@ class Method(Protocol):
 
     def validate(self) -> dict[str, Any]:
         """Columns of the held-out data."""
+
+    def stop(self, row: dict[str, Any]) -> str | None:
+        """Why to stop after this row, for a reason of the method's own."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must remember of the method itself (JSON)."""
@@ -146,7 +151,7 @@ class Loop:
             if sample:
                 row |= self._sample()
             self._write(row)
-            stop = (self._guard(row) if sample else None) or stop
+            stop = (self._guard(row) if sample else None) or self.method.stop(row) or stop
         if not stop and (due[self.save_every] or best):
             self._save()
         return stop
@@ -250,7 +255,7 @@ class Loop:
     def _guard(self, row: dict[str, Any]) -> str | None:
         if not (self.settings.guard and self.method.guarded):
             return None
-        reason = degenerate(self.state.baseline, row)
+        reason = degenerate(self.state.baseline, row) or exploited(self.state.baseline, row)
         return None if reason is None else f"guard: {reason}"
 
     def _stop_asked(self) -> bool:

@@ -63,6 +63,10 @@ class Offline:
         measured = self.session.engine.measure(held, self.held)
         return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
 
+    def stop(self, row: dict[str, Any]) -> str | None:
+        """Never."""
+        return None
+
     def state(self) -> dict[str, Any]:
         """The path's noise."""
         return {"noise": self.noise}

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
 from prefiere.models.quantize import Scheme, held
+from prefiere.models.roles import CRITIC
 from prefiere.settings import Settings
 
 BYTES_FULL = 20
@@ -115,16 +116,26 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
     return Choice("learning_rate", float(f"{rate:.1e}"), f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
 
 
-def make_optimizer(module: nn.Module, settings: Settings, rate: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+def critic_rate(settings: Settings, rate: float) -> float:
+    """A peak learning rate for the critic of ``ppo``."""
+    asked = getattr(settings, "critic_learning_rate", "auto")
+    return min(5 * rate, 1e-3) if asked == "auto" else float(asked)
+
+
+def make_optimizer(module: nn.Module, settings: Settings, rate: float, critic: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, at one rate but for the critic's; weight decay on matrices only."""
+    named = [(n.split("."), p) for n, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for n, p in named if (CRITIC in n) == of_critic and (p.ndim >= 2) == matrix],
+            "weight_decay": settings.weight_decay if matrix else 0.0,
+            "lr": critic if of_critic else rate,
+        }
+        for of_critic in (False, True)
+        for matrix in (True, False)
     ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
-        lr=rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
         fused=True,

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.data import formats
 from prefiere.data.chat import decode, eos_ids_of
 from prefiere.data.plan import updates_per_epoch
-from prefiere.evaluate.judges import Scorer, load_scorer
+from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.policy import Sampler
 from prefiere.models.load import (
     Adapter,
@@ -40,7 +41,7 @@ from prefiere.models.reward import decodes, ends, load_reward, room, settle_padd
 from prefiere.models.roles import Trunk
 from prefiere.models.scores import make_encoder as score_encoder
 from prefiere.run import Run
-from prefiere.settings import Reward, Settings
+from prefiere.settings import PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
 from prefiere.train.examples import Data, make_encoder, read_data, truncation
 from prefiere.train.optim import (
@@ -49,12 +50,15 @@ from prefiere.train.optim import (
     choose_learning_rate,
     choose_lora,
     choose_threads,
+    critic_rate,
     describe_quantization,
     free_memory,
     make_optimizer,
     make_scheduler,
 )
 from prefiere.train.progress import Display
+from prefiere.train.prompts import read_prompts
+from prefiere.train.rewards import give_critic, load_reward_judge, opener
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VERSIONS = (
@@ -84,7 +88,8 @@ class Session:
     engine: Engine
     data: Data
     eos_ids: list[int]
-    judge: Scorer | None
+    judge: Judge | None
+    reward: Judge | None
     total_steps: int
     fingerprint: str
     choices: list[Choice] = field(default_factory=list)
@@ -93,6 +98,16 @@ class Session:
     def reference_key(self) -> dict[str, str]:
         """What the reference's log-probs depend on besides the data; asked for before the first update."""
         return model_key(self.trunk)
+
+    @property
+    def never(self) -> list[int]:
+        """Token ids that are never sampled: padding, unless it ends an answer."""
+        pad = self.tokenizer.pad_token_id
+        return [pad] if pad is not None and pad not in self.eos_ids else []
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of an answer."""
+        return decode(self.tokenizer, tokens, skip_special=True)
 
     @property
     def compute(self) -> torch.dtype | None:
@@ -179,14 +194,17 @@ def prepare(
     if budget == "auto":
         start = 16384 if device.type == "cuda" else 4096
         budget = int(picked(Choice("tokens_per_microbatch", start, "halved whenever memory runs out")))
-    judge = load_scorer(settings.judge) if settings.judge else None
+    judge = Judge.load(settings.judge, model=opener(settings, device, dtype, display.say)) if settings.judge else None
     eos_ids = ends(source, tokenizer) if reads_both_ways else eos_ids_of(generation_config(source), tokenizer)
     if scores:
         reading = {"template": settings.template, "on_bad": settings.on_bad}
         encoder = score_encoder(source, tokenizer, truncation(settings), both_ways=reads_both_ways, **reading)
     else:
         encoder = make_encoder(settings, tokenizer, eos_ids)
-    data = read_data(settings, encoder, kind, display)
+    if isinstance(settings, PolicyGradient):
+        data = read_prompts(settings, tokenizer, eos_ids, display)
+    else:
+        data = read_data(settings, encoder, kind, display)
     torch.manual_seed(settings.seed)
     display.say(f"loading {settings.model} ({parameters / 1e6:,.1f}M parameters)")
     load = partial(load_reward, typed=getattr(encoder, "typed", False)) if scores else load_policy
@@ -205,12 +223,17 @@ def prepare(
     if scheme is not None:
         picked.choices.append(describe_quantization(scheme, trunk.lm))
     mark = fingerprint(trunk.model)
+    reward = None
+    if isinstance(settings, PolicyGradient):
+        reward = load_reward_judge(settings, trunk, dtype, display.say)
+        if settings.method == "ppo":
+            picked.choices.append(give_critic(settings, trunk, reward))
     if settings.torch_compile:
         trunk.compile(dynamic=True)
     steps = settings.max_steps or max(
-        1, round(settings.num_train_epochs * updates_per_epoch(len(data.train), settings.batch_size))
+        1, round(settings.num_train_epochs * updates_per_epoch(data.examples, settings.batch_size))
     )
-    optimizer = make_optimizer(trunk, settings, rate)
+    optimizer = make_optimizer(trunk, settings, rate, critic_rate(settings, rate))
     engine = Engine(
         trunk,
         optimizer,
@@ -234,6 +257,7 @@ def prepare(
         data,
         eos_ids,
         judge,
+        reward,
         steps,
         mark,
         picked.choices,
@@ -260,11 +284,10 @@ def _adapter(settings: Settings) -> Adapter:
 def make_sampler(session: Session) -> Sampler:
     """Answers to the session's sample prompts, the same at every step."""
     s = session.settings
-    pad = session.tokenizer.pad_token_id
     return Sampler(
         prompts=session.data.sample_prompts,
-        texts=session.data.sample_texts,
-        decode=lambda ids: decode(session.tokenizer, ids, skip_special=True),
+        asked=session.data.sample_asked,
+        decode=session.decode,
         eos_ids=session.eos_ids,
         samples=s.samples_per_prompt,
         temperature=s.sample_temperature,
@@ -272,8 +295,8 @@ def make_sampler(session: Session) -> Sampler:
         seed=s.seed,
         budget=session.engine.budget,
         judge=session.judge,
-        judge_name=s.judge or "",
-        forbidden=[pad] if pad is not None and pad not in session.eos_ids else [],
+        reward=session.reward,
+        forbidden=session.never,
     )
 
 

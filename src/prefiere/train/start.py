@@ -18,11 +18,12 @@ from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.objectives.preference import LOSSES
 from prefiere.recipe import changed
 from prefiere.run import Run, RunError
-from prefiere.settings import DPO, SFT, Reward, Settings
+from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import INTERRUPTED, Loop, Method
 from prefiere.train.offline import Offline
+from prefiere.train.onpolicy import OnPolicy
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
 from prefiere.train.progress import Display
 from prefiere.train.reward import Scores, complete
@@ -199,8 +200,16 @@ def _method(session: Session, settings: Settings) -> Method:
         return _imitation(session)
     if isinstance(settings, Reward):
         return _scores(session, settings)
+    if isinstance(settings, PolicyGradient):
+        return _rollouts(session, settings)
     assert isinstance(settings, DPO)
     return _preferences(session, settings)
+
+
+def _rollouts(session: Session, settings: PolicyGradient) -> OnPolicy:
+    assert session.data.prompts is not None
+    assert session.reward is not None
+    return OnPolicy(session, settings, session.data.prompts, session.reward, Reference(session.trunk))
 
 
 def _imitation(session: Session) -> Offline:

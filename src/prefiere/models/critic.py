@@ -1,0 +1,78 @@
+"""The critic: what an answer is going to be worth, told at each of its tokens.
+
+With LoRA it is an adapter and a head on the policy's own trunk. In full fine-tuning it is a model of its own, or, where
+asked, a head that reads the policy's states. It begins where the reward model is, if that has the policy's shape.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from prefiere.models.roles import CRITIC, POLICY, Trunk, activate
+from prefiere.models.scores import RewardModel
+
+
+def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | None = None) -> str:
+    """Give the trunk a critic with trainable parameters; returns in words what it begins from.
+
+    start: a reward model to begin from, if it is mounted on the trunk, or has the policy's shape and a linear head;
+    otherwise the critic begins from the policy, and its head is new.
+    """
+    width = int(trunk.lm.config.get_text_config().hidden_size)
+    head = nn.Linear(width, 1, device=trunk.device)
+    nn.init.zeros_(head.bias)
+    source = None
+    if trunk.adapted:
+        nn.init.zeros_(head.weight)
+        source = start if start is not None and start.trunk is trunk else None
+        _copy_adapter(trunk, source.role if source else POLICY)
+    else:
+        nn.init.normal_(head.weight, std=(width + 1) ** -0.5)  # Huang et al. 2024, "The N+ implementation details"
+        if not share:
+            source = start if start is not None and same_shape(start.trunk, trunk) else None
+            body = copy.deepcopy(source.trunk.decoder if source else trunk.decoder)
+            trunk.bodies[CRITIC] = Trunk(body.requires_grad_(True).float(), packed=trunk.packed)  # type: ignore[arg-type]
+    if source is not None:
+        _as_score(source, head)
+    trunk.heads[CRITIC] = head
+    return "begins as the reward model" if source else "begins from the policy, with a new head"
+
+
+def rescale_critic(trunk: Trunk, std: float) -> None:
+    """Values in rewards divided by ``std``: where a critic began as the reward model, the scale changes under it."""
+    head = trunk.heads[CRITIC]
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.div_(std)
+
+
+def same_shape(one: Trunk, other: Trunk) -> bool:
+    """Whether two models are the same kind of decoder with weights of the same shapes."""
+    a, b = ({n: p.shape for n, p in t.decoder.named_parameters()} for t in (one, other))
+    return type(one.decoder) is type(other.decoder) and a == b
+
+
+def _as_score(source: RewardModel, head: nn.Linear) -> None:
+    """Make a head say what the reward model says: its own head, less what its scores are centred by."""
+    own = source.trunk.heads[source.role]
+    with torch.no_grad():
+        head.weight.copy_(own.weight)  # type: ignore[arg-type]
+        head.bias.fill_(-source.normalisation.mean)
+
+
+def _copy_adapter(trunk: Trunk, role: str) -> None:
+    """One more adapter, with the configuration and the weights of another role's, in fp32."""
+    model: Any = trunk.model
+    config = copy.deepcopy(model.peft_config[role])
+    config.inference_mode = False
+    model.add_adapter(CRITIC, config)
+    activate(model, POLICY)
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        if CRITIC in name.split("."):
+            parameter.data = named[name.replace(f".{CRITIC}.", f".{role}.")].detach().float().clone()
+            parameter.requires_grad_(True)

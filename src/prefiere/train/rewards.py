@@ -1,0 +1,61 @@
+"""The roles that reinforcement learning adds to the policy's: what rewards it, and the critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from prefiere.evaluate.judges import Judge
+from prefiere.models.critic import attach_critic
+from prefiere.models.load import resolve
+from prefiere.models.roles import REWARD, Trunk
+from prefiere.models.scores import RewardModel
+from prefiere.settings import PolicyGradient, Settings
+from prefiere.train.optim import Choice
+
+
+def opener(
+    settings: Settings, device: torch.device, dtype: torch.dtype, notice: Callable[[str], None]
+) -> Callable[[str], RewardModel]:
+    """How a run loads a reward model by name."""
+    trust = settings.trust_remote_code
+    return partial(RewardModel.load, device=device, dtype=dtype, trust=trust, notice=notice)
+
+
+def load_reward_judge(
+    settings: PolicyGradient, trunk: Trunk, dtype: torch.dtype, notice: Callable[[str], None]
+) -> Judge:
+    """What answers are rewarded by, each asked once before anything else. Raises ValueError where one does not work.
+
+    Reward models that are adapters on the policy's own base are mounted on it, so that its weights are in memory once;
+    any other is loaded beside it.
+    """
+    beside = opener(settings, trunk.device, dtype, notice)
+    base = resolve(settings.model, trust=settings.trust_remote_code).base
+    mounted: list[str] = []
+
+    def load(name: str) -> RewardModel:
+        source = resolve(name, trust=settings.trust_remote_code)
+        if not trunk.adapted or source.adapter is None or not _same(source.base, base):
+            return beside(name)
+        mounted.append(name)
+        role = REWARD if len(mounted) == 1 else f"{REWARD}_{len(mounted)}"
+        return RewardModel.mounted(trunk, name, role, compute=dtype, notice=notice)
+
+    return Judge.load(settings.reward, combine=settings.reward_ensemble, k=settings.reward_ensemble_k, model=load)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names mean the same base: the same folder, or the same hub id."""
+    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
+
+
+def give_critic(settings: PolicyGradient, trunk: Trunk, reward: Judge) -> Choice:
+    """Attach the critic; it begins as the reward model where that has the policy's shape."""
+    start = next((m for m in reward.scorers.values() if isinstance(m, RewardModel)), None)
+    shared = trunk.adapted or settings.share_critic
+    why = attach_critic(trunk, share=settings.share_critic, start=start)
+    return Choice("critic", "on the policy's trunk" if shared else "a model of its own", why)
