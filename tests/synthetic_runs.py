@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -171,8 +170,7 @@ def make_reward(
     """A reward model's run; ``calibration`` is calibration.json, None: that of a sound model."""
     recipe = {"method": "reward", "beta": None, "loss_type": None} | changes.pop("recipe", {})
     run = make(folder, seed, healthy=HEALTHY_REWARD, sound={}, drop=drop, recipe=recipe, **changes)
-    text = json.dumps(sound_calibration() if calibration is None else calibration)
-    (folder / "calibration.json").write_text(text, encoding="utf-8")
+    run.calibration = sound_calibration() if calibration is None else calibration
     return run
 
 

@@ -263,7 +263,7 @@ def test_a_reward_model_in_one_file(tmp_path: Path) -> None:
         "Score of chosen answers",
         "What its scores are worth",
         "calibration error",
-        "always the longer one 56%",
+        "always the longer 56%",
         "A reward model writes no answers",
     ):
         assert text in p.text, text

@@ -55,7 +55,12 @@ def test_partly_length(tmp_path: Path) -> None:
     shorter["length"]["rule"] = "shorter"
     d = diagnose(make_reward(tmp_path / "b", calibration=shorter))
     assert keys(d) == ["mostly_length", "learnt"]
-    assert "choosing the shorter answer would do as well" in d.headline
+    assert "not shown to do better than choosing the shorter answer" in d.headline
+
+
+def test_all_right_beats_a_rule_that_is_nearly_always_right(tmp_path: Path) -> None:
+    """On 101 pairs 100% reaches down to 96%, but a rule at 97% does not reach up to 100%."""
+    assert keys(diagnose(make_reward(tmp_path, calibration=sound_calibration(1.0, 101, baseline=0.97)))) == ["learnt"]
 
 
 def test_lengths_without_a_sign_accuse_nobody(tmp_path: Path) -> None:
@@ -69,7 +74,17 @@ def test_no_better_than_chance(tmp_path: Path) -> None:
     d = diagnose(make_reward(tmp_path, train=flat, calibration={"n": 200, "accuracy": [0.53, 0.46, 0.6]}))
     assert keys(d) == ["chance"]
     # 200 * (0.07/0.03 * 2.8/1.96)^2 = 2222.2
+    assert "coin flip: it scores the preferred answer higher 53% (46% to 60%) of the time" in d.headline
+    assert "learning_rate=3e-05" in d.findings[0].remedy[0]
     assert "takes about 2,300 held-out pairs instead of 200" in d.findings[0].meaning
+
+
+def test_by_heart_and_no_better_than_chance(tmp_path: Path) -> None:
+    changes: dict[str, Any] = OVERFITTED | {"held_out": OVERFITTED["held_out"] | {"rewards/accuracies": to(0.5, 0.5)}}
+    d = diagnose(make_reward(tmp_path, calibration={"n": 200, "accuracy": [0.53, 0.46, 0.6]}, **changes))
+    chance = next(f for f in d.findings if f.key == "chance")
+    assert "does not carry over" in chance.meaning
+    assert "fewer num_train_epochs" in chance.remedy[0]
 
 
 def test_inverted(tmp_path: Path) -> None:

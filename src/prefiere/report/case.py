@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
 from prefiere.report.series import Change, Level, Series
 from prefiere.report.words import ROLLOUTS, before_and_after
-from prefiere.run import Run, RunError
+from prefiere.run import Run
 
 Severity = Literal["good", "info", "warning", "bad"]
 Family = Literal["imitation", "preference", "reward", "policy"]
@@ -56,11 +54,11 @@ class Case:
     recipe: dict[str, Any] = field(init=False)
     status: dict[str, Any] = field(init=False)
     rows: list[dict[str, Any]] = field(init=False)
-    calibration: Mapping[str, Any] = field(init=False)
+    calibration: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.calibration = _calibration(self.run)
         self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.metrics
+        self.calibration = self.run.calibration
         self.series = cache(self._series)
 
     def _series(self, key: str) -> Series:
@@ -154,15 +152,3 @@ class Case:
         if isinstance(value, int | float) and value > 0:
             return f"{name}={factor * value:g}, {why}"
         return f"a larger {name}, {why}"
-
-
-def _calibration(run: Run) -> Mapping[str, Any]:
-    """calibration.json of a reward model's run, where there is one."""
-    path = run.folder / "calibration.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise RunError(f"{path} is damaged: {e}. Remove it, or evaluate the reward model again.") from e
-    return found if isinstance(found, Mapping) else {}

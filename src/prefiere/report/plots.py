@@ -172,7 +172,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
             va="bottom" if above else "top", xycoords=("axes fraction", "data"), textcoords="offset points",
             color=MUTED, fontsize=9,
         )  # fmt: skip
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if is_share(panel.key) else [1, 2, 2.5, 5, 10]))
     axes.set_xlabel("update", loc="right", fontsize=10)
 

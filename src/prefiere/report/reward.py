@@ -94,14 +94,19 @@ def chance(case: Case) -> Finding | None:
     if right.n and right.mean > 0.5:
         needed = f" If its {number(right.mean, SHARE)} is the truth, it takes about "
         needed += f"{pairs_needed(right.n, half, right.mean - 0.5):,} held-out pairs instead of {right.n:,} to tell."
+    trained = case.end(SHARE)
+    by_heart = trained is not None and trained.mean > right.high
     return Finding(
         "chance",
-        "It cannot be told from a coin flip: it scores the preferred answer higher about half the time.",
+        "It cannot be told from a coin flip: it scores the preferred answer higher "
+        f"{with_interval(right, SHARE)} of the time.",
         "warning",
-        "A policy that is trained on such a reward learns noise." + needed,
+        ("It knows its training pairs, and that does not carry over to others. " if by_heart else "")
+        + "A policy that is trained on such a reward learns noise."
+        + needed,
         _evidence(case, SHARE, "rewards/margins", "loss"),
         (
-            case.scaled_learning_rate(3),
+            "fewer num_train_epochs, or early_stopping_patience=3" if by_heart else case.scaled_learning_rate(3),
             "a model that has read text like this first (`prefiere sft` on the preferred answers)",
             "more pairs, and a larger eval_size",
         ),
@@ -116,10 +121,14 @@ def mostly_length(case: Case) -> Finding | None:
     rule = "shorter" if length.get("rule") == "shorter" else "longer"
     always, against = baseline(case), _against(case, rule)
     blind = against is not None and against.below(0.5)
-    no_better = always is not None and right.known and right.low <= always[1].mean
+    no_better = always is not None and right.known and _touch(right, always[1])
     if not (blind or no_better) or right.below(0.5):
         return None
-    title = f"Choosing the {rule} answer would do as well." if no_better else "It measures length more than quality."
+    title = "It measures length more than quality."
+    if no_better and always is not None:
+        title = f"Choosing the {rule} answer would do as well."
+        if right.mean > always[1].mean:
+            title = f"It is not shown to do better than choosing the {rule} answer."
     if blind and no_better:
         title = f"It measures length: choosing the {rule} answer would do as well."
     lines = []
@@ -238,6 +247,11 @@ def _against(case: Case, rule: str) -> Level | None:
             wins, n = wins + right.mean * b["n"], n + b["n"]
     signed = any(b["low"] < 0 for b in bins(case, "length", "by_difference"))
     return Level(wins / n, *wilson(wins, n), int(n)) if n and signed else None
+
+
+def _touch(right: Level, rule: Level) -> bool:
+    """Whether the two cannot be told apart, or the model is below the rule altogether."""
+    return right.low <= rule.mean and (not rule.known or right.mean <= rule.high)
 
 
 def _number(value: Any) -> bool:

@@ -87,14 +87,14 @@ def calibration(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
         if right is not None:
             mine.append((plots.colour(i), "the model", with_interval(right, reward.SHARE)))
         if rule is not None:
-            mine.append(("train", f"always the {rule[0]} one", with_interval(rule[1], reward.SHARE)))
+            mine.append(("train", f"always the {rule[0]}", with_interval(rule[1], reward.SHARE)))
         ruled += _joined(mine, names[i]) if len(cases) > 1 else mine
     found = [(RELIABILITY, sure, said), (BY_LENGTH, length, ruled)]
     return [(panel, Markup(svg), lines) for panel, svg, lines in found if svg is not None]
 
 
 _SHORT = {"the model": "", "calibration error": "error"}
-_SHORT |= {f"always the {rule} one": "length alone" for rule in ("longer", "shorter")}
+_SHORT |= {f"always the {rule}": "length alone" for rule in ("longer", "shorter")}
 
 
 def _joined(lines: list[Line], name: str) -> list[Line]:
