@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 import prefiere
+import quantized
+import runs
 import tiny
 from prefiere import api
 from prefiere.cli import app
 from prefiere.data.schema import Message
+from prefiere.models.load import load_model, resolve
 
 
 def run(*arguments: str | Path, stdin: str | None = None) -> Result:
@@ -141,15 +145,46 @@ def test_compare_takes_a_run_or_two_models_and_a_judge(
 
 def test_export_is_verified_and_anybody_can_load_it(place: Path, trained: dict[str, Any]) -> None:
     kept = result("export", place / "run", "--out", place / "adapter")
-    assert (kept["merged"], kept["changed"], kept["moved"]) == (False, 0.0, 0.0)
+    (moved,) = kept["moved"]
+    assert (kept["merged"], kept["held"], moved["changed"], moved["most"]) == (False, None, 0.0, 0.0)
     assert (place / "adapter" / "adapter_config.json").is_file()
     merged = result("export", place / "run", "--out", place / "merged", "--merge")
     assert merged["merged"] is True
-    assert merged["moved"] < 1e-5
+    assert merged["moved"][0]["most"] < 1e-5
     assert AutoModelForCausalLM.from_pretrained(place / "merged") is not None
     again = run("export", place / "run", "--out", place / "merged")
     assert again.exit_code == 2
     assert "not empty" in again.stderr
+
+
+@pytest.mark.parametrize("held", ["nf4", "gptq"])
+def test_an_export_from_few_bits_says_how_far_answers_moved(tmp_path: Path, held: str) -> None:
+    base = quantized.mistral(tmp_path / "base")
+    pairs = runs.pairs_file(tmp_path / "pairs.jsonl")
+    model = base if held == "nf4" else quantized.folder(base, tmp_path / "gptq")[0]
+    result(
+        "dpo", "-m", model, "-d", pairs, "-o", tmp_path / "run", "max_steps=3", "batch_size=8", "max_new_tokens=6",
+        "guard=false", "learning_rate=1e-3", *(["quantize=nf4"] if held == "nf4" else []),
+    )  # fmt: skip
+    kept = result("export", tmp_path / "run", "--out", tmp_path / "adapter")
+    as_trained, *as_published = kept["moved"]
+    assert (kept["held"], kept["merged"]) == (held, False)
+    assert (as_trained["changed"], as_trained["most"], as_trained["exact"]) == (0.0, 0.0, True)
+    assert len(as_published) == (held == "nf4")
+    for moved in as_published:
+        assert moved["most"] > 0.01
+        assert not moved["exact"]
+    said = run("export", tmp_path / "run", "--out", tmp_path / "merged", "--merge").stdout
+    assert f"of a base that was {held} in training" in said
+    assert "the price of other weights" in said
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    assert not hasattr(merged.config, "quantization_config")
+    ours = load_model(resolve(tmp_path / "run"))
+    tokens = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        off = (merged.float()(tokens).logits.log_softmax(-1) - ours(tokens).logits.log_softmax(-1)).abs()
+    assert 0 < off.mean() < 0.05
 
 
 def test_an_export_that_answers_otherwise_is_an_error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,6 @@ from prefiere.run import Run
 from prefiere.train.progress import Display
 
 SHOWN = 8  # prompts shown side by side; --json has all
-MOVED = (
-    1e-3  # nats per token that an exported model's log-probs may differ by: far above fp32 rounding, far below effects
-)
 
 
 def sample(
@@ -132,9 +130,9 @@ def show_comparison(found: Compared, console: Console) -> None:
 def export(
     folder: str, out: Path, *, merge: bool, prompts: str | None, trust: bool, console: Console
 ) -> dict[str, Any]:
-    """Write a run's model as a plain folder and hold its answers against the run's.
+    """Write a run's model as a plain folder, hold its answers against the run's, and say how far they moved.
 
-    Raises ModelError where they differ by more than rounding.
+    Raises ModelError where they differ and should not. A base that was quantized in training differs from any other.
     """
     source = resolve(folder, trust=trust)
     tokenizer = load_tokenizer(source)
@@ -143,18 +141,25 @@ def export(
     ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids).encode_prompts(asked)
     with console.status("writing and verifying"):
         made = exporting.export(source, out, merge=merge, prompts=ids, eos_ids=eos_ids)
-    if made.moved > MOVED:
-        raise ModelError(
-            f"{out} was written, but answers otherwise: log-probs differ by up to {made.moved:.3g} nats per token. "
-            "Do not use it; export without --merge."
-        )
-    what = "merged model" if made.merged else "adapter" if source.adapter else "model"
-    console.print(f"{out}: the {what}; {made.answers} greedy answers, {made.changed:.0%} changed,", markup=False)
-    console.print(f"log-probs within {made.moved:.1g} nats per token of the run's", markup=False)
+    for m in made.moved:
+        if m.exact and m.most > exporting.EXACT:
+            raise ModelError(
+                f"{out} was written, but answers otherwise {m.how}: log-probs differ by up to {m.most:.3g} nats per "
+                "token. Do not use it; export without --merge."
+            )
+    said = f", of a base that was {made.held} in training" if made.held else ""
+    console.print(
+        f"{out}: the {made.what}{said}. {made.answers} greedy answers, run again", markup=False, soft_wrap=True
+    )
+    for m in made.moved:
+        how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
+        console.print(f"{how} (at most {m.most:.1g})", markup=False, soft_wrap=True)
+    if not all(m.exact for m in made.moved):
+        console.print("What moved is the price of other weights than those it was trained on.", markup=False)
     return {
         "out": made.folder,
-        "merged": made.merged,
+        "merged": made.what == "merged model",
+        "held": made.held,
         "answers": made.answers,
-        "changed": made.changed,
-        "moved": made.moved,
+        "moved": [asdict(m) for m in made.moved],
     }

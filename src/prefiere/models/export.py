@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.data.groups import PromptGroup
 from prefiere.models.generate import generate
-from prefiere.models.load import ModelError, Source, load_model, load_tokenizer
+from prefiere.models.load import ModelError, Source, base_scheme, load_model, load_tokenizer
+from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
 from prefiere.models.roles import Trunk
+
+EXACT = 1e-3
+"""Nats per token that log-probs may differ by where nothing should: far above fp32 rounding, far below effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How far answers are from the run's own: ``how`` the written model was run, the share of greedy answers that
+    ``changed``, the ``mean`` and ``most`` absolute change of the log-prob of the run's answers, in nats per token.
+    ``exact``: it should be none."""
+
+    how: str
+    changed: float
+    mean: float
+    most: float
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Where it went, and how far answers moved: the share of greedy answers that changed, and the largest change of an
-    answer's log-prob in nats per token, over ``answers`` answers."""
+    """Where it went, what it is, how the base was ``held`` in training (None: dense), and how far ``answers`` moved."""
 
     folder: Path
-    merged: bool
+    what: str
+    held: str | None
     answers: int
-    changed: float
-    moved: float
+    moved: list[Moved]
 
 
 def export(
@@ -42,30 +59,58 @@ def export(
 ) -> Export:
     """Write a model to ``out`` (an adapter stays one unless ``merge``), load it back as anybody would, and compare.
 
-    Raises ModelError where ``out`` has something in it already.
+    An adapter on a quantized base is merged into the dense 16-bit weights that the base stands for. Raises ModelError
+    where ``out`` has something in it already, and, naming the difference, where answers moved that should not.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty. Choose another --out.")
+    scheme = base_scheme(source)
     model = load_model(source)
     answers, logps = _answers(model, prompts, eos_ids, max_new_tokens)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    written: PreTrainedModel | PeftModel = model
     merged = merge and isinstance(model, PeftModel)
-    if merged:
-        written = model.merge_and_unload()  # type: ignore[operator]
-    written.save_pretrained(str(temporary))
+    _written(model, source, merged, scheme is not None).save_pretrained(str(temporary))
     load_tokenizer(source).save_pretrained(temporary)
+    del model
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rmdir()
     temporary.rename(out)
-    again = plain(out)
-    new_answers, _ = _answers(again, prompts, eos_ids, max_new_tokens)
-    new_logps = _logps(again, prompts, answers)
-    same = [np.array_equal(a, b) for a, b in zip(answers, new_answers, strict=True)]
-    moved = max((abs(a - b) / len(t) for a, b, t in zip(logps, new_logps, answers, strict=True)), default=0.0)
-    return Export(out, merged, len(answers), 1 - float(np.mean(same)) if same else 0.0, float(moved))
+
+    def moved(how: str, again: PreTrainedModel, exact: bool) -> Moved:
+        new_answers, _ = _answers(again, prompts, eos_ids, max_new_tokens)
+        new_logps = _logps(again, prompts, answers)
+        same = [np.array_equal(a, b) for a, b in zip(answers, new_answers, strict=True)]
+        off = [abs(a - b) / len(t) for a, b, t in zip(logps, new_logps, answers, strict=True)] or [0.0]
+        changed = 1 - float(np.mean(same)) if same else 0.0
+        return Moved(how, changed, float(np.mean(off)), float(max(off)), exact)
+
+    if scheme is None:
+        found = [moved("as transformers loads it", plain(out), True)]
+    elif merged:
+        found = [moved("as transformers loads it, in dense 16-bit weights", plain(out), False)]
+    else:
+        here = replace(source, adapter=str(out) if source.adapter else None)
+        found = [moved(f"on its base in {scheme.name}, as it was trained", load_model(here), True)]
+        if scheme.config is None:  # the base is published dense: what happens to whoever does not quantize it
+            found.append(moved("on its base as published, not quantized", plain(out), False))
+    what = "merged model" if merged else "adapter" if source.adapter else "model"
+    return Export(out, what, None if scheme is None else scheme.name, len(answers), found)
+
+
+def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bool) -> Any:
+    """What is saved: the model or adapter itself, or one dense model."""
+    if not merged:
+        return model
+    if quantized:
+        said = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).dtype
+        dtype = said if said in (torch.float16, torch.bfloat16) else torch.bfloat16
+        dense = dequantize(load_model(replace(source, adapter=None)), torch.float32)
+        model = PeftModel.from_pretrained(dense, str(source.adapter)).merge_and_unload().to(dtype)  # rounded once
+    else:
+        model = model.merge_and_unload()  # type: ignore[operator]
+    return model
 
 
 def plain(folder: Path) -> PreTrainedModel:
