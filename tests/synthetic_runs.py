@@ -74,6 +74,7 @@ HEALTHY_ROLLOUTS: dict[str, tuple[Course, float]] = {
     "sampler_drift": (to(2e-6, 2e-6), 2e-7),
     "time/sampling": (to(0.9, 0.9), 0.05),
     "time/scoring": (to(0.2, 0.2), 0.01),
+    "time/measuring": (to(0.1, 0.1), 0.005),
     "time/learning": (to(0.6, 0.6), 0.03),
     "grad_norm": (to(0.5, 0.7), 0.05),
     "learning_rate": (to(1e-5, 1e-5), 0.0),

@@ -91,7 +91,7 @@ POLICY = (
     Panel("samples/reward", "Reward", "What the policy is paid for. It should rise; whether the answers got better is "
           "for the judge to say.", unit_name="score"),
     replace(_KL, meaning="The price of the reward: how far the answers have moved from what the model would have "
-            "written before. It should level off, not run away."),
+            "written before. The estimate from rollouts (k3) reads lower where whole answers were given up."),
     Panel("entropy", "Entropy", "How open each next token is. It falls as the policy decides; near zero it writes the "
           "same answer every time.", 0.0, "no choice left"),
     Panel("policy/clipfrac_avg", "Clipped tokens", "Tokens whose update was cut off because the policy had already "

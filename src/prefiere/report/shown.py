@@ -33,7 +33,7 @@ BY_LENGTH = Panel(
     "on both sides; one that measures length, on one.",
     unit_name="accuracy",
 )
-TIMES = ("sampling", "scoring", "learning")
+TIMES = ("sampling", "scoring", "measuring", "learning")
 
 
 def curves(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
