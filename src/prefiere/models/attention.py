@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefiere.data.batch import Segment
+from prefiere.models.kernels import attend, capped
+from prefiere.objectives.products import compute_dtype
 
 NAME = "prefiere"
 PADDING = 1.3
@@ -117,17 +118,6 @@ def _bucketed(order: Sequence[Segment]) -> list[list[Segment]]:
     return groups
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """Attention with tanh-capped scores (Gemma 2), which no fused kernel on every device has. All [S, heads, L, D]."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scores = softcap * torch.tanh((query @ key.transpose(-1, -2)) * (scale / softcap))
-    if mask is None:
-        q, k = scores.shape[-2:]
-        mask = torch.ones(q, k, dtype=torch.bool, device=scores.device).tril(k - q)
-    return torch.softmax(scores.float().masked_fill(~mask, torch.finfo(torch.float32).min), -1).to(value.dtype) @ value
-
-
 @torch.compiler.disable
 def segment_attention(
     module: nn.Module,
@@ -151,13 +141,15 @@ def segment_attention(
             dense = (
                 attention_mask if attention_mask is None or attention_mask.dtype == torch.bool else attention_mask >= 0
             )
-            return _capped(query, key, value, dense, scale, softcap).transpose(1, 2), None
+            return capped(query, key, value, dense, scale, softcap).transpose(1, 2), None
         kwargs["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     unknown = [n for n in ("s_aux", "position_bias") if kwargs.get(n) is not None]
     if unknown or kwargs.get("dropout"):
         raise NotImplementedError(f"packed rows do not support attention with {', '.join(unknown) or 'dropout'}")
-    q_T, k_T, v_T = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Rotary positions leave queries and keys in fp32 under autocast; rounded first, they are gathered at half the cost.
+    compute = compute_dtype(value)
+    q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
     outputs = []
     for number, bucket in enumerate(segments.buckets):
         q, k, v = (
@@ -165,12 +157,7 @@ def segment_attention(
             for x, where in ((q_T, bucket.query_SQ), (k_T, bucket.key_SK), (v_T, bucket.key_SK))
         )
         mask = segments.mask(number, sliding_window)
-        if softcap is not None:
-            out = _capped(q, k, v, mask, scale, softcap)
-        else:
-            out = scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-            )
+        out = attend(q, k, v, mask, scale, softcap)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, segments.inverse_T)[None], None
 

@@ -1,7 +1,11 @@
 """Log-probs of targets straight from hidden states: LM head and log-softmax in chunks, never a full logits tensor.
 
-log p(t | h) = z_t - log sum_v exp(z_v), with z = cap(scale * (h W^T + b)) / temperature. The forward keeps h and the
-log-sum-exp only; the backward computes each chunk's logits again.
+log p(t | h) = z_t - log sum_v exp(z_v), with z = cap(scale * (h W^T + b)) / temperature.
+
+The forward goes through the targets in chunks and keeps h and the log-sum-exp. The gradient of log p with respect to h
+does not depend on the loss and is all that a frozen head needs: it is computed on the way, and the backward multiplies.
+With a trained head the backward computes the logits again, in chunks of the vocabulary: each part of the weight's
+gradient is then one product over all targets, and nothing of the weight's size is added up in parts.
 
 Suffixes: _N targets, _H hidden, _V vocabulary.
 """
@@ -16,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from prefiere.objectives.products import compute_dtype, product
+
 CHUNK_BYTES = 32 * 2**20
-"""Size of one chunk's logits in fp32: small enough for buffers to be reused from the cache of freed memory."""
+"""Size of one chunk's logits in fp32."""
 
 
 class TargetLogprobs(NamedTuple):
@@ -54,10 +60,6 @@ class LogitTransform:
         return grad
 
 
-def _rows(vocabulary: int, chunk_bytes: int) -> int:
-    return max(16, chunk_bytes // (4 * vocabulary))
-
-
 def _summary(z: Tensor, target: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     lse = torch.logsumexp(z, -1)
     picked = z.gather(-1, target[:, None])[:, 0]
@@ -67,6 +69,8 @@ def _summary(z: Tensor, target: Tensor, want_entropy: bool) -> tuple[Tensor, Ten
 
 
 class _Linear(torch.autograd.Function):
+    """Log-probs, whether the target is the mode, and entropy (empty unless asked for): each [N], fp32."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -76,56 +80,78 @@ class _Linear(torch.autograd.Function):
         target: Tensor,
         transform: LogitTransform,
         want_entropy: bool,
-        rows: int,
+        chunk_bytes: int,
         compute: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        learning: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         cast = weight.to(compute)
-        parts = []
-        for h, t in zip(hidden.split(rows), target.split(rows), strict=True):
-            z = (h.to(compute) @ cast.T).float()
-            parts.append(_summary(transform(z if bias is None else z + bias.float()), t, want_entropy))
-        logp, lse, correct = (torch.cat([p[i] for p in parts]) for i in range(3))  # type: ignore[misc]
-        entropy = torch.cat([p[3] for p in parts]) if want_entropy else None  # type: ignore[misc]
-        ctx.save_for_backward(hidden, weight, bias, target, lse)
-        ctx.transform, ctx.rows, ctx.compute = transform, rows, compute
-        ctx.mark_non_differentiable(correct, *([entropy] if entropy is not None else []))
+        need_hidden, need_weight, need_bias = (learning and n for n in ctx.needs_input_grad[:3])
+        ahead = need_hidden and not need_weight and not need_bias
+        logp, lse, correct = (torch.empty(hidden.shape[0], device=hidden.device) for _ in range(3))
+        entropy = torch.empty_like(logp) if want_entropy else logp.new_empty(0)
+        slope = torch.empty_like(hidden) if ahead else None
+        for part in _parts(hidden.shape[0], 4 * weight.shape[0], chunk_bytes):
+            z = transform(_logits(hidden[part].to(compute), cast, bias))
+            p, top = torch.softmax(z, -1), z.amax(-1)
+            # The largest probability is exp(top - lse), at least 1 / V: its logarithm loses nothing.
+            lse[part] = top - torch.log(p.amax(-1))
+            picked = z.gather(-1, target[part, None])[:, 0]
+            logp[part] = picked - lse[part]
+            correct[part] = (picked >= top).float()
+            if want_entropy:
+                entropy[part] = lse[part] - (p * z).sum(-1)
+            if slope is not None:
+                p.scatter_(1, target[part, None], torch.expm1(logp[part])[:, None])
+                slope[part] = product(transform.backward(p, z).to(compute), cast).neg_()
+        ctx.ahead, ctx.transform, ctx.chunk_bytes, ctx.compute = ahead, transform, chunk_bytes, compute
+        if ahead:
+            ctx.save_for_backward(slope)
+        elif learning:
+            ctx.save_for_backward(hidden, weight, bias, target, lse, logp)
+        ctx.mark_non_differentiable(correct, entropy)
         return logp, correct, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logp: Tensor, *_: Any) -> tuple[Any, ...]:
-        hidden, weight, bias, target, lse = ctx.saved_tensors
-        cast = weight.to(ctx.compute)
+        if ctx.ahead:
+            (slope,) = ctx.saved_tensors
+            return (slope * grad_logp[:, None]).to(slope.dtype), *([None] * 8)
+        hidden, weight, bias, target, lse, logp = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Accumulated in fp32: rounding each chunk to bf16 would bias the sum.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
-        for start in range(0, hidden.shape[0], ctx.rows):
-            part = slice(start, start + ctx.rows)
-            h = hidden[part].to(ctx.compute)
-            z = (h @ cast.T).float()
-            z = ctx.transform(z if bias is None else z + bias.float())
-            grad = torch.exp(z - lse[part, None]).neg_()
-            grad.scatter_add_(1, target[part, None], torch.ones_like(grad[:, :1]))
-            grad = ctx.transform.backward(grad.mul_(grad_logp[part, None]), z)
+        compute, h = ctx.compute, hidden.to(ctx.compute)
+        pulled = (hidden * grad_logp[:, None]).to(compute) if need_weight else None
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        grad_bias = torch.empty_like(bias) if need_bias and bias is not None else None
+        for part in _parts(weight.shape[0], 4 * hidden.shape[0], ctx.chunk_bytes):
+            cast = weight[part].to(compute)
+            z = ctx.transform(_logits(h, cast, None if bias is None else bias[part]))
+            # p - 1 at the target, p elsewhere: minus the gradient of log p with respect to z.
+            p = torch.exp(z - lse[:, None])
+            place = (target - part.start).clamp(0, z.shape[1] - 1)[:, None]
+            mine = ((target >= part.start) & (target < part.stop))[:, None]
+            p.scatter_(1, place, torch.where(mine, torch.expm1(logp)[:, None], p.gather(1, place)))
+            p = ctx.transform.backward(p, z)
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(ctx.compute)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad @ cast
+                grad_bias[part] = -(grad_logp @ p).to(bias.dtype)
+            p = p.to(compute)
             if grad_weight is not None:
-                grad_weight += grad.T @ h
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *([None] * 5),
-        )
+                grad_weight[part] = product(p.T, pulled).neg_()
+            if grad_hidden is not None:
+                grad_hidden += product(p, cast)
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(-grad_logp[:, None]).to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, *([None] * 6)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    z = product(hidden, weight.T).float()
+    return z if bias is None else z + bias.float()
+
+
+def _parts(size: int, bytes_each: int, chunk_bytes: int) -> list[slice]:
+    step = max(16, chunk_bytes // max(1, bytes_each))
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 @torch.compiler.disable
@@ -151,10 +177,12 @@ def linear_logprobs(
         target_N,
         transform or LogitTransform(),
         entropy,
-        _rows(weight_VH.shape[0], chunk_bytes),
-        _compute_dtype(hidden_NH),
+        chunk_bytes,
+        compute_dtype(hidden_NH),
+        torch.is_grad_enabled(),
     )
-    return TargetLogprobs(*out)
+    logp, correct, spread = out
+    return TargetLogprobs(logp, correct, spread if entropy else None)
 
 
 @torch.compiler.disable
@@ -175,7 +203,7 @@ def module_logprobs(
         logp, _, correct, ent = _summary(change(head(h).float()), t, entropy)
         return logp, correct.detach(), None if ent is None else ent.detach()
 
-    rows = _rows(vocabulary, chunk_bytes)
+    rows = max(16, chunk_bytes // (4 * vocabulary))
     parts = [
         checkpoint(chunk, h, t, use_reentrant=False)
         for h, t in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)

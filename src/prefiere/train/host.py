@@ -1,0 +1,47 @@
+"""What a process sets on its processor before it computes: freed memory is kept, fp32 products use the faster library."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+from torch import nn
+
+from prefiere.models.linear import through_onednn
+from prefiere.objectives.products import onednn_gain, use_onednn
+from prefiere.train.optim import Choice
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+WORTH = 1.2
+"""oneDNN is taken from so many times MKL's speed on."""
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let glibc reuse freed buffers instead of handing them back; returns whether it does.
+
+    A buffer of more than 32 MB is otherwise mapped afresh for every use, and the first touch of its pages takes several
+    times as long as the work on them. Peak memory grows by what lies between buffers, some per cent.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def choose_products(device: torch.device, dtype: torch.dtype) -> Choice:
+    """The library of fp32 matrix products on a CPU: "onednn" or "default"."""
+    name = "fp32_products"
+    if device.type != "cpu" or dtype != torch.float32:
+        return Choice(name, "default", f"products run in {str(dtype).removeprefix('torch.')} on {device.type}")
+    gain = onednn_gain()
+    if gain >= WORTH:
+        return Choice(name, "onednn", f"measured {gain:.1f} times as fast as PyTorch's default here")
+    return Choice(name, "default", "oneDNN is no faster here" if gain else "oneDNN is not available")
+
+
+def apply_products(model: nn.Module, choice: str) -> None:
+    """Carry out `choose_products` for this process and model."""
+    use_onednn(choice == "onednn")
+    if choice == "onednn":
+        through_onednn(model)
