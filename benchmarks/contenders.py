@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from benchmarks.common import clock
+from benchmarks.common import clock, quiet
 from benchmarks.workload import BATCH
 from prefiere.data.groups import GroupStore
 from prefiere.models.load import Adapter, load_policy, resolve
@@ -20,6 +21,7 @@ from prefiere.models.reference import sequence_logps
 from prefiere.objectives.preference import LOSSES
 from prefiere.settings import DPO
 from prefiere.train.engine import Engine
+from prefiere.train.host import apply_products, choose_products, keep_freed_memory
 from prefiere.train.optim import make_optimizer, make_scheduler
 from prefiere.train.preference import Pairs
 
@@ -34,12 +36,14 @@ class Ours:
         self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, lora: bool, packed: bool = True,
         compute: torch.dtype | None = torch.bfloat16,
     ):  # fmt: skip
+        keep_freed_memory(torch.device("cpu"))
         settings = DPO(model=str(folder), data="", out="", learning_rate=1e-6)
         adapter = Adapter.lora(r=16, alpha=32, dropout=0.0, targets="all-linear", dora=False, rslora=False)
         self.trunk, _ = load_policy(
             resolve(folder), compute=compute or torch.float32, adapter=adapter if lora else None, packed=packed
         )
-        optimizer = make_optimizer(self.trunk, settings, 1e-6)
+        apply_products(self.trunk, str(choose_products(self.trunk.device, compute or torch.float32).value))
+        optimizer = make_optimizer(self.trunk, settings, 1e-6, 1e-6)
         self.engine = Engine(
             self.trunk, optimizer, make_scheduler(optimizer, settings, 1000), accelerator=Accelerator(cpu=True),
             compute=compute, max_grad_norm=settings.max_grad_norm, budget=BUDGET, adapt=False,
@@ -158,4 +162,36 @@ def installed() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-Make = Callable[..., Any]
+class Apart:
+    """Contenders that live in one process of their own, so that what prefiere sets for its process is not theirs.
+
+    ``make``: a class for each name, with its keyword arguments. Attributes of this are their methods, called by name.
+    """
+
+    def __init__(self, make: dict[str, tuple[type, dict[str, Any]]]):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        self._process.start()
+
+    def call(self, name: str, method: str) -> Callable[[int], float]:
+        """A contender: the method of the named object, called over there."""
+
+        def run(size: int) -> float:
+            self._pipe.send((name, method, size))
+            return float(self._pipe.recv())
+
+        return run
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(pipe: Any, make: dict[str, tuple[type, dict[str, Any]]]) -> None:
+    quiet()
+    made = {name: kind(**arguments) for name, (kind, arguments) in make.items()}
+    while (asked := pipe.recv()) is not None:
+        name, method, size = asked
+        pipe.send(getattr(made[name], method)(size))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from benchmarks.common import Bench, Contender, Row
-from benchmarks.contenders import Ours, Trl, installed
+from benchmarks.contenders import Apart, Ours, Trl, installed
 from benchmarks.workload import SHAPES, window
 
 # shape, LoRA, batches of 8 in a window, goals against TRL as shipped and at its best, against the plain path with
@@ -50,13 +50,23 @@ def _case(
     contenders: dict[str, Contender] = {"ours, random": mine["random"].epoch, "ours, grouped": mine["grouped"].epoch}
     contenders |= {f"steady, {name}": o.train for name, o in mine.items()}
     contenders |= {f"plain, {name}": o.train for name, o in plain.items()}
+    peers = None
     if installed():
-        options = {"lora": lora, "scratch": bench.out}
+        same = {"folder": folder, "store": store, "lora": lora, "scratch": bench.out}
         best = {"precompute": True, "pairs_per_forward": 2, "half_base": lora}
-        contenders[SHIPPED] = Trl(folder, store, random, **options).train
-        contenders[GROUPED] = Trl(folder, store, grouped, **options, precompute=True).epoch
-        contenders[BEST] = Trl(folder, store, grouped, **options, **best).epoch
+        peers = Apart(
+            {
+                SHIPPED: (Trl, {**same, "batches": random}),
+                GROUPED: (Trl, {**same, "batches": grouped, "precompute": True}),
+                BEST: (Trl, {**same, "batches": grouped, **best}),
+            }
+        )
+        contenders |= {
+            name: peers.call(name, "train" if name == SHIPPED else "epoch") for name in (SHIPPED, GROUPED, BEST)
+        }
     s = bench.alternate(contenders, steps)
+    if peers:
+        peers.close()
     n = f"window of {8 * steps} pairs"
     whole: Callable[[list[float]], list[float]] = lambda x: [t * len(store) / (8 * steps) for t in x]  # noqa: E731
     for peer, ours, goal, note in (

@@ -135,7 +135,7 @@ class _Linear(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[part] = -(grad_logp @ p).to(bias.dtype)
             p = p.to(compute)
-            if grad_weight is not None:
+            if grad_weight is not None and pulled is not None:
                 grad_weight[part] = product(p.T, pulled).neg_()
             if grad_hidden is not None:
                 grad_hidden += product(p, cast)

@@ -1,4 +1,4 @@
-"""What a process sets on its processor before it computes: freed memory is kept, fp32 products use the faster library."""
+"""What a process sets on its processor before it computes: memory is kept, fp32 products go to the faster library."""
 
 from __future__ import annotations
 

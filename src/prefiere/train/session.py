@@ -44,6 +44,7 @@ from prefiere.run import Run
 from prefiere.settings import PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
 from prefiere.train.examples import Data, make_encoder, read_data, truncation
+from prefiere.train.host import apply_products, choose_products, keep_freed_memory
 from prefiere.train.optim import (
     Choice,
     choose_dtype,
@@ -187,6 +188,7 @@ def prepare(
     picked = Picked(recorded)
     settings = picked.capped(settings, positions(source) if not reads_both_ways else room(source, tokenizer))
     torch.set_num_threads(int(picked(choose_threads(device, parameters))))
+    keep_freed_memory(device)
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
     lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device), scheme)))
     rate = float(picked(choose_learning_rate(settings, lora, parameters)))
@@ -218,6 +220,7 @@ def prepare(
         packed={"packed": True, "padded": False}.get(str(recorded.get("rows", settings.attn))),
     )
     picked.choices.append(Choice("rows", "packed" if trunk.packed else "padded", how))
+    apply_products(trunk, str(picked(choose_products(device, dtype))))
     if scores and (said := settle_padding(trunk, tokenizer, eos_ids)):
         display.say(f"  {said}")
     if scheme is not None:
