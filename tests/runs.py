@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 import tiny
 from prefiere.run import Run
-from prefiere.settings import DPO, SFT, Reward, Settings
+from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.progress import Display
 from prefiere.train.session import Session, make_accelerator, prepare
 
@@ -23,6 +24,15 @@ def model_folder(folder: Path, *, family: Any = "llama", chat: bool = True, seed
     end = tokenizer.eos_token_id
     tiny.model(family, vocab_size=len(tokenizer), seed=seed, eos_token_id=end, **options).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ragged_folder(folder: Path, **options: Any) -> Path:
+    """Such a model, whose sampled answers end early and at different lengths: every fifth token ends one."""
+    model_folder(folder, **options)
+    tokenizer = tiny.tokenizer("bpe", True)
+    ends = [tokenizer.eos_token_id, *range(10, len(tokenizer), 5)]
+    GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
     return folder
 
 
@@ -57,6 +67,38 @@ def settings(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Any:
     if method is not Reward:
         given |= {"max_new_tokens": 6, "sample_prompts": 4}
     return method(**{**given, **options})
+
+
+def prompts_file(path: Path, n: int = 16, seed: int = 0) -> Path:
+    """n prompts of different lengths, one a line."""
+    g = torch.Generator().manual_seed(seed)
+    path.write_text("".join(f"{i} {sentence(g)}?\n" for i in range(n)))
+    return path
+
+
+def policy_settings(tmp: Path, method: str = "ppo", **options: Any) -> PolicyGradient:
+    """Settings of a short run that samples 16 answers a step from a tiny model, rewarded by a function."""
+    model, data = tmp / "model", tmp / "prompts.txt"
+    if not model.exists():
+        ragged_folder(model)
+    if not data.exists():
+        prompts_file(data)
+    given: dict[str, Any] = {
+        "method": method, "model": str(model), "data": str(data), "out": str(tmp / "run"), "max_steps": 3,
+        "reward": "rewarding:letters", "batch_size": 16 if method in ("ppo", "reinforce") else 4, "eval_size": 4,
+        "num_generations": 1 if method in ("ppo", "reinforce") else 4, "learning_rate": 1e-3, "max_new_tokens": 8,
+        "sample_prompts": 4,
+    }  # fmt: skip
+    if method == "ppo":
+        given |= {"num_ppo_epochs": 2}
+    return PolicyGradient(**{**given, **options})
+
+
+def policy_session(tmp: Path, method: str = "ppo", **options: Any) -> Session:
+    """The parts of such a run."""
+    s = policy_settings(tmp, method, **options)
+    run = Run.create(s.out)
+    return prepare(s, run, Display(quiet=True), accelerator=make_accelerator(s), kind="prompts", recorded={})
 
 
 def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:

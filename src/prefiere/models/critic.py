@@ -35,7 +35,10 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
         if not share:
             source = start if start is not None and same_shape(start.trunk, trunk) else None
             body = copy.deepcopy(source.trunk.decoder if source else trunk.decoder)
-            trunk.bodies[CRITIC] = Trunk(body.requires_grad_(True).float(), packed=trunk.packed)  # type: ignore[arg-type]
+            rows = source.trunk.packed if source else trunk.packed
+            trunk.bodies[CRITIC] = Trunk(body.requires_grad_(True).float(), packed=rows)  # type: ignore[arg-type]
+            if trunk.lm.is_activation_checkpointing:
+                trunk.bodies[CRITIC].checkpoint_gradients()  # type: ignore[operator]
     if source is not None:
         _as_score(source, head)
     trunk.heads[CRITIC] = head
@@ -69,6 +72,7 @@ def _copy_adapter(trunk: Trunk, role: str) -> None:
     model: Any = trunk.model
     config = copy.deepcopy(model.peft_config[role])
     config.inference_mode = False
+    config.init_lora_weights = False  # a start that takes weights out of the base would take them once more
     model.add_adapter(CRITIC, config)
     activate(model, POLICY)
     named = dict(model.named_parameters())

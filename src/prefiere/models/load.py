@@ -189,10 +189,15 @@ def loaded(
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
         if getattr(model.config, name, 0):
             setattr(model.config, name, 0.0)
+    no_dropout(model)
+    return model, set(info["missing_keys"])
+
+
+def no_dropout(model: torch.nn.Module) -> None:
+    """Switch dropout off, whatever the mode: what is measured and what is learnt are then the same function."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return model, set(info["missing_keys"])
 
 
 def load_model(

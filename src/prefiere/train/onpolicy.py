@@ -63,9 +63,11 @@ class OnPolicy:
         rollout = self._rollout(step, first)
         fresh = self.scale.std is None
         score_C = self.scale(rollout.reward_C, rollout.ended_C, s)
-        if fresh and s.method == "ppo":
-            rescale_critic(self.session.trunk, self.scale.std or 1.0)
         assert self.kl is not None
+        assert self.scale.std is not None
+        if fresh and s.method == "ppo":  # what the critic said of this rollout is in unscaled rewards, too
+            rescale_critic(self.session.trunk, self.scale.std)
+            rollout.tokens["value"] /= self.scale.std
         credit = assign(rollout, score_C, self.kl.coef, s)
         began = time.perf_counter()
         done, stopped = self._learn(step, rollout, credit, first)

@@ -122,14 +122,15 @@ def critic_rate(settings: Settings, rate: float) -> float:
     return min(5 * rate, 1e-3) if asked == "auto" else float(asked)
 
 
-def make_optimizer(module: nn.Module, settings: Settings, rate: float, critic: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, at one rate but for the critic's; weight decay on matrices only."""
+def make_optimizer(module: nn.Module, settings: Settings, rate: float, critic: float | None = None) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, at one rate but for the critic's (none: the same); weight decay on matrices
+    only."""
     named = [(n.split("."), p) for n, p in module.named_parameters() if p.requires_grad]
     groups = [
         {
             "params": [p for n, p in named if (CRITIC in n) == of_critic and (p.ndim >= 2) == matrix],
             "weight_decay": settings.weight_decay if matrix else 0.0,
-            "lr": critic if of_critic else rate,
+            "lr": critic if of_critic and critic is not None else rate,
         }
         for of_critic in (False, True)
         for matrix in (True, False)

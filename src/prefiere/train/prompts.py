@@ -31,7 +31,7 @@ def read_prompts(
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
     """
     encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, template=settings.template)
-    room = settings.max_prompt_length or settings.max_length - settings.max_new_tokens
+    room = min(settings.max_prompt_length or settings.max_length, settings.max_length - settings.max_new_tokens)
     if room < 1:
         raise ValueError(
             f"max_new_tokens: {settings.max_new_tokens} tokens of an answer leave no room for a prompt within "
@@ -47,9 +47,8 @@ def read_prompts(
         long = [i for i, p in enumerate(whole.ids) if len(p) > room]
         if long and settings.on_bad != "drop":
             raise ValueError(
-                f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and max_length="
-                f"{settings.max_length} less max_new_tokens={settings.max_new_tokens} leaves {room} "
-                f"({len(long)} such prompts). Raise max_length, lower max_new_tokens, or leave them out: on_bad=drop"
+                f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and {_limit(settings, room)} "
+                f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
             )
         kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
         display.say(f"{name}: {source.layout}; {len(kept):,} distinct prompts")
@@ -79,6 +78,12 @@ def read_prompts(
     display.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
     empty = GroupStore.build([], 1)
     return Data(empty, None, accounts, watched.ids, watched.texts, train)
+
+
+def _limit(settings: PolicyGradient, room: int) -> str:
+    if room == settings.max_prompt_length:
+        return f"max_prompt_length takes {room}"
+    return f"max_length={settings.max_length} less max_new_tokens={settings.max_new_tokens} leaves {room}"
 
 
 def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder) -> Prompts:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -169,8 +170,9 @@ def measure(
         return found | {"logp": policy.logp_N, "entropy": policy.entropy_N}
 
     total = int(rollout.first_C[-1])
+    longest = int(rollout.store.lengths.max())
     for members in parts:
-        for indices, found in engine.each(rollout.store, members, roles):
+        for indices, found in engine.fitting(partial(engine.each, rollout.store, members, roles), longest):
             at = rollout.places(indices)
             for name, values in found.items():
                 rollout.tokens.setdefault(name, np.full(total, np.nan, np.float32))[at] = values

@@ -32,6 +32,7 @@ from prefiere.models.load import (
     generation_config,
     load_policy,
     load_tokenizer,
+    no_dropout,
     positions,
     resolve,
 )
@@ -231,6 +232,7 @@ def prepare(
         reward = load_reward_judge(settings, trunk, dtype, display.say)
         if settings.method == "ppo":
             picked.choices.append(give_critic(settings, trunk, reward))
+        no_dropout(trunk)  # an adapter may have been trained with it, the policy's own or one that is mounted
     if settings.torch_compile:
         trunk.compile(dynamic=True)
     steps = settings.max_steps or max(
