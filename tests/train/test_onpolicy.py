@@ -295,7 +295,9 @@ def advantages_of(
     return advantages, returns
 
 
-def written_out(s: PolicyGradient, rollout: Plain, now: Plain, answers: Sequence[Answer], scores: Sequence[float]) -> float:
+def written_out(
+    s: PolicyGradient, rollout: Plain, now: Plain, answers: Sequence[Answer], scores: Sequence[float]
+) -> float:
     """Leaves gradients in ``now`` of the loss on a rollout that ``rollout`` sampled; returns the loss."""
     with torch.no_grad():
         old = [rollout.logps(rollout.policy, *a).tolist() for a in answers]

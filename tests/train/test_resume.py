@@ -32,7 +32,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 def rows_without_clock(run: Run) -> list[dict]:
     clock = ("seconds", "tokens_per_second", "peak_memory_mb")
-    return [{k: v for k, v in row.items() if k not in clock} for row in run.metrics]
+    return [{k: v for k, v in row.items() if k not in clock and k[:5] != "time/"} for row in run.metrics]
 
 
 def assert_same_run(one: Run, two: Run) -> None:
@@ -42,6 +42,15 @@ def assert_same_run(one: Run, two: Run) -> None:
         assert torch.equal(a[name], b[name]), name
     assert rows_without_clock(one) == rows_without_clock(two)
     assert one.samples == two.samples
+
+
+def given(tmp: Path, method, **options):
+    """Settings of a short run of this method."""
+    return (
+        runs.policy_settings(tmp, method, **options)
+        if isinstance(method, str)
+        else runs.settings(tmp, method, **options)
+    )
 
 
 def steps(method: Offline) -> int:
@@ -62,12 +71,16 @@ class Killed(BaseException):
         (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 100, "eval_steps": 2}),
         (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 2, "eval_steps": 1, "save_total_limit": 1}),
         (SFT, {"num_train_epochs": 3, "max_steps": None}),
+        ("ppo", {"target_kl": 0.01, "kl_horizon": 50, "learning_rate": 5e-3, "num_mini_batches": 2}),
+        ("ppo", {"lora": True, "target_kl": 0.01, "kl_horizon": 50, "gradient_checkpointing": True}),
+        ("ppo", {"share_critic": True, "critic_warmup_steps": 3}),
+        ("rloo", {"tokens_per_microbatch": 60, "logging_steps": 3}),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, options) -> None:
     options = {"max_steps": 7, "save_steps": 2, "eval_steps": 3, "sample_steps": 2, **options}
-    whole = train(runs.settings(tmp_path, method, out=str(tmp_path / "whole"), **options), display=QUIET).run
-    s = runs.settings(tmp_path, method, out=str(tmp_path / "killed"), **options)
+    whole = train(given(tmp_path, method, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    s = given(tmp_path, method, out=str(tmp_path / "killed"), **options)
     for fatal in (2, 5, 6):  # in the step after it: once before any checkpoint was used, then after some
         real = Engine.update
         done = [0]
@@ -85,6 +98,28 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, 
     resumed = train(s, display=QUIET).run
     assert resumed.status["state"] == "finished"
     assert_same_run(whole, resumed)
+    if isinstance(method, str):
+        assert_same_checkpoint(whole, resumed)
+        scale = last_state(whole)["method"]["scale"]["std"]
+        assert scale not in (None, 1.0)
+        if "target_kl" in options:
+            assert last_state(whole)["method"]["kl"]["coef"] != 0.05, "the coefficient was not steered"
+
+
+def last_state(run: Run) -> dict:
+    return json.loads((checkpoint.found(run.checkpoints)[-1] / "state.json").read_text())
+
+
+def assert_same_checkpoint(one: Run, two: Run) -> None:
+    """The critic, the optimizer, the counters: what model/ does not hold."""
+    a, b = (checkpoint.found(r.checkpoints)[-1] for r in (one, two))
+    assert a.name == b.name
+    x, y = (load_file(p / "trained.safetensors") for p in (a, b))
+    assert x.keys() == y.keys()
+    assert all(torch.equal(x[n], y[n]) for n in x)
+    assert last_state(one)["method"] == last_state(two)["method"]
+    m, n = (torch.load(p / "optimizer.pt", weights_only=True)["optimizer"]["state"] for p in (a, b))
+    assert all(torch.equal(m[i][k], n[i][k]) for i in m for k in m[i])
 
 
 def test_kill_9_of_the_real_command(tmp_path: Path) -> None:

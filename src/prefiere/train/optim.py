@@ -122,7 +122,9 @@ def critic_rate(settings: Settings, rate: float) -> float:
     return min(5 * rate, 1e-3) if asked == "auto" else float(asked)
 
 
-def make_optimizer(module: nn.Module, settings: Settings, rate: float, critic: float | None = None) -> torch.optim.AdamW:
+def make_optimizer(
+    module: nn.Module, settings: Settings, rate: float, critic: float | None = None
+) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, at one rate but for the critic's (none: the same); weight decay on matrices
     only."""
     named = [(n.split("."), p) for n, p in module.named_parameters() if p.requires_grad]

@@ -57,7 +57,9 @@ def give_critic(settings: PolicyGradient, trunk: Trunk, reward: Judge) -> Choice
     """Attach the critic; it begins as the reward model where that has the policy's shape."""
     start = next((m for m in reward.scorers.values() if isinstance(m, RewardModel)), None)
     if settings.share_critic and trunk.adapted:
-        raise ValueError("share_critic has no effect with an adapter, whose base the critic shares already: leave it out")
+        raise ValueError(
+            "share_critic has no effect with an adapter, whose base the critic shares already: leave it out"
+        )
     shared = trunk.adapted or settings.share_critic
     why = attach_critic(trunk, share=settings.share_critic, start=start)
     return Choice("critic", "on the policy's trunk" if shared else "a model of its own", why)
