@@ -102,7 +102,7 @@ def test_the_ratio_is_exactly_1_on_the_first_pass(tmp_path, monkeypatch, method,
 
     monkeypatch.setattr(Engine, "update", update)
     go(tmp_path, method, max_approx_kl=None, learning_rate=1e-2, **options)
-    first = {step: metrics for step, metrics in reversed(done)}
+    first = dict(reversed(done))
     assert sorted(first) == [0, 1, 2]
     for metrics in first.values():
         ratio = metrics["val/ratio"]
@@ -148,8 +148,14 @@ def first_update(tmp: Path, method: str, **options: Any) -> dict[str, Any]:
     finally:
         onpolicy.assign = real
     tokens = [c.tolist() for g in kept[0].store for c in g.completions]
-    return {"tokens": tokens, "loss": update.loss, "gradients": recorder.seen[0][1], "reward": kept[0].reward_C.tolist(),
-            "world": m.session.engine.world_size, "norm": update.grad_norm}  # fmt: skip
+    return {
+        "tokens": tokens,
+        "reward": kept[0].reward_C.tolist(),
+        "loss": update.loss,
+        "norm": update.grad_norm,
+        "gradients": recorder.seen[0][1],
+        "world": m.session.engine.world_size,
+    }
 
 
 def assert_same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 5e-5) -> None:
