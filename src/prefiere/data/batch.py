@@ -36,7 +36,8 @@ class PackedBatch:
     tokens_T, positions_T: int64. predictor_N: the row index whose hidden state predicts target n (the last prompt
     token for a completion's first token). target_N: token ids. owner_N: the completion each target belongs to.
     last_C: row index of each completion's last token. scored_C: targets per completion. weight_G, label_G, margin_G:
-    float32. index_G: where the groups stand in the data set. Completions are in group order: c = g * k + i.
+    float32. index_G: where the groups stand in the data set. Completions are in group order: c = g * k + i. reads: for
+    each segment the run of its rows, first to one past the last, that holds its predictors; empty where it has none.
     """
 
     tokens_T: Tensor
@@ -52,6 +53,7 @@ class PackedBatch:
     index_G: Tensor
     segments: tuple[Segment, ...]
     k: int
+    reads: tuple[tuple[int, int], ...] = ()
 
     @property
     def completions(self) -> int:
@@ -75,6 +77,7 @@ def pack(groups: Sequence[PromptGroup], indices: Sequence[int] | None = None) ->
     last: list[int] = []
     scored: list[int] = []
     segments: list[Segment] = []
+    reads: list[tuple[int, int]] = []
     here = 0
     for group in groups:
         if len(group.completions) != k:
@@ -99,6 +102,10 @@ def pack(groups: Sequence[PromptGroup], indices: Sequence[int] | None = None) ->
                 segments.append(Segment(here, here + size, prompt_start, prompt_stop))
             here += size
             last.append(here - 1)
+        found = np.concatenate(predictors[-k:])
+        for s in segments[-k:]:
+            inside = found[(found >= s.start) & (found < s.stop)]
+            reads.append((int(inside.min()), int(inside.max()) + 1) if len(inside) else (s.start, s.start))
 
     def row(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
@@ -117,6 +124,7 @@ def pack(groups: Sequence[PromptGroup], indices: Sequence[int] | None = None) ->
         index_G=torch.tensor(list(indices) if indices is not None else list(range(len(groups)))),
         segments=tuple(segments),
         k=k,
+        reads=tuple(reads),
     )
 
 

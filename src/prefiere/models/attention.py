@@ -9,7 +9,7 @@ attention, so that a row of many short answers costs few calls. Without segments
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,16 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """The buckets of one packed row, made once and used by every layer. inverse_T puts their outputs back in order."""
+    """The buckets of one packed row, made once and used by every layer. inverse_T puts their outputs back in order.
+
+    rows_M: the rows that queries are computed for, None for all; other rows of the output are zero. last: the plan of
+    the last layer, where it is not the same.
+    """
 
     buckets: tuple[Bucket, ...]
     inverse_T: Tensor
+    rows_M: Tensor | None = None
+    last: AttentionPlan | None = None
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def mask(self, number: int, window: int | None) -> Tensor | None:
@@ -67,16 +73,40 @@ class AttentionPlan:
         return self.masks[number, window]
 
 
+def trimmed(segments: Sequence[Segment], reads: Sequence[tuple[int, int]]) -> tuple[Segment, ...]:
+    """Segments whose queries are, of each, the run of rows that is read; what comes before it joins the prefix."""
+    kept = []
+    for s, (first, stop) in zip(segments, reads, strict=True):
+        if first < stop and s.prefix_start == s.prefix_stop:
+            kept.append(Segment(first, stop, s.start, first))
+        elif first < stop:  # prompt and earlier tokens of the completion are not one run: all of its queries stay
+            kept.append(Segment(s.start, stop, s.prefix_start, s.prefix_stop))
+    return tuple(kept)
+
+
 @torch.compiler.disable
-def plan_attention(segments: Sequence[Segment], device: torch.device | str = "cpu") -> AttentionPlan:
-    """Sort a row's segments into buckets."""
+def plan_attention(
+    segments: Sequence[Segment], device: torch.device | str = "cpu", reads: Sequence[tuple[int, int]] = ()
+) -> AttentionPlan:
+    """Sort a row's segments into buckets; with ``reads`` (`PackedBatch`), the last layer runs where it is read."""
+    size = max(s.stop for s in segments)
+    plan = _plan(segments, size, device)
+    if not reads:
+        return plan
+    kept = trimmed(segments, reads)
+    rows = torch.cat([torch.arange(s.start, s.stop) for s in sorted(kept)]).to(device)
+    return replace(plan, last=replace(_plan(kept, size, device), rows_M=rows))
+
+
+def _plan(segments: Sequence[Segment], size: int, device: torch.device | str) -> AttentionPlan:
     order = sorted(
         segments, key=lambda s: (s.prefix_stop > s.prefix_start, s.stop - s.start + s.prefix_stop - s.prefix_start)
     )
+    groups = _bucketed(order)
     buckets: list[Bucket] = []
-    inverse = np.zeros(max(s.stop for s in segments), np.int64)
+    inverse = np.full(size, sum(_area(m) for m in groups), np.int64)  # one past the end: the row of zeros
     offset = 0
-    for members in _bucketed(order):
+    for members in groups:
         q = max(s.stop - s.start for s in members)
         k = max(s.stop - s.start + s.prefix_stop - s.prefix_start for s in members)
         query = np.zeros((len(members), q), np.int64)
@@ -99,6 +129,10 @@ def plan_attention(segments: Sequence[Segment], device: torch.device | str = "cp
             )
         )
     return AttentionPlan(tuple(buckets), torch.from_numpy(inverse).to(device))
+
+
+def _area(members: Sequence[Segment]) -> int:
+    return len(members) * max(s.stop - s.start for s in members)
 
 
 def _bucketed(order: Sequence[Segment]) -> list[list[Segment]]:
@@ -159,6 +193,8 @@ def segment_attention(
         mask = segments.mask(number, sliding_window)
         out = attend(q, k, v, mask, scale, softcap)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
+    if segments.rows_M is not None:
+        outputs.append(outputs[0].new_zeros(1, *outputs[0].shape[1:]))
     return torch.cat(outputs).index_select(0, segments.inverse_T)[None], None
 
 

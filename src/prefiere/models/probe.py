@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from prefiere.data.batch import PackedBatch, pack
 from prefiere.data.groups import PromptGroup
 from prefiere.models import attention
+from prefiere.models.lastlayer import untrim
 from prefiere.models.roles import Trunk
 
 
@@ -28,8 +29,16 @@ def probe(
 
     ``read`` gives a number for each target [N] (default: its log-prob).
 
-    None where they agree; otherwise why packed rows cannot be trusted with this model.
+    None where they agree; otherwise why packed rows cannot be trusted with this model. A model whose last layer cannot
+    skip rows is compared again, and from then on used, with every row in every layer.
     """
+    reason = _compare(model, max_length, read)
+    if reason is not None and untrim(Trunk(model).decoder):
+        reason = _compare(model, max_length, read)
+    return reason
+
+
+def _compare(model: PreTrainedModel, max_length: int, read: Callable[[Trunk, PackedBatch], Tensor]) -> str | None:
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
     long = window + 9 if 0 < window < max_length else 24
@@ -50,7 +59,9 @@ def probe(
     try:
         model.set_attn_implementation(attention.NAME)
         packed = read(Trunk(model, packed=True), batch)
-    except (NotImplementedError, TypeError, ValueError, AttributeError) as e:
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
         return f"{type(model).__name__} does not take packed rows ({str(e).splitlines()[0]})"
     finally:
         model.set_attn_implementation(before)

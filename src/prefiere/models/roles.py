@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from prefiere.data.batch import PackedBatch, unpack
 from prefiere.models.attention import AttentionPlan, plan_attention
+from prefiere.models.lastlayer import trim
 from prefiere.objectives.logprobs import LogitTransform, TargetLogprobs, linear_logprobs, module_logprobs
 
 POLICY = "default"
@@ -108,8 +109,7 @@ class Trunk(nn.Module):
         """Log-probs [N] of the batch's targets under the active role (see `TargetLogprobs`)."""
         if not self.packed:
             return self._padded(batch, temperature, entropy)
-        plan = plan or plan_attention(batch.segments, batch.tokens_T.device)
-        hidden = self.hidden(batch, plan).index_select(0, batch.predictor_N)
+        hidden = self.read(batch, batch.predictor_N, batch.reads, plan)
         return self.head(hidden, batch.target_N, temperature=temperature, entropy=entropy)
 
     def values(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
@@ -118,14 +118,15 @@ class Trunk(nn.Module):
         if role in self.bodies:
             body = cast(Trunk, self.bodies[role])
         with body.role(role):
-            states = body.states(batch, batch.predictor_N, batch.owner_N, plan)
+            states = body.states(batch, batch.predictor_N, batch.owner_N, plan, batch.reads)
         return self.number(states, role)
 
     def scores(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
         """A reward model's score of each completion [C], read at its last token, in fp32."""
         own = torch.arange(batch.completions, device=batch.tokens_T.device)
         with self.role(role):
-            states = self.states(batch, batch.last_C, own, plan)
+            ends = tuple((s.stop - 1, s.stop) for s in batch.segments)
+            states = self.states(batch, batch.last_C, own, plan, ends)
         return self.number(states, role)
 
     def number(self, states_MH: Tensor, role: str) -> Tensor:
@@ -136,11 +137,20 @@ class Trunk(nn.Module):
             bias = None if head.bias is None else head.bias.float()
             return torch.nn.functional.linear(states_MH.float(), head.weight.float(), bias)[:, 0]
 
-    def states(self, batch: PackedBatch, place_M: Tensor, owner_M: Tensor, plan: AttentionPlan | None = None) -> Tensor:
-        """The trunk's last hidden states [M, H] at places of the packed row, as its owner sees it."""
+    def states(
+        self,
+        batch: PackedBatch,
+        place_M: Tensor,
+        owner_M: Tensor,
+        plan: AttentionPlan | None = None,
+        reads: tuple[tuple[int, int], ...] = (),
+    ) -> Tensor:
+        """The trunk's last hidden states [M, H] at places of the packed row, as its owner sees it.
+
+        reads: runs of rows that hold these places, one for each segment, where they are known (`PackedBatch`).
+        """
         if self.packed:
-            plan = plan or plan_attention(batch.segments, batch.tokens_T.device)
-            return self.hidden(batch, plan).index_select(0, place_M)
+            return self.read(batch, place_M, reads, plan)
         rows = unpack(batch)
         out = self.decoder(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False).last_hidden_state
         states: Tensor = out[owner_M, batch.positions_T[place_M]]
@@ -152,8 +162,17 @@ class Trunk(nn.Module):
         found: nn.Module = self.lm.get_decoder() if hasattr(self.lm, "get_decoder") else self.lm.base_model
         return found
 
+    def read(
+        self, batch: PackedBatch, place_M: Tensor, reads: tuple[tuple[int, int], ...], plan: AttentionPlan | None
+    ) -> Tensor:
+        """The last hidden states [M, H] at places of a packed row; the last layer runs on the rows of ``reads``."""
+        plan = plan or plan_attention(batch.segments, batch.tokens_T.device, reads if trim(self.decoder) else ())
+        if plan.last is not None and plan.last.rows_M is not None:
+            place_M = torch.searchsorted(plan.last.rows_M, place_M)
+        return self.hidden(batch, plan).index_select(0, place_M)
+
     def hidden(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
-        """The trunk's last hidden states [T, H] of a packed row."""
+        """The trunk's last hidden states of a packed row, or of the rows that the plan's last layer has."""
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.tokens_T.device)  # 4D: taken as it is, unused
         out = self.decoder(
             input_ids=batch.tokens_T[None],
