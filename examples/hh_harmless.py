@@ -2,9 +2,10 @@
 
     python examples/hh_harmless.py --data hh-harmless-test.jsonl.gz --out runs/hh
 
-For each of k folds by conversation: a tokenizer and a Llama of random weights, `prefiere sft` and `prefiere dpo` on the
-other folds, and the reward margins of the held-out pairs. All folds together give accuracies with intervals clustered
-by conversation, beside baselines that read no word. docs/hh-harmless.md has what came out.
+For each of k folds by conversation: a tokenizer and a Llama of random weights, `prefiere sft` and then `prefiere dpo`
+(or, with ``--method reward``, `prefiere reward`) on the other folds, and the reward margins of the held-out pairs. All
+folds together give accuracies with intervals clustered by conversation, beside baselines that read no word.
+docs/hh-harmless.md has what came out.
 
 The same command continues where it was stopped. No number is chosen on held-out pairs: settings were chosen with
 ``--inner``, which splits the first fold's training pairs again and leaves its held-out pairs alone.
@@ -31,6 +32,8 @@ from prefiere.data.render import messages
 from prefiere.data.schema import Demonstration, PreferencePair
 from prefiere.demo.build import CHAT_TEMPLATE, make_tokenizer
 from prefiere.evaluate.pairs import PairScores, logps, rewards
+from prefiere.evaluate.reward import score_data
+from prefiere.models.scores import RewardModel
 from prefiere.stats import Estimate, clustered_mean
 
 SFT: dict[str, Any] = {
@@ -44,6 +47,7 @@ SFT: dict[str, Any] = {
 }
 """From random weights: a higher learning rate and smaller batches than suit a model that can speak already."""
 DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4, "max_length": 512}
+REWARD: dict[str, Any] = {"max_length": 512}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -58,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     p.add_argument("--layers", type=int, default=3)
     p.add_argument("--vocabulary", type=int, default=2048)
     p.add_argument("--sft", nargs="*", default=[], metavar="KEY=VALUE", help="settings of prefiere sft")
+    p.add_argument("--method", choices=["dpo", "reward"], default="dpo", help="what learns from the pairs")
     p.add_argument("--dpo", nargs="*", default=[], metavar="KEY=VALUE", help="settings of prefiere dpo")
+    p.add_argument("--reward", nargs="*", default=[], metavar="KEY=VALUE", help="settings of prefiere reward")
     a = p.parse_args(arguments)
     hush()
     same_as_before(a)
@@ -149,20 +155,28 @@ def run_fold(
         texts = write_fold(folder, pairs, held)
         from_scratch(start, texts, hidden=a.hidden, layers=a.layers, vocabulary=a.vocabulary, seed=a.seed)
     base = train("sft", start, folder / "dialogues.jsonl", folder / "sft", SFT | {"seed": a.seed}, a.sft)
-    tuned = train(
-        "dpo", base, folder / "train.jsonl", folder / "dpo",
-        DPO | {"seed": a.seed, "eval_data": str(folder / "eval.jsonl")}, a.dpo,
-    )  # fmt: skip
-    length = recipe.load("dpo", tuned / "recipe.yaml").max_length
+    given, more = (DPO, a.dpo) if a.method == "dpo" else (REWARD, a.reward)
+    given = given | {"seed": a.seed, "eval_data": str(folder / "eval.jsonl")}
+    tuned = train(a.method, base, folder / "train.jsonl", folder / a.method, given, more)
+    length = recipe.load(a.method, tuned / "recipe.yaml").max_length
     read = logps(base, folder / "eval.jsonl", max_length=length)
-    learnt = rewards(tuned, folder / "eval.jsonl")
+    learnt = (
+        rewards(tuned, folder / "eval.jsonl") if a.method == "dpo" else scored(tuned, folder / "eval.jsonl", length)
+    )
     assert read.sources == learnt.sources
     place = [int(source.rpartition(":")[2]) - 1 for source in learnt.sources]
-    return [(i, scores_of(pairs[held[i]], read, learnt, at)) for at, i in enumerate(place)]
+    return [(i, scores_of(pairs[held[i]], read, learnt, at, a.method)) for at, i in enumerate(place)]
+
+
+def scored(run: Path, data: Path, max_length: int) -> PairScores:
+    """What a reward model says of pairs."""
+    found = score_data(RewardModel.load(run, max_length=max_length), data)
+    assert isinstance(found, PairScores)
+    return found
 
 
 def train(method: str, model: Path, data: Path, out: Path, given: Mapping[str, Any], more: Sequence[str]) -> Path:
-    """Run ``prefiere sft`` or ``prefiere dpo``, and say which command that is; returns the run's folder."""
+    """Run ``prefiere sft``, ``dpo`` or ``reward``, and say which command that is; returns the run's folder."""
     overrides = [*(f"{k}={json.dumps(v) if isinstance(v, bool) else v}" for k, v in given.items()), *more]
     flags = {"model": str(model), "data": str(data), "out": str(out)}
     print("$", shlex.join(["prefiere", method, *(f"--{k}={v}" for k, v in flags.items()), *overrides]), flush=True)
@@ -172,17 +186,17 @@ def train(method: str, model: Path, data: Path, out: Path, given: Mapping[str, A
     return out
 
 
-def scores_of(pair: PreferencePair, read: PairScores, learnt: PairScores, at: int) -> dict[str, Any]:
+def scores_of(pair: PreferencePair, read: PairScores, learnt: PairScores, at: int, method: str) -> dict[str, Any]:
     """What each way of choosing says about a pair: above 0, the chosen answer."""
     tokens = learnt.tokens[at]
-    return {
+    row = {
         "characters": text_length(pair.rejected) - text_length(pair.chosen),
         "sft": float(read.margins[at]),
         "sft_per_token": float(np.diff(-read.scores[at] / tokens)[0]),
-        "dpo": float(learnt.margins[at]),
-        "dpo_per_token": float(np.diff(-learnt.scores[at] / tokens)[0]),
+        method: float(learnt.margins[at]),
         "source": pair.source,
     }
+    return row | ({"dpo_per_token": float(np.diff(-learnt.scores[at] / tokens)[0])} if method == "dpo" else {})
 
 
 # -- all folds --------------------------------------------------------------------------------------------------------
@@ -193,6 +207,7 @@ WAYS = {
     "sft_per_token": "log-prob before DPO, per token",
     "dpo": "DPO's reward",
     "dpo_per_token": "DPO's reward, per token",
+    "reward": "the reward model's score",
 }
 
 
@@ -214,7 +229,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sides = {"shorter": shorter > 0, "longer": shorter < 0}
     balance = sum((mask / mask.sum() for mask in sides.values()), np.zeros(len(rows)))
     found: dict[str, Any] = {"pairs": len(rows), "conversations": len(np.unique(clusters)), "ways": {}}
-    for name in WAYS:
+    for name in (n for n in WAYS if n in rows[0]):
         margins = np.asarray([r[name] for r in rows])
         hit = right(margins)
         found["ways"][name] = {
@@ -244,10 +259,9 @@ def table(found: Mapping[str, Any]) -> str:
         "| chosen by | accuracy | over the shorter | shorter chosen | longer chosen | mean of the two |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, title in WAYS.items():
-        w = found["ways"][name]
+    for name, w in found["ways"].items():
         gain = "" if name == "characters" else cell(w["over_shorter"], "+")
-        parts = [title, cell(w["accuracy"]), gain, cell(w["shorter"]), cell(w["longer"]), cell(w["balanced"])]
+        parts = [WAYS[name], cell(w["accuracy"]), gain, cell(w["shorter"]), cell(w["longer"]), cell(w["balanced"])]
         lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)
 

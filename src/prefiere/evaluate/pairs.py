@@ -40,6 +40,7 @@ class Reading(TypedDict, total=False):
     max_prompt_length: int | None
     max_completion_length: int | None
     template: Any
+    pairs_per_prompt: Any
 
 
 @dataclass(frozen=True, slots=True)
