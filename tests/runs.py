@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from tokenizers import processors
+from transformers import BertConfig, BertModel, GenerationConfig
 
 import tiny
 from prefiere.run import Run
@@ -33,6 +34,25 @@ def ragged_folder(folder: Path, **options: Any) -> Path:
     tokenizer = tiny.tokenizer("bpe", True)
     ends = [tokenizer.eos_token_id, *range(10, len(tokenizer), 5)]
     GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    return folder
+
+
+def encoder_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A random tiny BERT with a tokenizer that pairs two texts, as a transformers folder."""
+    tokenizer = tiny.tokenizer("wordpiece")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.2, pad_token_id=0, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

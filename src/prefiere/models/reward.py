@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -278,11 +285,12 @@ def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, hea
 
 def _continue(model: PeftModel, source: Source, head: str) -> None:
     weights = load_peft_weights(str(source.adapter), device="cpu")
+    own = {n: w for n, w in get_peft_model_state_dict(model).items() if f".{head}." in n}
     labels = next((w.shape[0] for n, w in weights.items() if f".{head}." in n and n.endswith("weight")), 1)
     if labels != 1 and is_classifier(source):
         raise ModelError(f"{source.adapter} has {labels} labels: a reward model has one, the score.")
     try:
-        found: Any = set_peft_model_state_dict(model, weights)
+        found: Any = set_peft_model_state_dict(model, own | weights)
     except RuntimeError as e:
         raise ModelError(f"{source.adapter} does not fit {source.base}: {str(e).splitlines()[-1].strip()}") from e
     if found.unexpected_keys:
