@@ -47,7 +47,7 @@ SFT: dict[str, Any] = {
 }
 """From random weights: a higher learning rate and smaller batches than suit a model that can speak already."""
 DPO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 2e-4, "max_length": 512}
-REWARD: dict[str, Any] = {"max_length": 512}
+REWARD: dict[str, Any] = DPO
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

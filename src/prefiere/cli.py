@@ -279,6 +279,41 @@ def compare(
 
 @app.command()
 @command
+def score(
+    rest: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RM... [KEY=VALUE]...",
+            help="Reward models: runs, folders or hub ids; and settings of reading, as for reward.",
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", "-d", help="Pairs or single answers, in any known layout.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A JSONL file with the scores of each example.")
+    ] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Score answers; of pairs, how right the scores are, how sure, and how much of it is length."""
+    from prefiere import cli_score, recipe
+    from prefiere.train.progress import Display
+
+    hush()
+    models = [text for text in rest if "=" not in text]
+    if not models:
+        raise recipe.RecipeError("name at least one reward model: prefiere score RM --data D.")
+    overrides = [text for text in rest if "=" in text]
+    settings = recipe.load("reward", None, {"model": models[0], "data": data, "out": ""}, overrides)
+    given = settings.model_dump(include=settings.model_fields_set - {"model", "data", "out"})
+    odd = sorted(given.keys() - {"data_split", "columns", "on_bad", "max_length", "pairs_per_prompt"})
+    if odd:
+        raise recipe.RecipeError(f"{odd[0]} is a setting of training: scoring does not have it.")
+    speak = Display(progress())
+    return cli_score.score(models, data, out=out, trust=trust, display=speak, console=console(), **given)
+
+
+@app.command()
+@command
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],

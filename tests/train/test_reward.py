@@ -26,8 +26,9 @@ import runs
 import tiny
 from prefiere.data.groups import GroupStore
 from prefiere.models.load import Adapter, ModelError, load_policy, resolve
-from prefiere.models.reward import Head, head_of, load_reward
+from prefiere.models.reward import load_reward
 from prefiere.models.roles import POLICY
+from prefiere.models.scorehead import Head, head_of
 from prefiere.models.scores import RewardModel
 from prefiere.recipe import RecipeError, load
 from prefiere.run import Run

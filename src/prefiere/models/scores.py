@@ -21,18 +21,9 @@ from prefiere.data.schema import Text
 from prefiere.data.textpairs import PairEncoder
 from prefiere.models.load import ModelError, Source, generation_config, load_tokenizer, positions, resolve
 from prefiere.models.reference import runs
-from prefiere.models.reward import (
-    Head,
-    Normalisation,
-    decodes,
-    ends,
-    is_classifier,
-    load_reward,
-    normalisation,
-    room,
-    skeleton,
-)
+from prefiere.models.reward import decodes, ends, is_classifier, load_reward, normalisation, room, skeleton
 from prefiere.models.roles import POLICY, REWARD, Trunk, activate
+from prefiere.models.scorehead import Head, Normalisation
 
 BUDGET = 8192
 """Tokens in a batch."""

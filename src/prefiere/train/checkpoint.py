@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.models.reference import REWRITES_BASE
-from prefiere.models.reward import save_normalisation
 from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
+from prefiere.models.scorehead import save_normalisation
 from prefiere.run import sync_folder
 from prefiere.train.engine import Engine
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from prefiere.data.batch import PackedBatch
 from prefiere.evaluate.pairs import paired
 from prefiere.evaluate.reward import calibration
-from prefiere.models.reward import normalise
 from prefiere.models.roles import POLICY, Trunk
+from prefiere.models.scorehead import normalise
 from prefiere.objectives.preference import accuracies
 from prefiere.objectives.reward import bradley_terry, centring
 from prefiere.train.engine import Engine

@@ -38,8 +38,9 @@ from prefiere.models.load import (
 )
 from prefiere.models.quantize import parameters as logical_parameters
 from prefiere.models.reference import REWRITES_BASE, model_key
-from prefiere.models.reward import decodes, ends, load_reward, room, settle_padding, skeleton
+from prefiere.models.reward import decodes, ends, load_reward, room, skeleton
 from prefiere.models.roles import Trunk
+from prefiere.models.scorehead import settle_padding
 from prefiere.models.scores import make_encoder as score_encoder
 from prefiere.run import Run
 from prefiere.settings import PolicyGradient, Reward, Settings
