@@ -53,6 +53,9 @@ def encoder_folder(folder: Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"  # as BERT's own class has it
+    told = json.loads(path.read_text()) | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    path.write_text(json.dumps(told))
     return folder
 
 

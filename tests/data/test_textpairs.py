@@ -69,8 +69,8 @@ def test_every_record_is_accounted_for(tokenizer) -> None:
     assert np.array_equal(scored.prompt, tokenizer("a")["input_ids"])
 
 
-def test_a_tokenizer_that_pairs_nothing_is_named() -> None:
-    bare = tiny.tokenizer("bpe")
-    bare.backend_tokenizer.post_processor = None
-    encoder = PairEncoder(bare)  # two texts one after the other are a pair as well
+def test_token_types_are_as_the_tokenizer_has_them() -> None:
+    encoder = PairEncoder(tiny.tokenizer("bpe"))  # one text after the other, and no types
     assert not encoder.typed
+    (group,) = encoder.encode([PAIR], EncodeReport())
+    assert [*group.prompt, *group.completions[0]] == tiny.tokenizer("bpe")(PAIR.prompt, PAIR.chosen)["input_ids"]
