@@ -43,7 +43,6 @@ from prefiere.demo.build import make_tokenizer
 WORK = ("dpo", "memory", "peak", "scale", "reward", "data", "sampling")
 """The files of this folder that measure something, in the order of the table."""
 PLANNED: dict[str, list[tuple[str, float]]] = {
-    "reward": [("reward-model step against TRL's RewardTrainer", 3.0)],
     "data": [("tokenizing and planning against TRL's preparation", 5.0)],
     "sampling": [
         ("sampling 32 prompts x 64 tokens, 1 sample each, against generate", 2.0),

@@ -203,8 +203,8 @@ def scores_of(pair: PreferencePair, read: PairScores, learnt: PairScores, at: in
 
 WAYS = {
     "characters": "the shorter answer",
-    "sft": "log-prob before DPO",
-    "sft_per_token": "log-prob before DPO, per token",
+    "sft": "log-prob before",
+    "sft_per_token": "log-prob before, per token",
     "dpo": "DPO's reward",
     "dpo_per_token": "DPO's reward, per token",
     "reward": "the reward model's score",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,35 @@ def test_the_same_in_python(place: Path) -> None:
         assert doctest.testmod(prefiere)[0] == 0
     finally:
         os.chdir(here)
+
+
+def test_reward_and_score(place: Path, tmp_path: Path) -> None:
+    settings = ["max_steps=2", "batch_size=8", "learning_rate=1e-3", "dtype=float32"]
+    given = ["--model", place / "model", "--data", place / "pairs.jsonl"]
+    made = result("reward", *given, "--out", tmp_path / "rm", *settings)
+    assert made["state"] == "finished"
+    assert (tmp_path / "rm" / "report.html").is_file()
+    out = tmp_path / "scores.jsonl"
+    found = result("score", tmp_path / "rm", "max_length=64", "--data", place / "pairs.jsonl", "--out", out)
+    (described,) = found["models"].values()
+    assert described["n"] == len(out.read_text().splitlines()) == 23
+    assert described["length"]["rule"] == "longer"
+    shown = run("score", tmp_path / "rm", "--data", place / "pairs.jsonl")
+    assert "always choosing the longer answer: 100.0%" in shown.stdout
+    alone = result("score", tmp_path / "rm", "--data", place / "shown.jsonl")
+    assert next(iter(alone["models"].values()))["n"] == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["learning_rate=1"], "learning_rate is a setting of training"),
+        (["max_lenght=5"], "Did you mean max_length?"),
+        (["other"], "there is no model folder|cannot load other"),
+    ],
+)
+def test_mistakes_in_scoring_are_one_line(place: Path, given: list[str], message: str) -> None:
+    done = run("score", *([] if given == ["other"] else [place / "model"]), *given, "--data", place / "pairs.jsonl")
+    assert done.exit_code == 2
+    assert re.search(message, done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -304,7 +304,7 @@ def score(
         raise recipe.RecipeError("name at least one reward model: prefiere score RM --data D.")
     overrides = [text for text in rest if "=" in text]
     settings = recipe.load("reward", None, {"model": models[0], "data": data, "out": ""}, overrides)
-    given = settings.model_dump(include=settings.model_fields_set - {"model", "data", "out"})
+    given = settings.model_dump(include=settings.model_fields_set - {"method", "model", "data", "out"})
     odd = sorted(given.keys() - {"data_split", "columns", "on_bad", "max_length", "pairs_per_prompt"})
     if odd:
         raise recipe.RecipeError(f"{odd[0]} is a setting of training: scoring does not have it.")

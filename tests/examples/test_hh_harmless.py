@@ -113,6 +113,20 @@ def test_the_same_command_repeats_and_another_is_refused(
         example.main([*arguments(tmp), "--seed=1"])
 
 
+def test_a_reward_model_takes_the_place_of_dpo(example: ModuleType, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    short = [*SHORT, "max_length=64"]
+    out = ["--method=reward", f"--out={tmp_path / 'out'}", "--sft", *short, "--reward", *short, "learning_rate=1e-3"]
+    found = example.main([f"--data={data}", *TINY, *out])
+    assert list(found["ways"]) == ["characters", "sft", "sft_per_token", "reward"]
+    rows = [json.loads(line) for line in (tmp_path / "out/scores.jsonl").read_text().splitlines()]
+    for k in range(2):
+        run = tmp_path / f"out/fold-{k}/reward"
+        saved = json.loads((run / "calibration.json").read_text())
+        mine = [r["reward"] for r in rows if r["fold"] == k]
+        assert sum(m > 0 for m in mine) / len(mine) == pytest.approx(saved["accuracy"][0])
+
+
 def test_a_run_that_stops_is_not_a_result(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.settings(tmp_path, max_steps=1)
 

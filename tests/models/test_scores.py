@@ -80,6 +80,25 @@ def test_plain_transformers_agrees(tmp_path, family, padding, lora) -> None:
     np.testing.assert_allclose(scores, plain_scores(run.model), atol=2e-5)
 
 
+def without_a_spare_token(folder: Path) -> Path:
+    """A model as GPT-2: padding is the end token, and the embeddings have no row to spare."""
+    runs.model_folder(folder, family="gpt2", chat=False)
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace("<pad>", "<first>"))
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told["pad_token"] = told["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_without_a_spare_token_gets_a_new_one(tmp_path, lora) -> None:
+    before = len(AutoTokenizer.from_pretrained(without_a_spare_token(tmp_path / "model")))
+    run = reward_run(tmp_path, lora=lora)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|pad|>", before)
+    np.testing.assert_allclose(RewardModel.load(run.folder).score(ASKED, SAID), plain_scores(run.model), atol=2e-5)
+
+
 def test_demonstrations_score_zero_with_unit_scale(tmp_path) -> None:
     run = reward_run(tmp_path, eval_size=0, max_steps=6)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
@@ -116,6 +135,17 @@ def test_mounted_scores_are_the_model_s_own(tmp_path) -> None:
     assert {n: g for n, g in after.items() if n in trained} == trained
     assert not any(g for n, g in after.items() if n not in trained)
     assert trunk._role == POLICY
+
+
+def test_a_reward_adapter_with_a_padding_token_of_its_own_is_mounted(tmp_path) -> None:
+    without_a_spare_token(tmp_path / "model")
+    run = reward_run(tmp_path, lora=True)
+    trunk, saved, _ = mounted(tmp_path, run)
+    alone = RewardModel.load(run.folder)
+    batch = pack(alone.encoder.encode_answers(ASKED, SAID, alone.report))
+    with torch.no_grad():
+        scores = trunk.scores(batch, REWARD).double().numpy() - saved.mean
+    np.testing.assert_allclose(scores, alone.score(ASKED, SAID), atol=1e-5)
 
 
 def test_what_cannot_be_mounted_is_named(tmp_path) -> None:

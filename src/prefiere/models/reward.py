@@ -176,7 +176,7 @@ def _rows(base: PreTrainedModel, decoder: bool, packed: bool | None, max_length:
         weights = torch.randn(base.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
 
         def read(trunk: Trunk, batch: PackedBatch) -> Tensor:
-            states = trunk.states(batch, batch.predictor_N, batch.owner_N).float()
+            states = trunk.states(batch, batch.predictor_N, batch.owner_N, None, batch.reads).float()
             return states @ weights.to(states.device)
 
         reason = probe(base, max_length, read)
@@ -203,19 +203,29 @@ def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, hea
         raise ModelError(f"peft_config: {config.peft_type} cannot train a score head beside it: use LORA or its kin.")
     config.task_type, config.inference_mode = "SEQ_CLS", False
     config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
+    weights = load_peft_weights(str(source.adapter), device="cpu") if source.adapter else {}
+    _make_room(base, weights)
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError, AttributeError, ImportError) as e:
         raise ModelError(f"the adapter does not fit {source.base}: {str(e).splitlines()[0]}") from e
     assert isinstance(model, PeftModel)
     if source.adapter:
-        _continue(model, source, head)
+        _continue(model, source, head, weights)
     activate(model, POLICY)
     return model
 
 
-def _continue(model: PeftModel, source: Source, head: str) -> None:
-    weights = load_peft_weights(str(source.adapter), device="cpu")
+def _make_room(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """As many embeddings as the adapter was saved with: its padding may be a token that the base does not have."""
+    table: Any = base.get_input_embeddings()
+    name = next(n for n, m in base.named_modules() if m is table)
+    saved = weights.get(f"base_model.model.{name}.weight")
+    if saved is not None and len(saved) > len(table.weight):
+        base.resize_token_embeddings(len(saved), mean_resizing=False)
+
+
+def _continue(model: PeftModel, source: Source, head: str, weights: dict[str, Tensor]) -> None:
     own = {n: w for n, w in get_peft_model_state_dict(model).items() if f".{head}." in n}
     labels = next((w.shape[0] for n, w in weights.items() if f".{head}." in n and n.endswith("weight")), 1)
     if labels != 1 and is_classifier(source):

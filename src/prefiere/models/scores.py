@@ -211,7 +211,8 @@ def mount(trunk: Trunk, folder: str | Path, role: str = REWARD) -> Normalisation
     config = copy.deepcopy(PeftConfig.from_pretrained(source.adapter))
     saved = load_peft_weights(source.adapter, device=str(trunk.device))
     heads = {n: w for n, w in saved.items() if n.endswith(("score.weight", "score.bias"))}
-    layers = {n: w for n, w in saved.items() if n not in heads and "embed" not in n}
+    shared = {n for n, _ in trunk.model.named_parameters()}  # embeddings with a row for padding, which nothing reads
+    layers = {n: w for n, w in saved.items() if n not in heads and n not in shared}
     if len(heads) != 1 or not decodes(skeleton(source)):
         raise ModelError(f"{folder} has no score head of a decoder: it cannot share the policy's base.")
     weight = next(iter(heads.values()))
