@@ -82,11 +82,12 @@ class Trl:
 
     def __init__(
         self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, lora: bool, precompute: bool = False,
-        checkpointing: bool = False, pairs_per_forward: int = BATCH, half_base: bool = False, scratch: Path,
+        checkpointing: bool = False, pairs_per_forward: int | None = None, half_base: bool = False, scratch: Path,
+        batch: int = BATCH, cpu: bool = True,
     ):  # fmt: skip
         import datasets
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForCausalLM, TrainerCallback
         from transformers.utils import logging
         from trl import DPOConfig, DPOTrainer
 
@@ -120,17 +121,18 @@ class Trl:
         if precompute:  # `reference` measures the pass that fills these
             columns |= {"ref_chosen_logps": [0.0] * len(rows), "ref_rejected_logps": [0.0] * len(rows)}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half_base else torch.float32)
-        self.accumulate = BATCH // pairs_per_forward
+        pairs_per_forward = pairs_per_forward or batch
+        self.accumulate = batch // pairs_per_forward
         arguments = DPOConfig(
             output_dir=str(scratch / "trl"), per_device_train_batch_size=pairs_per_forward,
-            gradient_accumulation_steps=self.accumulate, max_length=1024, beta=0.1, bf16=True, use_cpu=True,
+            gradient_accumulation_steps=self.accumulate, max_length=1024, beta=0.1, bf16=True, use_cpu=cpu,
             gradient_checkpointing=checkpointing, report_to=[], save_strategy="no", max_steps=len(batches),
             train_sampling_strategy="sequential", disable_tqdm=True, learning_rate=1e-6,
         )  # fmt: skip
         self.watch = Watch()
         self.trainer = TokenIds(
             model, args=arguments, train_dataset=datasets.Dataset.from_dict(columns), callbacks=[self.watch],
-            processing_class=AutoTokenizer.from_pretrained(folder), peft_config=LoraConfig(**LORA) if lora else None,
+            processing_class=_tokenizer(folder), peft_config=LoraConfig(**LORA) if lora else None,
         )  # fmt: skip
         if precompute:  # as its constructor does where it fills the columns itself
             self.trainer.precompute_ref_logps = True
@@ -153,6 +155,15 @@ class Trl:
     def epoch(self, steps: int) -> float:
         """Precomputed reference and updates."""
         return self.reference(steps) + self.train(steps)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """TRL asks for one, if only for its padding id."""
+    from transformers import AutoTokenizer
+
+    from prefiere.demo.build import make_tokenizer
+
+    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else make_tokenizer()
 
 
 def installed() -> bool:

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
-from prefiere.data.batch import pack, unpack
+from prefiere.data.batch import Segment, pack, unpack
 from prefiere.models import attention
 from prefiere.models.attention import plan_attention
 from prefiere.models.load import probe
@@ -150,3 +150,88 @@ def test_a_recurrent_model_runs_on_padded_rows() -> None:
     logits = model(input_ids=rows.ids_CL, attention_mask=rows.mask_CL).logits
     expected = torch.log_softmax(logits, -1)[rows.row_N, rows.column_N].gather(-1, batch.target_N[:, None])[:, 0]
     torch.testing.assert_close(Trunk(model, packed=False)(batch).logp_N, expected)
+
+
+def loop_varlen(query, key, value, query_stop, key_stop, longest_query, longest_key, *, scale, window_size, enable_gqa):
+    """What a variable-length kernel is documented to do, a query at a time: bottom-right causal, window to the left."""
+    out = torch.zeros_like(query)
+    left, right = window_size
+    assert right == 0
+    assert query.shape[0] == query_stop[-1]
+    assert key.shape[0] == value.shape[0] == key_stop[-1]
+    repeats = query.shape[1] // key.shape[1]
+    assert enable_gqa == (repeats > 1)
+    rows = []
+    for s in range(len(query_stop) - 1):
+        q0, q1, k0, k1 = (int(x) for x in (*query_stop[s : s + 2], *key_stop[s : s + 2]))
+        assert q1 - q0 <= longest_query
+        assert k1 - k0 <= longest_key
+        for i in range(q1 - q0):
+            last = (k1 - k0) - (q1 - q0) + i
+            seen = slice(k0 + (max(0, last - left) if left >= 0 else 0), k0 + last + 1)
+            k, v = (x[seen].repeat_interleave(repeats, 1) for x in (key, value))
+            p = torch.softmax(torch.einsum("hd,khd->hk", query[q0 + i], k) * scale, -1)
+            rows.append(torch.einsum("hk,khd->hd", p, v))
+    return torch.stack(rows).to(out.dtype)
+
+
+@pytest.mark.parametrize(("family", "window"), [("llama", None), ("mistral", 7), ("qwen2", 7)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_one_call_for_a_whole_row(family, window, k, monkeypatch) -> None:
+    """The plan for a variable-length kernel, with the kernel's documentation in the kernel's place."""
+    batch = pack(store(4, k, partly=True))
+    model = tiny.model(family, sliding_window=window, dtype=torch.bfloat16)
+    model.set_attn_implementation(attention.NAME)
+    bucketed = Trunk(model)(batch).logp_N
+    calls = []
+    monkeypatch.setattr(attention, "has_varlen", lambda device: True)
+    monkeypatch.setattr(attention, "varlen", lambda *a, **o: calls.append(a[3]) or loop_varlen(*a, **o))
+    once = Trunk(model)(batch).logp_N
+    assert len(calls) == 2, "one call a layer"
+    torch.testing.assert_close(once, bucketed, rtol=0.03, atol=0.1)
+    once.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_flat_row_by_hand() -> None:
+    """Prompt rows 0-2, completion 1 rows 3-4, completion 2 rows 5-6."""
+    flat = attention.flatten([Segment(0, 5, 0, 0), Segment(5, 7, 0, 3)], "cpu")
+    assert flat.query_Q.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert flat.key_K.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6]
+    assert flat.query_stop_S1.tolist() == [0, 5, 7]
+    assert flat.key_stop_S1.tolist() == [0, 5, 10]
+    assert flat.query_stop_S1.dtype == torch.int32
+    assert (flat.longest_query, flat.longest_key) == (5, 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("family", "window"), [("llama", None), ("mistral", 7)])
+def test_the_kernel_itself(family, window) -> None:
+    batch = pack(store(6, 2, partly=True)).to("cuda")
+    model = tiny.model(family, sliding_window=window, hidden=128, dtype=torch.bfloat16).cuda()
+    model.set_attn_implementation(attention.NAME)
+    packed = Trunk(model)(batch).logp_N
+    exact = plain_logprobs(tiny.model(family, sliding_window=window, hidden=128).double(), batch.to("cpu"))
+    assert (packed.double().cpu() - exact).abs().mean() < 0.1
+
+
+def test_bf16_is_within_the_noise_of_padded_bf16() -> None:
+    """Log-probs and gradients of both paths under autocast, each against float64."""
+    batch = pack(store(8, 2, prompt=60, completion=40, seed=5))
+    weights = torch.linspace(-1, 1, len(batch.target_N), dtype=torch.float64)
+    exact = tiny.model("llama", hidden=64).double()
+    expected = plain_logprobs(exact, batch)
+    reference = gradients(exact, (expected * weights).sum())
+
+    def errors(packed: bool) -> tuple[float, float]:
+        model = tiny.model("llama", hidden=64)
+        model.set_attn_implementation(attention.NAME if packed else "sdpa")
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = Trunk(model, packed=packed)(batch).logp_N.double()
+        mine = gradients(model, (actual * weights).sum())
+        off = sum(float((mine[n] - g).norm()) ** 2 for n, g in reference.items()) ** 0.5
+        return float((actual - expected).detach().norm()), off
+
+    packed, padded = errors(True), errors(False)
+    assert packed[0] <= 1.25 * padded[0]
+    assert packed[1] <= 1.25 * padded[1]

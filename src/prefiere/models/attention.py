@@ -1,9 +1,9 @@
 """Shared-prefix attention over the segments of a packed row, registered with transformers as "prefiere".
 
 A segment's queries are a run of the row; its keys are its prompt followed by the queries themselves, causal with the
-diagonal aligned at the bottom right. Segments of similar size are gathered into one call of scaled-dot-product
-attention, so that a row of many short answers costs few calls. Without segments the function is transformers' own
-"sdpa", so generation and plain forwards of the same model stay as they were.
+diagonal aligned at the bottom right. That is what variable-length kernels take: on CUDA from sm80 one call does a row.
+Elsewhere segments of similar size are gathered into one call of attention, so that many short answers cost few calls.
+Without segments the function is transformers' own "sdpa", so generation and plain forwards stay as they were.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefiere.data.batch import Segment
-from prefiere.models.kernels import attend, capped
+from prefiere.models.kernels import attend, capped, has_varlen, varlen
 from prefiere.objectives.products import compute_dtype
 
 NAME = "prefiere"
@@ -41,15 +41,29 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class Flat:
+    """A row as a variable-length kernel takes it: segments end to end. query_Q, key_K: row indices; query_stop_S1,
+    key_stop_S1: int32, where each segment begins and the last one ends; longest_query, longest_key: tokens."""
+
+    query_Q: Tensor
+    key_K: Tensor
+    query_stop_S1: Tensor
+    key_stop_S1: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """The buckets of one packed row, made once and used by every layer. inverse_T puts their outputs back in order.
 
-    rows_M: the rows that queries are computed for, None for all; other rows of the output are zero. last: the plan of
-    the last layer, where it is not the same.
+    flat: the same for one call of a variable-length kernel, where there is one. rows_M: the rows that queries are
+    computed for, None for all; other rows of the output are zero. last: the plan of the last layer, where it differs.
     """
 
     buckets: tuple[Bucket, ...]
     inverse_T: Tensor
+    flat: Flat | None = None
     rows_M: Tensor | None = None
     last: AttentionPlan | None = None
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
@@ -128,7 +142,24 @@ def _plan(segments: Sequence[Segment], size: int, device: torch.device | str) ->
                 causal,
             )
         )
-    return AttentionPlan(tuple(buckets), torch.from_numpy(inverse).to(device))
+    flat = flatten(segments, device) if has_varlen(torch.device(device)) else None
+    return AttentionPlan(tuple(buckets), torch.from_numpy(inverse).to(device), flat)
+
+
+def flatten(segments: Sequence[Segment], device: torch.device | str) -> Flat:
+    """Segments end to end, in the order of the row."""
+    order = sorted(segments)
+    queries = [np.arange(s.start, s.stop) for s in order]
+    keys = [np.concatenate([np.arange(s.prefix_start, s.prefix_stop), q]) for s, q in zip(order, queries, strict=True)]
+
+    def stops(parts: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.cumsum([0, *(len(p) for p in parts)]).astype(np.int32)).to(device)
+
+    def rows(parts: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+
+    longest = max(map(len, queries)), max(map(len, keys))
+    return Flat(rows(queries), rows(keys), stops(queries), stops(keys), *longest)
 
 
 def _area(members: Sequence[Segment]) -> int:
@@ -184,6 +215,8 @@ def segment_attention(
     # Rotary positions leave queries and keys in fp32 under autocast; rounded first, they are gathered at half the cost.
     compute = compute_dtype(value)
     q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
+    if segments.flat is not None and softcap is None and compute in (torch.bfloat16, torch.float16):
+        return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
     outputs = []
     for number, bucket in enumerate(segments.buckets):
         q, k, v = (
@@ -196,6 +229,23 @@ def segment_attention(
     if segments.rows_M is not None:
         outputs.append(outputs[0].new_zeros(1, *outputs[0].shape[1:]))
     return torch.cat(outputs).index_select(0, segments.inverse_T)[None], None
+
+
+def _one_call(query: Tensor, key: Tensor, value: Tensor, flat: Flat, window: int | None, scale: float) -> Tensor:
+    out = varlen(
+        query.index_select(0, flat.query_Q),
+        key.index_select(0, flat.key_K),
+        value.index_select(0, flat.key_K),
+        flat.query_stop_S1,
+        flat.key_stop_S1,
+        flat.longest_query,
+        flat.longest_key,
+        scale=scale,
+        # A window of w tokens holds the query's own: w - 1 to its left.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return torch.zeros_like(query).index_copy(0, flat.query_Q, out)
 
 
 def register() -> None:

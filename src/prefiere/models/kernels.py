@@ -7,7 +7,10 @@ twice as long. ``capped``: scores under tanh (Gemma 2). All take query [S, heads
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+import inspect
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +18,26 @@ from torch.nn.functional import scaled_dot_product_attention
 
 DENSE = 2**20
 """Scores of one segment and head above which they are not written out."""
+
+
+@cache
+def has_varlen(device: torch.device) -> bool:
+    """Whether one call of PyTorch's variable-length attention can do a whole row: CUDA from sm80, and a PyTorch whose
+    function knows key heads that queries share."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def varlen(*arguments: Any, **options: Any) -> Tensor:
+    """PyTorch's variable-length attention, causal with the diagonal at the bottom right; see `has_varlen`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return cast(Tensor, varlen_attn(*arguments, **options))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float | None) -> Tensor:
