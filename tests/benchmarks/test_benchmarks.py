@@ -76,3 +76,41 @@ def test_a_window_stands_for_its_epoch(common: ModuleType, workload: ModuleType,
         assert padded == pytest.approx(blocks.max(1).mean(), rel=0.1)
     else:
         assert padded > 1.2 * lengths[:, 0].mean()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_counted_work_is_what_pytorch_counts_less_what_could_be_spared(frozen: bool) -> None:
+    """PyTorch's own counter over a step. It also sees queries and attention outputs of the last layer for rows that
+    nobody reads, and the trained head's logits a second time; it does not see attention on a CPU."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import tiny
+    from prefiere.data.batch import pack
+    from prefiere.models import attention
+    from prefiere.models.roles import Trunk
+    from random_groups import store
+
+    attention.register()
+    model = tiny.model("llama", tie_word_embeddings=False)
+    model.set_attn_implementation(attention.NAME)
+    batch = pack(store(6, 2, prompt=40))
+    embedded = model.get_input_embeddings().weight
+    if frozen:
+        model.requires_grad_(False)
+        embedded.requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        Trunk(model)(batch).logp_N.sum().backward()
+    seen = counter.get_flop_counts()["Global"]
+    executed = sum(n for op, n in seen.items() if str(op) in ("aten.mm", "aten.addmm"))
+    counted = module("peak").step_flops(model.config, batch, weights=not frozen)
+    looks = sum(
+        (s.stop - s.start) * (s.prefix_stop - s.prefix_start + (s.stop - s.start + 1) / 2) for s in batch.segments
+    )
+    attended = 2.0 * 3 * 2 * model.config.hidden_size * looks  # at most, of each layer
+    layers = model.config.num_hidden_layers
+    spared = len(batch.tokens_T) - len(batch.predictor_N.unique())
+    extra = 2.0 * (2 if frozen else 3) * 2 * spared * model.config.hidden_size**2
+    extra += 0.0 if frozen else 2.0 * len(batch.target_N) * model.config.hidden_size * model.config.vocab_size
+    assert counted - layers * attended <= executed - extra <= 1.1 * counted - (layers - 1) * attended
+    assert torch.is_tensor(embedded.grad)

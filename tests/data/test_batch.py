@@ -120,3 +120,10 @@ def test_the_fingerprint_sees_where_a_completion_begins() -> None:
 def test_empty_parts_are_refused(prompt: np.ndarray) -> None:
     with pytest.raises(ValueError, match="empty prompt or completion"):
         GroupStore.build([PromptGroup(prompt, (ids(),), (np.zeros(0, bool),), source="f:3")], 1)
+
+
+def test_what_looks_things_up_on_the_host_stays_there() -> None:
+    """Reading it back from a device would wait for all that was asked of the device before."""
+    there = pack(list(store(1, 2)), [7]).to("meta")
+    assert there.tokens_T.device.type == "meta"
+    assert there.index_G.tolist() == [7]

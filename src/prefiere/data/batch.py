@@ -60,10 +60,10 @@ class PackedBatch:
         return self.last_C.shape[0]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same batch with its tensors on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The same batch with its tensors on ``device``, but for index_G, which looks things up on the host."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "index_G"}
         moved = {n: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for n, v in moved.items()}
-        return type(self)(**moved)
+        return type(self)(**moved, index_G=self.index_G)
 
 
 def pack(groups: Sequence[PromptGroup], indices: Sequence[int] | None = None) -> PackedBatch:

@@ -159,8 +159,10 @@ class Engine:
         self._add_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        loss_value = float(self.reduce(total))
-        return Update(loss_value, self._merge(sums), float(norm), self._total(tokens), sum(bool(i) for i in mine))
+        # Everything that the host wants to know of an update, read at once: nothing before this waits for the device.
+        found = torch.cat([torch.stack([self.reduce(total), norm.double()]), *sums.values()]).tolist()
+        moments = {name: Moments(*found[2 + 3 * i : 5 + 3 * i]) for i, name in enumerate(sums)}
+        return Update(found[0], self._merge(moments), found[1], self._total(tokens), sum(bool(i) for i in mine))
 
     def _add_gradients(self) -> None:
         """Each process's gradient becomes the sum over all of them, in buckets of one message each."""
@@ -283,8 +285,7 @@ class Engine:
 
     # -- over processes -------------------------------------------------------------------------------------------
 
-    def _merge(self, sums: dict[str, Tensor]) -> dict[str, Moments]:
-        mine = {n: Moments(*(float(x) for x in t.tolist())) for n, t in sums.items()}
+    def _merge(self, mine: dict[str, Moments]) -> dict[str, Moments]:
         if self.world_size == 1:
             return mine
         merged: dict[str, Moments] = {}

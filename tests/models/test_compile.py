@@ -1,0 +1,26 @@
+"""torch.compile over a trunk whose attention, head and last layer are prefiere's."""
+
+import pytest
+
+import tiny
+from prefiere.data.batch import pack
+from prefiere.models import attention
+from prefiere.models.roles import Trunk
+from random_groups import store
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_gives_the_same_gradients() -> None:
+    attention.register()
+    plain, compiled = tiny.model("llama"), tiny.model("llama")
+    for model in (plain, compiled):
+        model.set_attn_implementation(attention.NAME)
+    one, two = Trunk(plain).train(), Trunk(compiled).train()
+    two.compile(dynamic=True)
+    for seed in (0, 1):  # another layout must not need another answer
+        batch = pack(store(5, 2, seed=seed, partly=True))
+        for trunk in (one, two):
+            trunk.zero_grad()
+            trunk(batch).logp_N.sum().backward()
+        for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+            assert (p.grad - q.grad).norm() <= 1e-5 * max(p.grad.norm(), 1e-2), name
