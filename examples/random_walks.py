@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefiere import ppo, rloo, sft
@@ -29,7 +29,7 @@ NODES = "abcdefghijklmnopqrstu"
 GOAL = "a"
 LONGEST = 10
 EDGES_EACH = 0.1
-SEED = 1002
+SEED = 17  # a graph in which every node leads to the goal, the farthest over 6 edges
 
 
 def graph() -> dict[str, set[str]]:
@@ -66,8 +66,8 @@ def optimality(prompts: list[str], completions: list[str]) -> list[float]:
         path = [start.strip(), *walk.split()]
         real = all(b in LEADS[a] for a, b in pairwise(path) if a in LEADS)
         arrives = path[-1] == GOAL and len(path) <= LONGEST and set(path) <= set(NODES)
-        best = SHORTEST[path[0]]
-        scores.append((LONGEST - (len(path) - 1)) / (LONGEST - best) if real and arrives else 0.0)
+        best = SHORTEST.get(path[0], 0)
+        scores.append((LONGEST - (len(path) - 1)) / (LONGEST - best) if best and real and arrives else 0.0)
     return scores
 
 
@@ -88,7 +88,6 @@ def untrained(folder: Path) -> Path:
     words = ["<pad>", "<s>", "</s>", *NODES]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
     )
@@ -129,8 +128,8 @@ def main() -> None:
     method = {"ppo": ppo, "rloo": rloo}[asked.method]
     run = method(
         model=imitated.folder, data=starts, reward="random_walks:optimality", out=asked.out / asked.method,
-        max_steps=100, max_new_tokens=LONGEST, num_generations=8, batch_size=18, sample_prompts=18, kl_coef=0.01,
-        scale_rewards=False, learning_rate=1e-3, guard=False, **common,
+        max_steps=60, max_new_tokens=LONGEST, num_generations=16, batch_size=20, sample_prompts=20, kl_coef=0.005,
+        scale_rewards=False, learning_rate=5e-4, guard=False, **common,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     before, after = measured(imitated.model), measured(run.model)
