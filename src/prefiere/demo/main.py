@@ -1,15 +1,16 @@
-"""The story of prefiere in a minute: one model, two voices, and the preference that decides between them.
+"""The story of prefiere in two minutes: one model, two voices, and the preference that decides between them.
 
 A small bilingual model answers about half the time like an encyclopedia and half the time casually. Preferences over
-other nouns and other phrasings than those it is asked about say which voice is wanted; plain ``dpo`` does the rest.
-Everything here is the project's own commands in a row, on data that ships with it. The judge is a rule.
+other nouns and other phrasings than those it is asked about say which voice is wanted. Two roads lead there from the
+same pairs: plain ``dpo``, and a reward model with ``ppo``. Everything here is the project's own commands in a row, on
+data that ships with it. The judge is a rule.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -29,6 +30,7 @@ from prefiere.evaluate.policy import Sampler
 from prefiere.models.load import load_model, load_tokenizer, resolve
 from prefiere.models.reference import sequence_logps
 from prefiere.models.roles import Trunk
+from prefiere.report.render import render
 from prefiere.run import write_text
 from prefiere.settings import Settings
 from prefiere.stats import Estimate, clustered_mean
@@ -107,6 +109,11 @@ def measure(
     )
 
 
+ROADS = {"dpo": "DPO", "ppo": "reward model and PPO"}
+PPO = {"batch_size": 64, "num_ppo_epochs": 2, "max_steps": 30}
+"""For a model and a set of prompts this small: 64 answers a rollout instead of 128, and half as many passes."""
+
+
 def demo(
     prefer: corpus.Style = "encyclopedic",
     *,
@@ -116,98 +123,109 @@ def demo(
 ) -> dict[str, Any]:
     """Run the demo into ``out``; what has not changed since the last time is reused. Returns figures and paths.
 
-    Raises ValueError where the run stopped early, with its reason.
+    Raises ValueError where a run stopped early, with its reason.
     """
     console = console or Console()
-    paths = corpus.write(out / "data", prefer)
+    data = corpus.write(out / "data", prefer)["preferences"]
     base = base_model(out, console, rebuild=rebuild)
-    flags = {
-        "model": str(base),
-        "data": str(paths["preferences"]),
-        "out": str(out / f"dpo-{prefer}"),
-        "judge": f"prefiere.demo.judge:{prefer}",
-        "max_new_tokens": 64,
-    }
-    settings = recipes.load("dpo", None, flags)
-    run = train(settings, fresh=_changed(out / f".dpo-{prefer}", settings, base, paths["preferences"]), console=console)
-    if run.stopped:
-        raise ValueError(f"the demo's run did not finish: {run.stopped}")
-    figures = _measured(run, base, getattr(judge, prefer), Display(console))
-    show(prefer, figures, run, paths["preferences"], base, console)
+    own = {"judge": f"prefiere.demo.judge:{prefer}", "max_new_tokens": 64}
+
+    def trained(method: str, inputs: list[Path], **flags: Any) -> TrainedRun:
+        folder = out / f"{method}-{prefer}"
+        settings = recipes.load(method, None, {"model": str(base), "data": str(data), "out": str(folder), **flags})
+        run = train(settings, fresh=_changed(out / f".{folder.name}", settings, inputs), console=console)
+        if run.stopped:
+            raise ValueError(f"the demo's run {folder.name} did not finish: {run.stopped}")
+        return run
+
+    inputs = [base / "model.safetensors", data]
+    roads = {"dpo": trained("dpo", inputs, **own)}
+    scorer = trained("reward", inputs)
+    inputs.append(scorer.model / "model.safetensors")
+    roads["ppo"] = trained("ppo", inputs, reward=str(scorer.folder), **own, **PPO)
+    figures = _measured(roads, base, getattr(judge, prefer), out / "cache", Display(console))
+    report = render(list(roads.values()), out / "report.html")
+    show(prefer, figures, roads, data, base, report, console)
     return {
         "prefer": prefer,
         "figures": figures,
-        "run": str(run.folder),
-        "model": str(run.model),
-        "report": str(run.folder / "report.html"),
+        "runs": {name: str(run.folder) for name, run in roads.items()},
+        "reward_model": str(scorer.folder),
+        "report": str(report),
     }
 
 
-def _changed(mark: Path, settings: Settings, base: Path, data: Path) -> bool:
-    """Whether the base, the data or the settings differ from those that ``mark`` remembers; it then remembers these."""
+def _changed(mark: Path, settings: Settings, inputs: Sequence[Path]) -> bool:
+    """Whether the settings or these files differ from those that ``mark`` remembers; it then remembers these."""
     key = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
-    for path in (base / "model.safetensors", data):
+    for path in inputs:
         key.update(path.read_bytes())
     before = mark.read_text() if mark.is_file() else None
     write_text(mark, key.hexdigest())
     return before != key.hexdigest()
 
 
-def show(prefer: str, figures: dict[str, Any], run: TrainedRun, data: Path, base: Path, console: Console) -> None:
+def show(
+    prefer: str,
+    figures: dict[str, Any],
+    roads: dict[str, TrainedRun],
+    data: Path,
+    base: Path,
+    report: Path,
+    console: Console,
+) -> None:
     """The table, the report's path, and what to type next."""
 
     def share(bounds: list[float]) -> str:
         mean, low, high = (100 * b for b in bounds)
         return f"{mean:.1f}%  [{low:.1f}, {high:.1f}]"
 
-    answers = figures["after T=1.0"]["answers"]
-    rows = [
-        (name.replace("T=", "at temperature "), share(f["style"]), share(f["on_topic"])) for name, f in figures.items()
-    ]
+    answers = figures["before T=1.0"]["answers"]
+    rows = []
+    for name, f in figures.items():
+        who, temperature = name.split(" T=")
+        after = f"after {ROADS[who]}" if who in ROADS else who
+        kl = "{:.2f}  [{:.2f}, {:.2f}]".format(*f["kl"]) if f["kl"] else ""
+        rows.append((f"{after}, temperature {temperature}", share(f["style"]), share(f["on_topic"]), kl))
     title = f"{answers:,} answers each, to questions about nouns and in phrasings that no preference contained"
     console.print()
-    console.print(table(title, ("answers", prefer, "about the right thing, and right"), rows))
-    kl, low, high = figures["after T=1.0"]["kl"]
+    console.print(table(title, ("answers", prefer, "about the right thing, and right", "KL to before"), rows))
     console.print(
-        f"\nKL to the model before: {kl:.2f} nats per answer [{low:.2f}, {high:.2f}], sampled at temperature 1. "
-        "Intervals are 95%, clustered by prompt.\nThe judge is a rule (regular expressions and a table of facts), "
-        "not a person and not a model.\n",
+        "\nKL in nats per answer, sampled at temperature 1. Intervals are 95%, clustered by prompt.\n"
+        "The judge is a rule (regular expressions and a table of facts), not a person and not a model.\n",
         markup=False,
     )
-    console.print(f"Report: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report}", markup=False, soft_wrap=True)
     console.print("\nTry it:", markup=False)
     for line in (
-        f"prefiere chat {run.folder}",
-        f"prefiere compare {run.folder}",
+        f"prefiere chat {roads['ppo'].folder}",
+        f"prefiere compare {roads['dpo'].folder} {roads['ppo'].folder} --prompts {data.with_name('prompts.jsonl')}",
         f"prefiere dpo --model {base} --data {data} --out my-run",
         "prefiere dpo --model YOUR_MODEL --data YOUR_PAIRS.jsonl --out my-run",
     ):
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _measured(run: TrainedRun, base: Path, style: Scorer, display: Display) -> dict[str, Any]:
-    """Before and after at each temperature, measured once for the same weights."""
-    key = hashlib.blake2b(digest_size=16)
-    for path in (base / "model.safetensors", run.model / "model.safetensors"):
-        key.update(path.read_bytes())
-    cache = run.folder / "cache" / f"demo-{key.hexdigest()}.json"
-    if cache.is_file():
-        found: dict[str, Any] = json.loads(cache.read_text())
-        return found
+def _measured(roads: dict[str, TrainedRun], base: Path, style: Scorer, cache: Path, display: Display) -> dict[str, Any]:
+    """Every model at each temperature, measured once for the same weights."""
+    models = {"before": base, **{name: run.model for name, run in roads.items()}}
     count = len(corpus.held_out_prompts()) * SAMPLES
     figures: dict[str, Any] = {}
-    with display.stage("asking held-out questions", 2 * len(TEMPERATURES) * count) as advance:
-        for name, model, reference in (("before", base, None), ("after", run.model, base)):
+    cache.mkdir(exist_ok=True)
+    with display.stage("asking held-out questions", len(models) * len(TEMPERATURES) * count) as advance:
+        for name, model in models.items():
+            key = hashlib.blake2b(digest_size=16)
+            for path in (base, model):
+                key.update((path / "model.safetensors").read_bytes())
             for temperature in TEMPERATURES:
-                m = measure(model, style, temperature, reference=reference, progress=advance)
-                figures[f"{name} T={temperature}"] = {
-                    "style": _bounds(m.style),
-                    "on_topic": _bounds(m.on_topic),
-                    "answers": m.answers,
-                    "kl": _bounds(m.kl) if m.kl else None,
-                }
-    cache.parent.mkdir(exist_ok=True)
-    write_text(cache, json.dumps(figures))
+                known = cache / f"{key.hexdigest()}-{style.__name__}-{SAMPLES}-{temperature}.json"
+                if not known.is_file():
+                    reference = base if name != "before" else None
+                    m = measure(model, style, temperature, reference=reference, progress=advance)
+                    bounds = {"style": _bounds(m.style), "on_topic": _bounds(m.on_topic)}
+                    kl = _bounds(m.kl) if m.kl else None
+                    write_text(known, json.dumps({**bounds, "answers": m.answers, "kl": kl}))
+                figures[f"{name} T={temperature}"] = json.loads(known.read_text())
     return figures
 
 

@@ -28,7 +28,9 @@ def flat(
     row: dict[str, float] = {}
     for name, x in values.items():
         w = weights.get(name) if weights else None
-        e = clustered_mean(x, clusters, weights=w, share=name.endswith(SHARES))
+        # A judge may be a rule that says 0 or 1, or a reward model: the values tell.
+        share = None if name == "score" else name.endswith(SHARES)
+        e = clustered_mean(x, clusters, weights=w, share=share)
         row |= {prefix + name: e.mean, f"{prefix}{name}_low": e.low, f"{prefix}{name}_high": e.high}
         row[f"{prefix}{name}_n"] = e.n if not math.isnan(e.mean) else 0
     return derived(row, prefix)
