@@ -79,7 +79,7 @@ def random_walks(n: int) -> list[dict[str, str]]:
         path = [str(rng.choice(sorted(SHORTEST)))]
         while len(path) < LONGEST and path[-1] != GOAL:
             path.append(str(rng.choice(sorted(LEADS[path[-1]]))))
-        walks.append({"prompt": path[0], "completion": " ".join(path[1:])})
+        walks.append({"prompt": path[0], "completion": " " + " ".join(path[1:])})
     return walks
 
 
