@@ -28,10 +28,10 @@ def model_folder(folder: Path, *, family: Any = "llama", chat: bool = True, seed
     return folder
 
 
-def ragged_folder(folder: Path, **options: Any) -> Path:
+def ragged_folder(folder: Path, *, chat: bool = True, **options: Any) -> Path:
     """Such a model, whose sampled answers end early and at different lengths: every fifth token ends one."""
-    model_folder(folder, **options)
-    tokenizer = tiny.tokenizer("bpe", True)
+    model_folder(folder, chat=chat, **options)
+    tokenizer = tiny.tokenizer("bpe", chat)
     ends = [tokenizer.eos_token_id, *range(10, len(tokenizer), 5)]
     GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
     return folder

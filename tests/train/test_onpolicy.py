@@ -3,7 +3,6 @@ float64 from plain forwards has the same gradients."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -20,15 +19,14 @@ from transformers import AutoModelForCausalLM, LlamaModel
 import oracles
 import rewarding
 import runs
-from prefiere.models.reference import Reference
 from prefiere.run import Run
 from prefiere.settings import PolicyGradient
 from prefiere.train import onpolicy
 from prefiere.train.engine import Engine
-from prefiere.train.onpolicy import OnPolicy
 from prefiere.train.progress import Display
 from prefiere.train.rollout import Rollout
 from prefiere.train.start import train
+from updates import assert_same, first_update, in_two_processes, method_of, recorded
 
 QUIET = Display(quiet=True)
 METHODS = ("ppo", "rloo", "grpo", "reinforce")
@@ -36,16 +34,6 @@ METHODS = ("ppo", "rloo", "grpo", "reinforce")
 
 def go(tmp: Path, method: str = "ppo", **options: Any) -> Run:
     return train(runs.policy_settings(tmp, method, **options), display=QUIET).run
-
-
-def method_of(tmp: Path, method: str = "ppo", **options: Any) -> OnPolicy:
-    """The method of such a run, with all its parts, before its first step."""
-    session = runs.policy_session(tmp, method, **options)
-    s = session.settings
-    assert isinstance(s, PolicyGradient)
-    assert session.data.prompts is not None
-    assert session.reward is not None
-    return OnPolicy(session, s, session.data.prompts, session.reward, Reference(session.trunk))
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------
@@ -117,57 +105,6 @@ def test_the_ratio_is_exactly_1_on_the_first_pass(tmp_path, monkeypatch, method,
 # -- hardware changes nothing -----------------------------------------------------------------------------------------
 
 
-class Recorder(torch.optim.SGD):
-    """Keeps every gradient, and the parameters that it was taken at."""
-
-    def __init__(self, named: dict[str, torch.Tensor], lr: float):
-        super().__init__(list(named.values()), lr=lr)
-        self.named, self.seen = named, list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]()
-
-    def step(self, closure: Any = None) -> None:
-        grads = {n: p.grad.clone() for n, p in self.named.items() if p.grad is not None}
-        self.seen.append(({n: p.detach().clone() for n, p in self.named.items()}, grads))
-        super().step()
-
-
-def recorded(m: OnPolicy, lr: float = 0.05) -> Recorder:
-    """Let this method's engine step by plain gradients, and keep them."""
-    trained = {n: p for n, p in m.session.trunk.named_parameters() if p.requires_grad}
-    m.session.engine.optimizer = Recorder(trained, lr)
-    return m.session.engine.optimizer
-
-
-def first_update(tmp: Path, method: str, **options: Any) -> dict[str, Any]:
-    """Tokens of the first rollout, loss and gradients of the first update on it."""
-    m = method_of(tmp, method, **{"num_ppo_epochs": 1, "max_grad_norm": None, **options})
-    recorder, kept = recorded(m), list[Rollout]()
-    real = onpolicy.assign
-    onpolicy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)
-    try:
-        update = m.step(0)
-    finally:
-        onpolicy.assign = real
-    tokens = [c.tolist() for g in kept[0].store for c in g.completions]
-    return {
-        "tokens": tokens,
-        "reward": kept[0].reward_C.tolist(),
-        "loss": update.loss,
-        "norm": update.grad_norm,
-        "gradients": recorder.seen[0][1],
-        "world": m.session.engine.world_size,
-    }
-
-
-def assert_same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 5e-5) -> None:
-    assert one["tokens"] == two["tokens"]
-    assert one["reward"] == pytest.approx(two["reward"], rel=1e-5, abs=1e-6)
-    assert one["loss"] == pytest.approx(two["loss"], rel=tolerance, abs=1e-6)
-    assert one["norm"] == pytest.approx(two["norm"], rel=tolerance)
-    assert one["gradients"].keys() == two["gradients"].keys()
-    for name, g in one["gradients"].items():
-        assert (g - two["gradients"][name]).norm() <= tolerance * max(float(g.norm()), 0.01 * one["norm"]), name
-
-
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "shared": ("ppo", {"share_critic": True, "temperature": 0.7}),
@@ -184,24 +121,6 @@ def test_rows_and_microbatches_change_nothing(tmp_path, case, how) -> None:
     assert len(set(map(len, whole["tokens"]))) > 3, "all answers are equally long"
     assert all(float(g.norm()) > 0 for g in whole["gradients"].values())
     assert_same(whole, first_update(tmp_path, method, **{**options, **how}))
-
-
-def in_two_processes(tmp_path: Path, cases: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """What `first_update` gives in each case under torchrun with two processes."""
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHERE": str(tmp_path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr[-9000:]
-    return {name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in cases}
-
-
-def _in_a_process_group() -> None:
-    tmp = Path(os.environ["WHERE"])
-    for name, (method, options) in json.loads((tmp / "cases.json").read_text()).items():
-        found = first_update(tmp, method, **{**options, "out": str(tmp / os.environ["RANK"])})
-        if int(os.environ["RANK"]) == 0:
-            torch.save(found, tmp / f"{name}.pt")
 
 
 def test_two_processes_equal_one(tmp_path) -> None:
@@ -246,9 +165,10 @@ class Plain:
         self.temperature = temperature
         prefix = "bodies.critic.model."
         body = {n.removeprefix(prefix): p.double() for n, p in parameters.items() if n.startswith(prefix)}
-        if body:
-            self.critic = LlamaModel(self.policy.config).double()
-            self.critic.load_state_dict(body)
+        if "heads.critic.weight" in parameters:
+            self.critic = LlamaModel(self.policy.config).double() if body else self.policy.model
+            if body:
+                self.critic.load_state_dict(body)
             self.weight = parameters["heads.critic.weight"].double().requires_grad_(True)
             self.bias = parameters["heads.critic.bias"].double().requires_grad_(True)
 
@@ -263,7 +183,8 @@ class Plain:
     def gradients(self) -> dict[str, torch.Tensor]:
         found = {f"model.{n}": p.grad for n, p in self.policy.named_parameters()}
         if hasattr(self, "critic"):
-            found |= {f"bodies.critic.model.{n}": p.grad for n, p in self.critic.named_parameters()}
+            if self.critic is not self.policy.model:
+                found |= {f"bodies.critic.model.{n}": p.grad for n, p in self.critic.named_parameters()}
             found |= {"heads.critic.weight": self.weight.grad, "heads.critic.bias": self.bias.grad}
         return {n: g for n, g in found.items() if g is not None}
 
@@ -340,6 +261,7 @@ def written_out(
     [
         ("ppo", {"temperature": 0.7, "cliprange": 0.05, "cliprange_value": 0.02}),
         ("ppo", {"kl_rollout_coef": 0.3, "lam": 0.5, "gamma": 0.9, "whiten_advantages": False, "dual_clip": 1.05}),
+        ("ppo", {"share_critic": True, "kl_coef": 0.5}),
         ("rloo", {"kl_coef": 0.5}),
         ("grpo", {"kl_loss_coef": 0.5}),
         ("reinforce", {"gamma": 0.8, "kl_loss_coef": 0.3}),
@@ -382,7 +304,3 @@ def test_updates_written_out_in_float64(tmp_path, monkeypatch, method, options) 
         clips += at % 2
     assert len(recorder.seen) == 4
     assert clips == 2
-
-
-if __name__ == "__main__":
-    _in_a_process_group()
