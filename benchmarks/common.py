@@ -40,7 +40,7 @@ from prefiere.data.groups import GroupStore
 from prefiere.data.schema import PreferencePair
 from prefiere.demo.build import make_tokenizer
 
-WORK = ("dpo", "memory", "peak", "scale", "reward", "data", "sampling")
+WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling")
 """The files of this folder that measure something, in the order of the table."""
 PLANNED: dict[str, list[tuple[str, float]]] = {
     "data": [("tokenizing and planning against TRL's preparation", 5.0)],

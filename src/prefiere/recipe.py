@@ -94,9 +94,38 @@ _FOREIGN = {
     "push_to_hub hub_model_id": "nothing: `prefiere export` writes a folder to upload",
     "deepspeed fsdp fsdp_config ddp_timeout": "nothing: start several processes with `torchrun -m prefiere ...`",
     "data_seed": "seed",
+    "reward_model_path reward_model reward_funcs reward_adapters": "reward",
+    "reward_weights": "reward_ensemble",
+    "reward_clip_range": "reward_clip",
+    "whiten_rewards ppo_whiten_rewards ppo_score_norm normalize_reward": "scale_rewards; whiten_advantages is on top",
+    "normalize_advantages": "whiten_advantages",
+    "sft_model_path": "model; the reference is what it was before the run",
+    "value_model_path critic_model_path": "nothing: the critic begins as the reward model where the shapes agree",
+    "response_length": "max_new_tokens",
+    "generation_batch_size rollout_batch_size ppo_buffer_size": "batch_size: the prompts of one rollout",
+    "local_rollout_forward_batch_size": "tokens_per_microbatch",
+    "total_episodes": "max_steps, each of batch_size x num_generations answers; or num_train_epochs",
+    "rloo_k n_samples_per_prompt": "num_generations",
+    "num_iterations ppo_epochs": "num_ppo_epochs",
+    "steps_per_generation": "num_mini_batches",
+    "epsilon epsilon_high clip_range clip_ratio": "cliprange",
+    "delta": "dual_clip",
+    "init_kl_coef init_kl_coeff": "kl_coef",
+    "adap_kl_ctrl kl_target ppo_target": "target_kl: nats per answer that kl_coef is steered towards; none keeps it",
+    "kl_estimator": "nothing: k1 in the reward (kl_coef), k2 in the loss (kl_loss_coef), k3 in the log",
+    "mask_truncated_completions": "missing_eos_penalty",
+    "top_p top_k min_p repetition_penalty": "nothing: training samples from the policy that it optimises",
+    "stop_token stop_token_id": "nothing: the model's own end tokens end an answer",
+    "num_sample_generations log_completions": "sample_steps",
+    "use_vllm vllm_mode": "nothing: answers are sampled by the model that is trained",
     "remove_unused_columns preprocessing_num_workers dataloader_num_workers dataset_num_proc": "nothing: leave it out",
 }
 FOREIGN = {name: ours for names, ours in _FOREIGN.items() for name in names.split()}
+# Where answers are sampled, what is a setting of another method here, too.
+ON_POLICY_FOREIGN = {
+    "beta": "kl_coef (the KL in the reward) or kl_loss_coef (the KL in the loss)",
+    "loss_type": "nothing: the loss is a mean over the update's tokens; the method is the command",
+}
 
 
 def accepts(model: type[Settings], key: str) -> str:
@@ -121,8 +150,9 @@ def accepts(model: type[Settings], key: str) -> str:
 
 def _unknown(model: type[Settings], key: str) -> str:
     """Why a key does not exist, and which one was meant."""
-    if key in FOREIGN:
-        return f"{key} is not a setting here; write {FOREIGN[key]}."
+    theirs = FOREIGN | (ON_POLICY_FOREIGN if model is PolicyGradient else {})
+    if key in theirs:
+        return f"{key} is not a setting here; write {theirs[key]}."
     others = [name for name, other in METHODS.items() if key in other.model_fields]
     if others:
         return f"{key} is a setting of method {', '.join(others)}, not of {model.model_fields['method'].default}."

@@ -161,7 +161,7 @@ def test_the_critic_begins_as_the_reward_model(tmp_path, monkeypatch, four, kind
     assert np.ptp(values) > 0.1
 
     trunk, batch = m.session.trunk, pack(whole)
-    body = trunk.bodies[CRITIC] if CRITIC in trunk.bodies else trunk
+    body = trunk.bodies[CRITIC] if kind == "whole" else trunk
     with torch.no_grad(), body.role(CRITIC):
         states = body.states(batch, batch.last_C, torch.arange(len(whole)))
         ends = trunk.number(states, CRITIC).numpy()
@@ -180,7 +180,11 @@ def test_without_a_reward_model_the_critic_begins_from_the_policy(tmp_path, opti
     assert said[0].value == ("a model of its own" if own else "on the policy's trunk")
     assert "begins from the policy" in said[0].why
     assert (CRITIC in trunk.bodies) == own
-    assert bool(trunk.heads[CRITIC].weight.any()) == ("lora" not in options)
+    head = trunk.heads[CRITIC].weight
+    assert bool(head.any()) == ("lora" not in options)
+    torch.rand(7)  # what else the process has drawn does not matter
+    again = method_of(tmp_path, out=str(tmp_path / "again"), **options).session.trunk
+    assert torch.equal(again.heads[CRITIC].weight, head)
     if own:
         ours = dict(trunk.decoder.named_parameters())
         theirs = dict(trunk.bodies[CRITIC].decoder.named_parameters())

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -117,7 +118,16 @@ def load_scorer(name: str) -> Scorer:
 
 def score(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str], name: str = "the judge") -> list[float]:
     """Scores of completions; raises JudgeError unless there is one finite number for each."""
-    scores = [float(s) for s in scorer(list(prompts), list(completions))]
+    try:
+        found = scorer(list(prompts), list(completions))
+    except Exception as e:  # it is the user's code: say where it failed, in one line
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        said = " ".join(str(e).split())
+        raise JudgeError(f"{name} failed at {at.filename}:{at.lineno}: {type(e).__name__}: {said}") from e
+    try:
+        scores = [float(s) for s in found]
+    except (TypeError, ValueError) as e:
+        raise JudgeError(f"{name} returned {type(found).__name__}: it must return a list of numbers.") from e
     if len(scores) != len(completions):
         raise JudgeError(
             f"{name} returned {len(scores)} scores for {len(completions)} answers: it must return one each."

@@ -16,11 +16,11 @@ from prefiere.models.roles import CRITIC, POLICY, Trunk, activate
 from prefiere.models.scores import RewardModel
 
 
-def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | None = None) -> str:
+def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | None = None, seed: int = 0) -> str:
     """Give the trunk a critic with trainable parameters; returns in words what it begins from.
 
     start: a reward model to begin from, if it is mounted on the trunk, or has the policy's shape and a linear head;
-    otherwise the critic begins from the policy, and its head is new.
+    otherwise the critic begins from the policy, and its head is new: drawn from ``seed``, whatever was drawn before.
     """
     width = int(trunk.lm.config.get_text_config().hidden_size)
     head = nn.Linear(width, 1, device=trunk.device)
@@ -31,7 +31,9 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
         source = start if start is not None and start.trunk is trunk else None
         _copy_adapter(trunk, source.role if source else POLICY)
     else:
-        nn.init.normal_(head.weight, std=(width + 1) ** -0.5)  # Huang et al. 2024, "The N+ implementation details"
+        draw = torch.Generator(head.weight.device).manual_seed(seed)
+        # Huang et al. 2024, "The N+ implementation details"
+        nn.init.normal_(head.weight, std=(width + 1) ** -0.5, generator=draw)
         if not share:
             source = start if start is not None and same_shape(start.trunk, trunk) else None
             body = copy.deepcopy(source.trunk.decoder if source else trunk.decoder)

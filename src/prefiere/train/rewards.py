@@ -61,5 +61,5 @@ def give_critic(settings: PolicyGradient, trunk: Trunk, reward: Judge) -> Choice
             "share_critic has no effect with an adapter, whose base the critic shares already: leave it out"
         )
     shared = trunk.adapted or settings.share_critic
-    why = attach_critic(trunk, share=settings.share_critic, start=start)
+    why = attach_critic(trunk, share=settings.share_critic, start=start, seed=settings.seed)
     return Choice("critic", "on the policy's trunk" if shared else "a model of its own", why)

@@ -1,0 +1,118 @@
+"""Peak memory of PPO steps with policy, reference, critic and reward model as adapters on one base, beside SFT updates of
+the same adapter on the very tokens that were sampled. Each runs in a process of its own; what it holds before it loads
+the model is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Bench, Row, quiet
+from benchmarks.memory import peak_mb
+from benchmarks.workload import SHAPES, write_pairs
+
+STEPS = 2
+PROMPTS = 8
+SETTINGS: dict[str, Any] = {
+    "lora": True, "dtype": "bfloat16", "batch_size": PROMPTS, "eval_size": 0, "sample_steps": 0, "max_new_tokens": 128,
+    "tokens_per_microbatch": 4096, "max_steps": STEPS, "learning_rate": 1e-4, "on_bad": "drop", "max_length": 640,
+}  # fmt: skip
+
+
+def rows(bench: Bench) -> Iterable[Row]:
+    """One row for each size."""
+    data = write_pairs(bench.out / "pairs.jsonl", bench.pairs) if bench.data is None else bench.data
+    for shape in ["tiny"] if bench.quick else ["10m", "60m"]:
+        folder = bench.folder(shape)
+        _reward(folder, bench.out / f"reward-{shape}")
+        rounds = [
+            [bench.child("roles", who, shape, str(data), str(bench.out)) for who in ("ppo", "sft")]
+            for _ in range(1 if bench.quick else min(3, bench.repeats))
+        ]
+        ppo, sft = ([r[i]["peak"] for r in rounds] for i in (0, 1))
+        note = f"{rounds[0][0]['tokens']} tokens in {STEPS} updates; a PPO step samples, scores and measures as well"
+        work = f"peak memory, {SHAPES[shape].title}, bf16, LoRA: PPO with four roles against SFT"
+        yield Row.smaller(work, ppo, sft, goal=1.3, unit="MB", note=note)
+
+
+def _reward(base: Path, folder: Path) -> None:
+    """A reward model of random weights: an adapter on this base with a score head."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS", init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _held_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
+
+
+def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
+    quiet()
+    from prefiere.run import Run
+    from prefiere.settings import SFT, PolicyGradient
+    from prefiere.train.progress import Display
+    from prefiere.train.session import make_accelerator, prepare
+
+    place = Path(out)
+    given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
+    before = _held_mb()
+    settings: Any
+    if who == "ppo":
+        settings = PolicyGradient(method="ppo", reward=str(place / f"reward-{shape}"), num_ppo_epochs=1, **given)
+    else:
+        settings = SFT(**given)
+    session = prepare(
+        settings, Run.create(settings.out), Display(quiet=True), accelerator=make_accelerator(settings),
+        kind="demonstrations", recorded={},
+    )  # fmt: skip
+    tokens = place / f"sampled-{shape}"
+    done = _ppo(session, tokens) if who == "ppo" else _sft(session, tokens)
+    return {"peak": peak_mb() - before, "tokens": done}
+
+
+def _ppo(session: Any, folder: Path) -> int:
+    """So many PPO steps; what they sampled is kept for SFT."""
+    from prefiere.data.groups import GroupStore
+    from prefiere.models.reference import Reference
+    from prefiere.train import onpolicy
+
+    kept, real = [], onpolicy.assign
+    onpolicy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)  # type: ignore[func-returns-value]
+    method = onpolicy.OnPolicy(
+        session, session.settings, session.data.prompts, session.reward, Reference(session.trunk)
+    )  # fmt: skip
+    tokens = sum(method.step(step).tokens for step in range(STEPS))
+    GroupStore.write([g for rollout in kept for g in rollout.store], 1, _fresh(folder))
+    return tokens // 2  # policy and critic read them once each
+
+
+def _sft(session: Any, folder: Path) -> int:
+    from prefiere.data.groups import GroupStore
+    from prefiere.train.sft import Imitate
+
+    store = GroupStore.open(folder, 1)
+    parts = np.arange(len(store)).reshape(STEPS, -1)
+    return sum(session.engine.update(store, members, Imitate()).tokens for members in parts)
+
+
+def _fresh(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(*sys.argv[1:])))
