@@ -1,6 +1,6 @@
-"""Peak memory of PPO steps with policy, reference, critic and reward model as adapters on one base, beside SFT updates of
-the same adapter on the very tokens that were sampled. Each runs in a process of its own; what it holds before it loads
-the model is taken off.
+"""Peak memory of PPO steps with policy, reference, critic and reward model as adapters on one base, beside SFT updates
+of the same adapter on the very tokens that were sampled. Each runs in a process of its own; what it holds before it
+loads the model is taken off.
 """
 
 from __future__ import annotations
