@@ -1,6 +1,6 @@
 """Peak memory of PPO steps with policy, reference, critic and reward model as adapters on one base, beside SFT updates
-of the same adapter on the very tokens that were sampled. Each runs in a process of its own; what it holds before it
-loads the model is taken off.
+of the same adapter on the very tokens that were sampled. Each runs in a process of its own; what it holds once the
+libraries are there, before it loads the model, is taken off.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.workload import SHAPES, write_pairs
 
 STEPS = 2
 PROMPTS = 8
+SIZES = ["10m", "60m"]
 SETTINGS: dict[str, Any] = {
     "lora": True, "dtype": "bfloat16", "batch_size": PROMPTS, "eval_size": 0, "sample_steps": 0, "max_new_tokens": 128,
     "tokens_per_microbatch": 4096, "max_steps": STEPS, "learning_rate": 1e-4, "on_bad": "drop", "max_length": 640,
@@ -28,7 +29,7 @@ SETTINGS: dict[str, Any] = {
 def rows(bench: Bench) -> Iterable[Row]:
     """One row for each size."""
     data = write_pairs(bench.out / "pairs.jsonl", bench.pairs) if bench.data is None else bench.data
-    for shape in ["tiny"] if bench.quick else ["10m", "60m"]:
+    for shape in ["tiny"] if bench.quick else SIZES:
         folder = bench.folder(shape)
         _reward(folder, bench.out / f"reward-{shape}")
         rounds = [
@@ -62,6 +63,10 @@ def _held_mb() -> float:
 
 def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     quiet()
+    import accelerate
+    import peft
+    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+
     from prefiere.run import Run
     from prefiere.settings import SFT, PolicyGradient
     from prefiere.train.progress import Display
@@ -69,6 +74,7 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
 
     place = Path(out)
     given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
+    assert all((accelerate, peft, LlamaForCausalLM, LlamaForSequenceClassification))  # libraries are not weighed
     before = _held_mb()
     settings: Any
     if who == "ppo":
