@@ -215,7 +215,7 @@ def prepare(
     trunk, how = load(
         source,
         compute=dtype,
-        adapter=_adapter(settings) if lora and not source.adapter else None,
+        adapter=adapter_of(settings) if lora and not source.adapter else None,
         device=device,
         gradient_checkpointing=settings.gradient_checkpointing,
         max_length=settings.max_length,
@@ -270,7 +270,8 @@ def prepare(
     )
 
 
-def _adapter(settings: Settings) -> Adapter:
+def adapter_of(settings: Settings) -> Adapter:
+    """The adapter that these settings describe."""
     if settings.peft_config is not None:
         made = Adapter.of(settings.peft_config)
         start = str(getattr(made.config, "init_lora_weights", "")).lower()

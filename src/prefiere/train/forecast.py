@@ -1,0 +1,120 @@
+"""``prefiere estimate``: a recipe's own choices and data, without its weights, as a workload to be estimated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from prefiere.data import formats
+from prefiere.data.chat import eos_ids_of
+from prefiere.data.groups import PromptGroup
+from prefiere.data.plan import updates_per_epoch
+from prefiere.models.load import base_scheme, count_parameters, generation_config, load_tokenizer, positions, resolve
+from prefiere.models.reward import decodes, skeleton
+from prefiere.objectives.preference import LOSSES
+from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
+from prefiere.train.estimate import CARDS, Card, Estimate, Workload, until_it_fits
+from prefiere.train.examples import make_encoder, read_data
+from prefiere.train.optim import choose_dtype, choose_lora
+from prefiere.train.progress import Display
+from prefiere.train.prompts import read_prompts
+from prefiere.train.session import DTYPES, adapter_of
+
+
+def card_of(name: str | None) -> Card | None:
+    """A card by its name; None for the processor. Raises ValueError, naming those that are known."""
+    if name is None or name == "cpu":
+        return None
+    if name.lower() not in CARDS:
+        raise ValueError(f"--gpu {name}: there are {', '.join(CARDS)}, and cpu")
+    return CARDS[name.lower()]
+
+
+def here() -> tuple[Card | None, int]:
+    """This machine's device and its free memory in bytes."""
+    if not torch.cuda.is_available():
+        return None, int(psutil.virtual_memory().available)
+    free, total = torch.cuda.mem_get_info()
+    shown = torch.cuda.get_device_name().lower()
+    known = next((c for c in CARDS.values() if c.name.lower().split()[0] in shown), CARDS["l4"])
+    return replace(known, name=torch.cuda.get_device_name(), memory=total), int(free)
+
+
+def kind_of(settings: Settings) -> formats.Kind:
+    """What a run's data is read as."""
+    if isinstance(settings, SFT):
+        return "demonstrations"
+    unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
+    return "judgements" if unpaired else "pairs"
+
+
+def workload(settings: Settings, card: Card | None, available: int, display: Display) -> Workload:
+    """Read a recipe's data and make the choices that its run would make on this device.
+
+    Raises ValueError as the run would, and for an encoder as a reward model, whose update is not one of these.
+    """
+    source = resolve(settings.model, trust=settings.trust_remote_code)
+    if settings.quantize != "none":
+        source = replace(source, quantize=settings.quantize)
+    scheme = base_scheme(source)
+    if isinstance(settings, Reward) and not decodes(skeleton(source)):
+        raise ValueError(f"{settings.model} reads both ways: encoders are small, and not estimated")
+    limit = positions(source)
+    if limit is not None and limit < settings.max_length:
+        settings = settings.model_copy(update={"max_length": limit})
+    parameters = count_parameters(source)
+    if card is not None and settings.dtype == "auto":
+        compute = torch.bfloat16 if card.bf16 else torch.float16
+    else:
+        compute = DTYPES[str(choose_dtype(settings, torch.device("cpu"), parameters).value)]
+    lora = bool(source.adapter) or bool(choose_lora(settings, parameters, available, scheme).value)
+    roles = 1
+    if isinstance(settings, PolicyGradient):
+        roles = 2 if settings.method == "ppo" else 1
+    adapters = (adapter_of(settings),) * roles if lora else ()
+    budget = settings.tokens_per_microbatch
+    if budget == "auto":
+        budget = 16384 if card is not None else 4096
+    tokenizer = load_tokenizer(source)
+    eos_ids = eos_ids_of(generation_config(source), tokenizer)
+    store: Any
+    if isinstance(settings, PolicyGradient):
+        data = read_prompts(settings, tokenizer, eos_ids, display)
+        assert data.prompts is not None
+        store = [_answered(p, settings) for p in data.prompts.ids]
+    else:
+        data = read_data(settings, make_encoder(settings, tokenizer, eos_ids), kind_of(settings), display)
+        store = data.train
+    examples = len(store)
+    steps = settings.max_steps or round(settings.num_train_epochs * updates_per_epoch(examples, settings.batch_size))
+    prompt = max((len(p) for p in data.sample_prompts), default=64)
+    packed = settings.attn != "padded"
+    return Workload(settings, source, compute, adapters, store, int(budget), max(1, steps), packed, prompt)
+
+
+def _answered(prompt: np.ndarray, settings: PolicyGradient) -> PromptGroup:
+    """A prompt with answers that are as long as they may become."""
+    n, k = settings.max_new_tokens, settings.num_generations
+    answer = np.zeros(n, np.int32)
+    return PromptGroup(prompt, (answer,) * k, (np.ones(n, bool),) * k)
+
+
+def forecast(
+    settings: Settings, gpu: str | None, display: Display
+) -> tuple[Workload, Estimate, int, Card | None, list[str], bool]:
+    """What a recipe needs on a device (default: this machine's) and what to change until it fits.
+
+    Returns the workload after the changes, its estimate, the bytes available, the device, the changes, and whether it
+    then fits.
+    """
+    card, available = here()
+    if gpu is not None:
+        card = card_of(gpu)
+        available = card.memory - card.reserved if card else int(psutil.virtual_memory().available)
+    work = workload(settings, card, available, display)
+    made, work, found, fits = until_it_fits(work, card, available, display.say)
+    return work, found, available, card, made, fits

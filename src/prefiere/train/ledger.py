@@ -1,0 +1,51 @@
+"""Memory of a computation that never happens: every operation runs on tensors without contents, and is booked.
+
+Under torch's FakeTensorMode shapes are computed and nothing else. The ledger notes each storage when an operation
+makes it and strikes it out when the last tensor on it is gone, as an allocator would; its highest balance is the peak.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes alive ``now`` and at most (``peak``), and floating-point operations of matrix products (``flops``)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.flops = 0
+        self._known: set[int] = set()
+
+    def book(self, tensor: torch.Tensor) -> None:
+        """Note the storage of a tensor that exists, until it is gone."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._strike, key, size)
+
+    def _strike(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for leaf in tree_flatten(out)[0]:
+            if isinstance(leaf, torch.Tensor):
+                self.book(leaf)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += int(count(*args, **kwargs, out_val=out))
+        return out
