@@ -78,11 +78,11 @@ def build(folder: Path, model: str, words: tuple[int, int]) -> None:
 
 
 def settings_of(folder: Path, method: str, options: dict[str, Any]) -> Any:
-    """The settings of a case: three updates of 32 pairs."""
+    """The settings of a case: two updates of 32 pairs."""
     from prefiere import recipe
 
     given = {"model": str(folder / "model"), "data": str(folder / "pairs.jsonl"), "out": str(folder / "run"),
-             "max_steps": 3, "batch_size": 32, "eval_size": 8, "max_new_tokens": 32, "guard": False}  # fmt: skip
+             "max_steps": 2, "batch_size": 32, "eval_size": 8, "max_new_tokens": 32, "guard": False}  # fmt: skip
     return recipe.load(method, None, {**given, **options}, [])
 
 
@@ -90,11 +90,13 @@ def _measure(folder: str, method: str, options: str) -> None:
     """In a fresh process: train, and print the peak above the size after the imports, in bytes."""
     import psutil
 
+    import prefiere.train.session as session
     import prefiere.train.start as start
     from prefiere.train.progress import Display
 
     before = psutil.Process().memory_info().rss
     settings = settings_of(Path(folder), method, json.loads(options))
+    session.keep_freed_memory = lambda device: False  # type: ignore[assignment]
     start.train(settings, display=Display(quiet=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak - before}))
@@ -117,7 +119,7 @@ def case(name: str, given: tuple[str, tuple[int, int], str, dict[str, Any]]) -> 
         found = estimate(work, None)
         command = [sys.executable, __file__, "--measure", str(folder), method, json.dumps(options)]
         # What is freed goes back to the system: the resident set is then what is in use, not what malloc keeps.
-        there = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        there = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=there)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")

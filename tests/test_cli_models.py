@@ -202,6 +202,21 @@ def test_an_export_that_answers_otherwise_is_an_error(
     assert "answers otherwise" in done.stderr
 
 
+def test_estimate_says_whether_it_fits_and_what_to_change(place: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"method: dpo\nmodel: {place / 'model'}\ndata: {place / 'pairs.jsonl'}\nout: {tmp_path / 'run'}\n"
+    )
+    found = result("estimate", recipe, "--gpu", "t4", "lora=true", "batch_size=4")
+    assert (found["device"], found["fits"], found["changes"]) == ("T4", True, [])
+    assert 0 < found["peak"] < found["available"] < 16e9
+    text = run("estimate", "--model", place / "model", "--data", place / "pairs.jsonl", "--gpu", "cpu").stdout
+    assert "on this processor: it fits" in text
+    wrong = run("estimate", recipe, "--gpu", "potato")
+    assert wrong.exit_code == 2
+    assert "there are t4" in wrong.stderr
+
+
 def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefiere import cli_models
     from prefiere.evaluate.compare import Options

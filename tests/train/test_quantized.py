@@ -144,6 +144,19 @@ def test_full_fine_tuning_of_a_quantized_base_is_an_error(tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None:
+    import prefiere.train.session as session
+
+    monkeypatch.setattr(session, "free_memory", lambda device: 120_000)
+    monkeypatch.setattr(session, "load_policy", lambda *args, **options: pytest.fail("it was loaded"))
+    given = runs.settings(tmp_path, lora=True, **options(tmp_path, "nf4"))
+    with pytest.raises(ValueError, match=r"too little memory: .* in torch.float32, and .* quantize=nf4 would fit"):
+        train(given.model_copy(update={"quantize": "none"}), display=QUIET)
+    monkeypatch.setattr(session, "free_memory", lambda device: 20_000)
+    with pytest.raises(ValueError, match=r"in nf4, and .* 0.0B parameters would fit so"):
+        train(given, display=QUIET)
+
+
 def test_a_run_on_a_quantized_run_keeps_its_base(tmp_path) -> None:
     first = train(runs.settings(tmp_path, SFT, **options(tmp_path, "nf4")), display=QUIET).run
     second = train(runs.settings(tmp_path, model=str(first.folder), out=str(tmp_path / "second")), display=QUIET).run

@@ -6,6 +6,7 @@ Under torch's FakeTensorMode such a model computes shapes, so that what a run wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -66,13 +67,13 @@ def hollow(
     attention.register()
     scheme = base_scheme(source)
     try:
-        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        shape = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
         if reward:
-            config.num_labels = 1
+            shape.num_labels = 1
         kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
         dtype = compute if adapters or scheme else torch.float32
         with torch.device("meta"):
-            base: PreTrainedModel = kind.from_config(config, trust_remote_code=source.trust, dtype=dtype)
+            base: PreTrainedModel = kind.from_config(shape, trust_remote_code=source.trust, dtype=dtype)
     except (OSError, ValueError) as e:
         raise explain(source.base, e) from e
     if packed:
@@ -80,12 +81,16 @@ def hollow(
     with torch.device("meta"):
         if scheme is not None:
             _quantize(base, scheme)
-        model: Any = get_peft_model(base, adapters[0].config) if adapters else base
-        for number, adapter in enumerate(adapters[1:]):
-            model.add_adapter(f"role{number}", adapter.config)
+        configs = [copy(a.config) for a in adapters]
+        for config in configs:
+            config.task_type = "SEQ_CLS" if reward else config.task_type
+            config.modules_to_save = None  # type: ignore[attr-defined]
+        model: Any = get_peft_model(base, configs[0]) if configs else base
+        for number, config in enumerate(configs[1:]):
+            model.add_adapter(f"role{number}", config)
         trunk = Trunk(model, packed=packed)
         if reward:
-            trunk.heads[POLICY] = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
+            trunk.heads[POLICY] = nn.Linear(shape.get_text_config().hidden_size, 1, bias=False)
     for name, p in trunk.named_parameters():
         if adapters:
             p.requires_grad_(".lora_" in name or "lora_magnitude" in name or name.startswith("heads."))
@@ -108,7 +113,7 @@ def materialise(trunk: nn.Module) -> None:
     """Move a model from "meta" to the device of the surrounding FakeTensorMode; adapters and heads in fp32."""
     made: dict[int, Tensor] = {}
 
-    def copy(old: Tensor, dtype: torch.dtype, grad: bool) -> Tensor:
+    def empty_like(old: Tensor, dtype: torch.dtype, grad: bool) -> Tensor:
         if id(old) not in made:
             empty = torch.empty(old.shape, dtype=dtype)
             made[id(old)] = nn.Parameter(empty, requires_grad=grad) if isinstance(old, nn.Parameter) else empty
@@ -117,7 +122,7 @@ def materialise(trunk: nn.Module) -> None:
     for module in trunk.modules():
         for name, p in list(module._parameters.items()):
             if p is not None:
-                module._parameters[name] = copy(p, torch.float32 if p.requires_grad else p.dtype, p.requires_grad)  # type: ignore[assignment]
+                module._parameters[name] = empty_like(p, torch.float32 if p.requires_grad else p.dtype, p.requires_grad)  # type: ignore[assignment]
         for name, b in list(module._buffers.items()):
             if b is not None:
-                module._buffers[name] = copy(b, b.dtype, False)
+                module._buffers[name] = empty_like(b, b.dtype, False)

@@ -72,6 +72,22 @@ def peak_memory_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
+def enough_memory(
+    settings: Settings, parameters: int, available: int, dtype: torch.dtype, scheme: Scheme | None
+) -> None:
+    """Raise ValueError, before anything is loaded, where a frozen base alone does not fit; says what would."""
+    bits = scheme.bits + 0.6 if scheme is not None else 8 * dtype.itemsize  # scales and 16-bit ends included
+    needed, gib = parameters * bits / 8, 2**30
+    if needed <= available:
+        return
+    size = f"{settings.model} takes {needed / gib:.1f} GiB in {scheme.name if scheme else dtype}, and "
+    smaller = [n for n, b in (("int8", 8.6), ("nf4", 4.6)) if b < bits and parameters * b / 8 < 0.8 * available]
+    fits = f"{0.8 * available * 8 / bits / 1e9:.1f}B parameters would fit so"
+    if scheme is None and smaller:
+        fits = f"quantize={smaller[0]} would fit"
+    raise ValueError(f"too little memory: {size}{available / gib:.1f} are free: {fits}. prefiere estimate says more")
+
+
 def describe_quantization(scheme: Scheme, model: PreTrainedModel) -> Choice:
     """What the loaded base really is, by how its weights are stored."""
     found = held(model)

@@ -55,6 +55,7 @@ from prefiere.train.optim import (
     choose_threads,
     critic_rate,
     describe_quantization,
+    enough_memory,
     free_memory,
     make_optimizer,
     make_scheduler,
@@ -193,6 +194,7 @@ def prepare(
     keep_freed_memory(device)
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
     lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device), scheme)))
+    enough_memory(settings, parameters, free_memory(device), dtype if lora else torch.float32, scheme)
     rate = float(picked(choose_learning_rate(settings, lora, parameters)))
     budget = settings.tokens_per_microbatch
     if budget == "auto":
