@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere import cli_recipe
+from prefiere import cli_estimate, cli_recipe
 from prefiere.console import Json, command, console, hush, progress, say
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_recipe.app, name="recipe")
+app.command()(cli_estimate.estimate)
 
 Rest = Annotated[
     list[str] | None,
@@ -177,35 +178,6 @@ _on_policy("ppo", "Proximal policy optimisation: sample answers, score them, rei
 _on_policy("rloo", "REINFORCE, each answer against the others to its prompt (leave one out).")
 _on_policy("grpo", "Group-relative policy optimisation: answers to one prompt against their mean and deviation.")
 _on_policy("reinforce", "REINFORCE with the mean of all other answers as its baseline.")
-
-
-@app.command()
-@command
-def estimate(
-    rest: Rest = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", help="t4, l4, a10g, a100, h100, h200, ... or cpu. Default: what is here.")
-    ] = None,
-    model: Model = None,
-    data: Data = None,
-    json: Json = False,
-) -> dict[str, Any]:
-    """Say whether a recipe fits, how long it takes, and what to change. Loads no weights."""
-    import yaml
-
-    from prefiere import cli_estimate, recipe
-    from prefiere.train.progress import Display
-
-    paths = [text for text in rest or [] if "=" not in text]
-    if len(paths) > 1:
-        raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
-    given = {"model": model, "data": data, "out": None if paths else "runs/estimated"}
-    named = (yaml.safe_load(Path(paths[0]).read_text()) or {}).get("method", "dpo") if paths else "dpo"
-    method = next((t.removeprefix("method=") for t in rest or [] if t.startswith("method=")), named)
-    overrides = [t for t in rest or [] if "=" in t and not t.startswith("method=")]
-    settings = recipe.load(method, paths[0] if paths else None, {k: v for k, v in given.items() if v}, overrides)
-    hush()
-    return cli_estimate.show(settings, gpu, Display(progress()), console())
 
 
 Prompts = Annotated[

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-from prefiere.console import table
+from prefiere.console import Json, command, console, hush, progress, table
 from prefiere.settings import Settings
-from prefiere.train.forecast import forecast
-from prefiere.train.progress import Display
+
+if TYPE_CHECKING:
+    from prefiere.train.progress import Display
 
 WORDS = {
     "weights": "weights as they are held, frozen roles included",
@@ -22,8 +25,41 @@ WORDS = {
 TORCH_ONLY = "memory in use; malloc keeps some of what is freed, and a process's resident set can be twice this"
 
 
+@command
+def estimate(
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe file, and settings that override it."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="t4, l4, a10g, a100, h100, h200, ... or cpu. Default: what is here.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the recipe's.")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Instead of the recipe's.")] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Say whether a recipe fits, how long it takes, and what to change. Loads no weights."""
+    import yaml
+
+    from prefiere import recipe
+    from prefiere.train.progress import Display
+
+    paths = [text for text in rest or [] if "=" not in text]
+    if len(paths) > 1:
+        raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
+    given = {"model": model, "data": data, "out": None if paths else "runs/estimated"}
+    named = (yaml.safe_load(Path(paths[0]).read_text()) or {}).get("method", "dpo") if paths else "dpo"
+    method = next((t.removeprefix("method=") for t in rest or [] if t.startswith("method=")), named)
+    overrides = [t for t in rest or [] if "=" in t and not t.startswith("method=")]
+    settings = recipe.load(method, paths[0] if paths else None, {k: v for k, v in given.items() if v}, overrides)
+    hush()
+    return show(settings, gpu, Display(progress()), console())
+
+
 def show(settings: Settings, gpu: str | None, display: Display, console: Console) -> dict[str, Any]:
     """Print what a recipe needs and what to change until it fits."""
+    from prefiere.train.forecast import forecast
+
     _, found, available, card, made, fits = forecast(settings, gpu, display)
     gib = 2**30
     name = card.name if card else "this processor"
