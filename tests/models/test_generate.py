@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare, kstest
 
 import tiny
-from prefiere.models.generate import generate, uniforms
+from prefiere.data.batch import pack
+from prefiere.data.groups import PromptGroup
+from prefiere.models import attention
+from prefiere.models.drawing import inverse_cdf, uniforms
+from prefiere.models.generate import generate
+from prefiere.models.roles import Trunk
 
 EOS = 2
 
@@ -16,10 +22,26 @@ def prompts(n: int = 9, seed: int = 0, longest: int = 12) -> list[np.ndarray]:
     return [rng.integers(6, 400, rng.integers(1, longest + 1)).astype(np.int32) for _ in range(n)]
 
 
-@pytest.mark.parametrize(("family", "window"), [("llama", None), ("mistral", 6), ("qwen3", None), ("gpt2", None)])
-def test_greedy_equals_generate(family, window) -> None:
+FAMILIES = [
+    ("llama", None),
+    ("mistral", 6),
+    ("qwen2", 6),
+    ("qwen3", None),
+    ("gpt2", None),
+    ("gemma2", 6),
+    ("mixtral", 6),
+]
+
+
+@pytest.mark.parametrize(("family", "window"), FAMILIES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_greedy_equals_generate(family, window, lora) -> None:
     model = tiny.model(family, sliding_window=window)
-    asked = prompts()
+    if lora:
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=family == "gpt2")
+        model = get_peft_model(model, config).eval()
+    asked = prompts(9, longest=40)
     mine = generate(model, asked, temperature=0.0, max_new_tokens=12, eos_ids=[EOS, 40, 41])
     for prompt, sample in zip(asked, mine, strict=True):
         ids = torch.tensor(prompt)[None].long()
@@ -43,6 +65,32 @@ def test_grouping_and_company_change_no_token() -> None:
     assert [s.tokens.tolist() for s in backwards[-3:]] == [s.tokens.tolist() for s in whole[:3]]
 
 
+def test_looks_and_company_of_samples_change_no_token(monkeypatch) -> None:
+    model, asked = tiny.model("llama"), prompts()
+    options = {"max_new_tokens": 13, "eos_ids": list(range(2, 40)), "seed": 7}
+    whole = generate(model, asked, samples=3, **options)
+    alone = generate(model, asked, samples=1, **options)
+    monkeypatch.setattr("prefiere.models.generate._look_every", lambda device: 5)
+    seldom = generate(model, asked, samples=3, **options)
+    first = [s for s in whole if s.sample == 0]
+    for mine, others in ((first, alone), (whole, seldom)):
+        for a, b in zip(mine, others, strict=True):
+            assert (a.tokens.tolist(), a.ended) == (b.tokens.tolist(), b.ended)
+            np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+    assert len({len(s.tokens) for s in whole}) > 5
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_rows_end_where_the_model_does(monkeypatch, every) -> None:
+    """Prompts of 3 and 9 tokens in a model of 12 positions: the short one goes on when the long one is full."""
+    monkeypatch.setattr("prefiere.models.generate._look_every", lambda device: every)
+    model = tiny.model("gpt2", n_positions=12)
+    asked = [np.arange(6, 9, dtype=np.int32), np.arange(6, 15, dtype=np.int32)]
+    made = generate(model, asked, samples=2, max_new_tokens=50, eos_ids=[399])
+    assert [len(s.tokens) for s in made] == [9, 9, 3, 3]
+    assert not any(s.ended for s in made)
+
+
 def test_seeds_samples_and_prompts_draw_differently() -> None:
     model = tiny.model("llama")
     same = [prompts(1)[0]] * 2
@@ -58,7 +106,17 @@ def test_log_probs_are_those_of_a_plain_forward(temperature) -> None:
         row = torch.tensor([*asked[s.prompt], *s.tokens])[None].long()
         logits = model(row).logits[0, len(asked[s.prompt]) - 1 : -1].double() / temperature
         expected = torch.log_softmax(logits, -1)[torch.arange(len(s.tokens)), torch.tensor(s.tokens).long()]
-        np.testing.assert_allclose(s.logp, expected.detach().numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(s.logp, expected.detach().numpy(), atol=2e-5)
+
+
+def test_log_probs_are_those_of_training() -> None:
+    model, asked = tiny.model("mistral", sliding_window=6), prompts()
+    made = generate(model, asked, samples=2, max_new_tokens=8, eos_ids=[EOS])
+    groups = [PromptGroup(asked[s.prompt], (s.tokens,), (np.ones(len(s.tokens), bool),)) for s in made]
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    trained = Trunk(model)(pack(groups)).logp_N.detach().numpy()
+    np.testing.assert_allclose(np.concatenate([s.logp for s in made]), trained, atol=2e-5)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
@@ -79,6 +137,24 @@ def test_first_tokens_follow_the_distribution(temperature, top_p) -> None:
     observed = np.append(counts[common], counts[~common].sum())
     expected = np.append(share[common], share[~common].sum()) * n
     assert chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [5, 256, 1000])
+def test_the_inverse_of_a_running_sum(size) -> None:
+    """Against one running sum in float64; what has no mass is never drawn, not even at the ends of (0, 1)."""
+    rng = np.random.default_rng(size)
+    mass = rng.random((400, size)).astype(np.float32) ** 8 * (rng.random((400, size)) < 0.5)
+    mass[:200, -2:] = 0
+    mass[:, 1] += 1e-3
+    u = rng.random(400)
+    u[:9], u[9:18] = 2.0**-54, 1 - 2.0**-53
+    drawn = inverse_cdf(torch.from_numpy(mass), torch.from_numpy(u)).numpy()
+    running = np.pad(mass.astype(np.float64).cumsum(1), ((0, 0), (1, 0)))
+    row, aim = np.arange(400), u * running[:, -1]
+    assert (mass[row, drawn] > 0).all()
+    assert (running[row, drawn] <= aim * (1 + 1e-12)).all()
+    assert (running[row, drawn + 1] >= aim * (1 - 1e-12)).all()
+    assert len(set(drawn.tolist())) > size // 3
 
 
 def test_uniforms_are_uniform_and_independent() -> None:
