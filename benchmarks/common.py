@@ -42,13 +42,7 @@ from prefiere.demo.build import make_tokenizer
 
 WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling")
 """The files of this folder that measure something, in the order of the table."""
-PLANNED: dict[str, list[tuple[str, float]]] = {
-    "data": [("tokenizing and planning against TRL's preparation", 5.0)],
-    "sampling": [
-        ("sampling 32 prompts x 64 tokens, 1 sample each, against generate", 2.0),
-        ("sampling 32 prompts x 64 tokens, 4 samples each, against generate", 4.0),
-    ],
-}
+PLANNED: dict[str, list[tuple[str, float]]] = {}
 
 Seconds = list[float]
 Contender = Callable[[int], float]
