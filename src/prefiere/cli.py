@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> None:
     """The console script."""
     # Threads that wait for work sleep instead of spinning: on a busy machine spinning made sampling six times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
     app()
 
 

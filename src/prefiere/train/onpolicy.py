@@ -29,6 +29,9 @@ from prefiere.train.prompts import Prompts
 from prefiere.train.rollout import Drawing, Rollout, collect, measure, minibatches, step_seed
 from prefiere.train.session import Session
 
+MAX_DRIFT = 0.05
+"""Nats per token between sampling and training, above which a run says so: bf16 stays within a few hundredths."""
+
 
 @dataclass
 class OnPolicy:
@@ -44,6 +47,7 @@ class OnPolicy:
     scale: RewardScale = field(default_factory=RewardScale)
     kl: AdaptiveKL | None = None
     episodes: int = 0
+    drifted: bool = False
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -72,6 +76,7 @@ class OnPolicy:
         began = time.perf_counter()
         done, stopped = self._learn(step, rollout, credit, first)
         metrics = self._metrics(rollout, credit)
+        self._watch_sampler(metrics["sampler_drift"].mean)
         metrics |= {n: _merged([u.metrics[n] for u in done if n in u.metrics]) for n in _names(done)}
         metrics |= {f"time/{n}": Moments.of([x]) for n, x in rollout.seconds.items()}
         metrics |= {"time/learning": Moments.of([time.perf_counter() - began])}
@@ -156,6 +161,14 @@ class OnPolicy:
             if np.isfinite(share):
                 found["val/explained_variance"] = Moments.of([share])
         return found
+
+    def _watch_sampler(self, drift: float) -> None:
+        if drift > MAX_DRIFT and not self.drifted:
+            self.drifted = True
+            self.session.display.say(
+                f"the sampler's log-probs are {drift:.2g} nats per token off those of training: answers come from a "
+                "somewhat different policy than the one that learns. dtype=float32 tells whether that matters"
+            )
 
     def begin(self) -> dict[str, Any]:
         """Nothing: what the sampler says of held-out prompts is the row of step 0."""
