@@ -109,7 +109,7 @@ def measure(
     )
 
 
-ROADS = {"dpo": "DPO", "ppo": "reward model and PPO"}
+ROADS = {"dpo": "DPO", "ppo": "PPO"}
 PPO = {"batch_size": 64, "num_ppo_epochs": 2, "max_steps": 30}
 """For a model and a set of prompts this small: 64 answers a rollout instead of 128, and half as many passes."""
 
@@ -178,20 +178,21 @@ def show(
 
     def share(bounds: list[float]) -> str:
         mean, low, high = (100 * b for b in bounds)
-        return f"{mean:.1f}%  [{low:.1f}, {high:.1f}]"
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
     answers = figures["before T=1.0"]["answers"]
     rows = []
     for name, f in figures.items():
         who, temperature = name.split(" T=")
         after = f"after {ROADS[who]}" if who in ROADS else who
-        kl = "{:.2f}  [{:.2f}, {:.2f}]".format(*f["kl"]) if f["kl"] else ""
-        rows.append((f"{after}, temperature {temperature}", share(f["style"]), share(f["on_topic"]), kl))
+        kl = "{:.2f} [{:.2f}, {:.2f}]".format(*f["kl"]) if f["kl"] else ""
+        rows.append((f"{after}, T {temperature}", share(f["style"]), share(f["on_topic"]), kl))
     title = f"{answers:,} answers each, to questions about nouns and in phrasings that no preference contained"
     console.print()
-    console.print(table(title, ("answers", prefer, "about the right thing, and right", "KL to before"), rows))
+    console.print(table(title, ("answers", prefer, "right about it", "KL to before"), rows))
     console.print(
-        "\nKL in nats per answer, sampled at temperature 1. Intervals are 95%, clustered by prompt.\n"
+        "\nIn per cent, with 95% intervals clustered by prompt. PPO maximised a reward model of the same preferences. "
+        "KL in nats per answer, sampled at temperature 1. T is the temperature.\n"
         "The judge is a rule (regular expressions and a table of facts), not a person and not a model.\n",
         markup=False,
     )
