@@ -1,11 +1,12 @@
 """Peak memory of PPO steps with policy, reference, critic and reward model as adapters on one base, beside SFT updates
-of the same adapter on the very tokens that were sampled. Each runs in a process of its own; what it holds once the
-libraries are there, before it loads the model, is taken off.
+of the same adapter on the very tokens that were sampled. Each runs in a process of its own; the peak of one that only
+prepares a run on a tiny model, which is that of the libraries, is taken off both.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,14 +31,18 @@ def rows(bench: Bench) -> Iterable[Row]:
     """One row for each size."""
     data = write_pairs(bench.out / "pairs.jsonl", bench.pairs) if bench.data is None else bench.data
     for shape in ["tiny"] if bench.quick else SIZES:
+        bench.folder("tiny")
         folder = bench.folder(shape)
         _reward(folder, bench.out / f"reward-{shape}")
         rounds = [
-            [bench.child("roles", who, shape, str(data), str(bench.out)) for who in ("ppo", "sft")]
+            [
+                bench.child("roles", who, size, str(data), str(bench.out))
+                for who, size in (("nothing", "tiny"), ("ppo", shape), ("sft", shape))
+            ]
             for _ in range(1 if bench.quick else min(3, bench.repeats))
         ]
-        ppo, sft = ([r[i]["peak"] for r in rounds] for i in (0, 1))
-        note = f"{rounds[0][0]['tokens']} tokens in {STEPS} updates; a PPO step samples, scores and measures as well"
+        ppo, sft = ([max(r[i]["peak"] - r[0]["peak"], 1.0) for r in rounds] for i in (1, 2))
+        note = f"{rounds[0][1]['tokens']} tokens in {STEPS} updates; a PPO step samples, scores and measures as well"
         work = f"peak memory, {SHAPES[shape].title}, bf16, LoRA: PPO with four roles against SFT"
         yield Row.smaller(work, ppo, sft, goal=1.3, unit="MB", note=note)
 
@@ -56,17 +61,8 @@ def _reward(base: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _held_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
-
-
 def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     quiet()
-    import accelerate
-    import peft
-    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
-
     from prefiere.run import Run
     from prefiere.settings import SFT, PolicyGradient
     from prefiere.train.progress import Display
@@ -74,8 +70,6 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
 
     place = Path(out)
     given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
-    assert all((accelerate, peft, LlamaForCausalLM, LlamaForSequenceClassification))  # libraries are not weighed
-    before = _held_mb()
     settings: Any
     if who == "ppo":
         settings = PolicyGradient(method="ppo", reward=str(place / f"reward-{shape}"), num_ppo_epochs=1, **given)
@@ -86,8 +80,8 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
         kind="demonstrations", recorded={},
     )  # fmt: skip
     tokens = place / f"sampled-{shape}"
-    done = _ppo(session, tokens) if who == "ppo" else _sft(session, tokens)
-    return {"peak": peak_mb() - before, "tokens": done}
+    work = {"ppo": _ppo, "sft": _sft, "nothing": lambda session, folder: 0}[who]
+    return {"tokens": work(session, tokens), "peak": peak_mb()}
 
 
 def _ppo(session: Any, folder: Path) -> int:
@@ -103,7 +97,7 @@ def _ppo(session: Any, folder: Path) -> int:
     )  # fmt: skip
     tokens = sum(method.step(step).tokens for step in range(STEPS))
     GroupStore.write([g for rollout in kept for g in rollout.store], 1, _fresh(folder))
-    return tokens // 2  # policy and critic read them once each
+    return tokens
 
 
 def _sft(session: Any, folder: Path) -> int:
@@ -116,7 +110,8 @@ def _sft(session: Any, folder: Path) -> int:
 
 
 def _fresh(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     return folder
 
 
