@@ -15,6 +15,7 @@ from benchmarks.common import Bench, Row, clock
 from benchmarks.memory import peak_mb
 from benchmarks.workload import BATCH, MAX_LENGTH
 from prefiere.data.audit import split_by_prompt
+from prefiere.data.batch import pack
 from prefiere.data.cache import entry
 from prefiere.data.chat import Encoder, EncodeReport, Truncation
 from prefiere.data.groups import GroupStore, PromptGroup
@@ -59,7 +60,7 @@ def rows(bench: Bench) -> Iterable[Row]:
 TITLES = {
     "open": "verify, map and split by prompt",
     "plan": "plan every update of an epoch of 32",
-    "stream": "read every pair of the epoch in its order",
+    "stream": "read and pack every update of the epoch",
     "memory": "resident memory that mapping and planning add",
     "mapped": "the same after streaming, pages of the file included, which the system may take back",
     "file": "the file",
@@ -87,7 +88,7 @@ def _ours(bench: Bench, *, kept: bool) -> Any:
             GroupStore.write(encoder.encode(records[:size], EncodeReport()), 2, folder)
             return {}
 
-        folder, _ = entry("bench", {"ids": encoder.key(), "size": size}, make)
+        folder, _ = entry("bench", {"ids": encoder.key(), "size": size, "kept": kept}, make)
         _plan(GroupStore.open(folder, 2), BATCH)
         took = clock() - began
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -161,7 +162,7 @@ def _measure(n: int, out: str) -> dict[str, float]:
     planned, ready = clock(), peak_mb()
     read = 0
     for step in range(updates_per_epoch(len(train), 32)):
-        read += sum(train[int(i)].length for i in members(len(train), 32, seed=0, step=step))
+        read += len(pack([train[int(i)] for i in members(len(train), 32, seed=0, step=step)]).tokens_T)
     streamed = clock()
     assert read == int(train.lengths.sum())
     size = sum(f.stat().st_size for f in folder.iterdir()) / 2**20
