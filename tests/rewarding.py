@@ -8,6 +8,8 @@ import zlib
 
 def letters(prompts: list[str], completions: list[str]) -> list[float]:
     """Vowels, less a little for length."""
+    if not completions:
+        raise IndexError("nothing to score")
     return [sum(c.count(v) for v in "aeiou") - 0.05 * len(c) for c in completions]
 
 

@@ -110,6 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "shared": ("ppo", {"share_critic": True, "temperature": 0.7}),
     "rloo": ("rloo", {"temperature": 0.7}),
     "reinforce": ("reinforce", {}),
+    "one prompt": ("rloo", {"batch_size": 1}),
 }
 
 
@@ -118,7 +119,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_rows_and_microbatches_change_nothing(tmp_path, case, how) -> None:
     method, options = CASES[case]
     whole = first_update(tmp_path, method, **options)
-    assert len(set(map(len, whole["tokens"]))) > 3, "all answers are equally long"
+    assert len(set(map(len, whole["tokens"]))) > 1, "all answers are equally long"
     assert all(float(g.norm()) > 0 for g in whole["gradients"].values())
     assert_same(whole, first_update(tmp_path, method, **{**options, **how}))
 

@@ -153,7 +153,7 @@ def assert_one_line(tmp: Path, error: BaseException, says: str) -> None:
     [
         ("rewarding:nan", "rewarding:nan returned nan for an answer to"),
         ("rewarding:short", "rewarding:short returned"),
-        ("rewarding:raises", "rewarding.py:26: ZeroDivisionError: division by zero"),
+        ("rewarding:raises", "rewarding.py:28: ZeroDivisionError: division by zero"),
         ("rewarding:words", "rewarding:words returned list: it must return a list of numbers"),
         ("rewarding:missing", "has no function 'missing'"),
         ("no_such_module:f", "cannot import no_such_module"),

@@ -108,6 +108,8 @@ class OnPolicy:
         return rollout
 
     def _score(self, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
+        if not completions:  # there are more processes than prompts
+            return np.zeros((0, len(self.rewards.scorers)))
         texts = [self.session.decode(tokens) for tokens in completions]
         return self.rewards.each([self.prompts.texts[i] for i in numbers], texts)
 
