@@ -1,20 +1,34 @@
 """torch.compile over a trunk whose attention, head and last layer are prefiere's."""
 
 import pytest
+import torch
 
 import tiny
 from prefiere.data.batch import pack
 from prefiere.models import attention
+from prefiere.models.linear import through_onednn
 from prefiere.models.roles import Trunk
+from prefiere.objectives.products import use_onednn
 from random_groups import store
 
 
+@pytest.fixture
+def _plain_products():
+    yield
+    use_onednn(False)
+
+
 @pytest.mark.slow
-def test_a_compiled_trunk_gives_the_same_gradients() -> None:
+@pytest.mark.usefixtures("_plain_products")
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_compiled_trunk_gives_the_same_gradients(onednn: bool) -> None:
     attention.register()
     plain, compiled = tiny.model("llama"), tiny.model("llama")
     for model in (plain, compiled):
         model.set_attn_implementation(attention.NAME)
+    if onednn and torch.backends.mkldnn.is_available():
+        use_onednn(True)
+        through_onednn(compiled)
     one, two = Trunk(plain).train(), Trunk(compiled).train()
     two.compile(dynamic=True)
     for seed in (0, 1):  # another layout must not need another answer

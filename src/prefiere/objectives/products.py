@@ -64,8 +64,11 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer, x [..., k] and weight [m, k] -> [..., m], differentiable."""
-    if not _fits(x, weight) or torch.is_autocast_enabled("cpu"):
+    """A linear layer, x [..., k] and weight [m, k] -> [..., m], differentiable.
+
+    Under torch.compile it is PyTorch's own: the compiler cannot lower the call into oneDNN with weights that change.
+    """
+    if torch.compiler.is_compiling() or not _fits(x, weight) or torch.is_autocast_enabled("cpu"):
         return torch.nn.functional.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x, weight)
     return out if bias is None else out + bias
