@@ -297,7 +297,9 @@ class PolicyGradient(Settings):
     # the critic
     cliprange_value: Positive | None = Field(0.2, description="ppo: how far the value may move in one rollout")
     vf_coef: Positive = Field(0.1, description="ppo: weight of the critic's loss")
-    critic_learning_rate: Positive | Auto = Field("auto", description="ppo: peak; auto: 5 times learning_rate")
+    critic_learning_rate: Positive | Auto = Field(
+        "auto", description="ppo: peak; auto: 5 times learning_rate, up to 1e-3"
+    )
     critic_warmup_steps: Whole = Field(0, description="ppo: first steps, in which the critic alone learns")
     share_critic: bool = Field(
         False, description="ppo, full fine-tuning: the critic reads the policy's states; false: a model of its own"

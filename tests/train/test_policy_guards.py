@@ -13,6 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import runs
 from prefiere import recipe
+from prefiere.models.critic import rescale_critic
+from prefiere.models.roles import CRITIC
 from prefiere.recipe import RecipeError
 from prefiere.run import Run
 from prefiere.settings import Reward
@@ -61,7 +63,7 @@ def test_a_spent_kl_budget_stops_the_run_and_says_so(tmp_path) -> None:
     assert outcome.stopped == status["reason"]
     assert outcome.run.metrics[-1]["objective/kl_k1"] > 0.5
     assert all(r["objective/kl_k1"] <= 0.5 for r in outcome.run.metrics[1:-1])
-    assert not outcome.run.model.exists()
+    assert (outcome.run.model / "config.json").exists(), "the policy within the budget is what was asked for"
 
 
 def test_a_reward_that_is_exploited_stops_the_run(tmp_path) -> None:
@@ -279,3 +281,48 @@ def test_a_key_of_another_tool_names_ours(method, key, ours) -> None:
         given(method, "reward=r:f", f"{key}=1")
     assert ours in str(e.value)
     assert "Did you mean" not in str(e.value)
+
+
+# -- what a run remembers of its reward -------------------------------------------------------------------------------
+
+
+def test_a_new_head_is_not_scaled_by_rewards_that_it_never_said(tmp_path) -> None:
+    """Of a critic that begins from the policy; one that begins as the reward model is: see test_four_roles."""
+    trunk = runs.policy_session(tmp_path, "ppo").trunk
+    before = trunk.heads[CRITIC].weight.detach().clone()
+    assert rescale_critic(trunk, 0.01) is False
+    assert torch.equal(trunk.heads[CRITIC].weight, before)
+
+
+def test_sampled_answers_can_name_the_best_model(tmp_path) -> None:
+    run = go(tmp_path, "rloo", metric_for_best_model="samples/reward", sample_steps=1, save_steps=1, eval_steps=3)
+    assert run.status["state"] == "finished"
+    best = max(run.metrics[1:], key=lambda row: row["samples/reward"])["step"]
+    assert best == 3 or f"best step, {best}" in run.status["reason"]
+
+
+def test_an_unknown_best_metric_lists_what_is_measured(tmp_path) -> None:
+    with pytest.raises(ValueError, match="samples/reward"):
+        go(tmp_path, "rloo", metric_for_best_model="reward")
+
+
+def test_a_reward_model_that_changed_is_noticed_on_resume(tmp_path) -> None:
+    pairs = runs.pairs_file(tmp_path / "pairs.jsonl")
+    runs.ragged_folder(tmp_path / "model")
+
+    def reward(seed: int) -> str:
+        options = {
+            "model": str(tmp_path / "model"),
+            "data": str(pairs),
+            "out": str(tmp_path / "reward"),
+            "template": "never",
+        }
+        made = Reward(**options, max_steps=2, eval_size=4, learning_rate=1e-2, seed=seed)
+        return str(train(made, fresh=True, display=QUIET).run.folder)
+
+    settings = runs.policy_settings(tmp_path, "rloo", reward=reward(1), save_steps=1)
+    run = train(settings, display=QUIET).run
+    run.status = {**run.status, "state": "stopped"}
+    reward(2)
+    with pytest.raises(ValueError, match=r"reward model .* has changed since this run began"):
+        train(settings, display=QUIET)

@@ -16,6 +16,12 @@ from prefiere.models.roles import CRITIC, POLICY, Trunk, activate
 from prefiere.models.scores import RewardModel
 
 
+class ValueHead(nn.Linear):
+    """From a hidden state to a value. ``as_reward``: it began as a reward model, so its values are in that unit."""
+
+    as_reward = False
+
+
 def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | None = None, seed: int = 0) -> str:
     """Give the trunk a critic with trainable parameters; returns in words what it begins from.
 
@@ -23,7 +29,7 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
     otherwise the critic begins from the policy, and its head is new: drawn from ``seed``, whatever was drawn before.
     """
     width = int(trunk.lm.config.get_text_config().hidden_size)
-    head = nn.Linear(width, 1, device=trunk.device)
+    head = ValueHead(width, 1, device=trunk.device)
     nn.init.zeros_(head.bias)
     source = None
     if trunk.adapted:
@@ -47,12 +53,18 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
     return "begins as the reward model" if source else "begins from the policy, with a new head"
 
 
-def rescale_critic(trunk: Trunk, std: float) -> None:
-    """Values in rewards divided by ``std``: where a critic began as the reward model, the scale changes under it."""
+def rescale_critic(trunk: Trunk, std: float) -> bool:
+    """Give a critic that began as the reward model values in rewards divided by ``std``; whether it is such a one.
+
+    A new head needs no scale: it is in that of the rewards it will see.
+    """
     head = trunk.heads[CRITIC]
+    if not (isinstance(head, ValueHead) and head.as_reward):
+        return False
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.div_(std)
+    return True
 
 
 def same_shape(one: Trunk, other: Trunk) -> bool:
@@ -61,12 +73,13 @@ def same_shape(one: Trunk, other: Trunk) -> bool:
     return type(one.decoder) is type(other.decoder) and a == b
 
 
-def _as_score(source: RewardModel, head: nn.Linear) -> None:
+def _as_score(source: RewardModel, head: ValueHead) -> None:
     """Make a head say what the reward model says: its own head, less what its scores are centred by."""
     own = source.trunk.heads[source.role]
     with torch.no_grad():
         head.weight.copy_(own.weight)  # type: ignore[arg-type]
         head.bias.fill_(-source.normalisation.mean)
+    head.as_reward = True
 
 
 def _copy_adapter(trunk: Trunk, role: str) -> None:
@@ -79,6 +92,8 @@ def _copy_adapter(trunk: Trunk, role: str) -> None:
     activate(model, POLICY)
     named = dict(model.named_parameters())
     for name, parameter in named.items():
-        if CRITIC in name.split("."):
-            parameter.data = named[name.replace(f".{CRITIC}.", f".{role}.")].detach().float().clone()
+        parts = name.split(".")
+        if CRITIC in parts:
+            own = ".".join(role if part == CRITIC else part for part in parts)
+            parameter.data = named[own].detach().float().clone()
             parameter.requires_grad_(True)

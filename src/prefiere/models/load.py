@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -316,10 +316,10 @@ def _adapted(base: PreTrainedModel, adapter: Adapter, name: str) -> PeftModel:
     return model
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of every weight: what "the policy as it was before this run" is called by."""
+def fingerprint(model: torch.nn.Module, keep: Callable[[str], bool] = lambda name: True) -> str:
+    """A hash of every weight (whose name ``keep`` takes): what "the policy as it was before this run" is called by."""
     h = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(item for item in model.state_dict().items() if keep(item[0])):
         h.update(name.encode())
         h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()

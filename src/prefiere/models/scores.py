@@ -19,7 +19,7 @@ from prefiere.data.chat import Encoder, eos_ids_of
 from prefiere.data.groups import GroupStore, PromptGroup
 from prefiere.data.schema import Text
 from prefiere.data.textpairs import PairEncoder
-from prefiere.models.load import ModelError, Source, generation_config, load_tokenizer, positions, resolve
+from prefiere.models.load import ModelError, Source, fingerprint, generation_config, load_tokenizer, positions, resolve
 from prefiere.models.reference import runs
 from prefiere.models.reward import decodes, ends, is_classifier, load_reward, normalisation, room, skeleton
 from prefiere.models.roles import POLICY, REWARD, Trunk, activate
@@ -132,16 +132,23 @@ class RewardModel:
         role: str = REWARD,
         *,
         compute: torch.dtype = torch.float32,
+        trust: bool = False,
         notice: Callable[[str], None] = lambda text: None,
     ) -> Self:
         """A reward model that is an adapter on a policy's own base, as a role on that policy's trunk (see `mount`)."""
-        source = resolve(name)
+        source = resolve(name, trust=trust)
         tokenizer = load_tokenizer(source)
-        saved = mount(trunk, name, role)
+        saved = mount(trunk, name, role, trust=trust)
         encoder = make_encoder(
             source, tokenizer, Truncation(positions(source)), both_ways=False, template=saved.template
         )
         return cls(str(name), trunk, encoder, saved, notice=notice, role=role, compute=compute)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights that its scores depend on besides the base that it is mounted on."""
+        if self.role == POLICY:
+            return fingerprint(self.trunk.model)
+        return fingerprint(self.trunk, lambda name: self.role in name.split("."))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -197,13 +204,13 @@ def _trailing(ids: np.ndarray, token: int) -> int:
     return len(ids) - 1 - int(other[-1]) if len(other) else len(ids)
 
 
-def mount(trunk: Trunk, folder: str | Path, role: str = REWARD) -> Normalisation:
+def mount(trunk: Trunk, folder: str | Path, role: str = REWARD, *, trust: bool = False) -> Normalisation:
     """Put a reward model that is an adapter on the trunk's own base beside the trunk's other adapters, frozen.
 
     ``trunk.scores(batch, role)`` less the returned ``mean`` is then what the reward model itself says. Raises
     ModelError for a reward model that is no adapter, or does not fit.
     """
-    source = resolve(folder)
+    source = resolve(folder, trust=trust)
     if source.adapter is None or not is_classifier(source):
         raise ModelError(f"{folder} is not an adapter with a score head: only such a one shares the policy's base.")
     if not isinstance(trunk.model, PeftModel):

@@ -97,8 +97,8 @@ def _guarded(case: Case, reason: str) -> Finding:
     if re.search(r"\bkl\b|max_kl", told):
         title, meaning = (
             "the policy had spent its KL budget.",
-            "Its answers had moved further from the model before than max_kl allows. What it learnt on the way may be "
-            "sound: see the findings and the answers, and the checkpoints of earlier steps.",
+            "Its answers had moved further from the model before than max_kl allows. model/ holds "
+            "the policy as it was then, which may be sound: see the findings and the answers.",
         )
     elif re.search(r"\bjudge|\bscore", told):
         title, meaning = (

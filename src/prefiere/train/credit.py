@@ -23,18 +23,17 @@ from prefiere.train.rollout import Rollout
 class RewardScale:
     """What turns a reward model's number into the reward that is maximised.
 
-    std: of the first rollout's rewards (None before it); rewards are divided by it, so that the KL coefficient means
-    the same whatever the unit of the reward.
+    std: of the first rollout's rewards that differ at all (None before it, and where nothing is scaled); rewards are
+    divided by it, so that the KL coefficient means the same whatever the unit of the reward.
     """
 
     std: float | None = None
 
     def __call__(self, reward_C: np.ndarray, ended_C: np.ndarray, settings: PolicyGradient) -> np.ndarray:
         """float64 [C]: scaled, clipped, and less the penalty where an answer never ended."""
-        if self.std is None:
-            spread = float(reward_C.std()) if settings.scale_rewards else 1.0
-            self.std = spread if spread > 1e-6 else 1.0  # all rewards alike: nothing to scale by yet
-        scaled = reward_C / self.std
+        if self.std is None and settings.scale_rewards and reward_C.std() > 1e-6:
+            self.std = float(reward_C.std())
+        scaled = reward_C / (self.std or 1.0)
         if settings.reward_clip is not None:
             scaled = scaled.clip(-settings.reward_clip, settings.reward_clip)
         return np.asarray(scaled - settings.missing_eos_penalty * ~ended_C)

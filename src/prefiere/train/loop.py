@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from prefiere.data.plan import updates_per_epoch
@@ -84,6 +85,8 @@ class State:
 
 
 INTERRUPTED = "interrupted"
+BUDGET = "guard: KL budget"
+"""How the reason begins where a run stops with a policy that is as good as its user's budget allows."""
 
 
 def every(setting: int | str, total: int, parts: int) -> int:
@@ -147,11 +150,15 @@ class Loop:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
             if due[self.eval_every]:
                 row |= self.method.validate()
-                best, stop = self._watch_best(row)
             if sample:
                 row |= self._sample()
+            of_samples = (self.settings.metric_for_best_model or "").startswith("samples/")
+            if sample if of_samples else due[self.eval_every]:
+                best, stop = self._watch_best(row)
             self._write(row)
             stop = (self._guard(row) if sample else None) or self.method.stop(row) or stop
+            if self.engine.world_size > 1:  # one process's answers decide for all
+                stop, best = broadcast_object_list([stop, best])
         if not stop and (due[self.save_every] or best):
             self._save()
         return stop
@@ -234,7 +241,7 @@ class Loop:
             return False, None
         if name not in row or not np.isfinite(row[name]):
             parts = ("_low", "_high", "_n")
-            known = ", ".join(sorted(k for k in row if k.startswith("eval_") and not k.endswith(parts)))
+            known = ", ".join(sorted(k for k in row if k.startswith(("eval_", "samples/")) and not k.endswith(parts)))
             raise TrainingError(f"metric_for_best_model={name} is not measured. There are: {known}")
         if begin:
             return False, None
@@ -298,15 +305,19 @@ class Loop:
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
 
     def finish(self, reason: str | None) -> None:
-        """Write model/ (the best checkpoint's weights where a metric names one) and the final status."""
+        """Write model/ (the best checkpoint's weights where a metric names one) and the final status.
+
+        A run that a guard or a person stopped has no model/, unless what it spent was its budget.
+        """
         s = self.state
         ended = reason is None or reason.startswith("early stopping")
         if ended and s.best_step is not None and s.best_step != s.step:
             checkpoint.load_weights(self.run_folder.checkpoints / f"step-{s.best_step:08d}", self.engine)
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
-        if ended:
+        usable = ended or str(reason).startswith(BUDGET)
+        if usable:
             self.method.complete()
-        if ended and self.main:
+        if usable and self.main:
             checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
         if self.main:
             self._status("finished" if ended else "stopped", reason)

@@ -23,6 +23,7 @@ from prefiere.settings import PolicyGradient
 from prefiere.stats import Moments
 from prefiere.train.credit import Credit, RewardScale, assign
 from prefiere.train.engine import Update
+from prefiere.train.loop import BUDGET
 from prefiere.train.objective import Objective
 from prefiere.train.ppo import Policy, Value
 from prefiere.train.prompts import Prompts
@@ -65,12 +66,13 @@ class OnPolicy:
         s = self.settings
         first = self._minibatches(step, 0)
         rollout = self._rollout(step, first)
-        fresh = self.scale.std is None
+        unscaled = self.scale.std is None
         score_C = self.scale(rollout.reward_C, rollout.ended_C, s)
         assert self.kl is not None
-        assert self.scale.std is not None
-        if fresh and s.method == "ppo":  # what the critic said of this rollout is in unscaled rewards, too
-            rescale_critic(self.session.trunk, self.scale.std)
+        scaled_now = unscaled and self.scale.std is not None and s.method == "ppo"
+        if scaled_now and rescale_critic(
+            self.session.trunk, self.scale.std or 1.0
+        ):  # what it said of this rollout, too
             rollout.tokens["value"] /= self.scale.std
         credit = assign(rollout, score_C, self.kl.coef, s)
         began = time.perf_counter()
@@ -185,7 +187,7 @@ class OnPolicy:
         kl, most = row.get("objective/kl_k1"), self.settings.max_kl
         if kl is None or most is None or kl <= most:
             return None
-        return f"guard: the policy is {kl:.2f} nats per answer from the reference, and max_kl allows {most:g}"
+        return f"{BUDGET} spent: the policy is {kl:.2f} nats per answer from the reference, and max_kl allows {most:g}"
 
     # -- what a checkpoint keeps ----------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from prefiere.settings import Settings
 
 BYTES_FULL = 20
 """Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
+BYTES_CRITIC = 16
+"""The same of a critic of its own, which has no reference."""
 LORA_FROM = 1_000_000_000
 SMALL = 5_000_000
 
@@ -111,7 +113,8 @@ def choose_lora(settings: Settings, parameters: int, available: int, scheme: Sch
         return Choice("lora", settings.lora, "as asked")
     if parameters >= LORA_FROM:
         return Choice("lora", True, f"{parameters / 1e9:.1f}B parameters: from 1B on, an adapter")
-    needed = parameters * BYTES_FULL
+    critic = settings.method == "ppo" and not getattr(settings, "share_critic", False)
+    needed = parameters * (BYTES_FULL + (BYTES_CRITIC if critic else 0))
     if needed > 0.8 * available:
         gib = 2**30
         return Choice("lora", True, f"full training would take {needed / gib:.1f} of {available / gib:.1f} GiB")
@@ -135,7 +138,7 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
 def critic_rate(settings: Settings, rate: float) -> float:
     """A peak learning rate for the critic of ``ppo``."""
     asked = getattr(settings, "critic_learning_rate", "auto")
-    return min(5 * rate, 1e-3) if asked == "auto" else float(asked)
+    return max(rate, min(5 * rate, 1e-3)) if asked == "auto" else float(asked)
 
 
 def make_optimizer(

@@ -11,7 +11,9 @@ import torch
 from prefiere.evaluate.judges import Judge
 from prefiere.models.critic import attach_critic
 from prefiere.models.load import resolve
-from prefiere.models.roles import REWARD, Trunk
+from prefiere.models.reference import REWRITES_BASE
+from prefiere.models.reward import normalisation
+from prefiere.models.roles import POLICY, REWARD, Trunk
 from prefiere.models.scores import RewardModel
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.train.optim import Choice
@@ -26,24 +28,29 @@ def opener(
 
 
 def load_reward_judge(
-    settings: PolicyGradient, trunk: Trunk, dtype: torch.dtype, notice: Callable[[str], None]
+    settings: PolicyGradient, trunk: Trunk, dtype: torch.dtype, held: str, notice: Callable[[str], None]
 ) -> Judge:
     """What answers are rewarded by, each asked once before anything else. Raises ValueError where one does not work.
 
-    Reward models that are adapters on the policy's own base are mounted on it, so that its weights are in memory once;
-    any other is loaded beside it.
+    Reward models of ours that are adapters on the policy's own base, as it is, are mounted on it, so that its weights
+    are in memory once; any other is loaded beside it. ``held``: how that base is quantized, or "none".
     """
     beside = opener(settings, trunk.device, dtype, notice)
-    base = resolve(settings.model, trust=settings.trust_remote_code).base
+    own = resolve(settings.model, trust=settings.trust_remote_code)
     mounted: list[str] = []
 
     def load(name: str) -> RewardModel:
         source = resolve(name, trust=settings.trust_remote_code)
-        if not trunk.adapted or source.adapter is None or not _same(source.base, base):
+        shares = trunk.adapted and source.adapter is not None and _same(source.base, own.base)
+        if not (
+            shares and source.quantize in ("none", held) and normalisation(source) is not None and _untouched(trunk)
+        ):
             return beside(name)
+        if source.quantize != held:
+            notice(f"{name}: mounted on a base held as {held}, and not known to have been trained on one")
         mounted.append(name)
         role = REWARD if len(mounted) == 1 else f"{REWARD}_{len(mounted)}"
-        return RewardModel.mounted(trunk, name, role, compute=dtype, notice=notice)
+        return RewardModel.mounted(trunk, name, role, compute=dtype, trust=settings.trust_remote_code, notice=notice)
 
     return Judge.load(settings.reward, combine=settings.reward_ensemble, k=settings.reward_ensemble_k, model=load)
 
@@ -51,6 +58,12 @@ def load_reward_judge(
 def _same(one: str, other: str) -> bool:
     """Whether two names mean the same base: the same folder, or the same hub id."""
     return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
+
+
+def _untouched(trunk: Trunk) -> bool:
+    """Whether the base is as published: some starts of an adapter take what they begin with out of it."""
+    config = trunk.model.peft_config[POLICY]
+    return not str(getattr(config, "init_lora_weights", "")).lower().startswith(REWRITES_BASE)
 
 
 def give_critic(settings: PolicyGradient, trunk: Trunk, reward: Judge) -> Choice:

@@ -41,6 +41,7 @@ from prefiere.models.reference import REWRITES_BASE, model_key
 from prefiere.models.reward import decodes, ends, load_reward, room, skeleton
 from prefiere.models.roles import Trunk
 from prefiere.models.scorehead import settle_padding
+from prefiere.models.scores import RewardModel
 from prefiere.models.scores import make_encoder as score_encoder
 from prefiere.run import Run
 from prefiere.settings import PolicyGradient, Reward, Settings
@@ -102,6 +103,12 @@ class Session:
     def reference_key(self) -> dict[str, str]:
         """What the reference's log-probs depend on besides the data; asked for before the first update."""
         return model_key(self.trunk)
+
+    @cached_property
+    def reward_marks(self) -> dict[str, str]:
+        """The fingerprint of each reward model by name; a function has none. Taken before anything is trained."""
+        scorers = self.reward.scorers if self.reward is not None else {}
+        return {name: m.fingerprint() for name, m in scorers.items() if isinstance(m, RewardModel)}
 
     @property
     def never(self) -> list[int]:
@@ -232,7 +239,7 @@ def prepare(
     mark = fingerprint(trunk.model)
     reward = None
     if isinstance(settings, PolicyGradient):
-        reward = load_reward_judge(settings, trunk, dtype, display.say)
+        reward = load_reward_judge(settings, trunk, dtype, scheme.name if scheme else "none", display.say)
         if settings.method == "ppo":
             picked.choices.append(give_critic(settings, trunk, reward))
         no_dropout(trunk)  # an adapter may have been trained with it, the policy's own or one that is mounted
@@ -331,6 +338,7 @@ def environment(session: Session) -> dict[str, Any]:
         "platform": platform.platform(),
         "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
         "reference": session.fingerprint,
+        "rewards": session.reward_marks,
         "parameters": {
             "all": logical_parameters(session.trunk),
             "trained": sum(p.numel() for p in session.engine.parameters),
