@@ -1,4 +1,4 @@
-"""The story of prefiere in two minutes: one model, two voices, and the preference that decides between them.
+"""The story of prefiere in a minute: one model, two voices, and the preference that decides between them.
 
 A small bilingual model answers about half the time like an encyclopedia and half the time casually. Preferences over
 other nouns and other phrasings than those it is asked about say which voice is wanted. Two roads lead there from the
