@@ -16,6 +16,7 @@ import runs
 from prefiere.models.reference import Reference
 from prefiere.settings import PolicyGradient
 from prefiere.train import onpolicy
+from prefiere.train.host import leave_group
 from prefiere.train.onpolicy import OnPolicy
 from prefiere.train.rollout import Rollout
 
@@ -97,6 +98,7 @@ def _in_a_process_group() -> None:
         found = first_update(tmp, method, **{**options, "out": str(tmp / os.environ["RANK"])})
         if int(os.environ["RANK"]) == 0:
             torch.save(found, tmp / f"{name}.pt")
+    leave_group()
 
 
 if __name__ == "__main__":

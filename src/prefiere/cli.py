@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from prefiere import cli_estimate, cli_recipe
+from prefiere.cli_train import run_method
 from prefiere.console import Json, command, console, hush, progress, say
 
 app = typer.Typer(
@@ -42,29 +42,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
     app()
-
-
-def _train(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> dict[str, Any]:
-    """Read the settings and hand them to the method's training loop."""
-    from prefiere import api, recipe
-
-    paths = [text for text in rest or [] if "=" not in text]
-    if len(paths) > 1:
-        raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
-    overrides = [text for text in rest or [] if "=" in text]
-    given = {key: value for key, value in flags.items() if value is not None}
-    settings = recipe.load(method, paths[0] if paths else None, given, overrides)
-    hush()
-    run = api.train(settings, fresh=fresh, console=progress())
-    rows, page = run.metrics, run.folder / "report.html"
-    finished = run.status["state"] == "finished"
-    if finished:
-        say(f"Model: {run.model}")
-        use = "score {} --data ..." if method == "reward" else "chat {}"
-        say(f"Try it: prefiere {use.format(shlex.quote(str(run.folder)))}")
-    say(f"Report: {page}")
-    made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
-    return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
 
 
 @app.command()
@@ -114,7 +91,7 @@ def sft(
     json: Json = False,
 ) -> dict[str, Any]:
     """Supervised fine-tuning: imitate the answers. The same command continues a run that was stopped."""
-    return _train("sft", rest, fresh, model=model, data=data, out=out, seed=seed)
+    return run_method("sft", rest, fresh, model=model, data=data, out=out, seed=seed)
 
 
 @app.command()
@@ -129,7 +106,7 @@ def dpo(
     json: Json = False,
 ) -> dict[str, Any]:
     """Optimise preferences directly (DPO and its family). The same command continues a run that was stopped."""
-    return _train("dpo", rest, fresh, model=model, data=data, out=out, seed=seed)
+    return run_method("dpo", rest, fresh, model=model, data=data, out=out, seed=seed)
 
 
 @app.command()
@@ -144,7 +121,7 @@ def reward(
     json: Json = False,
 ) -> dict[str, Any]:
     """Train a reward model: a score that explains who was preferred. The same command continues a stopped run."""
-    return _train("reward", rest, fresh, model=model, data=data, out=out, seed=seed)
+    return run_method("reward", rest, fresh, model=model, data=data, out=out, seed=seed)
 
 
 Rewards = Annotated[
@@ -170,7 +147,7 @@ def _on_policy(method: str, text: str) -> None:
         json: Json = False,
     ) -> dict[str, Any]:
         rewards = reward[0] if reward and len(reward) == 1 else reward or None
-        return _train(method, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
+        return run_method(method, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
 
     train.__doc__ = f"{text} The same command continues a run that was stopped."
     app.command(method)(command(train))

@@ -18,6 +18,7 @@ from prefiere.models import attention
 from prefiere.models.roles import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.train.engine import Engine, TrainingError
+from prefiere.train.host import leave_group
 from prefiere.train.preference import Pairs, Unpaired, mismatch
 from prefiere.train.sft import Imitate
 from random_groups import store
@@ -136,6 +137,7 @@ def _in_a_process_group() -> None:
         if e.accelerator.is_main_process:
             saved = {"loss": loss, "gradients": gradients, "world_size": e.world_size}
             torch.save(saved, Path(os.environ["OUT"]) / f"{name}.pt")
+    leave_group()
 
 
 def test_evaluation_over_uneven_batches_is_per_example() -> None:

@@ -34,6 +34,7 @@ from prefiere.recipe import RecipeError, load
 from prefiere.run import Run
 from prefiere.settings import Reward
 from prefiere.train.engine import Engine
+from prefiere.train.host import leave_group
 from prefiere.train.progress import Display
 from prefiere.train.reward import Scores
 from prefiere.train.start import train
@@ -194,6 +195,7 @@ def _in_a_process_group() -> None:
     loss, gradients = step(e, groups())
     if e.accelerator.is_main_process:
         torch.save({"loss": loss, "gradients": gradients, "world_size": e.world_size}, os.environ["OUT"])
+    leave_group()
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

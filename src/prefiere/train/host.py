@@ -6,6 +6,7 @@ import ctypes
 import platform
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from prefiere.models.linear import through_onednn
@@ -45,3 +46,13 @@ def apply_products(model: nn.Module, choice: str) -> None:
     use_onednn(choice == "onednn")
     if choice == "onednn":
         through_onednn(model)
+
+
+def leave_group() -> None:
+    """Close the group of processes that torchrun started, if it did: the last thing that a command does.
+
+    Its threads otherwise outlive the interpreter, and one that then lets go of a tensor aborts a process that had done
+    its work; torchrun kills the others with it.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
