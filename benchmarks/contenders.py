@@ -21,7 +21,7 @@ from prefiere.models.reference import sequence_logps
 from prefiere.objectives.preference import LOSSES
 from prefiere.settings import DPO
 from prefiere.train.engine import Engine
-from prefiere.train.host import apply_products, choose_products, keep_freed_memory
+from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optim import make_optimizer, make_scheduler
 from prefiere.train.preference import Pairs
 
@@ -37,6 +37,7 @@ class Ours:
         compute: torch.dtype | None = torch.bfloat16,
     ):  # fmt: skip
         keep_freed_memory(torch.device("cpu"))
+        keep_few_kernels(torch.device("cpu"))
         settings = DPO(model=str(folder), data="", out="", learning_rate=1e-6)
         adapter = Adapter.lora(r=16, alpha=32, dropout=0.0, targets="all-linear", dora=False, rslora=False)
         self.trunk, _ = load_policy(

@@ -20,7 +20,7 @@ from prefiere.models.load import resolve
 from prefiere.models.reward import load_reward
 from prefiere.settings import Reward
 from prefiere.train.engine import Engine
-from prefiere.train.host import apply_products, choose_products, keep_freed_memory
+from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optim import make_optimizer, make_scheduler
 from prefiere.train.reward import Scores
 
@@ -49,6 +49,7 @@ class Ours:
 
     def __init__(self, folder: Path, store: GroupStore, batches: list[np.ndarray]):
         keep_freed_memory(torch.device("cpu"))
+        keep_few_kernels(torch.device("cpu"))
         settings = Reward(model=str(folder), data="", out="", learning_rate=1e-6)
         trunk, _ = load_reward(resolve(folder), compute=torch.bfloat16, adapter=None, packed=True)
         apply_products(trunk, str(choose_products(trunk.device, torch.bfloat16).value))

@@ -1,5 +1,6 @@
 """Choices that belong to a processor."""
 
+import os
 import subprocess
 import sys
 
@@ -46,3 +47,19 @@ def test_freed_memory_is_kept() -> None:
     if kept == "False":
         pytest.skip("not glibc")
     assert int(faults) < 20 * 2**26 / 4096 / 5
+
+
+def test_few_kernels_are_kept() -> None:
+    """In a process of its own: a product is compiled anew after a hundred other shapes, not after ten."""
+    code = (
+        "import torch; from prefiere.train.host import keep_few_kernels as keep; keep(torch.device('cpu'))\n"
+        "w = torch.ones(64, 64)\n"
+        "run = lambda n: torch.ops.mkldnn._linear_pointwise(torch.ones(n, 64), w, None, 'none', [], '')\n"
+        "for n in [1000, *range(2, 12), 1000, *range(20, 120), 1000]: run(n)"
+    )
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("no oneDNN")
+    environment = {k: v for k, v in os.environ.items() if k != host.KERNELS} | {"ONEDNN_VERBOSE": "all"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    made = [line for line in done.stdout.splitlines() if "create:cache" in line and "mb1000ic64" in line]
+    assert ["cache_hit" in line for line in made] == [False, True, False]

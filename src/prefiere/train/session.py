@@ -47,7 +47,7 @@ from prefiere.run import Run
 from prefiere.settings import PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
 from prefiere.train.examples import Data, make_encoder, read_data, truncation
-from prefiere.train.host import apply_products, choose_products, keep_freed_memory
+from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optim import (
     Choice,
     choose_dtype,
@@ -199,6 +199,7 @@ def prepare(
     settings = picked.capped(settings, positions(source) if not reads_both_ways else room(source, tokenizer))
     torch.set_num_threads(int(picked(choose_threads(device, parameters))))
     keep_freed_memory(device)
+    keep_few_kernels(device)
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
     lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device), scheme)))
     enough_memory(settings, parameters, free_memory(device), dtype if lora else torch.float32, scheme)
