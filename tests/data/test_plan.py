@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefiere.data.plan import members, split, updates_per_epoch
+from prefiere.data.plan import members, split, updates_per_epoch, visited
 
 LENGTHS = st.lists(st.integers(2, 500), min_size=1, max_size=60).map(np.asarray)
 
@@ -48,3 +48,10 @@ def test_ranks_get_about_equal_work() -> None:
     plan = split(np.arange(256), lengths, budget=2048, world_size=4)
     loads = [sum(int(lengths[list(m)].sum()) for m in rank) for rank in plan.ranks]
     assert max(loads) / min(loads) < 1.05
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 10, 25])
+def test_what_so_many_updates_see(steps: int) -> None:
+    seen = visited(37, 4, seed=3, steps=steps)
+    expected = {int(i) for step in range(steps) for i in members(37, 4, seed=3, step=step)}
+    assert seen.tolist() == sorted(expected)

@@ -183,6 +183,23 @@ def test_a_nan_loss_fails_the_run_with_a_name(tmp_path, monkeypatch) -> None:
     assert "not finite" in ended[0].status["reason"]
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_the_reference_is_asked_only_of_what_an_update_sees(tmp_path, monkeypatch, loss) -> None:
+    """A few updates on much data do not wait for a pass over all of it, and are the same updates."""
+    from prefiere.train import start
+
+    asked = []
+    real = start.reference_logps
+    monkeypatch.setattr(start, "reference_logps", lambda s, store: asked.append(len(store)) or real(s, store))
+    given = {"max_steps": 2, "batch_size": 4, "eval_size": 6, "loss_type": loss}
+    few = go(tmp_path, **given, out=str(tmp_path / "few"))
+    assert set(asked) == {6, 8}
+    monkeypatch.setattr(start, "visited", lambda n, *args, **options: np.arange(n))
+    whole = go(tmp_path, **given, out=str(tmp_path / "whole"))
+    for name in ("loss", "eval_loss"):
+        np.testing.assert_allclose([r[name] for r in few.metrics], [r[name] for r in whole.metrics], rtol=1e-5)
+
+
 def answers(**signals: float) -> dict[str, float]:
     n = 64
     noise = np.random.default_rng(0).normal(0, 0.05, n)
@@ -245,12 +262,13 @@ def test_the_caches_are_reused_only_where_they_may_be(tmp_path, monkeypatch) -> 
     def new(name: str, **options) -> tuple[int, int]:
         """How many entries of token ids and of reference log-probs a run adds."""
         before = set(cache.glob("*[0-9a-f]"))
-        train(runs.settings(tmp_path, out=str(tmp_path / "runs" / name), max_steps=1, **options), display=QUIET)
+        train(runs.settings(tmp_path, out=str(tmp_path / "runs" / name), **{"max_steps": 5, **options}), display=QUIET)
         added = [p.name.split("-")[0] for p in set(cache.glob("*[0-9a-f]")) - before]
         return added.count("tokens"), added.count("reference")
 
     assert new("first") == (1, 2)  # log-probs of what is trained on, and of what is held out
     assert new("rate", learning_rate=2e-3, beta=0.3, batch_size=4) == (0, 0)
+    assert new("short", max_steps=1) == (0, 1)  # fewer are seen
     assert new("long", max_length=24) == (1, 2)
     assert new("seed", seed=1) == (0, 2)  # others are held out
     assert new("lora", lora=True, lora_r=4) == (0, 0)

@@ -38,6 +38,13 @@ def members(n: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
     return _order(n, seed, epoch)[position * batch_size : (position + 1) * batch_size]
 
 
+def visited(n: int, batch_size: int, *, seed: int, steps: int) -> np.ndarray:
+    """Group indices, in order, that so many updates see at all."""
+    if steps >= updates_per_epoch(n, batch_size):
+        return np.arange(n)
+    return np.unique(np.concatenate([members(n, batch_size, seed=seed, step=step) for step in range(steps)]))
+
+
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(n)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from prefiere.data import formats
+from prefiere.data.plan import visited
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.objectives.preference import LOSSES
 from prefiere.recipe import changed
@@ -22,6 +23,7 @@ from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import INTERRUPTED, Loop, Method
+from prefiere.train.objective import Objective
 from prefiere.train.offline import Offline
 from prefiere.train.onpolicy import OnPolicy
 from prefiere.train.preference import Pairs, Unpaired, mismatch, options_of
@@ -227,32 +229,33 @@ def _scores(session: Session, settings: Reward) -> Offline:
 def _preferences(session: Session, settings: DPO) -> Offline:
     loss = LOSSES[settings.loss_type]
     reference = Reference(session.trunk) if settings.sample_steps != 0 else None
-    held = session.data.eval
+    data, steps = session.data, session.total_steps
+    seen = visited(len(data.train), settings.batch_size, seed=settings.seed, steps=steps)
 
-    def logps(store: Any) -> np.ndarray:
+    def logps(store: Any, rows: np.ndarray) -> np.ndarray:
         if not loss.needs_reference:
             return np.zeros((len(store), store.k), np.float32)
-        return reference_logps(session, store)
+        out = np.full((len(store), store.k), np.nan, np.float32)  # of what no update sees, nothing is known
+        out[rows] = reference_logps(session, store if len(rows) == len(store) else store.select(rows))
+        return out
 
-    if loss.per == "completion":
+    def unpaired(store: Any, rows: np.ndarray) -> Unpaired:
+        other = mismatch(store, settings.seed, session.settings.max_length)
+        return Unpaired(other, logps(store, rows), logps(other, rows), settings.beta, _kto_options(settings))
 
-        def unpaired(store: Any) -> Unpaired:
-            other = mismatch(store, settings.seed, session.settings.max_length)
-            return Unpaired(other, logps(store), logps(other), settings.beta, _kto_options(settings))
-
-        return Offline(session, unpaired(session.data.train), unpaired(held) if held is not None else None, reference)
-
-    def pairs(store: Any) -> Pairs:
+    def pairs(store: Any, rows: np.ndarray) -> Pairs:
         return Pairs(
             loss,
             options_of(settings),
             settings.beta,
-            logps(store),
+            logps(store, rows),
             rpo_alpha=settings.rpo_alpha,
             measures_noise=loss.needs_reference,
         )
 
-    return Offline(session, pairs(session.data.train), pairs(held) if held is not None else None, reference)
+    make: Callable[[Any, np.ndarray], Objective] = unpaired if loss.per == "completion" else pairs
+    held = make(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
+    return Offline(session, make(data.train, seen), held, reference)
 
 
 def _kto_options(settings: DPO) -> dict[str, Any]:
