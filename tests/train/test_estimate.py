@@ -12,11 +12,14 @@ import quantized
 import runs
 from prefiere.data.batch import pack
 from prefiere.models.load import load_policy
+from prefiere.models.scores import RewardModel
 from prefiere.settings import DPO, SFT, Reward
-from prefiere.train.estimate import CARDS, Workload, _backward, estimate, longest, simulate, until_it_fits
+from prefiere.train.estimate import CARDS, estimate, until_it_fits
 from prefiere.train.forecast import card_of, workload
 from prefiere.train.ledger import Ledger
 from prefiere.train.progress import Display
+from prefiere.train.simulate import Workload, backward, longest, simulate
+from prefiere.train.start import train
 
 QUIET = Display(quiet=True)
 
@@ -47,7 +50,7 @@ def test_the_booked_update_is_the_real_one(tmp_path, options) -> None:
         options = {**options, "model": str(quantized.folder(base, tmp_path / "gptq", group_size=32)[0])}
     w = work(tmp_path, **options)
     groups, parts, _ = longest(w)
-    weights, trained, hollow = simulate(w, groups, 1)
+    found = simulate(w, groups, 1)
     assert parts == 1
     real, _ = load_policy(
         w.source, compute=w.compute, adapter=w.adapters[0] if w.adapters else None,
@@ -57,12 +60,12 @@ def test_the_booked_update_is_the_real_one(tmp_path, options) -> None:
     for tensor in (*real.parameters(), *real.buffers()):
         ledger.book(tensor)
     held = ledger.now
-    _backward(real, pack(groups), w, ledger)
-    assert trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
-    assert weights == pytest.approx(held, rel=0.05)
-    assert hollow.peak - weights == pytest.approx(ledger.peak - held, rel=0.08)
+    backward(real, pack(groups), w, ledger)
+    assert found.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert found.weights == pytest.approx(held, rel=0.05)
+    assert found.update.peak - found.weights == pytest.approx(ledger.peak - held, rel=0.08)
     if "quantize" not in options:  # bitsandbytes' kernel is not counted
-        assert hollow.flops == pytest.approx(ledger.flops, rel=0.05)
+        assert found.update.flops == pytest.approx(ledger.flops, rel=0.05)
 
 
 def test_no_weight_is_read(tmp_path) -> None:
@@ -115,3 +118,49 @@ def test_a_card_without_bfloat16_computes_in_fp16(tmp_path) -> None:
     s = runs.settings(tmp_path, lora=True)
     assert workload(s, CARDS["t4"], 2**34, QUIET).compute == torch.float16
     assert workload(s, CARDS["l4"], 2**34, QUIET).compute == torch.bfloat16
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_four_roles(tmp_path, lora) -> None:
+    """The critic is booked as it is held; a reward model on the policy's base costs its adapter, any other itself."""
+    quantized.mistral(tmp_path / "model")
+    given = {"lora": lora, "gradient_checkpointing": True}
+    alone = workload(runs.policy_settings(tmp_path, **given), None, 2**34, QUIET)
+    session = runs.policy_session(tmp_path, **given)
+    found = simulate(alone, longest(alone)[0], 1)
+    assert found.trained == sum(p.numel() for p in session.trunk.parameters() if p.requires_grad)
+    assert found.weights == pytest.approx(sum(p.nbytes for p in session.trunk.parameters()), rel=0.01)
+    adapter = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "adapter"), lora=True, max_steps=1),
+                    display=QUIET).run.folder  # fmt: skip
+    bert = runs.encoder_folder(tmp_path / "bert")
+    other = train(runs.settings(tmp_path, Reward, model=str(bert), out=str(tmp_path / "other"), max_steps=1),
+                  display=QUIET).run.folder  # fmt: skip
+    more = workload(runs.policy_settings(tmp_path, reward=[str(adapter), str(other)], **given), None, 2**34, QUIET)
+    assert len(more.mounted) == int(lora)
+    size = sum(t.nbytes for t in RewardModel.load(other).trunk.parameters())
+    own = 0 if lora else sum(t.nbytes for t in RewardModel.load(adapter).trunk.parameters())
+    assert more.beside == pytest.approx(size + own, rel=0.02)
+    both, one = estimate(more, None).memory, estimate(alone, None).memory
+    assert both.weights - one.weights >= more.beside
+    assert one.sampling > 0
+
+
+def test_an_encoder_that_learns_to_score(tmp_path) -> None:
+    bert = runs.encoder_folder(tmp_path / "model")
+    w = workload(runs.settings(tmp_path, Reward, model=str(bert)), None, 2**34, QUIET)
+    found = simulate(w, longest(w)[0], 1)
+    session = runs.session(tmp_path, Reward, model=str(bert))
+    assert found.trained == sum(p.numel() for p in session.trunk.parameters() if p.requires_grad)
+    assert found.update.peak > found.weights
+
+
+def test_unpacking_few_bits_takes_time(tmp_path) -> None:
+    """On a slow memory: each weight is unpacked in the forward, in the recomputation and in the backward."""
+    base = quantized.mistral(tmp_path / "base")
+    few = str(quantized.folder(base, tmp_path / "gptq", group_size=32)[0])
+    given = {"lora": True, "lora_target_modules": ["q_proj"], "dtype": "float16", "gradient_checkpointing": True}
+    dense, packed = (simulate(w, longest(w)[0], 1).update for w in (work(tmp_path, model=str(base), **given),
+                                                                     work(tmp_path, model=few, **given)))  # fmt: skip
+    weights = 14 * 64 * 64  # at least: the tiny model's are larger
+    assert packed.traffic - dense.traffic > 3 * 2 * weights
+    assert packed.seconds(1e15, 1e9, 0) > dense.seconds(1e15, 1e9, 0)

@@ -6,8 +6,8 @@ Under torch's FakeTensorMode such a model computes shapes, so that what a run wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from typing import Any
+from copy import copy, deepcopy
+from typing import Any, Literal
 
 import torch
 from peft import get_peft_model
@@ -18,15 +18,17 @@ from prefiere.models import attention
 from prefiere.models.load import Adapter, Source, base_scheme, explain
 from prefiere.models.packed import Layout, PackedLinear
 from prefiere.models.quantize import Scheme
-from prefiere.models.roles import POLICY, Trunk
+from prefiere.models.reward import decodes
+from prefiere.models.roles import CRITIC, POLICY, REWARD, Trunk
+from prefiere.models.scorehead import EncoderTrunk
 
 
 class Held(PackedLinear):
     """A layer that bitsandbytes holds: its bytes, and its kernel, which unpacks straight into the compute dtype."""
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """A weight [I, O] without contents."""
-        return torch.empty(self.in_features, self.out_features, dtype=dtype)
+        """A weight [I, O] without contents, written all the same."""
+        return torch.zeros(self.in_features, self.out_features, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """As bitsandbytes does, in the dtype of ``x``, and as PEFT does, on a copy."""
@@ -47,7 +49,8 @@ def _quantized(module: nn.Linear, scheme: Scheme) -> PackedLinear:
     # The scales of bitsandbytes are the bytes above (nf4, quantized again) or one number for each output (int8).
     scales = torch.empty(groups if packed else 0, o, dtype=torch.float16)
     made.register_buffer("scales", scales)
-    made.register_buffer("g_idx", None)
+    ordered = packed and bool(scheme.config and scheme.config.get("desc_act"))
+    made.register_buffer("g_idx", torch.empty(i, dtype=torch.long) if ordered else None)
     return made
 
 
@@ -59,10 +62,14 @@ def hollow(
     reward: bool,
     checkpointing: bool,
     packed: bool,
+    mounted: Sequence[Adapter] = (),
+    critic: Literal["own", "shared"] | None = None,
 ) -> Trunk:
-    """The trunk of a run on torch's "meta" device: the first adapter is the policy's, the others are roles beside it.
+    """The trunk of a run on torch's "meta" device. adapters: the policy's, and the critic's where there is one.
 
-    ``reward``: a model that scores answers. Raises ModelError where there is no such model.
+    ``reward``: a model that scores answers. ``mounted``: frozen reward models on the same base. ``critic``: of full
+    fine-tuning, a model of its own or a head on the policy's; with adapters either is the second of them. Raises
+    ModelError where there is no such model.
     """
     attention.register()
     scheme = base_scheme(source)
@@ -76,28 +83,38 @@ def hollow(
             base: PreTrainedModel = kind.from_config(shape, trust_remote_code=source.trust, dtype=dtype)
     except (OSError, ValueError) as e:
         raise explain(source.base, e) from e
-    if packed:
+    if packed and not (reward and not decodes(base)):
         base.set_attn_implementation(attention.NAME)
     with torch.device("meta"):
         if scheme is not None:
             _quantize(base, scheme)
-        configs = [copy(a.config) for a in adapters]
+        configs = [copy(a.config) for a in (*adapters, *mounted)]
         for config in configs:
             config.task_type = "SEQ_CLS" if reward else config.task_type
             config.modules_to_save = None  # type: ignore[attr-defined]
         model: Any = get_peft_model(base, configs[0]) if configs else base
-        for number, config in enumerate(configs[1:]):
-            model.add_adapter(f"role{number}", config)
-        trunk = Trunk(model, packed=packed)
-        if reward:
-            trunk.heads[POLICY] = nn.Linear(shape.get_text_config().hidden_size, 1, bias=False)
+        names = [CRITIC] * (len(adapters) > 1) + [f"{REWARD}_{i}" for i in range(len(mounted))]
+        for name, config in zip(names, configs[1:], strict=True):
+            model.add_adapter(name, config)
+        encoder = reward and not decodes(base)
+        trunk = EncoderTrunk(model, typed=False) if encoder else Trunk(model, packed=packed)
+        width = shape.get_text_config().hidden_size
+        if reward and not encoder:
+            trunk.heads[POLICY] = nn.Linear(width, 1, bias=False)
+        if critic:
+            trunk.heads[CRITIC] = nn.Linear(width, 1)
     for name, p in trunk.named_parameters():
         if adapters:
-            p.requires_grad_(".lora_" in name or "lora_magnitude" in name or name.startswith("heads."))
+            trained = ".lora_" in name or "lora_magnitude" in name or name.startswith("heads.")
+            p.requires_grad_(trained and f".{REWARD}_" not in name)
     if checkpointing:
         trunk.checkpoint_gradients()
         if adapters:
             trunk.lm.enable_input_require_grads()
+    if critic == "own" and not adapters:
+        trunk.bodies[CRITIC] = Trunk(deepcopy(trunk.decoder), packed=packed)  # type: ignore[arg-type]
+        if checkpointing:
+            trunk.bodies[CRITIC].checkpoint_gradients()  # type: ignore[operator]
     return trunk.train()
 
 

@@ -66,7 +66,7 @@ def prefill(
     ordinary = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
     longest, device = max(map(len, prompts)), next(model.parameters()).device
     parts, caches = [], []
-    for few in _alike(prompts) if ordinary else [prompts]:
+    for few in alike(prompts) if ordinary else [prompts]:
         ids, mask = _padded_left(few, device)
         # Ordinary layers keep all columns, and the model's mask has its windows; the others know what to keep.
         cache = DynamicCache() if ordinary else DynamicCache(config=model.config)
@@ -108,7 +108,7 @@ def _together(parts: Sequence[Tensor], samples: int, longest: int, room: int) ->
     return whole
 
 
-def _alike(prompts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+def alike(prompts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
     """Runs of prompts of about the same length."""
     start = real = 0
     for i, prompt in enumerate(prompts):

@@ -6,31 +6,27 @@ booked; what cannot be carried out so (sampling, loading) follows from shapes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
-from prefiere.data.batch import PackedBatch, pack
-from prefiere.data.groups import GroupStore, PromptGroup
-from prefiere.data.plan import members, split
-from prefiere.models.hollow import hollow, materialise
+from prefiere.data.groups import PromptGroup
+from prefiere.data.plan import updates_per_epoch
 from prefiere.models.load import Adapter, Source, base_scheme
-from prefiere.models.roles import POLICY, Trunk
+from prefiere.models.weights import SHARE
 from prefiere.objectives.preference import LOSSES
-from prefiere.settings import DPO, PolicyGradient, Reward, Settings
-from prefiere.train.ledger import Ledger
+from prefiere.settings import DPO, PolicyGradient, Settings
+from prefiere.train.loop import every
+from prefiere.train.simulate import ROWS, Simulation, Workload, cache, longest, simulate
 
 GIB = 2**30
-ROWS = 64
-"""Sequences that decode at once."""
-STEPS = 200
-"""Updates whose micro-batches are looked at for the longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +54,13 @@ CARDS = {
     "h100": Card("H100", int(79.2 * GIB), 989e12, 3350e9, True),
     "h200": Card("H200", int(139.8 * GIB), 989e12, 4800e9, True),
 }
-SHARE = 0.35
-"""Share of the peak that training reaches: between what was measured on a processor (0.34 to 0.62) and the lower share
-of packed rows of uneven length on a card."""
+SHARE_OF_PEAK = 0.4
+"""Share of a card's peak that its products reach: a T4 is throttled at 70 W, packed rows are of uneven length."""
+SHARE_OF_BANDWIDTH = 0.7
+CALL = 15e-6
+"""Seconds until a card has been given an operation by Python."""
+DRAWING = 40
+"""Bytes for each row and word while a token is drawn."""
 CPU_FIXED = 60 * 2**20
 """What the process grows by on a CPU whatever it trains: threads, kernels' scratch space, and what is imported late."""
 CPU_SLACK = 1.08
@@ -97,93 +97,6 @@ class Estimate:
     tokens: int
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is known of a run before it starts: how its base and adapters are held, and its data's groups."""
-
-    settings: Settings
-    source: Source
-    compute: torch.dtype
-    adapters: tuple[Adapter, ...]
-    store: GroupStore | list[PromptGroup]
-    budget: int
-    steps: int
-    packed: bool = True
-    prompt: int = 64
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each group."""
-        return np.asarray([g.length for g in self.store]) if isinstance(self.store, list) else self.store.lengths
-
-
-def longest(work: Workload) -> tuple[list[PromptGroup], int, float]:
-    """The heaviest micro-batch of the first updates, how many there are in its update, and the tokens of an update."""
-    lengths, size = work.lengths, work.settings.batch_size
-    best: tuple[int, tuple[int, ...], int] = (0, (0,), 1)
-    totals = []
-    for step in range(min(work.steps, STEPS)):
-        chosen = members(len(lengths), size, seed=work.settings.seed, step=step)
-        parts = split(chosen, lengths, budget=work.budget).ranks[0]
-        totals.append(int(lengths[chosen].sum()))
-        for part in parts:
-            total = int(lengths[list(part)].sum())
-            if (total, len(parts)) > (best[0], best[2]):
-                best = (total, part, len(parts))
-    return [work.store[i] for i in best[1]], best[2], float(np.mean(totals))
-
-
-def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> tuple[int, int, Ledger]:
-    """Weights (bytes), trained parameters, and the ledger of one update on ``groups``."""
-    s = work.settings
-    batch = pack(groups)
-    trunk = hollow(
-        work.source,
-        compute=work.compute,
-        adapters=work.adapters,
-        reward=isinstance(s, Reward),
-        checkpointing=s.gradient_checkpointing,
-        packed=work.packed,
-    )
-    ledger = Ledger()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        materialise(trunk)
-        for tensor in (*trunk.parameters(), *trunk.buffers()):
-            ledger.book(tensor)
-        weights = ledger.now
-        trained = sum(p.numel() for p in trunk.parameters() if p.requires_grad)
-        for _ in range(min(parts, 2)):  # with several, the gradients of the first are there during the second
-            ledger.flops = 0
-            _backward(trunk, batch, work, ledger)
-        return weights, trained, ledger
-
-
-def _backward(trunk: Trunk, batch: PackedBatch, work: Workload, ledger: Ledger) -> None:
-    mixed = work.compute != torch.float32
-    with ledger:
-        with torch.autocast("cpu", work.compute, enabled=mixed):
-            out = trunk.scores(batch, POLICY) if isinstance(work.settings, Reward) else trunk(batch).logp_N
-            loss = out.sum()
-        loss.backward()
-
-
-def _sampling(work: Workload) -> int:
-    """KV cache, its copy of a layer, and the logits and probabilities of a step, in bytes."""
-    s = work.settings
-    if isinstance(s, Reward) or (s.sample_steps == 0 and not isinstance(s, PolicyGradient)):
-        return 0
-    config = AutoConfig.from_pretrained(work.source.base, trust_remote_code=work.source.trust).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    prompts = s.sample_prompts if isinstance(s.sample_prompts, int) else 32
-    rows = min(ROWS, prompts * s.samples_per_prompt)
-    if isinstance(s, PolicyGradient):
-        rows = ROWS
-    each = torch.finfo(work.compute).bits // 8
-    layer = 2 * rows * (work.prompt + s.max_new_tokens) * heads * size * each
-    return layer * (config.num_hidden_layers + 2) + rows * config.vocab_size * 40
-
-
 def _stored(source: Source) -> int:
     """Bytes of the weights on disk, where they are on this disk."""
     return sum(p.stat().st_size for p in Path(source.base).glob("*.safetensors"))
@@ -193,23 +106,28 @@ def estimate(work: Workload, card: Card | None) -> Estimate:
     """Memory and time of a run on a card, or on this machine's processor where there is none."""
     s = work.settings
     groups, parts, tokens = longest(work)
-    weights, trained, ledger = simulate(work, groups, parts)
-    update = ledger.peak - weights
-    here = sum(g.length for g in groups)
-    state = 8 * trained  # two moments in fp32; gradients are in the update
+    sim = simulate(work, groups, parts)
+    update, weights = sim.update.peak - sim.weights, sim.weights + work.beside
     if not work.adapters and _needs_copy(s):
-        weights += 4 * trained
-    if isinstance(s, PolicyGradient) and s.method == "ppo" and not work.adapters:
-        weights, state = weights + 4 * trained, 2 * state
-    loading = _stored(work.source) + weights if card is None else weights
-    fixed = CPU_FIXED if card is None else 0
+        weights += 4 * sim.policy
+    sampling = 0
+    if work.rows:
+        sampling = cache(work) + max(sim.fill.peak, work.rows * _vocabulary(work) * DRAWING)
+    fixed = 0
     if card is None:
-        update = int(CPU_SLACK * update)
-    memory = Memory(weights, state, update, _sampling(work), loading, fixed)
-    rate = (card.peak if card else _processor(work.compute)) * SHARE
-    epochs = s.num_ppo_epochs if isinstance(s, PolicyGradient) else 1
-    seconds = work.steps * ledger.flops / here * tokens * epochs / rate
-    return Estimate(memory, seconds + _decoding(work, weights, card), work.steps, here)
+        fixed, update = CPU_FIXED, int(CPU_SLACK * update)
+        if work.rows and sim.copied <= SHARE * psutil.virtual_memory().available:
+            sampling += sim.copied
+    loading = weights + (_stored(work.source) if card is None else 0)
+    state = 8 * sim.trained  # two moments in fp32; gradients are in the update
+    memory = Memory(weights, state, update, sampling, loading, fixed)
+    here = sum(g.length for g in groups)
+    return Estimate(memory, _seconds(work, sim, card, here, tokens), work.steps, here)
+
+
+def _vocabulary(work: Workload) -> int:
+    config = AutoConfig.from_pretrained(work.source.base, trust_remote_code=work.source.trust)
+    return int(config.get_text_config().vocab_size)
 
 
 def _needs_copy(s: Settings) -> bool:
@@ -218,26 +136,45 @@ def _needs_copy(s: Settings) -> bool:
     )
 
 
-def _decoding(work: Workload, weights: int, card: Card | None) -> float:
-    """Seconds of sampled answers: each step reads every weight once; ten moments along the run, or every step."""
+def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, tokens: float) -> float:
+    """Updates, passes without gradients (reference, validation), and answers, all as long as they may become."""
     s = work.settings
-    if isinstance(s, Reward):
-        return 0.0
-    batches = -(-s.batch_size * s.num_generations // ROWS) if isinstance(s, PolicyGradient) else 1
-    moments = work.steps * batches if isinstance(s, PolicyGradient) else 0 if s.sample_steps == 0 else 11
-    return moments * s.max_new_tokens * max(weights / (card.bandwidth if card else 20e9), 2e-3)
+    pace = (card.peak * SHARE_OF_PEAK, card.bandwidth * SHARE_OF_BANDWIDTH, CALL) if card else processor(work.compute)
+    update, look, fill, step = (x.seconds(*pace) for x in (sim.update, sim.look, sim.fill, sim.step))
+    answers = fill + s.max_new_tokens * step
+    seen = work.steps * tokens / here  # micro-batches
+    if isinstance(s, PolicyGradient):
+        turns = -(-s.batch_size * s.num_generations // ROWS)
+        passes = 4 if s.method == "ppo" else 3  # policy, reference, critic, reward
+        return work.steps * turns * answers + seen * (passes * look + s.num_ppo_epochs * update)
+    total = seen * update + _events(s.eval_steps, work.steps) * work.held / here * look
+    if isinstance(s, DPO) and LOSSES[s.loss_type].needs_reference:
+        once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held
+        total += once / here * look
+    return total + (_events(s.sample_steps, work.steps) * answers if work.rows else 0)
 
 
-def _processor(dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product on this processor, measured for a moment."""
-    import time
+def _events(setting: int | str, steps: int) -> int:
+    step = every(setting, steps, 10)
+    return steps // step + 1 if step else 0
 
-    x = torch.ones(512, 512, dtype=dtype)
-    x @ x
-    began = time.perf_counter()
-    for _ in range(8):
-        x @ x
-    return 8 * 2 * 512**3 / (time.perf_counter() - began)
+
+def processor(dtype: torch.dtype) -> tuple[float, float, float]:
+    """FLOP/s of a product, bytes/s of a copy, and seconds to start an operation, measured here for a moment."""
+
+    def best(work: Callable[[], Any], times: int) -> float:
+        found = []
+        for _ in range(times):
+            began = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - began)
+        return min(found)
+
+    x, y = torch.ones(1024, 1024, dtype=dtype), torch.ones(2**24)
+    small = torch.ones(8)
+    z = torch.empty_like(y)
+    product = best(lambda: x @ x, 6)
+    return 2 * 1024**3 / product, 2 * y.nbytes / best(lambda: z.copy_(y), 4), 3 * best(lambda: small + 1, 50)
 
 
 def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from peft import PeftConfig
 
 from prefiere.data import formats
 from prefiere.data.chat import eos_ids_of
 from prefiere.data.groups import PromptGroup
-from prefiere.data.plan import updates_per_epoch
-from prefiere.models.load import base_scheme, count_parameters, generation_config, load_tokenizer, positions, resolve
-from prefiere.models.reward import decodes, skeleton
+from prefiere.data.plan import members, updates_per_epoch
+from prefiere.models.hollow import hollow
+from prefiere.models.load import (
+    Adapter,
+    Source,
+    base_scheme,
+    count_parameters,
+    generation_config,
+    load_tokenizer,
+    positions,
+    resolve,
+)
+from prefiere.models.reward import decodes, ends, room, skeleton
+from prefiere.models.scores import make_encoder as score_encoder
 from prefiere.objectives.preference import LOSSES
 from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
-from prefiere.train.estimate import CARDS, Card, Estimate, Workload, until_it_fits
-from prefiere.train.examples import make_encoder, read_data
+from prefiere.train.estimate import CARDS, Card, Estimate, until_it_fits
+from prefiere.train.examples import make_encoder, read_data, truncation
 from prefiere.train.optim import choose_dtype, choose_lora
 from prefiere.train.progress import Display
 from prefiere.train.prompts import read_prompts
+from prefiere.train.rewards import same
 from prefiere.train.session import DTYPES, adapter_of
+from prefiere.train.simulate import Workload
 
 
 def card_of(name: str | None) -> Card | None:
@@ -55,18 +70,19 @@ def kind_of(settings: Settings) -> formats.Kind:
 def workload(settings: Settings, card: Card | None, available: int, display: Display) -> Workload:
     """Read a recipe's data and make the choices that its run would make on this device.
 
-    Raises ValueError as the run would, and for an encoder as a reward model, whose update is not one of these.
+    Raises ValueError as the run would.
     """
     source = resolve(settings.model, trust=settings.trust_remote_code)
     if settings.quantize != "none":
         source = replace(source, quantize=settings.quantize)
     scheme = base_scheme(source)
-    if isinstance(settings, Reward) and not decodes(skeleton(source)):
-        raise ValueError(f"{settings.model} reads both ways: encoders are small, and not estimated")
-    limit = positions(source)
+    tokenizer = load_tokenizer(source)
+    shape = skeleton(source) if isinstance(settings, Reward) else None
+    both_ways = shape is not None and not decodes(shape)
+    limit = room(source, tokenizer) if both_ways else positions(source)
     if limit is not None and limit < settings.max_length:
         settings = settings.model_copy(update={"max_length": limit})
-    parameters = count_parameters(source)
+    parameters = sum(p.numel() for p in shape.parameters()) if shape else count_parameters(source)
     if card is not None and settings.dtype == "auto":
         compute = torch.bfloat16 if card.bf16 else torch.float16
     else:
@@ -79,21 +95,50 @@ def workload(settings: Settings, card: Card | None, available: int, display: Dis
     budget = settings.tokens_per_microbatch
     if budget == "auto":
         budget = 16384 if card is not None else 4096
-    tokenizer = load_tokenizer(source)
-    eos_ids = eos_ids_of(generation_config(source), tokenizer)
+    eos_ids = ends(source, tokenizer) if both_ways else eos_ids_of(generation_config(source), tokenizer)
+    mounted: tuple[Adapter, ...] = ()
+    beside = 0
     store: Any
     if isinstance(settings, PolicyGradient):
         data = read_prompts(settings, tokenizer, eos_ids, display)
         assert data.prompts is not None
         store = [_answered(p, settings) for p in data.prompts.ids]
+        prompts = sorted(len(data.prompts.ids[i]) for i in members(len(store), settings.batch_size,
+                                                                   seed=settings.seed, step=0))  # fmt: skip
+        mounted, beside = rewards(settings, source, lora, compute)
     else:
-        data = read_data(settings, make_encoder(settings, tokenizer, eos_ids), kind_of(settings), display)
+        encoder: Any = make_encoder(settings, tokenizer, eos_ids)
+        if shape is not None:
+            reading = {"template": settings.template, "on_bad": settings.on_bad}
+            encoder = score_encoder(source, tokenizer, truncation(settings), both_ways=both_ways, **reading)
+        data = read_data(settings, encoder, kind_of(settings), display)
         store = data.train
+        prompts = sorted(len(p) for p in data.sample_prompts)
     examples = len(store)
     steps = settings.max_steps or round(settings.num_train_epochs * updates_per_epoch(examples, settings.batch_size))
-    prompt = max((len(p) for p in data.sample_prompts), default=64)
     packed = settings.attn != "padded"
-    return Workload(settings, source, compute, adapters, store, int(budget), max(1, steps), packed, prompt)
+    held = int(data.eval.lengths.sum()) if data.eval is not None else 0
+    return Workload(
+        settings, source, compute, adapters, store, int(budget), max(1, steps), packed, tuple(prompts), mounted, beside,
+        held,
+    )  # fmt: skip
+
+
+def rewards(settings: PolicyGradient, own: Source, lora: bool, compute: torch.dtype) -> tuple[tuple[Adapter, ...], int]:
+    """Reward models of a run: the adapters that are mounted on the policy's base, and the bytes of those beside it."""
+    names = [settings.reward] if isinstance(settings.reward, str) else settings.reward
+    mounted, beside = list[Adapter](), 0
+    for name in names:
+        if re.fullmatch(r"[\w.]+:\w+", name):  # a function
+            continue
+        source = resolve(name, trust=settings.trust_remote_code)
+        made = (Adapter(PeftConfig.from_pretrained(source.adapter)),) if source.adapter else ()
+        if lora and made and same(source.base, own.base) and source.quantize in ("none", own.quantize):
+            mounted += made
+            continue
+        model = hollow(source, compute=compute, adapters=made, reward=True, checkpointing=False, packed=False)
+        beside += sum(t.nbytes for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+    return tuple(mounted), beside
 
 
 def _answered(prompt: np.ndarray, settings: PolicyGradient) -> PromptGroup:

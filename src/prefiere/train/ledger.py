@@ -16,12 +16,30 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes alive ``now`` and at most (``peak``), and floating-point operations of matrix products (``flops``)."""
+    """Bytes alive ``now`` and at most (``peak``); matrix products (their floating-point operations, bytes read and
+    written); bytes read and written by all else (``traffic``); how many operations there were (``calls``)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.flops = 0
+        self.now = self.peak = 0
         self._known: set[int] = set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the work so far, not the memory."""
+        self.products: list[tuple[int, int]] = []
+        self.traffic = self.calls = 0
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all products."""
+        return sum(flops for flops, _ in self.products)
+
+    def seconds(self, flops: float, bandwidth: float, call: float) -> float:
+        """How long the work takes at so many operations and bytes a second: a product waits for the slower of its
+        two; each operation costs ``call`` seconds to be started."""
+        slow = sum(max(f / flops, b / bandwidth) for f, b in self.products)
+        return slow + self.traffic / bandwidth + self.calls * call
 
     def book(self, tensor: torch.Tensor) -> None:
         """Note the storage of a tensor that exists, until it is gone."""
@@ -45,7 +63,13 @@ class Ledger(TorchDispatchMode):
         for leaf in tree_flatten(out)[0]:
             if isinstance(leaf, torch.Tensor):
                 self.book(leaf)
+        if func.is_view or "empty" in str(func):  # nothing is moved
+            return out
+        self.calls += 1
+        moved = sum(t.nbytes for t in tree_flatten((args, kwargs, out))[0] if isinstance(t, torch.Tensor))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
-            self.flops += int(count(*args, **kwargs, out_val=out))
+            self.products.append((int(count(*args, **kwargs, out_val=out)), moved))
+        else:
+            self.traffic += moved
         return out

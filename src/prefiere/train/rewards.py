@@ -41,7 +41,7 @@ def load_reward_judge(
 
     def load(name: str) -> RewardModel:
         source = resolve(name, trust=settings.trust_remote_code)
-        shares = trunk.adapted and source.adapter is not None and _same(source.base, own.base)
+        shares = trunk.adapted and source.adapter is not None and same(source.base, own.base)
         if not (
             shares and source.quantize in ("none", held) and normalisation(source) is not None and _untouched(trunk)
         ):
@@ -55,7 +55,7 @@ def load_reward_judge(
     return Judge.load(settings.reward, combine=settings.reward_ensemble, k=settings.reward_ensemble_k, model=load)
 
 
-def _same(one: str, other: str) -> bool:
+def same(one: str, other: str) -> bool:
     """Whether two names mean the same base: the same folder, or the same hub id."""
     return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
 
