@@ -174,13 +174,14 @@ class Bench:
         return self.made[vocabulary]
 
     def store(self, vocabulary: int) -> GroupStore:
-        """The pairs as token ids."""
-        key = f"store {vocabulary}"
-        if key not in self.made:
+        """The pairs as token ids, mapped from disk: made once, by the first process that asks."""
+        folder = self.out / "stores" / str(vocabulary)
+        if not folder.is_dir():
             tokenizer = self.tokenizer(vocabulary)
             encoder = Encoder(tokenizer, Truncation(MAX_LENGTH), eos_ids=[tokenizer.eos_token_id])
-            self.made[key] = GroupStore.build(encoder.encode(self.pairs, EncodeReport()), 2)
-        return self.made[key]
+            folder.mkdir(parents=True)
+            GroupStore.write(encoder.encode(self.pairs, EncodeReport()), 2, folder)
+        return GroupStore.open(folder, 2)
 
     def folder(self, shape: str) -> Path:
         """A model of random weights and its tokenizer as a transformers folder."""

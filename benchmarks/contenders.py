@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from prefiere.train.preference import Pairs
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 BUDGET = 4096
+LIBRARY_SPINCOUNT = "300000"
+"""What libgomp does by itself."""
 
 
 class Ours:
@@ -49,16 +52,15 @@ class Ours:
             self.trunk, optimizer, make_scheduler(optimizer, settings, 1000), accelerator=Accelerator(cpu=True),
             compute=compute, max_grad_norm=settings.max_grad_norm, budget=BUDGET, adapt=False,
         )  # fmt: skip
-        self.store, self.batches = store, batches
+        self.store, self.batches, self.lora = store, batches, lora
         self.goal = Pairs(LOSSES["sigmoid"], {"beta": 0.1}, 0.1, np.zeros((len(store), 2), np.float32))
 
     def reference(self, steps: int) -> float:
         """Seconds to compute the reference's log-probs of the window's first pairs, and keep them."""
         members = np.concatenate(self.batches[:steps])
         began = clock()
-        groups = [self.store[int(i)] for i in members]
         self.goal.reference[members] = sequence_logps(
-            self.trunk, groups, budget=self.engine.budget, autocast=self.engine.compute
+            self.trunk, self.store.select(members), budget=self.engine.budget, autocast=self.engine.compute
         )
         return clock() - began
 
@@ -184,7 +186,10 @@ class Apart:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        before = os.environ.get("GOMP_SPINCOUNT", "")
+        os.environ["GOMP_SPINCOUNT"] = LIBRARY_SPINCOUNT
         self._process.start()
+        os.environ["GOMP_SPINCOUNT"] = before
 
     def call(self, name: str, method: str) -> Callable[[int], float]:
         """A contender: the method of the named object, called over there."""

@@ -6,11 +6,17 @@ the whole data set, so that seconds per epoch are the window's times pairs / win
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
 
 from benchmarks.common import Bench, Contender, Row
 from benchmarks.contenders import Apart, Ours, Trl, installed
+from benchmarks.peak import matmul_peak, step_flops
 from benchmarks.workload import SHAPES, window
+from prefiere.data.batch import pack
 
 # shape, LoRA, batches of 8 in a window, goals against TRL as shipped and at its best, against the plain path with
 # batches grouped by length and random ones
@@ -64,10 +70,23 @@ def _case(
         contenders |= {
             name: peers.call(name, "train" if name == SHIPPED else "epoch") for name in (SHIPPED, GROUPED, BEST)
         }
-    s = bench.alternate(contenders, steps)
+    peaks: list[float] = []
+
+    def peak(_: int) -> float:
+        peaks.append(matmul_peak(torch.bfloat16))
+        return 1.0
+
+    s = bench.alternate({**contenders, "peak": peak}, steps)
     if peers:
         peers.close()
     n = f"window of {8 * steps} pairs"
+    needed = {"random": _flops(mine["random"], random), "grouped": _flops(mine["grouped"], grouped)}
+
+    def at_most(peer: str, batches: str) -> str:
+        """What the ratio could be at most: the products alone, each at the peak of large squares."""
+        products = needed[batches] / statistics.median(peaks[1:]) / 1e9
+        return f"were products at the matmul peak all there is: {statistics.median(s[peer]) / products:.1f}"
+
     whole: Callable[[list[float]], list[float]] = lambda x: [t * len(store) / (8 * steps) for t in x]  # noqa: E731
     for peer, ours, goal, note in (
         (SHIPPED, "ours, random", goals[0], n),
@@ -75,9 +94,17 @@ def _case(
         (BEST, "ours, grouped", goals[1], f"{n}; {BEST_NOTE}"),
     ):
         if peer in s:
+            note = f"{note}; {at_most(peer, ours.removeprefix('ours, '))}"
             yield Row.faster(f"{title}; {peer}", whole(s[ours]), whole(s[peer]), goal=goal, note=note)
         else:
             yield Row.missing(f"{title}; {peer}", goal, "TRL is not installed")
     for name, goal in (("grouped", goals[2]), ("random", goals[3])):
         work = f"{title}; own padded, unshared, full-logits path, reference cached, {name} batches"
         yield Row.faster(work, whole(s[f"steady, {name}"]), whole(s[f"plain, {name}"]), goal=goal, note=n)
+
+
+def _flops(ours: Ours, batches: list[np.ndarray]) -> float:
+    """Operations of the products of these updates and of their reference pass."""
+    config, weights = ours.trunk.lm.config, not ours.lora
+    packed = [pack([ours.store[int(i)] for i in b]) for b in batches]
+    return sum(step_flops(config, b, weights=weights) + step_flops(config, b, backward=False) for b in packed)

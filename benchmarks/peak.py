@@ -52,13 +52,13 @@ def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
     return best
 
 
-def step_flops(config: Any, batch: PackedBatch, *, weights: bool = True) -> float:
+def step_flops(config: Any, batch: PackedBatch, *, weights: bool = True, backward: bool = True) -> float:
     """Floating-point operations of the products that a step on a Llama-like model needs. weights: with the gradients
-    of the weights (not under LoRA, whose own small products are left out)."""
+    of the weights (not under LoRA, whose own small products are left out). backward: False for a forward alone."""
     h, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     size = getattr(config, "head_dim", None) or h // config.num_attention_heads
     q, kv = config.num_attention_heads * size, config.num_key_value_heads * size
-    passes = 3 if weights else 2
+    passes, looked = (3 if weights else 2, 3) if backward else (1, 1)
     tokens, targets = len(batch.tokens_T), len(batch.predictor_N)
     predictors = len(batch.predictor_N.unique())
     layer_rest, layer_kv = 2 * h * q + 3 * h * inner, 2 * h * kv
@@ -67,7 +67,7 @@ def step_flops(config: Any, batch: PackedBatch, *, weights: bool = True) -> floa
     last = looks * predictors / tokens
     attention = 2 * q * ((layers - 1) * looks + last)
     head = targets * h * config.vocab_size
-    return 2.0 * (passes * (linear + head) + 3 * attention)
+    return 2.0 * (passes * (linear + head) + looked * attention)
 
 
 def _looks(queries: int, prefix: int) -> float:
