@@ -5,7 +5,7 @@ import torch
 
 from prefiere.models import kernels
 
-SHAPES = [(1, 4, 4, 9, 9), (3, 4, 2, 5, 11), (2, 6, 1, 1, 7), (2, 2, 2, 13, 13)]
+SHAPES = [(1, 4, 4, 9, 9), (3, 4, 2, 5, 11), (2, 6, 1, 1, 7), (2, 2, 2, 13, 13), (1, 4, 2, 200, 200)]
 
 
 def loop(query, key, value, mask, scale) -> torch.Tensor:

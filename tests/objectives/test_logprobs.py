@@ -46,6 +46,12 @@ def test_values_and_gradients(transform, bias, chunk_bytes) -> None:
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_logits_too_many_to_keep_are_computed_again(monkeypatch, transform) -> None:
+    monkeypatch.setattr("prefiere.objectives.logprobs.KEPT_BYTES", 37 * 50 * 4 - 1)
+    test_values_and_gradients(transform, True, 20 * 50 * 4)
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     h, w, b, t, _ = inputs()
     w.requires_grad_(False)

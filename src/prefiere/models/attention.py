@@ -57,11 +57,14 @@ class Flat:
 class AttentionPlan:
     """The buckets of one packed row, made once and used by every layer. inverse_T puts their outputs back in order.
 
-    flat: the same for one call of a variable-length kernel, where there is one. rows_M: the rows that queries are
+    query_Q, key_K: the rows of all buckets end to end, gathered at once, as the gradient of a gather is as large as the
+    row. flat: the same for one call of a variable-length kernel, where there is one. rows_M: the rows that queries are
     computed for, None for all; other rows of the output are zero. last: the plan of the last layer, where it differs.
     """
 
     buckets: tuple[Bucket, ...]
+    query_Q: Tensor
+    key_K: Tensor
     inverse_T: Tensor
     flat: Flat | None = None
     rows_M: Tensor | None = None
@@ -143,7 +146,9 @@ def _plan(segments: Sequence[Segment], size: int, device: torch.device | str) ->
             )
         )
     flat = flatten(segments, device) if has_varlen(torch.device(device)) else None
-    return AttentionPlan(tuple(buckets), torch.from_numpy(inverse).to(device), flat)
+    query_Q = torch.cat([b.query_SQ.flatten() for b in buckets])
+    key_K = torch.cat([b.key_SK.flatten() for b in buckets])
+    return AttentionPlan(tuple(buckets), query_Q, key_K, torch.from_numpy(inverse).to(device), flat)
 
 
 def flatten(segments: Sequence[Segment], device: torch.device | str) -> Flat:
@@ -217,14 +222,14 @@ def segment_attention(
     q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
     if segments.flat is not None and softcap is None and compute in (torch.bfloat16, torch.float16):
         return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
+    buckets = segments.buckets
+    queries = q_T.index_select(0, segments.query_Q).split([b.query_SQ.numel() for b in buckets])
+    keys, values = (x.index_select(0, segments.key_K).split([b.key_SK.numel() for b in buckets]) for x in (k_T, v_T))
     outputs = []
-    for number, bucket in enumerate(segments.buckets):
-        q, k, v = (
-            x.index_select(0, where.flatten()).view(*where.shape, *x.shape[1:]).transpose(1, 2)
-            for x, where in ((q_T, bucket.query_SQ), (k_T, bucket.key_SK), (v_T, bucket.key_SK))
-        )
-        mask = segments.mask(number, sliding_window)
-        out = attend(q, k, v, mask, scale, softcap)
+    for number, (bucket, *parts) in enumerate(zip(buckets, queries, keys, values, strict=True)):
+        shapes = bucket.query_SQ.shape, bucket.key_SK.shape, bucket.key_SK.shape
+        q, k, v = (x.view(*s, *x.shape[1:]).transpose(1, 2) for x, s in zip(parts, shapes, strict=True))
+        out = attend(q, k, v, segments.mask(number, sliding_window), scale, softcap)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     if segments.rows_M is not None:
         outputs.append(outputs[0].new_zeros(1, *outputs[0].shape[1:]))

@@ -4,8 +4,9 @@ log p(t | h) = z_t - log sum_v exp(z_v), with z = cap(scale * (h W^T + b)) / tem
 
 The forward goes through the targets in chunks and keeps h and the log-sum-exp. The gradient of log p with respect to h
 does not depend on the loss and is all that a frozen head needs: it is computed on the way, and the backward multiplies.
-With a trained head the backward computes the logits again, in chunks of the vocabulary: each part of the weight's
-gradient is then one product over all targets, and nothing of the weight's size is added up in parts.
+With a trained head the backward goes through chunks of the vocabulary: each part of the weight's gradient is then one
+product over all targets, and nothing of the weight's size is added up in parts. It computes the logits again where they
+are too many to keep.
 
 Suffixes: _N targets, _H hidden, _V vocabulary.
 """
@@ -24,6 +25,8 @@ from prefiere.objectives.products import compute_dtype, product
 
 CHUNK_BYTES = 32 * 2**20
 """Size of one chunk's logits in fp32."""
+KEPT_BYTES = 64 * 2**20
+"""Logits of up to this size, in the dtype of products, are kept for the backward of a trained head."""
 
 
 class TargetLogprobs(NamedTuple):
@@ -54,7 +57,8 @@ class LogitTransform:
 
     def backward(self, grad: Tensor, logits: Tensor) -> Tensor:
         """Gradient before the transform, given the gradient and the values after it."""
-        grad = grad * (self.scale / self.temperature)
+        if self.scale != self.temperature:
+            grad = grad * (self.scale / self.temperature)
         if self.softcap is not None:
             grad = grad * (1 - (logits * (self.temperature / self.softcap)).square())
         return grad
@@ -90,8 +94,14 @@ class _Linear(torch.autograd.Function):
         logp, lse, correct = (torch.empty(hidden.shape[0], device=hidden.device) for _ in range(3))
         entropy = torch.empty_like(logp) if want_entropy else logp.new_empty(0)
         slope = torch.empty_like(hidden) if ahead else None
+        shape = hidden.shape[0], weight.shape[0]
+        keep = learning and not ahead and shape[0] * shape[1] * compute.itemsize <= KEPT_BYTES
+        kept = torch.empty(shape, dtype=compute, device=hidden.device) if keep else None
         for part in _parts(hidden.shape[0], 4 * weight.shape[0], chunk_bytes):
-            z = transform(_logits(hidden[part].to(compute), cast, bias))
+            raw = product(hidden[part].to(compute), cast.T)
+            if kept is not None:
+                kept[part] = raw
+            z = transform(_logits(raw, bias))
             p, top = torch.softmax(z, -1), z.amax(-1)
             # The largest probability is exp(top - lse), at least 1 / V: its logarithm loses nothing.
             lse[part] = top - torch.log(p.amax(-1))
@@ -107,7 +117,7 @@ class _Linear(torch.autograd.Function):
         if ahead:
             ctx.save_for_backward(slope)
         elif learning:
-            ctx.save_for_backward(hidden, weight, bias, target, lse, logp)
+            ctx.save_for_backward(hidden, weight, bias, target, lse, logp, kept)
         ctx.mark_non_differentiable(correct, entropy)
         return logp, correct, entropy
 
@@ -116,18 +126,19 @@ class _Linear(torch.autograd.Function):
         if ctx.ahead:
             (slope,) = ctx.saved_tensors
             return (slope * grad_logp[:, None]).to(slope.dtype), *([None] * 8)
-        hidden, weight, bias, target, lse, logp = ctx.saved_tensors
+        hidden, weight, bias, target, lse, logp, kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         compute, h = ctx.compute, hidden.to(ctx.compute)
-        pulled = (hidden * grad_logp[:, None]).to(compute) if need_weight else None
+        pulled = (hidden * -grad_logp[:, None]).to(compute) if need_weight else None
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         grad_bias = torch.empty_like(bias) if need_bias and bias is not None else None
         for part in _parts(weight.shape[0], 4 * hidden.shape[0], ctx.chunk_bytes):
             cast = weight[part].to(compute)
-            z = ctx.transform(_logits(h, cast, None if bias is None else bias[part]))
+            raw = product(h, cast.T) if kept is None else kept[:, part]
+            z = ctx.transform(_logits(raw, None if bias is None else bias[part]))
             # p - 1 at the target, p elsewhere: minus the gradient of log p with respect to z.
-            p = torch.exp(z - lse[:, None])
+            p = (z - lse[:, None]).exp_()
             place = (target - part.start).clamp(0, z.shape[1] - 1)[:, None]
             mine = ((target >= part.start) & (target < part.stop))[:, None]
             p.scatter_(1, place, torch.where(mine, torch.expm1(logp)[:, None], p.gather(1, place)))
@@ -136,7 +147,7 @@ class _Linear(torch.autograd.Function):
                 grad_bias[part] = -(grad_logp @ p).to(bias.dtype)
             p = p.to(compute)
             if grad_weight is not None and pulled is not None:
-                grad_weight[part] = product(p.T, pulled).neg_()
+                grad_weight[part] = product(p.T, pulled)
             if grad_hidden is not None:
                 grad_hidden += product(p, cast)
         if grad_hidden is not None:
@@ -144,8 +155,8 @@ class _Linear(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, *([None] * 6)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    z = product(hidden, weight.T).float()
+def _logits(raw: Tensor, bias: Tensor | None) -> Tensor:
+    z = raw.float()
     return z if bias is None else z + bias.float()
 
 
