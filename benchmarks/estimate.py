@@ -2,18 +2,23 @@
 
     python benchmarks/estimate.py [--calibrate] [NAME...]
 
-Prints a table: predicted and measured peak above the process's size after its imports. The cases of ``CALIBRATION``
-set the two constants of `train/estimate.py` that are no shapes (CPU_FIXED and CPU_SLACK); those of ``CASES`` did not.
+Prints a table: predicted and measured peak above the process's size after its imports, once with malloc told to give
+back what is freed and once as a run on a CPU is (it keeps it); and predicted and measured seconds of the latter. The
+cases of ``CALIBRATION`` set the two constants of `train/estimate.py` that are no shapes (CPU_FIXED and CPU_SLACK);
+those of ``CASES`` did not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "8M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "heads": 8, "kv": 4, "vocab": 4000},
     "35M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "heads": 8, "kv": 4, "vocab": 16000},
     "110M": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10, "heads": 12, "kv": 4,
+             "vocab": 32000},
+    "250M": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 14, "heads": 16, "kv": 4,
              "vocab": 32000},
 }  # fmt: skip
 # name -> model, mean words of prompt and answers, method, settings
@@ -44,6 +51,16 @@ CASES: dict[str, tuple[str, tuple[int, int], str, dict[str, Any]]] = {
     "reward model, LoRA, bf16": ("35M", (60, 100), "reward", {"lora": True, "dtype": "bfloat16"}),
     "DPO, full, fp32, 1,024 tokens": (
         "110M", (60, 100), "dpo", {"lora": False, "dtype": "float32", "tokens_per_microbatch": 1024},
+    ),
+    "PPO, LoRA, bf16, reward model on the same base": (
+        "35M", (40, 80), "ppo", {"lora": True, "dtype": "bfloat16", "max_new_tokens": 128, "reward": "lora"},
+    ),
+    "PPO, full, fp32, reward model beside": (
+        "35M", (40, 80), "ppo", {"lora": False, "dtype": "float32", "max_new_tokens": 64, "reward": "full"},
+    ),
+    "DPO, NF4, bf16, checkpointing, sampling": (
+        "250M", (60, 100), "dpo",
+        {"quantize": "nf4", "dtype": "bfloat16", "gradient_checkpointing": True, "sample_prompts": 8},
     ),
 }  # fmt: skip
 
@@ -83,11 +100,33 @@ def settings_of(folder: Path, method: str, options: dict[str, Any]) -> Any:
 
     given = {"model": str(folder / "model"), "data": str(folder / "pairs.jsonl"), "out": str(folder / "run"),
              "max_steps": 2, "batch_size": 32, "eval_size": 8, "max_new_tokens": 32, "guard": False}  # fmt: skip
+    if method == "reward":
+        del given["max_new_tokens"], given["guard"]
+    if "reward" in options:
+        options = {**options, "reward": str(folder / "reward"), "num_ppo_epochs": 2, "eval_size": 4}
     return recipe.load(method, None, {**given, **options}, [])
 
 
-def _measure(folder: str, method: str, options: str) -> None:
-    """In a fresh process: train, and print the peak above the size after the imports, in bytes."""
+def reward_model(folder: Path, kind: str) -> None:
+    """A reward model of random weights on the case's base: an adapter ("lora"), or a model of its own."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    base = folder / "model"
+    model: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    if kind == "lora":
+        config = LoraConfig(r=16, target_modules="all-linear", task_type="SEQ_CLS", init_lora_weights=False)
+        model = get_peft_model(model, config)
+    model.save_pretrained(folder / "reward")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "reward")
+    if kind == "lora":
+        (folder / "reward" / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0, "template": "auto"}))
+
+
+def _measure(folder: str, method: str, options: str, keep: str) -> None:
+    """In a fresh process: train, and print the peak above the size after the imports, in bytes, and the seconds."""
     import psutil
 
     import prefiere.train.session as session
@@ -96,55 +135,74 @@ def _measure(folder: str, method: str, options: str) -> None:
 
     before = psutil.Process().memory_info().rss
     settings = settings_of(Path(folder), method, json.loads(options))
-    session.keep_freed_memory = lambda device: False  # type: ignore[assignment]
+    if keep == "no":
+        session.keep_freed_memory = lambda device: False  # type: ignore[assignment]
+    seconds: list[float] = []
+    real = start.Loop.run
+
+    def run(loop: Any) -> Any:
+        began = time.perf_counter()
+        found = real(loop)
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    start.Loop.run = run  # type: ignore[method-assign]
     start.train(settings, display=Display(quiet=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak": peak - before}))
+    print(json.dumps({"peak": peak - before, "seconds": seconds[0]}))
 
 
 def case(name: str, given: tuple[str, tuple[int, int], str, dict[str, Any]]) -> dict[str, Any]:
-    """Predict a case, run it, and compare."""
-    import os
-
+    """Predict a case, run it both ways, and compare."""
     from prefiere.train.estimate import estimate
     from prefiere.train.forecast import here, workload
     from prefiere.train.progress import Display
 
     model, words, method, options = given
+    measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         build(folder, model, words)
-        os.environ["PREFIERE_CACHE"] = str(folder / "cache")
+        if "reward" in options:
+            reward_model(folder, options["reward"])
         work = workload(settings_of(folder, method, options), None, here()[1], Display(quiet=True))
         found = estimate(work, None)
-        command = [sys.executable, __file__, "--measure", str(folder), method, json.dumps(options)]
-        # What is freed goes back to the system: the resident set is then what is in use, not what malloc keeps.
-        there = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=there)
-        if done.returncode:
-            raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-        measured = json.loads(done.stdout.splitlines()[-1])["peak"]
-    return {"case": name, "model": model, "predicted": found.memory.peak, "measured": measured, "memory": found}
+        for keep in ("no", "yes"):
+            # Told so, malloc gives back what is freed: the resident set is then what is in use.
+            told = {"MALLOC_MMAP_THRESHOLD_": str(2**16)} if keep == "no" else {}
+            there = {**os.environ, **told, "PREFIERE_CACHE": str(folder / f"cache-{keep}")}
+            command = [sys.executable, __file__, "--measure", str(folder), method, json.dumps(options), keep]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=there)
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+            measured[keep] = json.loads(done.stdout.splitlines()[-1])
+            shutil.rmtree(folder / "run")
+    return {"case": name, "model": model, "found": found, **measured}
 
 
 def main() -> None:
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--calibrate", action="store_true")
-    parser.add_argument("--measure", nargs=3)
+    parser.add_argument("--measure", nargs=4)
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     if arguments.measure:
         _measure(*arguments.measure)
         return
-    print("| case | model | predicted MiB | measured MiB | off |\n| --- | --- | --- | --- | --- |")
+    print("| case | model | predicted MiB | measured MiB | off | as it runs | predicted s | measured s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name, given in (CALIBRATION if arguments.calibrate else CASES).items():
         if arguments.names and name not in arguments.names:
             continue
         r = case(name, given)
-        off = r["predicted"] / r["measured"] - 1
-        print(f"| {name} | {r['model']} | {r['predicted'] / 2**20:,.0f} | {r['measured'] / 2**20:,.0f} | {off:+.1%} |")
-        print(r["memory"].memory, file=sys.stderr, flush=True)
+        found, there, kept = r["found"], r["no"]["peak"], r["yes"]["peak"]
+        off = found.memory.peak / there - 1
+        sizes = [f"{x / 2**20:,.0f}" for x in (found.memory.peak, there)]
+        times = [f"{x:.1f}" for x in (found.seconds, r["yes"]["seconds"])]
+        cells = [name, r["model"], *sizes, f"{off:+.1%}", f"{kept / 2**20:,.0f}", *times]
+        print(f"| {' | '.join(cells)} |", flush=True)
+        print(found.memory, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
