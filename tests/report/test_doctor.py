@@ -137,6 +137,14 @@ def test_stuck_at_ln_2(tmp_path: Path, seed: int) -> None:
     assert "learning_rate=1e-04" in d.findings[0].remedy[-1]
 
 
+def test_contradicting_labels_are_not_stuck(tmp_path: Path) -> None:
+    """A small mean margin of margins that are large each: a higher learning rate is no remedy."""
+    moved = STUCK | {"rewards/margins": to(0.015), "rewards/accuracies": to(0.65, 0.5)}
+    d = diagnose(make(tmp_path, train=moved, spread=0.06))
+    assert "stuck" not in d
+    assert not any("learning_rate" in r for f in d.findings for r in f.remedy)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_destroyed_with_perfect_curves(tmp_path: Path, seed: int) -> None:
     d = diagnose(make(tmp_path, seed, train=PERFECT, answers=RUINED))

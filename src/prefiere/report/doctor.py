@@ -1,8 +1,8 @@
 """What a run's curves and answers mean, in plain language, with the remedy.
 
-The checks live in checks.py (curves of given answers), reward.py (reward models), policy.py and updates.py (policy
-gradients) and answers.py (sampled text); here is how the run itself went, which checks each family of methods gets, and
-the one sentence that all findings add up to.
+The checks live in checks.py (curves of given answers), account.py (what was cut of the data), reward.py (reward
+models), policy.py and updates.py (policy gradients) and answers.py (sampled text); here is how the run itself went,
+which checks each family of methods gets, and the one sentence that all findings add up to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefiere.report import answers, checks, policy, reward, updates
+from prefiere.report import account, answers, checks, policy, reward, updates
 from prefiere.report.case import Case, Family, Finding, Severity
 from prefiere.run import Run
 
@@ -194,6 +194,7 @@ _GIVEN: tuple[Check, ...] = (
     checks.stuck,
     checks.within_noise,
     checks.drift,
+    account.cut,
     answers.never_end,
     answers.longer,
     checks.spikes,
@@ -209,6 +210,7 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         reward.mostly_length,
         checks.overfit,
         reward.saturated,
+        account.cut,
         reward.miscalibrated,
         checks.spikes,
         reward.learnt,

@@ -31,6 +31,11 @@ class Level:
         """Whether there is an interval."""
         return not math.isnan(self.low)
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the single values, as the interval of their mean tells it; nan where nothing does."""
+        return (self.high - self.low) / (2 * 1.96) * math.sqrt(self.n) if self.known and self.n else math.nan
+
     def above(self, value: float) -> bool:
         """Whether the interval lies above ``value``."""
         return self.known and self.low > value
