@@ -106,6 +106,16 @@ def test_held_out_falls_while_training_rises(tmp_path: Path, seed: int) -> None:
     assert d.severity == "bad"
 
 
+def test_worse_than_a_coin_is_not_learning_by_heart(tmp_path: Path) -> None:
+    """Training labels that are swapped: the held-out loss rises as with overfitting, but the ranking is reversed."""
+    swapped = FALLS | {"rewards/accuracies": to(0.1, 0.5), "loss": to(1.6, math.log(2))}
+    d = diagnose(make(tmp_path, held_out=swapped))
+    assert d.findings[0].key == "not_carried_over"
+    assert "overfit" not in d
+    assert "less often than a coin" in d.findings[0].meaning
+    assert "by heart, or" not in d.findings[0].meaning
+
+
 def test_change_within_noise(tmp_path: Path) -> None:
     """Too few pairs to see a margin of 0.03: nearly always said so, and never praised (5% of noise looks like more)."""
     still = {"samples/score": to(0.5, 0.5)}

@@ -114,6 +114,11 @@ def drift(case: Case) -> Finding | None:
     )
 
 
+def _opposed(accuracy: Seen | None) -> bool:
+    """Whether held-out pairs are ranked the wrong way round, beyond the noise."""
+    return accuracy is not None and accuracy.held_out and accuracy.change.after.below(0.5)
+
+
 def moved_away(case: Case) -> Finding | None:
     """Margin and accuracy fell below where they began."""
     margin, accuracy = case.seen("rewards/margins"), case.seen("rewards/accuracies")
@@ -128,9 +133,13 @@ def moved_away(case: Case) -> Finding | None:
             "not_carried_over",
             "What it learnt does not carry over: on held-out comparisons it got worse.",
             "bad",
-            "On its training pairs the margin rose; on pairs it never saw it fell below where it began. Either the "
-            "training pairs were learnt by heart, or the two sets want different things (answers swapped in one of "
-            "them, another source, another prompt format).",
+            "On its training pairs the margin rose; on pairs it never saw it fell below where it began. "
+            + (
+                "It is now right less often than a coin, which learning by heart does not do: the two sets want "
+                if _opposed(accuracy)
+                else "Either the training pairs were learnt by heart, or the two sets want "
+            )
+            + "different things (answers swapped in one of them, another source, another prompt format).",
             evidence,
             (
                 "`prefiere data` on both sets: look at three pairs of each",
@@ -217,7 +226,12 @@ def within_noise(case: Case) -> Finding | None:
 
 
 def overfit(case: Case) -> Finding | None:
-    """Held-out loss rose from its best value, by more than its interval, while training went on improving."""
+    """Held-out loss rose from its best value, by more than its interval, while training went on improving.
+
+    Where held-out pairs are ranked worse than by a coin, they contradict the training pairs: see `moved_away`.
+    """
+    if not case.sft and _opposed(case.seen("rewards/accuracies")):
+        return None
     held_out, train = case.series("eval_loss"), case.series("loss")
     if len(held_out) < 3 or not held_out.measured:
         return None
