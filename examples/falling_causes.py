@@ -163,7 +163,7 @@ CAUSES: dict[str, Cause] = {
     "swapped-lr-2": Cause("the same, rate 2 times higher", {"learning_rate": 1e-3}, train=swapped(1.0)),
     "template-train": Cause("training prompts in a foreign template, held-out ones not", train=said(INSTRUCTION)),
     "template": Cause("a foreign chat template in training and validation, not in use", model=foreign_template),
-    "end-chosen": Cause("chosen training answers end with a foreign </s>", train=said(chosen="{}</s>")),
+    "end-chosen": Cause("chosen training answers end with a foreign end marker", train=said(chosen="{}</s>")),
     "end-chosen-lr-2": Cause("the same, rate 2 times higher", {"learning_rate": 1e-3}, train=said(chosen="{}</s>")),
     "end": Cause("another end token in training and validation than in use", model=foreign_end),
     "cut-answers": Cause("answers cut after 3 tokens", {"max_completion_length": 3}),

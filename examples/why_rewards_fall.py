@@ -187,6 +187,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for key in (*CURVES, "preferred", "right"):
             m = Moments.of([r[key] for r in mine])
             low, high = m.interval() if len(mine) > 1 else (m.mean, m.mean)
+            if key in ("preferred", "right"):
+                low, high = max(0.0, low), min(1.0, high)
             means[key] = {"mean": m.mean, "low": low, "high": high}
         keys = [k for r in mine for k in r["doctor"]]
         found[name] = {
