@@ -13,6 +13,7 @@ from prefiere.models import attention
 from prefiere.models.drawing import inverse_cdf, uniforms
 from prefiere.models.generate import generate
 from prefiere.models.roles import Trunk
+from prefiere.models.shared import SharedLayer
 
 EOS = 2
 
@@ -78,6 +79,58 @@ def test_looks_and_company_of_samples_change_no_token(monkeypatch) -> None:
             assert (a.tokens.tolist(), a.ended) == (b.tokens.tolist(), b.ended)
             np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
     assert len({len(s.tokens) for s in whole}) > 5
+
+
+def decodes_shared(monkeypatch) -> list[torch.dtype]:
+    """The dtypes of all products that later calls make with a prompt's shared keys."""
+    seen, own = [], SharedLayer.attend
+    monkeypatch.setattr(SharedLayer, "attend", lambda self, *a: seen.append(self._work) or own(self, *a))
+    return seen
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_samples_that_share_keys_draw_what_they_draw_alone(monkeypatch, family) -> None:
+    """Against a cache with each row's own keys, in fp32, with rows and prompts that end early."""
+    model, asked, seen = tiny.model(family), prompts(), decodes_shared(monkeypatch)
+    model.set_attn_implementation("sdpa")
+    options = {"samples": 3, "max_new_tokens": 13, "eos_ids": list(range(2, 40)), "seed": 7}
+    shared = generate(model, asked, **options)
+    assert seen
+    assert model.config._attn_implementation == "sdpa"
+    seen.clear()
+    monkeypatch.setattr("prefiere.models.shared.Watch.all_plain", lambda *_: False)
+    for a, b in zip(shared, generate(model, asked, **options), strict=True):
+        assert (a.tokens.tolist(), a.ended) == (b.tokens.tolist(), b.ended)
+        np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+    assert not seen
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_shared_keys_in_bf16_within_the_noise_of_plain_forwards(monkeypatch, auto) -> None:
+    exact, asked, seen = tiny.model("llama", num_key_value_heads=2), prompts(), decodes_shared(monkeypatch)
+    model = tiny.model("llama", num_key_value_heads=2)
+    model = model if auto else model.bfloat16()
+    model.set_attn_implementation("sdpa")
+    errors = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=auto), torch.no_grad():
+        made = generate(model, asked, samples=3, max_new_tokens=9, eos_ids=[EOS])
+        for s in made:
+            row = torch.tensor([*asked[s.prompt], *s.tokens])[None].long()
+            at = torch.arange(len(s.tokens)), torch.tensor(s.tokens).long()
+            plain = torch.log_softmax(model(row).logits[0, len(asked[s.prompt]) - 1 : -1].double(), -1)[at]
+            with torch.autocast("cpu", enabled=False):
+                true = torch.log_softmax(exact(row).logits[0, len(asked[s.prompt]) - 1 : -1].double(), -1)[at]
+            errors.append([float((x - true).square().mean()) for x in (torch.from_numpy(s.logp).double(), plain)])
+    mine, theirs = np.sqrt(np.mean(errors, 0))
+    assert mine <= 1.3 * theirs
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("family", "window"), [("mistral", 6), ("gemma2", 6)])
+def test_unusual_attention_keeps_its_own_cache(monkeypatch, family, window) -> None:
+    seen = decodes_shared(monkeypatch)
+    generate(tiny.model(family, sliding_window=window), prompts(3), max_new_tokens=3, eos_ids=[EOS])
+    assert not seen
 
 
 @pytest.mark.parametrize("every", [1, 4])

@@ -199,13 +199,21 @@ def segment_attention(
     segments: AttentionPlan | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    decoding: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query [1, heads, T, D], key, value [1, kv_heads, T, D] -> [1, T, heads, D].
 
+    decoding: who takes the query over, or watches, while answers are sampled (`shared`).
     Raises NotImplementedError for variants whose extra inputs (sinks, position biases) it does not know.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if decoding is not None:
+        extras = softcap, sliding_window, kwargs.get("s_aux"), kwargs.get("position_bias")
+        masked = attention_mask is None or attention_mask.dtype == torch.bool
+        made = decoding.attend(module, query, scale, masked and all(x is None for x in extras))
+        if made is not None:
+            return made, None
     if segments is None:
         if softcap is not None:
             dense = (

@@ -1,7 +1,7 @@
 """Sample n completions for each prompt: prefill once, drop finished rows, keep log-probs.
 
-How tokens are drawn is in `drawing`, the cache in `rooms`, and what makes thin matrix products fast on a CPU in
-`weights`.
+How tokens are drawn is in `drawing`, the cache in `rooms`, what the samples of a prompt share in `shared`, and what
+makes thin matrix products fast on a CPU in `weights`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prefiere.models.drawing import Drawing
 from prefiere.models.rooms import prefill
+from prefiere.models.shared import shareable
 from prefiere.models.weights import packed_weights
 
 
@@ -68,11 +69,11 @@ def generate(
     was_training = model.training
     model.eval()
     done: dict[tuple[int, int], Sample] = {}
-    with packed_weights(model):
+    with packed_weights(model), shareable(model) as share:
         for start in range(0, len(order), width):
             group = order[start : start + width]
             rooms = np.asarray([min(max_new_tokens, limit - len(prompts[i])) for i in group])
-            for s in _decode(model, [prompts[i] for i in group], names[group], samples, rooms, limit, draw):
+            for s in _decode(model, [prompts[i] for i in group], names[group], samples, rooms, limit, draw, share):
                 at = group[s.prompt]
                 done[at, s.sample] = Sample(at, s.sample, s.tokens, s.logp, s.ended)
             if progress:
@@ -89,6 +90,7 @@ def _decode(
     rooms: np.ndarray,
     limit: int,
     draw: Drawing,
+    share: bool,
 ) -> Iterator[Sample]:
     """Prefill each prompt once, repeat the cache for its samples, and drop rows as they end, or fill their prompt's
     ``rooms`` tokens. Rows are dropped some at a time, as each time the cache is copied; what a row that is over still
@@ -96,7 +98,8 @@ def _decode(
     device = next(model.parameters()).device
     prompt_R, sample_R = np.repeat(np.arange(len(prompts)), samples), np.tile(np.arange(samples), len(prompts))
     length, longest, every = int(rooms.max()), max(map(len, prompts)), _look_every(device)
-    logits, cache, mask = prefill(model, prompts, samples, length)
+    logits, cache, mask, decoding = prefill(model, prompts, samples, length, share=share)
+    told = {} if decoding is None else {"decoding": decoding}
     size = torch.as_tensor([len(prompts[p]) for p in prompt_R.tolist()], device=device)
     tokens = torch.zeros(len(prompt_R), length, dtype=torch.long, device=device)
     logps = torch.zeros(len(prompt_R), length, device=device)
@@ -130,6 +133,7 @@ def _decode(
             position_ids=(size + step).clamp(max=limit - 1)[:, None],
             past_key_values=cache,
             use_cache=True,
+            **told,
         ).logits[:, -1]
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from prefiere.models.shared import Decoding, SharedLayer, Watch
+
 PADDING = 1.15
 """Prompts are prefilled together while their padded size stays within this factor of the real one..."""
 SMALL = 256
@@ -55,17 +57,19 @@ class Room(DynamicLayer):
 
 
 def prefill(
-    model: PreTrainedModel, prompts: Sequence[np.ndarray], samples: int, room: int
-) -> tuple[Tensor, Cache, Tensor]:
+    model: PreTrainedModel, prompts: Sequence[np.ndarray], samples: int, room: int, *, share: bool = False
+) -> tuple[Tensor, Cache, Tensor, Decoding | None]:
     """Run each prompt once, for ``samples`` rows of ``room`` more tokens; prompts come shortest first.
 
     Returns the logits [R, V] of the first new token, the cache, and the mask [R, longest prompt + room]: prompts stand
-    at the right of their columns, so that all rows' next token has the same one.
+    at the right of their columns, so that all rows' next token has the same one. With ``share`` (`shareable`), where
+    the model goes along, samples share their prompt's keys: the model is then told who is ``decoding``.
     """
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     ordinary = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
     longest, device = max(map(len, prompts)), next(model.parameters()).device
-    parts, caches = [], []
+    parts, caches, watch = [], [], Watch()
+    watched = {"decoding": watch} if share else {}
     for few in alike(prompts) if ordinary else [prompts]:
         ids, mask = _padded_left(few, device)
         # Ordinary layers keep all columns, and the model's mask has its windows; the others know what to keep.
@@ -73,7 +77,7 @@ def prefill(
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=1, **watched,
         ).logits[:, -1]  # fmt: skip
         parts.append((logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)))
         caches.append(cache)
@@ -85,15 +89,23 @@ def prefill(
         at += len(mask)
     if not ordinary:
         caches[0].batch_repeat_interleave(samples)
-        return parts[0][0], caches[0], whole
+        return parts[0][0], caches[0], whole, None
+    sharing = watch.all_plain(len(caches[0].layers))
     layers: list[Any] = []
     for number in range(len(caches[0].layers)):
         pieces = [c.layers[number] for c in caches]
         for c in caches:
             c.layers[number] = None  # type: ignore[call-overload]  # each layer is let go as it is copied
-        keys, values = (_together([getattr(p, n) for p in pieces], samples, longest, room) for n in ("keys", "values"))
-        layers.append(Room(keys, values, longest))
-    return torch.cat([logits for logits, _ in parts]), Cache(layers=layers), whole
+        copies, columns = (1, 0) if sharing else (samples, room)
+        keys, values = (
+            _together([getattr(p, n) for p in pieces], copies, longest, columns) for n in ("keys", "values")
+        )
+        if sharing:
+            layers.append(SharedLayer(keys, values, whole[::samples, :longest].bool(), samples, room))
+        else:
+            layers.append(Room(keys, values, longest))
+    logits = torch.cat([logits for logits, _ in parts])
+    return logits, Cache(layers=layers), whole, Decoding(layers) if sharing else None
 
 
 def _together(parts: Sequence[Tensor], samples: int, longest: int, room: int) -> Tensor:
