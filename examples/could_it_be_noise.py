@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "training": {str(b): training(r, b, rng, a.steps, a.draws) for b, r in runs.items()},
         "flat": {str(b): training(r, b, rng, a.steps, a.draws, flat=True) for b, r in runs.items()},
     }
+    found["one"] = [
+        {"margin": float(r["margins"][-1].mean()), **training([r], 1, rng, a.steps, a.draws)} for r in runs[1]
+    ]
     (a.out / "noise.json").write_text(json.dumps(found, indent=1) + "\n")
     (a.out / "noise.md").write_text(tables(found) + "\n")
     print(tables(found))
@@ -232,6 +235,8 @@ def tables(found: Mapping[str, Any]) -> str:
     for b in found["training"]:
         for what, key in (("as above", "training"), ("flat", "flat")):
             lines.append(f"| {b} | {what} | {' | '.join(share(found[key][b][k]) for k in KEYS)} |")
+    each = ", ".join(f"{r['margin']:+.3f}: {share(r['pattern'])}" for r in found["one"])
+    lines += ["", f"1 pair per point, each run by itself (its margin at the end, in truth: the pattern): {each}."]
     return "\n".join(lines)
 
 
