@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 
 import quantized
 import runs
+import tiny
 from prefiere.data.batch import pack
 from prefiere.data.chat import EncodeReport
 from prefiere.models import attention
@@ -24,6 +25,7 @@ from prefiere.models.reference import Reference
 from prefiere.models.roles import REFERENCE, REWARD, Trunk
 from prefiere.models.scores import RewardModel, mount
 from prefiere.settings import DPO, SFT, Reward
+from prefiere.train import checkpoint
 from prefiere.train.engine import Engine
 from prefiere.train.progress import Display
 from prefiere.train.sft import Imitate
@@ -113,12 +115,28 @@ class Killed(BaseException):
     """Nothing of ours catches it: what a kill leaves behind."""
 
 
-@pytest.mark.parametrize("held", ["nf4", "int8", "gptq"])
+@pytest.mark.parametrize("held", ["nf4", "int8", "gptq", "awq"])
+def test_four_roles(tmp_path, held) -> None:
+    """PPO with a reward model that is an adapter on the same quantized base."""
+    given = {**options(tmp_path, held), "learning_rate": 1e-2}
+    reward = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "reward"), **given), display=QUIET).run.folder
+    run = train(runs.policy_settings(tmp_path, reward=str(reward), **given), display=QUIET).run
+    said = {c["name"]: c["value"] for c in run.environment["choices"]}
+    assert (said["quantization"], said["critic"]) == (held, "on the policy's trunk")
+    assert run.status["state"] == "finished"
+    assert run.metrics[1]["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert run.metrics[-1]["objective/kl"] > 1e-3, "nothing was trained"
+    assert all(np.isfinite(row["reward"]) for row in run.metrics[1:])
+
+
+@pytest.mark.parametrize("held", ["nf4", "int8", "gptq", "ppo on nf4", "ppo on gptq"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, held) -> None:
-    given = {**options(tmp_path, held), "max_steps": 5, "save_steps": 2, "eval_steps": 2, "sample_steps": 2,
-             "lora_dropout": 0.1, "gradient_checkpointing": True}  # fmt: skip
-    whole = train(runs.settings(tmp_path, out=str(tmp_path / "whole"), **given), display=QUIET).run
-    s = runs.settings(tmp_path, out=str(tmp_path / "killed"), **given)
+    given = {**options(tmp_path, held.removeprefix("ppo on ")), "max_steps": 5, "save_steps": 2, "eval_steps": 2,
+             "sample_steps": 2, "gradient_checkpointing": True}  # fmt: skip
+    make: Any = runs.policy_settings if held.startswith("ppo") else runs.settings
+    given |= {} if held.startswith("ppo") else {"lora_dropout": 0.1}
+    whole = train(make(tmp_path, out=str(tmp_path / "whole"), **given), display=QUIET).run
+    s = make(tmp_path, out=str(tmp_path / "killed"), **given)
     real = Engine.update
 
     def update(self, *args):
@@ -134,8 +152,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, held) ->
     a, b = (load_file(r.model / "adapter_model.safetensors") for r in (whole, resumed))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[n], b[n]) for n in a)
-    assert [r["loss"] for r in whole.metrics] == [r["loss"] for r in resumed.metrics]
+    assert [r.get("loss") for r in whole.metrics] == [r.get("loss") for r in resumed.metrics]
+    assert [r.get("reward") for r in whole.metrics] == [r.get("reward") for r in resumed.metrics]
     assert whole.samples == resumed.samples
+    one, two = (load_file(checkpoint.found(r.checkpoints)[-1] / "trained.safetensors") for r in (whole, resumed))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[n], two[n]) for n in one), "the critic differs"
 
 
 def test_full_fine_tuning_of_a_quantized_base_is_an_error(tmp_path) -> None:
@@ -155,6 +177,23 @@ def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(session, "free_memory", lambda device: 20_000)
     with pytest.raises(ValueError, match=r"in nf4, and .* 0.0B parameters would fit so"):
         train(given, display=QUIET)
+
+
+def test_without_a_gpu_a_tiny_quantized_model_goes_on_and_7b_stops(tmp_path, monkeypatch, capsys) -> None:
+    import prefiere.train.session as session
+
+    train(runs.settings(tmp_path, max_steps=1, **options(tmp_path, "gptq")), display=Display())
+    assert "no GPU is here: the gptq base" in capsys.readouterr().err
+    folder = tmp_path / "7b"
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}
+    MistralConfig(vocab_size=32002, quantization_config=quantization).save_pretrained(folder)
+    tiny.tokenizer("bpe", True).save_pretrained(folder)
+    monkeypatch.setattr(session, "free_memory", lambda device: 2 * 2**30)
+    with pytest.raises(
+        ValueError, match=r"takes 3\.9 GiB in gptq, and 2\.0 are free \(no GPU is here\): 3\.0B param"
+    ) as e:
+        train(runs.settings(tmp_path, model=str(folder), out=str(tmp_path / "large")), display=QUIET)
+    assert len(str(e.value).splitlines()) == 1
 
 
 def test_a_run_on_a_quantized_run_keeps_its_base(tmp_path) -> None:

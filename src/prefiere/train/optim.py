@@ -75,19 +75,28 @@ def peak_memory_mb() -> float:
 
 
 def enough_memory(
-    settings: Settings, parameters: int, available: int, dtype: torch.dtype, scheme: Scheme | None
-) -> None:
-    """Raise ValueError, before anything is loaded, where a frozen base alone does not fit; says what would."""
+    settings: Settings, parameters: int, available: int, dtype: torch.dtype, scheme: Scheme | None, device: torch.device
+) -> str | None:
+    """Raise ValueError, before anything is loaded, where a frozen base alone does not fit; says what would.
+
+    Returns what to know of a quantized base where there is no GPU, in words.
+    """
     bits = scheme.bits + 0.6 if scheme is not None else 8 * dtype.itemsize  # scales and 16-bit ends included
     needed, gib = parameters * bits / 8, 2**30
     if needed <= available:
-        return
+        if scheme is None or device.type != "cpu":
+            return None
+        return (
+            f"no GPU is here: the {scheme.name} base ({needed / gib:.1f} GiB) is unpacked by the processor for every "
+            "product, which is slow; prefiere estimate says how slow"
+        )
+    free = f"{available / gib:.1f} are free" + (" (no GPU is here)" if device.type == "cpu" else "")
     size = f"{settings.model} takes {needed / gib:.1f} GiB in {scheme.name if scheme else dtype}, and "
     smaller = [n for n, b in (("int8", 8.6), ("nf4", 4.6)) if b < bits and parameters * b / 8 < 0.8 * available]
     fits = f"{0.8 * available * 8 / bits / 1e9:.1f}B parameters would fit so"
     if scheme is None and smaller:
         fits = f"quantize={smaller[0]} would fit"
-    raise ValueError(f"too little memory: {size}{available / gib:.1f} are free: {fits}. prefiere estimate says more")
+    raise ValueError(f"too little memory: {size}{free}: {fits}. prefiere estimate says more")
 
 
 def describe_quantization(scheme: Scheme, model: PreTrainedModel) -> Choice:

@@ -202,7 +202,9 @@ def prepare(
     keep_few_kernels(device)
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
     lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device), scheme)))
-    enough_memory(settings, parameters, free_memory(device), dtype if lora else torch.float32, scheme)
+    held = dtype if lora else torch.float32
+    if said := enough_memory(settings, parameters, free_memory(device), held, scheme, device):
+        display.say(f"  {said}")
     rate = float(picked(choose_learning_rate(settings, lora, parameters)))
     budget = settings.tokens_per_microbatch
     if budget == "auto":
