@@ -60,12 +60,19 @@ def test_parameters_are_counted_without_weights(tmp_path, tied) -> None:
     assert count_parameters(resolve(base)) == sum(p.numel() for p in same.parameters())
 
 
-def test_a_corrupted_shard_is_one_line(tmp_path) -> None:
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_a_corrupted_shard_is_one_line_that_names_it(tmp_path, how) -> None:
     base = runs.model_folder(tmp_path / "base")
-    weights = (base / "model.safetensors").read_bytes()
-    (base / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ModelError, match="cannot load"):
+    (base / "model.safetensors").unlink()
+    runs.tiny.model("llama").save_pretrained(base, max_shard_size="30KB")
+    shard = sorted(base.glob("*.safetensors"))[1]
+    weights = shard.read_bytes()
+    shard.unlink()
+    if how == "damaged":
+        shard.write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match=rf"cannot load .*base: {shard.name} is {how}.*: download it again") as e:
         load_policy(resolve(base), compute=torch.float32, adapter=None)
+    assert len(str(e.value).splitlines()) == 1
 
 
 def test_an_adapter_that_fits_nothing(tmp_path) -> None:

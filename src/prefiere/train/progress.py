@@ -15,6 +15,11 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
         self.console = console or Console(stderr=True, quiet=quiet)
 
+    def note(self, text: str | None) -> None:
+        """Say something to know besides, where there is something."""
+        if text is not None:
+            self.say(f"  {text}")
+
     def say(self, text: str) -> None:
         """One line. Text is shown as it is, never read as markup."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

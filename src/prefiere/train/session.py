@@ -67,16 +67,8 @@ from prefiere.train.rewards import give_critic, load_reward_judge, opener
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VERSIONS = (
-    "prefiere",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "numpy",
-    "bitsandbytes",
-)
+    "prefiere", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "bitsandbytes",
+)  # fmt: skip
 
 
 @dataclass
@@ -202,9 +194,9 @@ def prepare(
     keep_few_kernels(device)
     dtype = DTYPES[str(picked(choose_dtype(settings, device, parameters)))]
     lora = bool(source.adapter) or bool(picked(choose_lora(settings, parameters, free_memory(device), scheme)))
-    held = dtype if lora else torch.float32
-    if said := enough_memory(settings, parameters, free_memory(device), held, scheme, device):
-        display.say(f"  {said}")
+    display.note(
+        enough_memory(settings, parameters, free_memory(device), dtype if lora else torch.float32, scheme, device)
+    )
     rate = float(picked(choose_learning_rate(settings, lora, parameters)))
     budget = settings.tokens_per_microbatch
     if budget == "auto":
@@ -235,8 +227,8 @@ def prepare(
     )
     picked.choices.append(Choice("rows", "packed" if trunk.packed else "padded", how))
     apply_products(trunk, str(picked(choose_products(device, dtype))))
-    if scores and (said := settle_padding(trunk, tokenizer, eos_ids)):
-        display.say(f"  {said}")
+    if scores:
+        display.note(settle_padding(trunk, tokenizer, eos_ids))
     if scheme is not None:
         picked.choices.append(describe_quantization(scheme, trunk.lm))
     mark = fingerprint(trunk.model)
