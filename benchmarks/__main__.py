@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.common import HEADER, PLANNED, WORK, Bench, Row, line, quiet
+from benchmarks.workload import SHAPES
 
 
 def main() -> None:
@@ -28,12 +29,13 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("runs/bench"), help="where results.json and results.md go")
     p.add_argument("--only", default=",".join(WORK), help="kinds of work, separated by commas")
     p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--shapes", default=",".join(SHAPES), help="models of the kinds dpo and memory")
     p.add_argument("--quick", action="store_true", help="one round at the smallest size: shows that everything runs")
     a = p.parse_args()
     quiet()
     a.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="prefiere-bench-") as scratch:
-        bench = Bench(Path(scratch), a.data, a.quick, a.repeats)
+        bench = Bench(Path(scratch), a.data, a.quick, a.repeats, tuple(a.shapes.split(",")))
         head = f"{about()}; {bench.data_name}" + ("; quick: sizes too small to mean anything" if a.quick else "")
         print(f"{head}\n\n{HEADER}", flush=True)
         found = []

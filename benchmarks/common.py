@@ -133,6 +133,7 @@ class Bench:
     data: Path | None = None
     quick: bool = False
     repeats: int = 5
+    shapes: tuple[str, ...] = tuple(SHAPES)
     made: dict[str, Any] = field(default_factory=dict)
 
     def alternate(self, contenders: Mapping[str, Contender], size: int) -> dict[str, Seconds]:

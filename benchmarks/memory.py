@@ -20,6 +20,8 @@ PEERS = {"TRL, no checkpointing": ("trl", 0.4), "TRL, its checkpointing": ("trl-
 def rows(bench: Bench) -> Iterable[Row]:
     """Peaks of prefiere, of TRL without and with its gradient checkpointing."""
     for shape, lora, steps in [("tiny", False, 1)] if bench.quick else CASES:
+        if shape not in bench.shapes:
+            continue
         bench.folder(shape)
         bench.store(SHAPES[shape].words)
 
@@ -27,7 +29,7 @@ def rows(bench: Bench) -> Iterable[Row]:
             arguments = (who, shape, str(int(lora)), str(steps), str(bench.out))
             return float(bench.child("memory", *arguments))
 
-        times = range(1 if bench.quick else ROUNDS)
+        times = range(1 if bench.quick else min(ROUNDS, bench.repeats))
         ours = [peak("prefiere") for _ in times]
         for peer, (who, goal) in PEERS.items():
             work = f"peak memory, {SHAPES[shape].title}, bf16, {'LoRA' if lora else 'full'}; {peer}"
