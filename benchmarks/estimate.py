@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -148,7 +147,8 @@ def _measure(folder: str, method: str, options: str, keep: str) -> None:
 
     start.Loop.run = run  # type: ignore[method-assign]
     start.train(settings, display=Display(quiet=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which begins with the size of the process that started this one.
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"peak": peak - before, "seconds": seconds[0]}))
 
 

@@ -12,6 +12,7 @@ import quantized
 import runs
 from prefiere.data.batch import pack
 from prefiere.models.load import load_policy
+from prefiere.models.reward import load_reward
 from prefiere.models.scores import RewardModel
 from prefiere.settings import DPO, SFT, Reward
 from prefiere.train.estimate import CARDS, estimate, until_it_fits
@@ -143,6 +144,23 @@ def test_four_roles(tmp_path, lora) -> None:
     both, one = estimate(more, None).memory, estimate(alone, None).memory
     assert both.weights - one.weights >= more.beside
     assert one.sampling > 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_decoder_that_learns_to_score(tmp_path, lora) -> None:
+    """Its update is booked as the packed row that it is, whether or not PEFT wraps its head."""
+    quantized.mistral(tmp_path / "model")
+    w = workload(runs.settings(tmp_path, Reward, lora=lora), None, 2**34, QUIET)
+    groups, _, _ = longest(w)
+    found = simulate(w, groups, 1)
+    real, _ = load_reward(w.source, compute=w.compute, adapter=w.adapters[0] if lora else None)
+    ledger = Ledger()
+    for tensor in (*real.parameters(), *real.buffers()):
+        ledger.book(tensor)
+    held = ledger.now
+    backward(real, pack(groups), w, ledger)
+    assert found.update.flops == pytest.approx(ledger.flops, rel=0.05)
+    assert found.update.peak - found.weights == pytest.approx(ledger.peak - held, rel=0.08)
 
 
 def test_an_encoder_that_learns_to_score(tmp_path) -> None:

@@ -83,7 +83,8 @@ def hollow(
             base: PreTrainedModel = kind.from_config(shape, trust_remote_code=source.trust, dtype=dtype)
     except (OSError, ValueError) as e:
         raise explain(source.base, e) from e
-    if packed and not (reward and not decodes(base)):
+    encoder = reward and not decodes(base)  # asked before PEFT wraps the head
+    if packed and not encoder:
         base.set_attn_implementation(attention.NAME)
     with torch.device("meta"):
         if scheme is not None:
@@ -96,7 +97,6 @@ def hollow(
         names = [CRITIC] * (len(adapters) > 1) + [f"{REWARD}_{i}" for i in range(len(mounted))]
         for name, config in zip(names, configs[1:], strict=True):
             model.add_adapter(name, config)
-        encoder = reward and not decodes(base)
         trunk = EncoderTrunk(model, typed=False) if encoder else Trunk(model, packed=packed)
         width = shape.get_text_config().hidden_size
         if reward and not encoder:
