@@ -120,7 +120,7 @@ def line(row: Row) -> str:
 
     ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
     goal = "" if row.goal is None else f"{row.goal_is} {row.goal:g}"
-    met = {True: "yes", False: "no", None: "not measured" if row.ratio is None else ""}[row.met]
+    met = {True: "yes", False: "no", None: "not measured" if row.ours is None else ""}[row.met]
     cells = [row.work, number(row.ours, row.unit), number(row.peer, row.unit), ratio, goal, met, row.note]
     return f"| {' | '.join(cells)} |"
 

@@ -80,17 +80,18 @@ class Trl:
     """TRL's DPOTrainer on the same batches of the same token ids, in the order given.
 
     precompute: the reference's log-probs come from a pass before training, which `epoch` includes. pairs_per_forward
-    below the batch size accumulates gradients. half_base: LoRA's frozen base is held in bf16.
+    below the batch size accumulates gradients. half_base: LoRA's frozen base is held in ``half``, the dtype of
+    products. nf4: its linear layers are held in 4 bits, with double quantization, as in QLoRA.
     """
 
     def __init__(
         self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, lora: bool, precompute: bool = False,
         checkpointing: bool = False, pairs_per_forward: int | None = None, half_base: bool = False, scratch: Path,
-        batch: int = BATCH, cpu: bool = True,
+        batch: int = BATCH, cpu: bool = True, half: torch.dtype = torch.bfloat16, nf4: bool = False,
     ):  # fmt: skip
         import datasets
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, TrainerCallback
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
         from transformers.utils import logging
         from trl import DPOConfig, DPOTrainer
 
@@ -123,12 +124,20 @@ class Trl:
         }
         if precompute:  # `reference` measures the pass that fills these
             columns |= {"ref_chosen_logps": [0.0] * len(rows), "ref_rejected_logps": [0.0] * len(rows)}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half_base else torch.float32)
+        held: dict[str, Any] = {}
+        if nf4:
+            bits = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=half,
+            )  # fmt: skip
+            held = {"quantization_config": bits, "device_map": {"": "cpu" if cpu else 0}}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=half if half_base else torch.float32, **held)
         pairs_per_forward = pairs_per_forward or batch
         self.accumulate = batch // pairs_per_forward
         arguments = DPOConfig(
             output_dir=str(scratch / "trl"), per_device_train_batch_size=pairs_per_forward,
-            gradient_accumulation_steps=self.accumulate, max_length=1024, beta=0.1, bf16=True, use_cpu=cpu,
+            gradient_accumulation_steps=self.accumulate, max_length=1024, beta=0.1, use_cpu=cpu,
+            bf16=half == torch.bfloat16, fp16=half == torch.float16,
             gradient_checkpointing=checkpointing, report_to=[], save_strategy="no", max_steps=len(batches),
             train_sampling_strategy="sequential", disable_tqdm=True, learning_rate=1e-6,
         )  # fmt: skip

@@ -38,10 +38,10 @@ def rows(bench: Bench) -> Iterable[Row]:
     yield Row.share(work, reached, peaks[1:], goal=0.5, unit="GF/s", note=f"{steps} steps; optimizer included")
 
 
-def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
+def matmul_peak(dtype: torch.dtype, device: str = "cpu", sizes: tuple[int, ...] | None = None) -> float:
     """GF/s of the fastest of some square matrix products."""
     best = 0.0
-    for n in (1024, 2048, 4096) if device == "cpu" else (4096, 8192):
+    for n in sizes or ((1024, 2048, 4096) if device == "cpu" else (4096, 8192)):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         for _ in range(4):
             began = clock()

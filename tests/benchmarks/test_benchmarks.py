@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,26 @@ def test_a_quick_run_measures_a_row_and_writes_it(tmp_path: Path) -> None:
     assert row["met"] is (row["ratio"] >= row["goal"])
     assert row["work"] in (tmp_path / "results.md").read_text()
     assert row["work"] in done.stdout
+
+
+def test_the_figures_of_a_4_bit_7b_are_all_there_at_a_tiny_size() -> None:
+    """Every contender runs, the four roles on one trunk, and each row has a number. On a CPU no goal is judged."""
+    command = [sys.executable, "-m", "benchmarks.fourbit", "--tiny"]
+    there = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = [[c.strip() for c in x.strip("|").split("|")] for x in done.stdout.splitlines() if x.startswith("| ")][2:]
+    units = [row[1].split() for row in table if row[1]]
+    assert all(np.isfinite(float(n.replace(",", ""))) and float(n.replace(",", "")) > 0 for n, _ in units)
+    found = [(row[0].split(",")[0], unit) for row, (_, unit) in zip([r for r in table if r[1]], units, strict=True)]
+    always = [
+        ("peak memory", "GiB"), ("peak memory", "GiB"), ("DPO", "pairs/s"), ("DPO", "tokens/s"),
+        ("share of the 16-bit matmul peak", "GF/s"), ("PPO with four roles", "tokens/s"),
+    ]  # fmt: skip
+    beside = [("a pair", "s"), ("peak memory", "GiB")] if importlib.util.find_spec("trl") else []
+    assert found == [*always[:2], *beside, *always[2:]]
+    assert not any(row[5] in ("yes", "no") for row in table)
+    assert all("a CPU, so no goal" in row[6] for row in table[:2])
 
 
 def test_ratios_are_of_rounds_and_goals_have_a_side(common: ModuleType) -> None:
