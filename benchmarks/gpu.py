@@ -68,7 +68,7 @@ def make(folder: Path, shape: str) -> None:
 def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str, float]:
     """prefiere: reference pass and updates over the batches; the first one warms up."""
     from prefiere.models.load import Adapter, load_policy, resolve
-    from prefiere.models.reference import sequence_logps
+    from prefiere.models.reference import Reference, sequence_logps
     from prefiere.objectives.preference import LOSSES
     from prefiere.settings import DPO
     from prefiere.train.engine import Engine
@@ -89,7 +89,8 @@ def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str
 
     def epoch(members: list[np.ndarray]) -> None:
         groups = [store[int(i)] for i in np.concatenate(members)]
-        logps = sequence_logps(trunk, groups, budget=engine.budget, autocast=torch.bfloat16)
+        with Reference(trunk).live() as reference:
+            logps = sequence_logps(reference, groups, budget=engine.budget, autocast=torch.bfloat16)
         goal.reference[np.concatenate(members)] = logps
         for m in members:
             engine.update(store, m, goal)
@@ -98,8 +99,9 @@ def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str
     began = clock()
     epoch(batches[1:])
     seconds = clock() - began
-    packs = (pack([store[int(i)] for i in b]) for b in batches[1:])
-    flops = sum(step_flops(trunk.lm.config, p, weights=False) for p in packs)
+    packs, shape = [pack([store[int(i)] for i in b]) for b in batches[1:]], trunk.lm.config
+    flops = sum(step_flops(shape, p, weights=False) + step_flops(shape, p, weights=False, backward=False)
+                for p in packs)  # fmt: skip
     peak = matmul_peak(torch.bfloat16, str(accelerator.device.type))
     return _result(seconds, batches) | {"reached": flops / seconds / 1e9, "peak": peak}
 

@@ -59,6 +59,8 @@ def _reward(base: Path, folder: Path) -> None:
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS", init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # With its normalisation it is mounted on the policy's base; without, it would be a second model beside it.
+    (folder / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0, "template": "auto"}))
 
 
 def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
