@@ -60,6 +60,17 @@ def test_parameters_are_counted_without_weights(tmp_path, tied) -> None:
     assert count_parameters(resolve(base)) == sum(p.numel() for p in same.parameters())
 
 
+@pytest.mark.parametrize("text", ['{"weight_', "{}"])
+def test_a_damaged_index_is_one_line_that_names_it(tmp_path, text) -> None:
+    base = runs.model_folder(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    runs.tiny.model("llama").save_pretrained(base, max_shard_size="30KB")
+    (base / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"cannot load .*base: model.safetensors.index.json is damaged: download") as e:
+        load_policy(resolve(base), compute=torch.float32, adapter=None)
+    assert len(str(e.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_a_corrupted_shard_is_one_line_that_names_it(tmp_path, how) -> None:
     base = runs.model_folder(tmp_path / "base")

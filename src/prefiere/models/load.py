@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +27,7 @@ from prefiere.models import attention, quantize
 from prefiere.models.probe import probe
 from prefiere.models.reference import keep_start
 from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
+from prefiere.models.shards import broken
 
 hf_logging.disable_progress_bar()  # ours say more, and do not flicker by for every small file
 
@@ -101,29 +102,14 @@ def explain(name: str, error: Exception) -> ModelError:
             f"{name} has no safetensors weights. Pickled checkpoints can run code and are refused; "
             "set trust_remote_code=true only if you trust their author."
         )
-    if broken := _broken(Path(name)):
-        return ModelError(f"cannot load {name}: {broken}")
+    if found := broken(Path(name)):
+        return ModelError(f"cannot load {name}: {found}")
     if "ignore_mismatched_sizes" in text:
         return ModelError(
             f"cannot load {name}: its weights do not have the shapes that its config.json says (group_size and bits, "
             "where it is quantized). Download it again, or correct that file."
         )
     return ModelError(f"cannot load {name}: {text.strip().splitlines()[0] if text.strip() else error!r}")
-
-
-def _broken(folder: Path) -> str | None:
-    """Which file of weights in a folder is missing or damaged, and what to do."""
-    index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set[str]()
-    for path in sorted({*folder.glob("*.safetensors"), *(folder / n for n in named)}):
-        if not path.is_file():
-            return f"{path.name} is missing: download it again"
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as e:
-            return f"{path.name} is damaged ({str(e).splitlines()[0]}): download it again"
-    return None
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
