@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import processors
 from transformers import BertConfig, BertModel, GenerationConfig
@@ -13,8 +14,10 @@ from transformers import BertConfig, BertModel, GenerationConfig
 import tiny
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
+from prefiere.train.engine import Engine
 from prefiere.train.progress import Display
 from prefiere.train.session import Session, make_accelerator, prepare
+from prefiere.train.start import train
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
 
@@ -129,3 +132,22 @@ def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:
     s = settings(tmp, method, **options)
     kind: Any = "demonstrations" if method is SFT else "pairs"
     return prepare(s, Run.create(s.out), Display(quiet=True), accelerator=make_accelerator(s), kind=kind, recorded={})
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it: what a kill leaves behind."""
+
+
+def kill(settings: Settings, after: int) -> None:
+    """Run until so many updates are done, and break off at the next one as a kill would."""
+    real = Engine.update
+
+    def update(self: Engine, *args: Any) -> Any:
+        if self.scheduler.last_epoch == after:
+            raise Killed
+        return real(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "update", update)
+        with pytest.raises(Killed):
+            train(settings, display=Display(quiet=True))

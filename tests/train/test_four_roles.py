@@ -23,7 +23,6 @@ from prefiere.models.scores import RewardModel
 from prefiere.settings import Reward
 from prefiere.train import checkpoint, onpolicy
 from prefiere.train.credit import RewardScale
-from prefiere.train.engine import Engine
 from prefiere.train.onpolicy import OnPolicy
 from prefiere.train.progress import Display
 from prefiere.train.rollout import Rollout
@@ -225,27 +224,13 @@ def test_a_critic_beside_an_adapter_that_rewrote_the_base_leaves_the_base_alone(
         torch.testing.assert_close(w, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
-class Killed(BaseException):
-    """Nothing of ours catches it: what a kill leaves behind."""
-
-
-def test_four_roles_killed_and_resumed_equal_uninterrupted(tmp_path, monkeypatch, four) -> None:
+def test_four_roles_killed_and_resumed_equal_uninterrupted(tmp_path, four) -> None:
     """The reward model is mounted anew, and the critic, which began as that, is what it was when the run was killed."""
     tmp, options = four
     given = {"max_steps": 5, "save_steps": 2, "target_kl": 0.01, "kl_horizon": 50, **options}
     whole = train(runs.policy_settings(tmp, out=str(tmp_path / "whole"), **given), display=QUIET).run
     s = runs.policy_settings(tmp, out=str(tmp_path / "killed"), **given)
-    real = Engine.update
-
-    def update(self, *args):
-        if self.scheduler.last_epoch == 3:
-            raise Killed
-        return real(self, *args)
-
-    monkeypatch.setattr(Engine, "update", update)
-    with pytest.raises(Killed):
-        train(s, display=QUIET)
-    monkeypatch.setattr(Engine, "update", real)
+    runs.kill(s, 3)
     resumed = train(s, display=QUIET).run
     a, b = (checkpoint.found(r.checkpoints)[-1] for r in (whole, resumed))
     assert a.name == b.name == "step-00000005"

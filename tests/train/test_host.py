@@ -63,3 +63,20 @@ def test_few_kernels_are_kept() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     made = [line for line in done.stdout.splitlines() if "create:cache" in line and "mb1000ic64" in line]
     assert ["cache_hit" in line for line in made] == [False, True, False]
+
+
+def test_a_command_leaves_its_group_of_processes(tmp_path) -> None:
+    """A group of one is left by the command itself; without a group there is nothing to leave."""
+    import torch.distributed as dist
+    from typer.testing import CliRunner
+
+    import runs
+    from prefiere.cli import app
+
+    host.leave_group()
+    s = runs.settings(tmp_path, max_steps=1)
+    given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items() if k != "method"]
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    done = CliRunner().invoke(app, ["dpo", *given])
+    assert done.exit_code == 0, done.output
+    assert not dist.is_initialized()

@@ -315,10 +315,6 @@ def test_an_encoder_learns_and_plain_transformers_agrees(tmp_path) -> None:
     np.testing.assert_allclose(scores, logits - model.config.prefiere_reward["mean"], atol=1e-5)
 
 
-class Killed(BaseException):
-    """Nothing of ours catches it: what a kill leaves behind."""
-
-
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -328,24 +324,14 @@ class Killed(BaseException):
         ("bert", {"center_rewards_coefficient": 0.1}),
     ],
 )
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, kind, options) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, options) -> None:
     if kind == "bert":
         runs.encoder_folder(tmp_path / "model")
     options = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, **options}
     whole = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "whole"), **options), display=QUIET).run
     s = runs.settings(tmp_path, Reward, out=str(tmp_path / "killed"), **options)
-    real = Engine.update
     for fatal in (3, 5):
-
-        def update(self, *args, fatal=fatal):
-            if self.scheduler.last_epoch == fatal:
-                raise Killed
-            return real(self, *args)
-
-        monkeypatch.setattr(Engine, "update", update)
-        with pytest.raises(Killed):
-            train(s, display=QUIET)
-    monkeypatch.setattr(Engine, "update", real)
+        runs.kill(s, fatal)
     resumed = train(s, display=QUIET).run
     name = "adapter_model.safetensors" if options.get("lora") else "model.safetensors"
     one, two = load_file(whole.model / name), load_file(resumed.model / name)
