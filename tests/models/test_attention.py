@@ -51,6 +51,14 @@ def assert_same(model, batch, tolerance: float = 2e-5) -> None:
         assert (mine[name] - g).norm() <= tolerance * max(g.norm(), 1e-2 * largest), name
 
 
+@pytest.fixture(params=["written out", "in buckets"])
+def form(request, monkeypatch) -> None:
+    """A CPU writes attention out; other devices get the fused kernel in buckets, which a CPU has for what is long."""
+    if request.param == "in buckets":
+        monkeypatch.setattr(attention, "fits", lambda segments, query: False)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("family", "window"), FAMILIES)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_packed_equals_padded(family, window, k) -> None:
@@ -64,6 +72,7 @@ def test_one_token_prompts_and_completions(family) -> None:
     assert_same(model, pack(store(5, 2, prompt=1, completion=1)))
 
 
+@pytest.mark.usefixtures("form")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 90), st.integers(1, 90), st.integers(0, 1000))
 def test_random_layouts(k, n, prompt, completion, seed) -> None:
@@ -100,7 +109,7 @@ def test_without_segments_the_model_is_as_it_was() -> None:
 
 def test_buckets_hold_every_query_once_and_little_padding() -> None:
     batch = pack(store(40, 2, prompt=300, completion=200))
-    plan = plan_attention(batch.segments)
+    plan = plan_attention(batch.segments).in_buckets
     rows = torch.cat([b.query_SQ.flatten() for b in plan.buckets])
     assert rows[plan.inverse_T].tolist() == list(range(len(batch.tokens_T)))
     area = sum((s.stop - s.start) * (s.stop - s.start + s.prefix_stop - s.prefix_start) for s in batch.segments)
@@ -127,15 +136,9 @@ def test_the_probe_catches_a_lost_prefix(monkeypatch) -> None:
 
 
 def test_the_probe_catches_a_window_that_is_ignored(monkeypatch) -> None:
-    monkeypatch.setattr(attention.AttentionPlan, "mask", lambda self, n, window: _no_window(self, n))
+    real = attention.AttentionPlan.tiles
+    monkeypatch.setattr(attention.AttentionPlan, "tiles", lambda self, h, kv, window: real(self, h, kv, None))
     assert "differ" in probe(tiny.model("mistral", sliding_window=8), max_length=256)
-
-
-_mask = attention.AttentionPlan.mask
-
-
-def _no_window(plan, number):
-    return _mask(plan, number, None)
 
 
 def test_a_recurrent_model_runs_on_padded_rows() -> None:

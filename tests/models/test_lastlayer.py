@@ -79,13 +79,13 @@ def test_what_is_read_by_hand() -> None:
     assert plan.rows_M is None
     assert plan.last is not None
     assert plan.last.rows_M.tolist() == [3, 4, 5]
-    bucket = plan.last.buckets[0]
+    bucket = plan.last.in_buckets.buckets[0]
     assert bucket.query_SQ.tolist() == [[3, 4, 5]]
     assert bucket.key_SK.tolist() == [[0, 1, 2, 3, 4, 5]]
     # the mask: a query at key place 3, 4, 5 sees the keys up to its own
     assert plan.last.mask(0, None)[0, 0].sum(-1).tolist() == [4, 5, 6]
     # rows that nobody reads take the row of zeros behind the bucket's three
-    assert plan.last.inverse_T.tolist() == [3, 3, 3, 0, 1, 2, 3, 3]
+    assert plan.last.in_buckets.inverse_T.tolist() == [3, 3, 3, 0, 1, 2, 3, 3]
 
 
 def test_a_pack_knows_its_predictors() -> None:

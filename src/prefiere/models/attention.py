@@ -2,15 +2,17 @@
 
 A segment's queries are a run of the row; its keys are its prompt followed by the queries themselves, causal with the
 diagonal aligned at the bottom right. That is what variable-length kernels take: on CUDA from sm80 one call does a row.
-Elsewhere segments of similar size are gathered into one call of attention, so that many short answers cost few calls.
+On a CPU attention is written out (`tiles`); elsewhere, and for segments too long for that, segments of similar size are
+gathered into one call, so that many short answers cost few calls.
 Without segments the function is transformers' own "sdpa", so generation and plain forwards stay as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,13 +23,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefiere.data.batch import Segment
 from prefiere.models.kernels import attend, capped, has_varlen, varlen
+from prefiere.models.tiles import Tile, Tiles, bucketed, fits, plan_tiles
+from prefiere.models.tiles import attend as written_out
 from prefiere.objectives.products import compute_dtype
 
 NAME = "prefiere"
-PADDING = 1.3
-"""A bucket takes a segment while its padded area stays within this factor of the real one..."""
-SMALL = 64
-"""...or while its queries and keys are at most this long, where a call costs more than the padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +54,64 @@ class Flat:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """The buckets of one packed row, made once and used by every layer. inverse_T puts their outputs back in order.
-
-    query_Q, key_K: the rows of all buckets end to end, gathered at once, as the gradient of a gather is as large as the
-    row. flat: the same for one call of a variable-length kernel, where there is one. rows_M: the rows that queries are
-    computed for, None for all; other rows of the output are zero. last: the plan of the last layer, where it differs.
-    """
+class Buckets:
+    """A row's segments in buckets. query_Q, key_K: the rows of all of them end to end, gathered at once, as the
+    gradient of a gather is as large as the row. inverse_T: where each token's output is, one past the end for none."""
 
     buckets: tuple[Bucket, ...]
     query_Q: Tensor
     key_K: Tensor
     inverse_T: Tensor
-    flat: Flat | None = None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How attention goes over one packed row: made once, and used by every layer in the form that it needs.
+
+    size: tokens of the row. rows_M: the rows that queries are computed for, None for all; other rows of the output are
+    zero. last: the plan of the last layer, where it differs.
+    """
+
+    segments: tuple[Segment, ...]
+    size: int
+    device: torch.device | str
     rows_M: Tensor | None = None
     last: AttentionPlan | None = None
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def flat(self) -> Flat | None:
+        """For one call of a variable-length kernel, where there is one."""
+        return flatten(self.segments, self.device) if has_varlen(torch.device(self.device)) else None
+
+    @cached_property
+    def in_buckets(self) -> Buckets:
+        """For a call for each bucket of similar segments."""
+        return _in_buckets(self.segments, self.size, self.device)
+
+    def tiles(self, heads: int, key_heads: int, window: int | None) -> Tiles:
+        """For attention that is written out."""
+        asked = (heads, key_heads, window)
+        if asked not in self.made:
+            self.made[asked] = plan_tiles(self.segments, self.size, heads, key_heads, window)
+        return cast(Tiles, self.made[asked])
 
     def mask(self, number: int, window: int | None) -> Tensor | None:
         """Bool [S, 1, Q, K] of a bucket, true where a query may look; None where plain causal says it all."""
-        bucket = self.buckets[number]
+        bucket = self.in_buckets.buckets[number]
         q, k = bucket.query_SQ.shape[1], bucket.key_SK.shape[1]
         if window is not None and window >= k:
             window = None
         if bucket.causal and window is None:
             return None
-        if (number, window) not in self.masks:
-            device = bucket.query_SQ.device
-            own = bucket.prefix_S[:, None, None] + torch.arange(q, device=device)[None, :, None]
-            keys = torch.arange(k, device=device)
+        if (number, window) not in self.made:
+            own = bucket.prefix_S[:, None, None] + torch.arange(q, device=self.device)[None, :, None]
+            keys = torch.arange(k, device=self.device)
             seen = keys <= own
             if window is not None:
                 seen &= keys > own - window
-            self.masks[number, window] = seen[:, None]
-        return self.masks[number, window]
+            self.made[number, window] = seen[:, None]
+        return cast(Tensor, self.made[number, window])
 
 
 def trimmed(segments: Sequence[Segment], reads: Sequence[tuple[int, int]]) -> tuple[Segment, ...]:
@@ -105,50 +129,37 @@ def trimmed(segments: Sequence[Segment], reads: Sequence[tuple[int, int]]) -> tu
 def plan_attention(
     segments: Sequence[Segment], device: torch.device | str = "cpu", reads: Sequence[tuple[int, int]] = ()
 ) -> AttentionPlan:
-    """Sort a row's segments into buckets; with ``reads`` (`PackedBatch`), the last layer runs where it is read."""
+    """How attention goes over these segments; with ``reads`` (`PackedBatch`), the last layer runs where it is read."""
     size = max(s.stop for s in segments)
-    plan = _plan(segments, size, device)
-    if not reads:
-        return plan
-    kept = trimmed(segments, reads)
-    rows = torch.cat([torch.arange(s.start, s.stop) for s in sorted(kept)]).to(device)
-    return replace(plan, last=replace(_plan(kept, size, device), rows_M=rows))
+    last = None
+    if reads:
+        kept = trimmed(segments, reads)
+        rows = torch.cat([torch.arange(s.start, s.stop) for s in sorted(kept)]).to(device)
+        last = AttentionPlan(kept, size, device, rows)
+    return AttentionPlan(tuple(segments), size, device, last=last)
 
 
-def _plan(segments: Sequence[Segment], size: int, device: torch.device | str) -> AttentionPlan:
-    order = sorted(
-        segments, key=lambda s: (s.prefix_stop > s.prefix_start, s.stop - s.start + s.prefix_stop - s.prefix_start)
-    )
-    groups = _bucketed(order)
-    buckets: list[Bucket] = []
-    inverse = np.full(size, sum(_area(m) for m in groups), np.int64)  # one past the end: the row of zeros
-    offset = 0
-    for members in groups:
-        q = max(s.stop - s.start for s in members)
-        k = max(s.stop - s.start + s.prefix_stop - s.prefix_start for s in members)
-        query = np.zeros((len(members), q), np.int64)
-        key = np.zeros((len(members), k), np.int64)
-        for i, s in enumerate(members):
-            own = np.arange(s.start, s.stop)
-            query[i, : len(own)] = own
-            keys = np.concatenate([np.arange(s.prefix_start, s.prefix_stop), own])
-            key[i, : len(keys)] = keys
-            inverse[own] = offset + i * q + np.arange(len(own))
-        offset += query.size
-        prefix = torch.tensor([s.prefix_stop - s.prefix_start for s in members])
-        causal = members[0].prefix_stop == members[0].prefix_start
-        buckets.append(
-            Bucket(
-                torch.from_numpy(query).to(device),
-                torch.from_numpy(key).to(device),
-                prefix.to(device),
-                causal,
-            )
-        )
-    flat = flatten(segments, device) if has_varlen(torch.device(device)) else None
+def _in_buckets(segments: Sequence[Segment], size: int, device: torch.device | str) -> Buckets:
+    whole = [
+        (s.prefix_stop > s.prefix_start, Tile(own, np.concatenate([np.arange(s.prefix_start, s.prefix_stop), own])))
+        for s in segments
+        for own in [np.arange(s.start, s.stop)]
+    ]
+    buckets, inverse, offset = [], np.full(size, -1, np.int64), 0
+    for causal in (True, False):
+        for members in bucketed([t for prefixed, t in whole if prefixed != causal]):
+            query, key = (np.zeros((len(members), max(len(t[i]) for t in members)), np.int64) for i in (0, 1))
+            for i, t in enumerate(members):
+                query[i, : len(t.query_Q)], key[i, : len(t.key_K)] = t.query_Q, t.key_K
+                inverse[t.query_Q] = offset + i * query.shape[1] + np.arange(len(t.query_Q))
+            offset += query.size
+            prefix = torch.tensor([len(t.key_K) - len(t.query_Q) for t in members])
+            query_SQ, key_SK = (torch.from_numpy(x).to(device) for x in (query, key))
+            buckets.append(Bucket(query_SQ, key_SK, prefix.to(device), causal))
+    inverse[inverse < 0] = offset  # one past the end: the row of zeros
     query_Q = torch.cat([b.query_SQ.flatten() for b in buckets])
     key_K = torch.cat([b.key_SK.flatten() for b in buckets])
-    return AttentionPlan(tuple(buckets), query_Q, key_K, torch.from_numpy(inverse).to(device), flat)
+    return Buckets(tuple(buckets), query_Q, key_K, torch.from_numpy(inverse).to(device))
 
 
 def flatten(segments: Sequence[Segment], device: torch.device | str) -> Flat:
@@ -165,27 +176,6 @@ def flatten(segments: Sequence[Segment], device: torch.device | str) -> Flat:
 
     longest = max(map(len, queries)), max(map(len, keys))
     return Flat(rows(queries), rows(keys), stops(queries), stops(keys), *longest)
-
-
-def _area(members: Sequence[Segment]) -> int:
-    return len(members) * max(s.stop - s.start for s in members)
-
-
-def _bucketed(order: Sequence[Segment]) -> list[list[Segment]]:
-    groups: list[list[Segment]] = []
-    area = q = k = 0
-    for s in order:
-        own, keys = s.stop - s.start, s.stop - s.start + s.prefix_stop - s.prefix_start
-        wide_q, wide_k, wide_area = max(q, own), max(k, keys), area + own * keys
-        padded = (len(groups[-1]) + 1) * wide_q * wide_k if groups else 0
-        fits = groups and (groups[-1][0].prefix_stop == groups[-1][0].prefix_start) == (s.prefix_stop == s.prefix_start)
-        if fits and (padded <= PADDING * wide_area or (wide_q <= SMALL and wide_k <= SMALL)):
-            groups[-1].append(s)
-            area, q, k = wide_area, wide_q, wide_k
-        else:
-            groups.append([s])
-            area, q, k = own * keys, own, keys
-    return groups
 
 
 @torch.compiler.disable
@@ -230,18 +220,26 @@ def segment_attention(
     q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
     if segments.flat is not None and softcap is None and compute in (torch.bfloat16, torch.float16):
         return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
-    buckets = segments.buckets
-    queries = q_T.index_select(0, segments.query_Q).split([b.query_SQ.numel() for b in buckets])
-    keys, values = (x.index_select(0, segments.key_K).split([b.key_SK.numel() for b in buckets]) for x in (k_T, v_T))
-    outputs = []
-    for number, (bucket, *parts) in enumerate(zip(buckets, queries, keys, values, strict=True)):
+    if softcap is None and fits(segments.segments, q_T):
+        tiles = segments.tiles(q_T.shape[1], k_T.shape[1], sliding_window)
+        return written_out(q_T, k_T, v_T, tiles, scale)[None], None
+    return _by_bucket(q_T, k_T, v_T, segments, sliding_window, scale, softcap)[None], None
+
+
+def _by_bucket(
+    q_T: Tensor, k_T: Tensor, v_T: Tensor, plan: AttentionPlan, window: int | None, scale: float, softcap: float | None
+) -> Tensor:
+    row, outputs = plan.in_buckets, []
+    queries = q_T.index_select(0, row.query_Q).split([b.query_SQ.numel() for b in row.buckets])
+    keys, values = (x.index_select(0, row.key_K).split([b.key_SK.numel() for b in row.buckets]) for x in (k_T, v_T))
+    for number, (bucket, *parts) in enumerate(zip(row.buckets, queries, keys, values, strict=True)):
         shapes = bucket.query_SQ.shape, bucket.key_SK.shape, bucket.key_SK.shape
         q, k, v = (x.view(*s, *x.shape[1:]).transpose(1, 2) for x, s in zip(parts, shapes, strict=True))
-        out = attend(q, k, v, segments.mask(number, sliding_window), scale, softcap)
+        out = attend(q, k, v, plan.mask(number, window), scale, softcap)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-    if segments.rows_M is not None:
+    if plan.rows_M is not None:
         outputs.append(outputs[0].new_zeros(1, *outputs[0].shape[1:]))
-    return torch.cat(outputs).index_select(0, segments.inverse_T)[None], None
+    return torch.cat(outputs).index_select(0, row.inverse_T)
 
 
 def _one_call(query: Tensor, key: Tensor, value: Tensor, flat: Flat, window: int | None, scale: float) -> Tensor:
