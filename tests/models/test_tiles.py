@@ -13,7 +13,7 @@ LONG = [Segment(0, 300, 0, 0), Segment(300, 465, 0, 131), Segment(465, 520, 465,
 
 
 def loop(query, key, value, segments, scale, window=None) -> torch.Tensor:
-    """Every query of every head on its own, in float64: its prompt and own tokens so far, or the last ones of a window."""
+    """Every query of every head on its own, in float64: its prompt and own tokens so far, at most a window of them."""
     q, k, v = (x.double() for x in (query, key, value))
     shared = q.shape[1] // k.shape[1]
     rows = [torch.zeros_like(q[0]) for _ in range(len(q))]
