@@ -60,7 +60,7 @@ def test_parameters_are_counted_without_weights(tmp_path, tied) -> None:
     assert count_parameters(resolve(base)) == sum(p.numel() for p in same.parameters())
 
 
-@pytest.mark.parametrize("text", ['{"weight_', "{}"])
+@pytest.mark.parametrize("text", ['{"weight_', "{}", "[]", '{"weight_map": []}'])
 def test_a_damaged_index_is_one_line_that_names_it(tmp_path, text) -> None:
     base = runs.model_folder(tmp_path / "base")
     (base / "model.safetensors").unlink()

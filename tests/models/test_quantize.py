@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import quantized
@@ -130,6 +130,19 @@ def test_packed_weights_mean_what_was_rounded(tmp_path, options) -> None:
     assert len(meant) == 14
     for name, weight in meant.items():
         assert torch.equal(quantize.weight_of(layers[name.removesuffix(".weight")]), weight), name
+
+
+@pytest.mark.parametrize("group", [-1, 4])
+def test_an_input_in_a_group_that_there_is_not_is_named(tmp_path, group) -> None:
+    base = quantized.mistral(tmp_path / "base")
+    folder, _ = quantized.folder(base, tmp_path / "packed", act_order=True, group_size=16)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.g_idx"][3] = group
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"packed is damaged: model.layers.1.mlp.up_proj has inputs in groups that there"
+    ):
+        load_model(resolve(folder))
 
 
 def test_a_packed_layer_with_a_bias_and_a_short_last_group() -> None:

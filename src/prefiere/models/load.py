@@ -184,7 +184,7 @@ def loaded(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
         raise explain(source.base, e) from e
     if scheme is None:
         torch.nn.Module.to(model, device)

@@ -182,6 +182,10 @@ class PackedLinear(nn.Linear):
         zeros = zeros.flatten(1)[:, : self.out_features] + self.layout.offset
         return codes.reshape(shape), zeros, tensors["scales"], tensors.get("g_idx")
 
+    def sound(self) -> bool:
+        """Whether every input is in a group that there is."""
+        return self.g_idx is None or bool((self.g_idx >= 0).all() and (self.g_idx < len(self.scales)).all())
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight [I, O], as x @ W takes it."""
         codes = self.qweight

@@ -176,7 +176,7 @@ def held(model: PreTrainedModel) -> Held:
 
 
 def check(model: PreTrainedModel, scheme: Scheme, name: str) -> Held:
-    """Raise ValueError where a base that should be held in few bits is not."""
+    """Raise ValueError where a base that should be held in few bits is not, or where its groups are damaged."""
     found = held(model)
     if found.share < LEAST:
         raise ValueError(
@@ -184,6 +184,9 @@ def check(model: PreTrainedModel, scheme: Scheme, name: str) -> Held:
             f"layers, {found.share:.0%} of its weights (the rest are no linear layers). Leave quantize out, or name "
             "another model."
         )
+    for layer, module in model.named_modules():
+        if isinstance(module, packed.PackedLinear) and not module.sound():
+            raise ValueError(f"{name} is damaged: {layer} has inputs in groups that there are not. Download it again.")
     return found
 
 

@@ -16,7 +16,7 @@ def broken(folder: Path) -> str | None:
     try:
         text = (folder / INDEX).read_text() if (folder / INDEX).is_file() else '{"weight_map": {}}'
         named = set(json.loads(text)["weight_map"].values())
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{INDEX} is damaged: download it again"
     for path in sorted({*folder.glob("*.safetensors"), *(folder / n for n in named)}):
         if not path.is_file():
