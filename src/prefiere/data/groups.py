@@ -57,7 +57,7 @@ TYPES = {
     "source": np.uint8,
     "source_size": np.int32,
 }
-_CHUNK = 4096
+_CHUNK = 512
 
 
 class GroupStore(Sequence[PromptGroup]):
@@ -181,30 +181,43 @@ def _chunks(groups: Iterable[PromptGroup], k: int) -> Iterator[dict[str, np.ndar
                 raise ValueError(f"{g.source or 'a group'} has {len(g.completions)} completions, expected {k}")
             if not len(g.prompt) or not all(len(c) for c in g.completions):
                 raise ValueError(f"{g.source or 'a group'} has an empty prompt or completion")
-        sources = [g.source.encode() for g in chunk]
-        columns = {
-            "tokens": np.concatenate([part for g in chunk for part in (g.prompt, *g.completions)]),
-            "mask": np.concatenate([part for g in chunk for part in (np.zeros(len(g.prompt), bool), *g.masks)]),
-            "sizes": [len(part) for g in chunk for part in (g.prompt, *g.completions)],
-            "prompt_key": np.frombuffer(b"".join(_hash(8, g.prompt) for g in chunk), np.int64),
-            "digest": np.frombuffer(b"".join(_digest(g) for g in chunk), np.uint64),
-            "scored": [sum(int(np.count_nonzero(m)) for m in g.masks) for g in chunk],
-            "weight": [g.weight for g in chunk],
-            "label": [g.label for g in chunk],
-            "margin": [g.margin for g in chunk],
-            "source": np.frombuffer(b"".join(sources), np.uint8),
-            "source_size": [len(s) for s in sources],
-        }
-        yield {name: np.asarray(column, TYPES[name]) for name, column in columns.items()}
+        yield _columns(chunk, k)
 
 
-def _hash(size: int, *parts: np.ndarray) -> bytes:
-    h = hashlib.blake2b(digest_size=size)
-    for part in parts:
-        h.update(np.ascontiguousarray(part, np.int32).data)
-    return h.digest()
+def _columns(chunk: Sequence[PromptGroup], k: int) -> dict[str, np.ndarray]:
+    """The arrays of these groups."""
+    tokens = np.concatenate([part for g in chunk for part in (g.prompt, *g.completions)], dtype=np.int32)
+    sizes = np.asarray([(len(g.prompt), *map(len, g.completions)) for g in chunk], np.int32)
+    mask = np.zeros(len(tokens), bool)
+    answered = np.repeat(np.tile([False] + [True] * k, len(chunk)), sizes.ravel())
+    mask[answered] = np.concatenate([m for g in chunk for m in g.masks])
+    starts = _offsets(sizes.sum(1))
+    keys, digests = _hashes(tokens, mask, sizes, starts.tolist())
+    sources = [g.source.encode() for g in chunk]
+    columns = {
+        "tokens": tokens,
+        "mask": mask,
+        "sizes": sizes.ravel(),
+        "prompt_key": np.frombuffer(keys, np.int64),
+        "digest": np.frombuffer(digests, np.uint64),
+        "scored": np.add.reduceat(mask, starts[:-1], dtype=np.int32),
+        "weight": [g.weight for g in chunk],
+        "label": [g.label for g in chunk],
+        "margin": [g.margin for g in chunk],
+        "source": np.frombuffer(b"".join(sources), np.uint8),
+        "source_size": [len(s) for s in sources],
+    }
+    return {name: np.asarray(column, TYPES[name]) for name, column in columns.items()}
 
 
-def _digest(g: PromptGroup) -> bytes:
-    cuts = np.asarray([len(g.prompt), *map(len, g.completions)])
-    return _hash(16, cuts, g.prompt, *g.completions, *g.masks)
+def _hashes(tokens: np.ndarray, mask: np.ndarray, sizes: np.ndarray, starts: list[int]) -> tuple[bytes, bytes]:
+    """For each group a hash of its prompt (8 bytes), and one of its sizes, tokens and answers' masks (16 bytes)."""
+    keys, digests = list[bytes](), list[bytes]()
+    ids, scored = tokens.data, mask.astype(np.int32).data
+    for (start, end), cuts, prompt in zip(pairwise(starts), sizes, sizes[:, 0].tolist(), strict=True):
+        keys.append(hashlib.blake2b(ids[start : start + prompt], digest_size=8).digest())
+        digest = hashlib.blake2b(cuts.data, digest_size=16)
+        digest.update(ids[start:end])
+        digest.update(scored[start + prompt : end])
+        digests.append(digest.digest())
+    return b"".join(keys), b"".join(digests)
