@@ -1,19 +1,20 @@
 """Token ids of prompts and their completions, in flat arrays that a million examples fit in.
 
 Every algorithm sees its data as `PromptGroup`s: one prompt with k completions (SFT and KTO k=1, pairs k=2 with the
-chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or mapped from disk, so
+chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or on disk, so
 that an epoch streams through memory; a part of a store is a list of rows, never a copy.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -57,7 +58,24 @@ TYPES = {
     "source": np.uint8,
     "source_size": np.int32,
 }
+_LONG = ("tokens", "mask")
 _CHUNK = 512
+
+
+class _Stretches:
+    """An array in a file, of which stretches are read. Were it mapped, every page once read would count as memory of
+    this process for as long as there is memory to spare, and an epoch reads all of them."""
+
+    def __init__(self, path: Path, dtype: type):
+        self._where, self._dtype, self._file = (path, dtype), np.dtype(dtype), path.open("rb", buffering=0)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        size = self._dtype.itemsize
+        read = os.pread(self._file.fileno(), (part.stop - part.start) * size, part.start * size)
+        return np.frombuffer(read, self._dtype)
+
+    def __reduce__(self) -> tuple[type, tuple[Path, type]]:
+        return _Stretches, self._where
 
 
 class GroupStore(Sequence[PromptGroup]):
@@ -66,7 +84,7 @@ class GroupStore(Sequence[PromptGroup]):
     rows: int64 [n], which of the arrays' groups these are, in which order; None for all.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], k: int, rows: np.ndarray | None = None):
+    def __init__(self, arrays: Mapping[str, Any], k: int, rows: np.ndarray | None = None):
         if "offsets" not in arrays:
             ends = {"offsets": _offsets(arrays["sizes"]), "source_offsets": _offsets(arrays["source_size"])}
             arrays = {**arrays, **ends}
@@ -94,12 +112,14 @@ class GroupStore(Sequence[PromptGroup]):
 
     @classmethod
     def open(cls, folder: Path, k: int) -> GroupStore:
-        """The store that `write` left in this folder, mapped into memory."""
+        """The store that `write` left in this folder: what grows with the text is read where it is asked for, the few
+        numbers of each group are mapped into memory."""
 
         def mapped(path: Path, dtype: type) -> np.ndarray:
             return np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
 
-        return cls({name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}, k)
+        files = {name: (folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}
+        return cls({name: (_Stretches if name in _LONG else mapped)(*file) for name, file in files.items()}, k)
 
     def __len__(self) -> int:
         return len(self._a["weight"] if self._rows is None else self._rows)
@@ -119,15 +139,17 @@ class GroupStore(Sequence[PromptGroup]):
         i %= len(self)
         a, row = self._a, i if self._rows is None else int(self._rows[i])
         cuts = a["offsets"][row * (self.k + 1) : (row + 1) * (self.k + 1) + 1].tolist()
-        parts = [slice(s, e) for s, e in pairwise(cuts)]
+        whole = slice(cuts[0], cuts[-1])
+        tokens, mask = a["tokens"][whole], a["mask"][whole]
+        parts = [slice(s - cuts[0], e - cuts[0]) for s, e in pairwise(cuts)]
         return PromptGroup(
-            prompt=a["tokens"][parts[0]],
-            completions=tuple(a["tokens"][p] for p in parts[1:]),
-            masks=tuple(a["mask"][p] for p in parts[1:]),
+            prompt=tokens[parts[0]],
+            completions=tuple(tokens[p] for p in parts[1:]),
+            masks=tuple(mask[p] for p in parts[1:]),
             weight=float(a["weight"][row]),
             label=float(a["label"][row]),
             margin=float(a["margin"][row]),
-            source=a["source"][a["source_offsets"][row] : a["source_offsets"][row + 1]].tobytes().decode(),
+            source=a["source"][slice(*a["source_offsets"][row : row + 2].tolist())].tobytes().decode(),
         )
 
     @cached_property
