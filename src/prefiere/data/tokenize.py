@@ -50,8 +50,11 @@ class Tokens:
             return []
         if self._tokenizer.is_fast:
             backend = self._tokenizer.backend_tokenizer  # without offsets, and in as many threads as there are cores
-            backend.no_truncation()
-            backend.no_padding()
+            # Only where there is any: setting it waits for another thread's call to end.
+            if backend.truncation is not None:
+                backend.no_truncation()
+            if backend.padding is not None:
+                backend.no_padding()
             return [array("i", e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         flags: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         return [array("i", ids) for ids in self._tokenizer(texts, add_special_tokens=False, **flags)["input_ids"]]
