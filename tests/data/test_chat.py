@@ -543,6 +543,17 @@ def test_batches_do_not_matter() -> None:
     ]
 
 
+def test_what_another_left_switched_on_does_not_matter() -> None:
+    tok = tokenizer("bpe")
+    records, made = [pair("perro y casa", " la casa", " casa")], encoder(tok)
+    before = next(iter(made.encode(records, EncodeReport())))
+    tok.backend_tokenizer.enable_truncation(1)
+    tok.backend_tokenizer.enable_padding(length=50)
+    after = next(iter(made.encode(records, EncodeReport())))
+    assert len(before.prompt) > 1
+    assert str(after) == str(before)
+
+
 def test_template_variables() -> None:
     tok = tokenizer("bpe", "chatml")
     tok.chat_template += "{% if add_generation_prompt and mood %}{{ mood }}{% endif %}"
