@@ -62,7 +62,7 @@ TITLES = {
     "plan": "plan every update of an epoch of 32",
     "stream": "read and pack every update of the epoch",
     "memory": "resident memory that mapping and planning add",
-    "mapped": "the same after streaming, pages of the file included, which the system may take back",
+    "mapped": "the same after streaming",
     "file": "the file",
 }
 

@@ -1,5 +1,10 @@
 """The packed row against hand-derived rows, and against its own padded form."""
 
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -75,6 +80,30 @@ def test_a_store_on_disk_is_the_one_in_memory(tmp_path) -> None:
     assert str(list(written)) == str(list(built)) == str(list(GroupStore.open(tmp_path, 2)))
     assert written.fingerprint() == built.fingerprint()
     assert len(GroupStore.build([], 2)) == 0
+
+
+def test_a_store_on_disk_is_read_not_mapped_and_goes_to_another_process(tmp_path) -> None:
+    groups = list(store(9, 2, partly=True))
+    written = GroupStore.write(iter(groups), 2, tmp_path)
+    assert str(list(written)) == str(groups)
+    held = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
+    assert not any(str(tmp_path / name) in held for name in ("tokens.bin", "mask.bin"))
+    sent = pickle.loads(pickle.dumps(written.select([8, 0])))
+    assert str(list(sent)) == str([groups[8], groups[0]])
+
+
+def test_hashes_are_those_that_caches_hold() -> None:
+    """Of the bytes of int32 words: a prompt's for its key; sizes, ids, then the answers' masks for the digest."""
+    groups = list(store(5, 2, partly=True))
+    built, digests = GroupStore.build(groups, 2), b""
+    for g, key in zip(groups, built.prompt_keys, strict=True):
+        ids = [g.prompt.tolist(), *(c.tolist() for c in g.completions)]
+        assert (
+            struct.pack("<q", key) == hashlib.blake2b(struct.pack(f"<{len(ids[0])}i", *ids[0]), digest_size=8).digest()
+        )
+        words = [*map(len, ids), *(i for part in ids for i in part), *(int(b) for m in g.masks for b in m)]
+        digests += hashlib.blake2b(struct.pack(f"<{len(words)}i", *words), digest_size=16).digest()
+    assert built.fingerprint() == hashlib.blake2b(digests, digest_size=16).hexdigest()
 
 
 def test_chunks_do_not_matter(monkeypatch) -> None:

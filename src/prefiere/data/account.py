@@ -55,7 +55,7 @@ class Truncation:
         rooms = [self.max_completion_length, self.max_length and max(1, self.max_length - max(1, kept))]
         return min((r for r in rooms if r is not None), default=None)
 
-    def prompt(self, ids: list[int], kept: int, longest: int) -> list[int]:
+    def prompt(self, ids: array[int], kept: int, longest: int) -> array[int]:
         """The prompt beside a longest completion of ``longest`` tokens; its first ``kept`` tokens stay."""
         rooms = [self.max_prompt_length, self.max_length and max(1, self.max_length - longest)]
         room = min((r for r in rooms if r is not None), default=len(ids))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -60,7 +62,7 @@ class Encoder:
         self._eos, self._completion_only, self._on_bad = tuple(eos_ids), completion_only, on_bad
         self._template = [template, dict(template_kwargs or {})]
         self._renderer = Renderer(tokenizer, eos_ids, template, template_kwargs)
-        self._tokens = Tokens(tokenizer)
+        self._tokens, self._bos = Tokens(tokenizer), tokenizer.bos_token_id
 
     # ---- public
 
@@ -75,21 +77,21 @@ class Encoder:
             "on_bad": self._on_bad,
         }
 
-    def encode(self, records: Iterable[Record], report: EncodeReport, batch: int = 512) -> Iterator[PromptGroup]:
+    def encode(self, records: Iterable[Record], report: EncodeReport, batch: int = 256) -> Iterator[PromptGroup]:
         """The records' groups, in order: k=2 for pairs (chosen first), k=1 for judgements and demonstrations.
 
-        ``batch`` records are tokenized at a time, while the next ones are written out by the template. Raises
-        ValueError as ``on_bad`` says.
+        ``batch`` records are tokenized at a time, while the next ones are written out by the template: two batches at
+        once, as one's ids are handed over while the other keeps the cores busy. Raises ValueError as ``on_bad`` says.
         """
         stream = iter(records)
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(2) as beside:
 
-            def chunks() -> Iterator[tuple[list[tuple[Record, Script]], Future[dict[str, list[int]]]]]:
+            def chunks() -> Iterator[tuple[list[tuple[Record, Script]], Future[dict[str, array[int]]]]]:
                 while chunk := list(islice(stream, batch)):
                     scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]
                     yield scripts, beside.submit(self._tokens.known, list(self._texts(s for _, s in scripts)))
 
-            for scripts, known in _one_ahead(chunks()):
+            for scripts, known in _ahead(chunks(), 2):
                 for record, script in scripts:
                     group = self._group(record, script, known.result(), report)
                     if group is not None:
@@ -199,22 +201,22 @@ class Encoder:
             for pieces in script.completions:
                 yield from self._tokens.wanted(prompt, pieces)
 
-    def _bare(self, script: Script, known: dict[str, list[int]]) -> list[int]:
-        return self._tokens.follow([], "", script.prompt, known)[0]
+    def _bare(self, script: Script, known: dict[str, array[int]]) -> array[int]:
+        return self._tokens.follow(array("i"), "", script.prompt, known)[0]
 
-    def _dressed(self, ids: list[int], raw: bool) -> tuple[list[int], int]:
+    def _dressed(self, ids: array[int], raw: bool) -> tuple[array[int], int]:
         """The prompt's ids with what the tokenizer puts first, and how many at its front stay when it is cut."""
-        prefix, bos = self._tokens.prefix, self.tokenizer.bos_token_id
+        prefix, bos = self._tokens.prefix, self._bos
         if raw and ids[: len(prefix)] != prefix:
             ids = prefix + ids
         if not ids and bos is not None:
-            ids = [bos]
+            ids = array("i", [bos])
         if prefix and ids[: len(prefix)] == prefix:
             return ids, len(prefix)
         return ids, int(bool(ids) and ids[0] == bos)
 
     def _group(
-        self, record: Record, script: Script, known: dict[str, list[int]], report: EncodeReport
+        self, record: Record, script: Script, known: dict[str, array[int]], report: EncodeReport
     ) -> PromptGroup | None:
         text, bare = "".join(p.text for p in script.prompt), self._bare(script, known)
         try:
@@ -224,7 +226,7 @@ class Encoder:
         open_ended = [(ids, mask) for ids, mask in pairs if not ids or ids[-1] not in self._eos]
         for ids, mask in open_ended:
             ids.append(self._eos[0])
-            mask.append(True)
+            mask.append(1)
         if open_ended and not script.raw:
             report.count("end_added", record.source)
         completions, masks = [ids for ids, _ in pairs], [mask for _, mask in pairs]
@@ -240,10 +242,10 @@ class Encoder:
     def _truncated(
         self,
         record: Record,
-        prompt: list[int],
+        prompt: array[int],
         kept: int,
-        completions: list[list[int]],
-        masks: list[list[bool]],
+        completions: list[array[int]],
+        masks: list[bytearray],
         report: EncodeReport,
     ) -> PromptGroup | None:
         room = self.truncation.completion_room(kept)
@@ -255,16 +257,16 @@ class Encoder:
             report.count("truncated_prompts", record.source)
         if not self._completion_only:
             completions = [prompt[1:] + c for c in completions]
-            prompt, masks = prompt[:1], [[True] * (len(prompt) - 1 + len(m)) for m in masks]
+            prompt, masks = prompt[:1], [bytearray(b"\1") * (len(prompt) - 1 + len(m)) for m in masks]
         lost = "identical" if len(completions) == 2 and completions[0] == completions[1] else ""
         lost = lost or ("" if all(map(any, masks)) else "unscored")
         if lost:
             report.count(lost, record.source)
             return None
         return PromptGroup(
-            prompt=np.asarray(prompt, np.int32),
-            completions=tuple(np.asarray(c, np.int32) for c in completions),
-            masks=tuple(np.asarray(m, bool) for m in masks),
+            prompt=np.array(prompt, np.int32),
+            completions=tuple(np.array(c, np.int32) for c in completions),
+            masks=tuple(np.array(m, bool) for m in masks),
             weight=record.weight,
             label=float(record.desirable) if isinstance(record, Judgement) else getattr(record, "label", 1.0),
             margin=_margin(record),
@@ -272,13 +274,14 @@ class Encoder:
         )
 
 
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each given out when the next one is under way."""
-    for current in items:
-        for following in items:
-            yield current
-            current = following
-        yield current
+def _ahead(items: Iterable[T], n: int) -> Iterator[T]:
+    """The same items, each given out when the next n are under way."""
+    waiting = deque[T]()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > n:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _answers(record: Record) -> tuple[Text, ...]:

@@ -1,19 +1,20 @@
 """Token ids of prompts and their completions, in flat arrays that a million examples fit in.
 
 Every algorithm sees its data as `PromptGroup`s: one prompt with k completions (SFT and KTO k=1, pairs k=2 with the
-chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or mapped from disk, so
+chosen one first, samples k=n). `GroupStore` holds many of them as a few flat arrays, in memory or on disk, so
 that an epoch streams through memory; a part of a store is a list of rows, never a copy.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -57,7 +58,24 @@ TYPES = {
     "source": np.uint8,
     "source_size": np.int32,
 }
-_CHUNK = 4096
+_LONG = ("tokens", "mask")
+_CHUNK = 512
+
+
+class _Stretches:
+    """An array in a file, of which stretches are read. Were it mapped, every page once read would count as memory of
+    this process for as long as there is memory to spare, and an epoch reads all of them."""
+
+    def __init__(self, path: Path, dtype: type):
+        self._where, self._dtype, self._file = (path, dtype), np.dtype(dtype), path.open("rb", buffering=0)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        size = self._dtype.itemsize
+        read = os.pread(self._file.fileno(), (part.stop - part.start) * size, part.start * size)
+        return np.frombuffer(read, self._dtype)
+
+    def __reduce__(self) -> tuple[type, tuple[Path, type]]:
+        return _Stretches, self._where
 
 
 class GroupStore(Sequence[PromptGroup]):
@@ -66,7 +84,7 @@ class GroupStore(Sequence[PromptGroup]):
     rows: int64 [n], which of the arrays' groups these are, in which order; None for all.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], k: int, rows: np.ndarray | None = None):
+    def __init__(self, arrays: Mapping[str, Any], k: int, rows: np.ndarray | None = None):
         if "offsets" not in arrays:
             ends = {"offsets": _offsets(arrays["sizes"]), "source_offsets": _offsets(arrays["source_size"])}
             arrays = {**arrays, **ends}
@@ -94,12 +112,15 @@ class GroupStore(Sequence[PromptGroup]):
 
     @classmethod
     def open(cls, folder: Path, k: int) -> GroupStore:
-        """The store that `write` left in this folder, mapped into memory."""
+        """The store that `write` left in this folder: what grows with the text is read where it is asked for, the few
+        numbers of each group are mapped into memory."""
 
         def mapped(path: Path, dtype: type) -> np.ndarray:
             return np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
 
-        return cls({name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}, k)
+        files = {name: (folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}
+        long = _LONG if hasattr(os, "pread") else ()  # Windows has no reading at a place
+        return cls({name: (_Stretches if name in long else mapped)(*file) for name, file in files.items()}, k)
 
     def __len__(self) -> int:
         return len(self._a["weight"] if self._rows is None else self._rows)
@@ -119,15 +140,17 @@ class GroupStore(Sequence[PromptGroup]):
         i %= len(self)
         a, row = self._a, i if self._rows is None else int(self._rows[i])
         cuts = a["offsets"][row * (self.k + 1) : (row + 1) * (self.k + 1) + 1].tolist()
-        parts = [slice(s, e) for s, e in pairwise(cuts)]
+        whole = slice(cuts[0], cuts[-1])
+        tokens, mask = a["tokens"][whole], a["mask"][whole]
+        parts = [slice(s - cuts[0], e - cuts[0]) for s, e in pairwise(cuts)]
         return PromptGroup(
-            prompt=a["tokens"][parts[0]],
-            completions=tuple(a["tokens"][p] for p in parts[1:]),
-            masks=tuple(a["mask"][p] for p in parts[1:]),
+            prompt=tokens[parts[0]],
+            completions=tuple(tokens[p] for p in parts[1:]),
+            masks=tuple(mask[p] for p in parts[1:]),
             weight=float(a["weight"][row]),
             label=float(a["label"][row]),
             margin=float(a["margin"][row]),
-            source=a["source"][a["source_offsets"][row] : a["source_offsets"][row + 1]].tobytes().decode(),
+            source=a["source"][slice(*a["source_offsets"][row : row + 2].tolist())].tobytes().decode(),
         )
 
     @cached_property
@@ -181,30 +204,43 @@ def _chunks(groups: Iterable[PromptGroup], k: int) -> Iterator[dict[str, np.ndar
                 raise ValueError(f"{g.source or 'a group'} has {len(g.completions)} completions, expected {k}")
             if not len(g.prompt) or not all(len(c) for c in g.completions):
                 raise ValueError(f"{g.source or 'a group'} has an empty prompt or completion")
-        sources = [g.source.encode() for g in chunk]
-        columns = {
-            "tokens": np.concatenate([part for g in chunk for part in (g.prompt, *g.completions)]),
-            "mask": np.concatenate([part for g in chunk for part in (np.zeros(len(g.prompt), bool), *g.masks)]),
-            "sizes": [len(part) for g in chunk for part in (g.prompt, *g.completions)],
-            "prompt_key": np.frombuffer(b"".join(_hash(8, g.prompt) for g in chunk), np.int64),
-            "digest": np.frombuffer(b"".join(_digest(g) for g in chunk), np.uint64),
-            "scored": [sum(int(np.count_nonzero(m)) for m in g.masks) for g in chunk],
-            "weight": [g.weight for g in chunk],
-            "label": [g.label for g in chunk],
-            "margin": [g.margin for g in chunk],
-            "source": np.frombuffer(b"".join(sources), np.uint8),
-            "source_size": [len(s) for s in sources],
-        }
-        yield {name: np.asarray(column, TYPES[name]) for name, column in columns.items()}
+        yield _columns(chunk, k)
 
 
-def _hash(size: int, *parts: np.ndarray) -> bytes:
-    h = hashlib.blake2b(digest_size=size)
-    for part in parts:
-        h.update(np.ascontiguousarray(part, np.int32).data)
-    return h.digest()
+def _columns(chunk: Sequence[PromptGroup], k: int) -> dict[str, np.ndarray]:
+    """The arrays of these groups."""
+    tokens = np.concatenate([part for g in chunk for part in (g.prompt, *g.completions)], dtype=np.int32)
+    sizes = np.asarray([(len(g.prompt), *map(len, g.completions)) for g in chunk], np.int32)
+    mask = np.zeros(len(tokens), bool)
+    answered = np.repeat(np.tile([False] + [True] * k, len(chunk)), sizes.ravel())
+    mask[answered] = np.concatenate([m for g in chunk for m in g.masks])
+    starts = _offsets(sizes.sum(1))
+    keys, digests = _hashes(tokens, mask, sizes, starts.tolist())
+    sources = [g.source.encode() for g in chunk]
+    columns = {
+        "tokens": tokens,
+        "mask": mask,
+        "sizes": sizes.ravel(),
+        "prompt_key": np.frombuffer(keys, np.int64),
+        "digest": np.frombuffer(digests, np.uint64),
+        "scored": np.add.reduceat(mask, starts[:-1], dtype=np.int32),
+        "weight": [g.weight for g in chunk],
+        "label": [g.label for g in chunk],
+        "margin": [g.margin for g in chunk],
+        "source": np.frombuffer(b"".join(sources), np.uint8),
+        "source_size": [len(s) for s in sources],
+    }
+    return {name: np.asarray(column, TYPES[name]) for name, column in columns.items()}
 
 
-def _digest(g: PromptGroup) -> bytes:
-    cuts = np.asarray([len(g.prompt), *map(len, g.completions)])
-    return _hash(16, cuts, g.prompt, *g.completions, *g.masks)
+def _hashes(tokens: np.ndarray, mask: np.ndarray, sizes: np.ndarray, starts: list[int]) -> tuple[bytes, bytes]:
+    """For each group a hash of its prompt (8 bytes), and one of its sizes, tokens and answers' masks (16 bytes)."""
+    keys, digests = list[bytes](), list[bytes]()
+    ids, scored = tokens.data, mask.astype(np.int32).data
+    for (start, end), cuts, prompt in zip(pairwise(starts), sizes, sizes[:, 0].tolist(), strict=True):
+        keys.append(hashlib.blake2b(ids[start : start + prompt], digest_size=8).digest())
+        digest = hashlib.blake2b(cuts.data, digest_size=16)
+        digest.update(ids[start:end])
+        digest.update(scored[start + prompt : end])
+        digests.append(digest.digest())
+    return b"".join(keys), b"".join(digests)

@@ -241,9 +241,9 @@ class Renderer:
     def _split_end(self, text: str) -> tuple[str, int]:
         """The text before any end tokens (and white space) that it closes with, and where the first of these ends."""
         body, end = text, len(text)
-        while found := [e for e in self._ends if body.rstrip().endswith(e)]:
-            end = len(body.rstrip())
-            body = body.rstrip()[: -len(max(found, key=len))]
+        while (said := body.rstrip()).endswith(self._ends):
+            end = len(said)
+            body = said[: -max(len(e) for e in self._ends if said.endswith(e))]
         return body, end
 
     def _cut(self, text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -36,26 +37,29 @@ class Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        bare, dressed = self._encode(["a"])[0], list(tokenizer("a")["input_ids"])
+        bare, dressed = self._encode(["a"])[0], array("i", tokenizer("a")["input_ids"])
         at = next((i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare), 0)
-        self.prefix: list[int] = dressed[:at]
+        self.prefix = dressed[:at]
         self._lines = self._lines_are_apart()
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         apart = [t.content for t in added if t.special and not (t.normalized or t.lstrip or t.single_word)]
         self._special = re.compile("|".join(map(re.escape, sorted(apart, key=len, reverse=True))) or "(?!)")
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[array[int]]:
         if not texts:
             return []
         if self._tokenizer.is_fast:
             backend = self._tokenizer.backend_tokenizer  # without offsets, and in as many threads as there are cores
-            backend.no_truncation()
-            backend.no_padding()
-            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            # Only where there is any: setting it waits for another thread's call to end.
+            if backend.truncation is not None:
+                backend.no_truncation()
+            if backend.padding is not None:
+                backend.no_padding()
+            return [array("i", e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         flags: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        return list(self._tokenizer(texts, add_special_tokens=False, **flags)["input_ids"])
+        return [array("i", ids) for ids in self._tokenizer(texts, add_special_tokens=False, **flags)["input_ids"]]
 
-    def known(self, texts: Iterable[str]) -> dict[str, list[int]]:
+    def known(self, texts: Iterable[str]) -> dict[str, array[int]]:
         """The ids of each of these texts on its own, tokenized in one call."""
         unique = list(dict.fromkeys(texts))
         return dict(zip(unique, self._encode(unique), strict=True))
@@ -70,24 +74,25 @@ class Tokens:
             text += piece.text
 
     def follow(
-        self, ids: Sequence[int], text: str, pieces: Iterable[Piece], known: dict[str, list[int]]
-    ) -> tuple[list[int], list[bool]]:
-        """Ids and scored flags of ``pieces``, which follow ``text``, whose ids are ``ids``.
+        self, ids: array[int], text: str, pieces: Iterable[Piece], known: dict[str, array[int]]
+    ) -> tuple[array[int], bytearray]:
+        """Ids and scored flags (a byte each) of ``pieces``, which follow ``text``, whose ids are ``ids``.
 
         known: from `known`, holding what `wanted` names.
         """
-        so_far, scored = list(ids), list[bool]()
+        found, scored = array("i"), bytearray()
         for piece in pieces:
-            n, seam = len(so_far), self._seam(text)
+            so_far = ids + found if found else ids
+            seam = self._seam(text)
             end, whole = known[text[seam:]] if seam else so_far, known[text[seam:] + piece.text]
-            if seam and (so_far[n - len(end) :] != end or whole[: len(end)] != end):
+            if seam and (so_far[len(so_far) - len(end) :] != end or whole[: len(end)] != end):
                 end, whole = so_far, self._encode([text + piece.text])[0]
-            so_far += whole[len(end) :] if whole[: len(end)] == end else self._continuation(piece.text)
-            scored += [piece.scored] * (len(so_far) - n)
+            found += whole[len(end) :] if whole[: len(end)] == end else self._continuation(piece.text)
+            scored += bytes([piece.scored]) * (len(found) - len(scored))
             text += piece.text
-        return so_far[len(ids) :], scored
+        return found, scored
 
-    def _continuation(self, text: str) -> list[int]:
+    def _continuation(self, text: str) -> array[int]:
         for anchor in ANCHORS:
             head, whole = self._encode([anchor, anchor + text])
             if head and whole[: len(head)] == head:
@@ -101,11 +106,13 @@ class Tokens:
     def _seam(self, text: str) -> int:
         """Where the last stretch of ``text`` begins whose tokens are the same whatever stands before it: a special
         token, or a line that begins with a letter; 0 where there is none."""
-        seam = max((m.start() for m in self._special.finditer(text)), default=0)
-        at = len(text)
-        while self._lines and (at := text.rfind("\n", seam, at)) >= 0:
+        seam, at = 0, len(text)
+        while self._lines and not seam and (at := text.rfind("\n", 0, at)) >= 0:
             if text[at + 1 : at + 2].isascii() and text[at + 1 : at + 2].isalpha():
-                return at + 1
+                seam = at + 1
+        # No token spans the beginning of such a line, so that special tokens can be looked for from there.
+        for special in self._special.finditer(text, seam):
+            seam = special.start()
         return seam
 
     def _lines_are_apart(self) -> bool:
