@@ -82,8 +82,8 @@ def test_ratios_are_of_rounds_and_goals_have_a_side(common: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_window_stands_for_its_epoch(common: ModuleType, workload: ModuleType, grouped: bool) -> None:
-    bench = common.Bench(Path("unused"), quick=True)
+def test_a_window_stands_for_its_epoch(common: ModuleType, workload: ModuleType, grouped: bool, tmp_path: Path) -> None:
+    bench = common.Bench(tmp_path, quick=True)
     store = bench.store(1024)
     lengths = workload.lengths_of(store)
     batches = workload.window(store, 2, grouped=grouped)
