@@ -103,7 +103,7 @@ def test_a_window_stands_for_its_epoch(common: ModuleType, workload: ModuleType,
 @pytest.mark.parametrize("frozen", [False, True])
 def test_counted_work_is_what_pytorch_counts_less_what_could_be_spared(frozen: bool) -> None:
     """PyTorch's own counter over a step. It also sees queries and attention outputs of the last layer for rows that
-    nobody reads; it does not see attention on a CPU."""
+    nobody reads; the batched products of attention, which are of padded tiles, are left out."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
