@@ -22,6 +22,7 @@ from prefiere.data.groups import GroupStore, PromptGroup
 from prefiere.data.plan import members, split, updates_per_epoch
 from prefiere.data.render import messages, plain
 from prefiere.data.schema import PreferencePair
+from prefiere.train.host import leave_imports_alone
 
 MILLION = 1_000_000
 WORDS = 8192
@@ -29,6 +30,7 @@ WORDS = 8192
 
 def rows(bench: Bench) -> Iterable[Row]:
     """Preparation against TRL's, and what does not depend on how many pairs there are."""
+    leave_imports_alone()  # as the command does; TRL's preparation runs in this process as well
     work = f"tokenizing and planning {len(bench.pairs):,} pairs against TRL's preparation"
     ours = {"once": _ours(bench, kept=False), "kept": _ours(bench, kept=True)}
     try:

@@ -10,8 +10,9 @@ from prefiere.console import hush, progress, say
 
 def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> dict[str, Any]:
     """Read the settings and hand them to the method's training loop."""
+    import prefiere.train.session  # noqa: F401 (with it, all that training imports)
     from prefiere import api, recipe
-    from prefiere.train.host import leave_group
+    from prefiere.train.host import leave_group, leave_imports_alone
 
     paths = [text for text in rest or [] if "=" not in text]
     if len(paths) > 1:
@@ -20,6 +21,7 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
     given = {key: value for key, value in flags.items() if value is not None}
     settings = recipe.load(method, paths[0] if paths else None, given, overrides)
     hush()
+    leave_imports_alone()
     run = api.train(settings, fresh=fresh, console=progress())
     leave_group()
     rows, page = run.metrics, run.folder / "report.html"

@@ -1,5 +1,6 @@
 """Choices that belong to a processor."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -80,3 +81,12 @@ def test_a_command_leaves_its_group_of_processes(tmp_path) -> None:
     done = CliRunner().invoke(app, ["dpo", *given])
     assert done.exit_code == 0, done.output
     assert not dist.is_initialized()
+
+
+def test_the_collector_leaves_alone_what_is_there() -> None:
+    before = gc.get_freeze_count()
+    host.leave_imports_alone()
+    try:
+        assert gc.get_freeze_count() > before + 1000
+    finally:
+        gc.unfreeze()

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from prefiere.data.batch import PackedBatch, unpack
 from prefiere.models.attention import AttentionPlan, plan_attention
 from prefiere.models.lastlayer import trim
+from prefiere.models.lora import fuse
 from prefiere.objectives.logprobs import LogitTransform, TargetLogprobs, linear_logprobs, module_logprobs
 
 POLICY = "default"
@@ -63,6 +64,7 @@ class Trunk(nn.Module):
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool = True):
         super().__init__()
+        fuse(model)
         self.model = model
         self.packed = packed
         self.heads = nn.ModuleDict()
