@@ -13,6 +13,7 @@ import tiny
 from prefiere.data.batch import pack
 from prefiere.models import lora
 from prefiere.models.attention import NAME, register
+from prefiere.models.linear import through_onednn as products_through_onednn
 from prefiere.models.lora import fuse
 from prefiere.models.packed import PackedLinear
 from prefiere.models.roles import Trunk
@@ -102,6 +103,27 @@ def test_dropout_that_is_switched_off_is_plain(used) -> None:
     model.eval()
     model(x)
     assert len(used) == 2
+
+
+def test_a_layer_that_does_something_else_is_asked(used) -> None:
+    """Weights laid out for sampling stand in a layer's forward, and must not be passed by; nor must hooks."""
+    model, x = adapted()
+    expected = model(x)
+    fuse(model)
+    for layer in (model.base_model.model.up.base_layer, model.base_model.model.down.base_layer):
+        layer.forward = lambda rows, layer=layer: 2 * nn.functional.linear(rows, layer.weight, layer.bias)
+    doubled = model(x)
+    assert not used
+    assert (doubled - expected).abs().max() > 0.1
+    for layer in (model.base_model.model.up.base_layer, model.base_model.model.down.base_layer):
+        del layer.forward
+    handle = model.base_model.model.up.base_layer.register_forward_hook(lambda m, i, out: out * 0)
+    model(x)
+    assert len(used) == 1
+    handle.remove()
+    products_through_onednn(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(used) == 3
 
 
 def test_disabled_merged_and_other_adapters(used) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from prefiere.objectives.products import linear
 
 
-def _forward(self: nn.Linear, input: Tensor) -> Tensor:
+def forward_through_onednn(self: nn.Linear, input: Tensor) -> Tensor:
+    """The forward that `through_onednn` gives a layer."""
     return linear(input, self.weight, self.bias)
 
 
@@ -17,4 +18,4 @@ def through_onednn(model: nn.Module) -> None:
     """Route every plain linear layer of a model. Its parameters, its type and what is saved stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+            module.forward = MethodType(forward_through_onednn, module)  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from prefiere.models.linear import forward_through_onednn
 from prefiere.models.packed import PackedLinear
 from prefiere.objectives.products import compute_dtype, product
 
@@ -60,6 +61,14 @@ class _Adapted(torch.autograd.Function):
         return grad_x, grad_a, grad_b, None, None, None
 
 
+def _as_made(layer: nn.Module) -> bool:
+    """Whether a layer does what its class does: nothing has been hooked to it or put in its forward's place, such as
+    weights laid out for sampling (`weights`). `product` does what `linear` puts there."""
+    own = vars(layer).get("forward")
+    replaced = own is not None and getattr(own, "__func__", None) is not forward_through_onednn
+    return not (replaced or layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def _plain(self: Any, x: Tensor) -> str | None:
     """The one active adapter, where it is plain LoRA on a frozen weight that is dense or packed; else None."""
     if self.disable_adapters or self.merged or torch.compiler.is_compiling():
@@ -71,7 +80,8 @@ def _plain(self: Any, x: Tensor) -> str | None:
     a, b, dropout = (part[active[0]] for part in (self.lora_A, self.lora_B, self.lora_dropout))
     trained = isinstance(base.weight, Tensor) and base.weight.requires_grad
     mixed = not torch.is_autocast_enabled(x.device.type) and not x.dtype == a.weight.dtype == b.weight.dtype
-    if trained or mixed or a.bias is not None or b.bias is not None or (dropout.training and getattr(dropout, "p", 0)):
+    biased = a.bias is not None or b.bias is not None
+    if trained or mixed or biased or (dropout.training and getattr(dropout, "p", 0)) or not _as_made(base):
         return None
     return str(active[0])
 
