@@ -156,3 +156,12 @@ def test_what_looks_things_up_on_the_host_stays_there() -> None:
     there = pack(list(store(1, 2)), [7]).to("meta")
     assert there.tokens_T.device.type == "meta"
     assert there.index_G.tolist() == [7]
+
+
+def test_a_file_of_ids_that_is_cut_short_is_named(tmp_path) -> None:
+    GroupStore.write(store(4, 2), 2, tmp_path)
+    opened = GroupStore.open(tmp_path, 2)
+    path = tmp_path / "tokens.bin"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(OSError, match=r"tokens\.bin is cut short"):
+        opened[3]

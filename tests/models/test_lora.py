@@ -85,7 +85,11 @@ def test_bf16_has_no_more_noise_than_peft(used) -> None:
         assert (a.double() - e).norm() <= 1.5 * (b.double() - e).norm() + 1e-3 * e.norm()
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}],
+    ids=str,
+)
 def test_what_is_not_plain_goes_pefts_way(options, used) -> None:
     model, x = adapted(**options)
     torch.manual_seed(1)
@@ -95,6 +99,17 @@ def test_what_is_not_plain_goes_pefts_way(options, used) -> None:
     for mine, theirs in zip(grads(model, x), expected, strict=True):
         assert torch.equal(mine, theirs)
     assert not used
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_a_bias_that_is_learnt_gets_its_gradient(bias, used) -> None:
+    model, x = adapted(bias=bias)
+    assert model.base_model.model.up.base_layer.bias.requires_grad
+    expected = grads(model, x)
+    fuse(model)
+    for mine, theirs in zip(grads(model, x), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert len(used) == 1, "the layer without a bias"
 
 
 def test_dropout_that_is_switched_off_is_plain(used) -> None:

@@ -112,8 +112,12 @@ def test_many_tiles_share_few_products_with_little_padding() -> None:
 
 
 def test_what_is_long_or_fp16_is_left_to_the_fused_kernel(monkeypatch) -> None:
-    assert fits(SHORT, torch.zeros(1, dtype=torch.bfloat16))
-    assert not fits(SHORT, torch.zeros(1, dtype=torch.float16))
-    assert not fits(SHORT, torch.zeros(1, device="meta"))
+    def asked(size: int = 8, **options) -> bool:
+        return fits(SHORT, torch.zeros(1, 8, **options), torch.zeros(1, size, **options))
+
+    assert asked(dtype=torch.bfloat16)
+    assert not asked(dtype=torch.float16)
+    assert not asked(device="meta")
+    assert not asked(size=4), "values of another width than the queries (DeepSeek)"
     monkeypatch.setattr(tiles, "LARGEST", 80)
-    assert not fits(SHORT, torch.zeros(1))
+    assert not asked()

@@ -71,7 +71,10 @@ class _Stretches:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         size = self._dtype.itemsize
-        read = os.pread(self._file.fileno(), (part.stop - part.start) * size, part.start * size)
+        wanted = (part.stop - part.start) * size
+        read = os.pread(self._file.fileno(), wanted, part.start * size)
+        if len(read) != wanted:
+            raise OSError(f"{self._where[0]} is cut short: delete its folder, and it is made anew")
         return np.frombuffer(read, self._dtype)
 
     def __reduce__(self) -> tuple[type, tuple[Path, type]]:

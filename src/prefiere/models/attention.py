@@ -220,7 +220,7 @@ def segment_attention(
     q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
     if segments.flat is not None and softcap is None and compute in (torch.bfloat16, torch.float16):
         return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
-    if softcap is None and fits(segments.segments, q_T):
+    if softcap is None and fits(segments.segments, q_T, v_T):
         tiles = segments.tiles(q_T.shape[1], k_T.shape[1], sliding_window)
         return written_out(q_T, k_T, v_T, tiles, scale)[None], None
     return _by_bucket(q_T, k_T, v_T, segments, sliding_window, scale, softcap)[None], None

@@ -33,7 +33,7 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: nn.Linear, scale: float, compute: torch.dtype
     ) -> Tensor:
-        rows, small_a, small_b = x.to(compute).flatten(0, -2), a.to(compute), b.to(compute)
+        rows, small_a, small_b = x.to(compute).reshape(-1, x.shape[-1]), a.to(compute), b.to(compute)
         low = rows @ small_a.T
         out = product(rows, _matrix(layer, compute))
         if layer.bias is not None:
@@ -48,7 +48,7 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, small_a, small_b = ctx.saved_tensors
         need_x, need_a, need_b = ctx.needs_input_grad[:3]
-        g = grad.flatten(0, -2)
+        g = grad.reshape(-1, grad.shape[-1])
         through = (g @ small_b).mul_(ctx.scale)
         grad_x = grad_a = grad_b = None
         if need_x:
@@ -66,7 +66,8 @@ def _as_made(layer: nn.Module) -> bool:
     weights laid out for sampling (`weights`). `product` does what `linear` puts there."""
     own = vars(layer).get("forward")
     replaced = own is not None and getattr(own, "__func__", None) is not forward_through_onednn
-    return not (replaced or layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return not (replaced or any(hooks))
 
 
 def _plain(self: Any, x: Tensor) -> str | None:
@@ -78,10 +79,11 @@ def _plain(self: Any, x: Tensor) -> str | None:
     if len(active) != 1 or active[0] in self.lora_variant or type(base) not in (nn.Linear, PackedLinear):
         return None
     a, b, dropout = (part[active[0]] for part in (self.lora_A, self.lora_B, self.lora_dropout))
-    trained = isinstance(base.weight, Tensor) and base.weight.requires_grad
+    trained = any(isinstance(t, Tensor) and t.requires_grad for t in (base.weight, base.bias))
     mixed = not torch.is_autocast_enabled(x.device.type) and not x.dtype == a.weight.dtype == b.weight.dtype
     biased = a.bias is not None or b.bias is not None
-    if trained or mixed or biased or (dropout.training and getattr(dropout, "p", 0)) or not _as_made(base):
+    dropped = dropout.training and getattr(dropout, "p", 0)
+    if trained or mixed or biased or dropped or not all(map(_as_made, (base, a, b, dropout))):
         return None
     return str(active[0])
 

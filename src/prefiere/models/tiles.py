@@ -61,8 +61,10 @@ class Tiles:
     gathered: int
 
 
-def fits(segments: Sequence[Segment], query: Tensor) -> bool:
-    """Whether attention over these segments is to be written out."""
+def fits(segments: Sequence[Segment], query: Tensor, value: Tensor) -> bool:
+    """Whether attention over these segments is to be written out: values must be as wide as queries."""
+    if query.shape[-1] != value.shape[-1]:
+        return False
     largest = max((s.stop - s.start) * (s.stop - s.start + s.prefix_stop - s.prefix_start) for s in segments)
     return query.device.type == "cpu" and query.dtype in DTYPES and largest <= LARGEST
 
