@@ -16,15 +16,17 @@ from accelerate import Accelerator
 
 from benchmarks.common import clock, quiet
 from benchmarks.workload import BATCH
-from prefiere.data.groups import GroupStore
-from prefiere.models.load import Adapter, load_policy, resolve
+from prefiere.algorithms.dpo import Pairs
+from prefiere.models.adapter import Adapter
+from prefiere.models.load import load_policy
 from prefiere.models.reference import sequence_logps
+from prefiere.models.source import resolve
 from prefiere.objectives.preference import LOSSES
 from prefiere.settings import DPO
+from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
-from prefiere.train.optim import make_optimizer, make_scheduler
-from prefiere.train.preference import Pairs
+from prefiere.train.optimizer import make_optimizer, make_scheduler
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 BUDGET = 4096

@@ -14,14 +14,14 @@ import numpy as np
 from benchmarks.common import Bench, Row, clock
 from benchmarks.memory import peak_mb
 from benchmarks.workload import BATCH, MAX_LENGTH
+from prefiere.cache import entry
 from prefiere.data.audit import split_by_prompt
-from prefiere.data.batch import pack
-from prefiere.data.cache import entry
-from prefiere.data.chat import Encoder, EncodeReport, Truncation
-from prefiere.data.groups import GroupStore, PromptGroup
-from prefiere.data.plan import members, split, updates_per_epoch
-from prefiere.data.render import messages, plain
 from prefiere.data.schema import PreferencePair
+from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation
+from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.tokens.pack import pack
+from prefiere.tokens.schedule import members, split, updates_per_epoch
+from prefiere.tokens.template import messages, plain
 from prefiere.train.host import leave_imports_alone
 
 MILLION = 1_000_000

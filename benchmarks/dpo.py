@@ -16,7 +16,7 @@ from benchmarks.common import Bench, Contender, Row
 from benchmarks.contenders import Apart, Ours, Trl, installed
 from benchmarks.peak import matmul_peak, step_flops
 from benchmarks.workload import SHAPES, window
-from prefiere.data.batch import pack
+from prefiere.tokens.pack import pack
 
 # shape, LoRA, batches of 8 in a window, goals against TRL as shipped and at its best, against the plain path with
 # batches grouped by length and random ones

@@ -128,9 +128,9 @@ def _measure(folder: str, method: str, options: str, keep: str) -> None:
     """In a fresh process: train, and print the peak above the size after the imports, in bytes, and the seconds."""
     import psutil
 
-    import prefiere.train.session as session
-    import prefiere.train.start as start
-    from prefiere.train.progress import Display
+    import prefiere.launch as start
+    import prefiere.train.setup as session
+    from prefiere.console import Display
 
     before = psutil.Process().memory_info().rss
     settings = settings_of(Path(folder), method, json.loads(options))
@@ -154,9 +154,10 @@ def _measure(folder: str, method: str, options: str, keep: str) -> None:
 
 def case(name: str, given: tuple[str, tuple[int, int], str, dict[str, Any]]) -> dict[str, Any]:
     """Predict a case, run it both ways, and compare."""
-    from prefiere.train.estimate import estimate
-    from prefiere.train.forecast import here, workload
-    from prefiere.train.progress import Display
+    from prefiere.console import Display
+    from prefiere.estimate.cards import here
+    from prefiere.estimate.estimate import estimate
+    from prefiere.estimate.forecast import workload
 
     model, words, method, options = given
     measured: dict[str, dict[str, float]] = {}

@@ -32,15 +32,15 @@ from benchmarks.fourbit_model import SIZES, Size, make, pairs
 from benchmarks.memory import peak_mb
 from benchmarks.peak import matmul_peak, step_flops
 from prefiere import recipe
-from prefiere.data.batch import pack
+from prefiere.algorithms.dpo import Pairs
+from prefiere.algorithms.on_policy import OnPolicy
+from prefiere.console import Display
 from prefiere.models.reference import Reference, sequence_logps
-from prefiere.models.roles import CRITIC, POLICY, REWARD
+from prefiere.models.trunk import CRITIC, POLICY, REWARD
 from prefiere.objectives.preference import LOSSES
 from prefiere.run import Run
-from prefiere.train.onpolicy import OnPolicy
-from prefiere.train.preference import Pairs
-from prefiere.train.progress import Display
-from prefiere.train.session import Session, make_accelerator, prepare
+from prefiere.tokens.pack import pack
+from prefiere.train.setup import Session, make_accelerator, prepare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GOAL = 14.6

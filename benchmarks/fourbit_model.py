@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, MistralForSequenceClassification, PreTrainedTokenizerFast
 
 from benchmarks.contenders import LORA
-from prefiere.data.groups import GroupStore, PromptGroup
-from prefiere.models.roles import POLICY
+from prefiere.models.trunk import POLICY
+from prefiere.tokens.groups import GroupStore, PromptGroup
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 EOS = 2

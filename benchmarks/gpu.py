@@ -22,8 +22,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from benchmarks.common import HEADER, Row, clock, line, quiet
 from benchmarks.peak import matmul_peak, step_flops
-from prefiere.data.batch import pack
-from prefiere.data.groups import GroupStore, PromptGroup
+from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.tokens.pack import pack
 
 SHAPES: dict[str, dict[str, Any]] = {
     "mistral-7b": {},
@@ -67,13 +67,15 @@ def make(folder: Path, shape: str) -> None:
 
 def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str, float]:
     """prefiere: reference pass and updates over the batches; the first one warms up."""
-    from prefiere.models.load import Adapter, load_policy, resolve
+    from prefiere.algorithms.dpo import Pairs
+    from prefiere.models.adapter import Adapter
+    from prefiere.models.load import load_policy
     from prefiere.models.reference import Reference, sequence_logps
+    from prefiere.models.source import resolve
     from prefiere.objectives.preference import LOSSES
     from prefiere.settings import DPO
     from prefiere.train.engine import Engine
-    from prefiere.train.optim import make_optimizer, make_scheduler
-    from prefiere.train.preference import Pairs
+    from prefiere.train.optimizer import make_optimizer, make_scheduler
 
     accelerator = Accelerator()
     settings = DPO(model=str(folder), data="", out="")

@@ -15,7 +15,7 @@ import torch
 from benchmarks.common import Bench, Row, clock
 from benchmarks.contenders import Ours
 from benchmarks.workload import SHAPES, window
-from prefiere.data.batch import PackedBatch, pack
+from prefiere.tokens.pack import PackedBatch, pack
 
 
 def rows(bench: Bench) -> Iterable[Row]:

@@ -15,14 +15,14 @@ from accelerate import Accelerator
 from benchmarks.common import Bench, Row, clock
 from benchmarks.contenders import BUDGET, Apart, installed
 from benchmarks.workload import BATCH, SHAPES, window
-from prefiere.data.groups import GroupStore
-from prefiere.models.load import resolve
-from prefiere.models.reward import load_reward
+from prefiere.algorithms.reward import Scores
+from prefiere.models.classifier import load_reward
+from prefiere.models.source import resolve
 from prefiere.settings import Reward
+from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
-from prefiere.train.optim import make_optimizer, make_scheduler
-from prefiere.train.reward import Scores
+from prefiere.train.optimizer import make_optimizer, make_scheduler
 
 GOAL = 3.0
 

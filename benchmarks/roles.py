@@ -65,10 +65,10 @@ def _reward(base: Path, folder: Path) -> None:
 
 def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     quiet()
+    from prefiere.console import Display
     from prefiere.run import Run
     from prefiere.settings import SFT, PolicyGradient
-    from prefiere.train.progress import Display
-    from prefiere.train.session import make_accelerator, prepare
+    from prefiere.train.setup import make_accelerator, prepare
 
     place = Path(out)
     given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
@@ -88,13 +88,13 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
 
 def _ppo(session: Any, folder: Path) -> int:
     """So many PPO steps; what they sampled is kept for SFT."""
-    from prefiere.data.groups import GroupStore
+    from prefiere.algorithms import on_policy
     from prefiere.models.reference import Reference
-    from prefiere.train import onpolicy
+    from prefiere.tokens.groups import GroupStore
 
-    kept, real = [], onpolicy.assign
-    onpolicy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)  # type: ignore[func-returns-value]
-    method = onpolicy.OnPolicy(
+    kept, real = [], on_policy.assign
+    on_policy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)  # type: ignore[func-returns-value]
+    method = on_policy.OnPolicy(
         session, session.settings, session.data.prompts, session.reward, Reference(session.trunk)
     )  # fmt: skip
     tokens = sum(method.step(step).tokens for step in range(STEPS))
@@ -103,8 +103,8 @@ def _ppo(session: Any, folder: Path) -> int:
 
 
 def _sft(session: Any, folder: Path) -> int:
-    from prefiere.data.groups import GroupStore
-    from prefiere.train.sft import Imitate
+    from prefiere.algorithms.sft import Imitate
+    from prefiere.tokens.groups import GroupStore
 
     store = GroupStore.open(folder, 1)
     parts = np.arange(len(store)).reshape(STEPS, -1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bench, Contender, Row, clock
-from prefiere.models.generate import generate
+from prefiere.sample.local import generate
 
 PROMPTS, TOKENS = 32, 64
 GOALS = {1: 2.0, 4: 4.0}

@@ -18,11 +18,12 @@ from benchmarks.common import Bench, Row, clock, quiet
 from benchmarks.contenders import Ours
 from benchmarks.memory import peak_mb
 from benchmarks.workload import BATCH, MAX_LENGTH, write_pairs
-from prefiere.data.plan import members, updates_per_epoch
-from prefiere.models.load import load_tokenizer, resolve
+from prefiere.console import Display
+from prefiere.models.load import load_tokenizer
+from prefiere.models.source import resolve
+from prefiere.plan.examples import make_encoder, read_data
 from prefiere.settings import DPO
-from prefiere.train.examples import make_encoder, read_data
-from prefiere.train.progress import Display
+from prefiere.tokens.schedule import members, updates_per_epoch
 
 UPDATES = 30
 

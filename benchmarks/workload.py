@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from prefiere.data.groups import GroupStore
-from prefiere.data.render import messages
 from prefiere.data.schema import PreferencePair
+from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.template import messages
 
 MAX_LENGTH = 1024
 BATCH = 8

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from prefiere.data.schema import Message, PreferencePair
-from prefiere.models.load import load_policy, resolve
+from prefiere.models.load import load_policy
 from prefiere.models.reference import sequence_logps
+from prefiere.models.source import resolve
 
 SANE: dict[str, Any] = {
     "max_steps": 50,
@@ -132,8 +133,10 @@ def dense_reference() -> Iterator[None]:
         return sequence_logps(trunk, store, budget=4096)
 
     with (
-        patch("prefiere.train.start.reference_logps", logps),
-        patch("prefiere.train.offline.Offline._measure_noise", lambda *a: None),  # it would take all of it for rounding
+        patch("prefiere.launch.reference_logps", logps),
+        patch(
+            "prefiere.algorithms.offline.Offline._measure_noise", lambda *a: None
+        ),  # it would take all of it for rounding
     ):
         yield
 

@@ -28,13 +28,13 @@ from prefiere import api, recipe
 from prefiere.console import hush, progress
 from prefiere.data import formats
 from prefiere.data.audit import folds_by_prompt, prompt_key, text_length
-from prefiere.data.render import messages
 from prefiere.data.schema import Demonstration, PreferencePair
 from prefiere.demo.build import CHAT_TEMPLATE, make_tokenizer
+from prefiere.evaluate.calibration import score_data
 from prefiere.evaluate.pairs import PairScores, logps, rewards
-from prefiere.evaluate.reward import score_data
-from prefiere.models.scores import RewardModel
+from prefiere.models.reward_model import RewardModel
 from prefiere.stats import Estimate, clustered_mean
+from prefiere.tokens.template import messages
 
 SFT: dict[str, Any] = {
     "completion_only_loss": False,

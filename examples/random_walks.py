@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefiere import ppo, rloo, sft
 from prefiere.evaluate.compare import Options, ask
-from prefiere.models.load import resolve
+from prefiere.models.source import resolve
 
 NODES = "abcdefghijklmnopqrstu"
 GOAL = "a"

@@ -32,15 +32,16 @@ from prefiere import api, recipe
 from prefiere.console import hush, progress
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
-from prefiere.data.chat import Encoder, eos_ids_of
 from prefiere.data.schema import PreferencePair
 from prefiere.demo import corpus, judge
-from prefiere.evaluate.policy import Sampler
-from prefiere.models.load import load_model, load_tokenizer, resolve
-from prefiere.models.roles import Trunk
-from prefiere.report.doctor import diagnose
+from prefiere.doctor.diagnose import diagnose
+from prefiere.evaluate.sampled import Sampler
+from prefiere.models.load import load_model, load_tokenizer
+from prefiere.models.source import resolve
+from prefiere.models.trunk import Trunk
 from prefiere.run import Run
 from prefiere.stats import Moments
+from prefiere.tokens.encoder import Encoder, eos_ids_of
 
 HELD_OUT = 100
 CURVES = ("chosen", "rejected", "margins", "accuracies")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefiere.data.groups import GroupStore, PromptGroup
+from prefiere.tokens.groups import GroupStore, PromptGroup
 
 
 def group(

@@ -12,12 +12,12 @@ from tokenizers import processors
 from transformers import BertConfig, BertModel, GenerationConfig
 
 import tiny
+from prefiere.console import Display
+from prefiere.launch import train
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
-from prefiere.train.progress import Display
-from prefiere.train.session import Session, make_accelerator, prepare
-from prefiere.train.start import train
+from prefiere.train.setup import Session, make_accelerator, prepare
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
 

@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
 def test_it_runs_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as z:
         z.extractall(tmp_path / "site")
-    code = "import prefiere.cli; print(prefiere.__file__); prefiere.cli.app(['recipe', 'show', 'dpo'])"
+    code = "import prefiere.cli.main; print(prefiere.__file__); prefiere.cli.main.app(['recipe', 'show', 'dpo'])"
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import runs
+from prefiere.algorithms import on_policy
+from prefiere.algorithms.on_policy import OnPolicy
+from prefiere.algorithms.rollout import Rollout
 from prefiere.models.reference import Reference
 from prefiere.settings import PolicyGradient
-from prefiere.train import onpolicy
 from prefiere.train.host import leave_group
-from prefiere.train.onpolicy import OnPolicy
-from prefiere.train.rollout import Rollout
 
 
 def method_of(tmp: Path, method: str = "ppo", **options: Any) -> OnPolicy:
@@ -55,12 +55,12 @@ def first_update(tmp: Path, method: str, **options: Any) -> dict[str, Any]:
     """Tokens of the first rollout, loss and gradients of the first update on it."""
     m = method_of(tmp, method, **{"num_ppo_epochs": 1, "max_grad_norm": None, **options})
     recorder, kept = recorded(m), list[Rollout]()
-    real = onpolicy.assign
-    onpolicy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)
+    real = on_policy.assign
+    on_policy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)
     try:
         update = m.step(0)
     finally:
-        onpolicy.assign = real
+        on_policy.assign = real
     tokens = [c.tolist() for g in kept[0].store for c in g.completions]
     return {
         "tokens": tokens,

@@ -1,6 +1,6 @@
 """``python -m prefiere`` and ``torchrun -m prefiere`` are the command ``prefiere``."""
 
-from prefiere.cli import main
+from prefiere.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -32,15 +32,15 @@ class TrainedRun(Run):
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write report.html again, or another file; return its path."""
-        from prefiere.report.render import render
+        from prefiere.report.page import render
 
         return render([self], Path(out) if out is not None else self.folder / "report.html")
 
 
 def train(settings: Settings, *, fresh: bool = False, console: Console | None = None) -> TrainedRun:
     """Run settings to their end, from the last checkpoint where there is one, and write the report however it ends."""
-    from prefiere.train.progress import Display
-    from prefiere.train.start import train as start
+    from prefiere.console import Display
+    from prefiere.launch import train as start
 
     outcome = start(settings, fresh=fresh, display=Display(console), on_end=_write_report)
     trained = TrainedRun(outcome.run.folder)

@@ -108,9 +108,9 @@ def test_counted_work_is_what_pytorch_counts_less_what_could_be_spared(frozen: b
     from torch.utils.flop_counter import FlopCounterMode
 
     import tiny
-    from prefiere.data.batch import pack
-    from prefiere.models import attention
-    from prefiere.models.roles import Trunk
+    from prefiere.kernels import attention
+    from prefiere.models.trunk import Trunk
+    from prefiere.tokens.pack import pack
     from random_groups import store
 
     attention.register()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from prefiere.data import formats, readers
 from prefiere.data.formats import DataError
-from prefiere.data.layouts import LAYOUTS, MAKES, OPTIONAL
+from prefiere.data.layouts.detect import LAYOUTS, MAKES, OPTIONAL
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, PreferencePair
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

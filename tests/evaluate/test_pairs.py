@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefiere.console import Display
 from prefiere.evaluate.pairs import PairScores, logps, rewards
+from prefiere.launch import train
 from prefiere.run import RunError
 from prefiere.settings import SFT
-from prefiere.train.progress import Display
-from prefiere.train.start import train
 from runs import model_folder, pairs_file, settings
 
 

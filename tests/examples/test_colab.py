@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, PreTrainedTokenizerFast
 
 from prefiere import recipe
-from prefiere.train.forecast import forecast
-from prefiere.train.progress import Display
+from prefiere.console import Display
+from prefiere.estimate.forecast import forecast
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "colab.ipynb"

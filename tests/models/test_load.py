@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import runs
-from prefiere.models.load import Adapter, ModelError, Source, count_parameters, load_policy, load_tokenizer, resolve
+from prefiere.models.adapter import Adapter
+from prefiere.models.load import count_parameters, load_policy, load_tokenizer
+from prefiere.models.source import ModelError, Source, resolve
 
 
 def test_a_folder_an_adapter_and_a_run(tmp_path) -> None:

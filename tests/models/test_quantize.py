@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM
 
 import quantized
 import runs
-from prefiere.data.batch import pack
-from prefiere.models import packed, quantize
-from prefiere.models.generate import generate
-from prefiere.models.load import Adapter, ModelError, Source, fingerprint, load_model, load_policy, resolve
-from prefiere.models.roles import Trunk
+from prefiere.kernels import packed
+from prefiere.models import quantize
+from prefiere.models.adapter import Adapter
+from prefiere.models.load import fingerprint, load_model, load_policy
+from prefiere.models.source import ModelError, Source, resolve
+from prefiere.models.trunk import Trunk
+from prefiere.sample.local import generate
+from prefiere.tokens.pack import pack
 from random_groups import store
 
 BATCH = pack(store(6, 2, vocab=300))

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 import tiny
 from prefiere.models.reference import cached_logps, model_key, sequence_logps
-from prefiere.models.roles import Trunk
+from prefiere.models.trunk import Trunk
 from random_groups import store
 
 

@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefiere.objectives import preference, reward
+from prefiere.objectives import bradley_terry, preference
 from prefiere.objectives.preference import LOSSES, PairBatch
 from tiny import model, tokenizer
 
@@ -215,8 +215,8 @@ def test_reward_model() -> None:
     theirs = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=scores[:, None]), inputs)
     theirs.backward()
     their_gradient, scores.grad = scores.grad, None
-    losses = reward.bradley_terry(scores[:3], scores[3:], margin_G=margin)
-    ours = (losses + 0.01 * reward.centring(scores[:3], scores[3:])).mean()
+    losses = bradley_terry.bradley_terry(scores[:3], scores[3:], margin_G=margin)
+    ours = (losses + 0.01 * bradley_terry.centring(scores[:3], scores[3:])).mean()
     ours.backward()
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(scores.grad, their_gradient)

@@ -14,13 +14,14 @@ import torch
 from accelerate import Accelerator
 
 import tiny
-from prefiere.models import attention
-from prefiere.models.roles import Trunk
+from prefiere.algorithms.dpo import Pairs
+from prefiere.algorithms.kto import Unpaired, mismatch
+from prefiere.algorithms.sft import Imitate
+from prefiere.kernels import attention
+from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.train.engine import Engine, TrainingError
 from prefiere.train.host import leave_group
-from prefiere.train.preference import Pairs, Unpaired, mismatch
-from prefiere.train.sft import Imitate
 from random_groups import store
 
 GROUPS = {k: store(12, k, partly=True) for k in (1, 2)}

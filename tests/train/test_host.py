@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from prefiere.objectives import products
+from prefiere.kernels import matmul
 from prefiere.train import host
 
 
@@ -23,12 +23,12 @@ def test_the_faster_library_is_taken_in_fp32_on_a_cpu(monkeypatch, gain, choice)
 def test_a_choice_is_carried_out(monkeypatch) -> None:
     layer = torch.nn.Linear(4, 4)
     host.apply_products(layer, "default")
-    assert not products.using_onednn()
+    assert not matmul.using_onednn()
     assert "forward" not in vars(layer)
     host.apply_products(layer, "onednn")
-    assert products.using_onednn()
+    assert matmul.using_onednn()
     assert "forward" in vars(layer)
-    products.use_onednn(False)
+    matmul.use_onednn(False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -72,7 +72,7 @@ def test_a_command_leaves_its_group_of_processes(tmp_path) -> None:
     from typer.testing import CliRunner
 
     import runs
-    from prefiere.cli import app
+    from prefiere.cli.main import app
 
     host.leave_group()
     s = runs.settings(tmp_path, max_steps=1)

@@ -17,19 +17,21 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 import quantized
 import runs
 import tiny
-from prefiere.data.batch import pack
-from prefiere.data.chat import EncodeReport
-from prefiere.models import attention
-from prefiere.models.load import Adapter, Source, load_policy, resolve
+from prefiere.algorithms.sft import Imitate
+from prefiere.console import Display
+from prefiere.kernels import attention
+from prefiere.launch import train
+from prefiere.models.adapter import Adapter
+from prefiere.models.load import load_policy
 from prefiere.models.reference import Reference
-from prefiere.models.roles import REFERENCE, REWARD, Trunk
-from prefiere.models.scores import RewardModel, mount
+from prefiere.models.reward_model import RewardModel, mount
+from prefiere.models.source import Source, resolve
+from prefiere.models.trunk import REFERENCE, REWARD, Trunk
 from prefiere.settings import DPO, SFT, Reward
+from prefiere.tokens.encoder import EncodeReport
+from prefiere.tokens.pack import pack
 from prefiere.train import checkpoint
 from prefiere.train.engine import Engine
-from prefiere.train.progress import Display
-from prefiere.train.sft import Imitate
-from prefiere.train.start import train
 from random_groups import store
 
 QUIET = Display(quiet=True)
@@ -56,7 +58,7 @@ def logps(trunk: Trunk) -> torch.Tensor:
 @pytest.mark.parametrize("method", [DPO, SFT])
 def test_trained_saved_and_loaded_back(tmp_path, held, method) -> None:
     session = []
-    import prefiere.train.start as start
+    import prefiere.launch as start
 
     real = start.Loop
     start.Loop = lambda s, *rest: session.append(s) or real(s, *rest)
@@ -153,7 +155,7 @@ def test_full_fine_tuning_of_a_quantized_base_is_an_error(tmp_path) -> None:
 
 
 def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None:
-    import prefiere.train.session as session
+    import prefiere.train.setup as session
 
     monkeypatch.setattr(session, "free_memory", lambda device: 120_000)
     monkeypatch.setattr(session, "load_policy", lambda *args, **options: pytest.fail("it was loaded"))
@@ -166,7 +168,7 @@ def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None
 
 
 def test_without_a_gpu_a_tiny_quantized_model_goes_on_and_7b_stops(tmp_path, monkeypatch, capsys) -> None:
-    import prefiere.train.session as session
+    import prefiere.train.setup as session
 
     train(runs.settings(tmp_path, max_steps=1, **options(tmp_path, "gptq")), display=Display())
     assert "no GPU is here: the gptq base" in capsys.readouterr().err
@@ -226,7 +228,7 @@ def test_the_reference_is_what_the_run_starts_from(tmp_path, init) -> None:
 def test_what_rewrote_the_base_is_saved_as_plain_lora(tmp_path, init) -> None:
     given = {"peft_config": {"r": 4, "lora_alpha": 4, "target_modules": "all-linear", "init_lora_weights": init}}
     kept = []
-    import prefiere.train.start as start
+    import prefiere.launch as start
 
     real = start.Loop
     start.Loop = lambda s, *rest: kept.append(s) or real(s, *rest)

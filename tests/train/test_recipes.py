@@ -11,10 +11,10 @@ import pytest
 import quantized
 import runs
 from prefiere import recipe
-from prefiere.report.doctor import diagnose
+from prefiere.console import Display
+from prefiere.doctor.diagnose import diagnose
+from prefiere.launch import train
 from prefiere.settings import Reward
-from prefiere.train.progress import Display
-from prefiere.train.start import train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUIET = Display(quiet=True)

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import runs
+from prefiere.algorithms.offline import Offline
+from prefiere.console import Display
+from prefiere.launch import train
 from prefiere.run import Run, RunError
 from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop
 from prefiere.train.engine import Engine, TrainingError
 from prefiere.train.interrupt import resume_command
-from prefiere.train.offline import Offline
-from prefiere.train.progress import Display
-from prefiere.train.start import train
 
 QUIET = Display(quiet=True)
 

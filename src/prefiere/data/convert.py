@@ -10,8 +10,18 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Literal, TypeAlias
 
-from prefiere.data.layouts_pairs import Kind, Native, Prompt, Ranking
-from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, Preference, PreferencePair, Text
+from prefiere.data.layouts.columns import Native, Ranking
+from prefiere.data.schema import (
+    Comparison,
+    Demonstration,
+    Judgement,
+    Kind,
+    Message,
+    Preference,
+    PreferencePair,
+    Prompt,
+    Text,
+)
 from prefiere.data.values import BadRow
 
 Record: TypeAlias = PreferencePair | Comparison | Judgement | Demonstration | Prompt

@@ -20,9 +20,9 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack,
 
 from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
-from prefiere.data.layouts import Detected, check_columns, detect, remap
-from prefiere.data.layouts_pairs import Kind, Layout, Native, Prompt
-from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair
+from prefiere.data.layouts.columns import Layout, Native
+from prefiere.data.layouts.detect import Detected, check_columns, detect, remap
+from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
 from prefiere.data.values import BadRow, DataError, Row
 from prefiere.data.writers import write
 

@@ -159,7 +159,7 @@ def _json_lines(f: BinaryIO) -> Rows:
 
 
 def _json_document(f: BinaryIO, path: Path) -> Rows:
-    from prefiere.data.jsondocument import Document
+    from prefiere.data.json_document import Document
 
     for number, value in Document(f, path, MAX_RECORD, WRAPPERS).records():
         yield number, _as_row(value)

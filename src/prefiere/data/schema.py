@@ -98,3 +98,15 @@ class Demonstration:
 
 
 Record: TypeAlias = PreferencePair | Judgement | Demonstration
+
+
+Kind: TypeAlias = Literal["pairs", "comparisons", "judgements", "demonstrations", "prompts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Something to answer: what sampling and comparisons start from."""
+
+    prompt: Text
+    tools: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""

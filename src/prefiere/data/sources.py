@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefiere.data.cache import digest_of, hash_of
-from prefiere.data.layouts_pairs import Kind
+from prefiere.cache import digest_of, hash_of
 from prefiere.data.readers import Rows, read_rows, without_nulls
+from prefiere.data.schema import Kind
 from prefiere.data.values import DataError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefiere.data.convert import Record
-from prefiere.data.layouts_pairs import Prompt
-from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Text
+from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Prompt, Text
 
 
 @contextmanager

@@ -21,20 +21,20 @@ from rich.console import Console
 
 from prefiere import recipe as recipes
 from prefiere.api import TrainedRun, train
-from prefiere.console import table
-from prefiere.data.chat import Encoder, eos_ids_of
+from prefiere.console import Display, table
 from prefiere.demo import corpus, judge
 from prefiere.demo.build import build
 from prefiere.evaluate.judges import Function, Judge, Scorer
-from prefiere.evaluate.policy import Sampler
-from prefiere.models.load import load_model, load_tokenizer, resolve
+from prefiere.evaluate.sampled import Sampler
+from prefiere.files import write_text
+from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.reference import sequence_logps
-from prefiere.models.roles import Trunk
-from prefiere.report.render import render
-from prefiere.run import write_text
+from prefiere.models.source import resolve
+from prefiere.models.trunk import Trunk
+from prefiere.report.page import render
 from prefiere.settings import Settings
 from prefiere.stats import Estimate, clustered_mean
-from prefiere.train.progress import Display
+from prefiere.tokens.encoder import Encoder, eos_ids_of
 
 SAMPLES = 8
 TEMPERATURES = (0.7, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from prefiere.data import formats
-from prefiere.data.chat import Encoder, Truncation, eos_ids_of
+from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.evaluate.judges import Judge
-from prefiere.evaluate.policy import Answers, Sampler
-from prefiere.models.load import Source, load_model, load_tokenizer, resolve
-from prefiere.models.roles import Trunk
+from prefiere.evaluate.sampled import Answers, Sampler
+from prefiere.models.load import load_model, load_tokenizer
+from prefiere.models.source import Source, resolve
+from prefiere.models.trunk import Trunk
 from prefiere.run import Run
 from prefiere.stats import Estimate, clustered_mean, sign_test
+from prefiere.tokens.encoder import Encoder, Truncation, eos_ids_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +136,6 @@ def validation_prompts(run: Run, limit: int) -> list[Text]:
     )
     distinct = {repr(p): p for p in found.values()}
     return list(distinct.values())[:limit]
-
-
-def prompts_at(
-    sources: Sequence[str], data: str, *, split: str | None = None, columns: Mapping[str, str | None] | None = None
-) -> dict[str, Text]:
-    """The prompts of the records that were read at these places (``file:line``), in their order."""
-    wanted = set(sources)
-    found: dict[str, Text] = {}
-    for record in formats.read(data, kind="prompts", split=split, columns=columns, on_bad="drop") if wanted else ():
-        if record.source in wanted:
-            found[record.source] = record.prompt
-            if len(found) == len(wanted):
-                break
-    return {s: found[s] for s in sources if s in found}
 
 
 @dataclass(frozen=True, slots=True)

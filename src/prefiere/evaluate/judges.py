@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from prefiere.data.schema import Text, question
-from prefiere.models.scores import RewardModel
+from prefiere.models.reward_model import RewardModel
 
 Scorer: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 """prompts [n], completions [n] -> scores [n], higher is better."""

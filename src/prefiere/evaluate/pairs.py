@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from prefiere.data import formats
-from prefiere.data.chat import Encoder, EncodeReport, Truncation, eos_ids_of
-from prefiere.data.groups import GroupStore
-from prefiere.models.load import Source, generation_config, load_policy, load_tokenizer, resolve
+from prefiere.models.load import load_policy, load_tokenizer
 from prefiere.models.reference import sequence_logps
-from prefiere.models.roles import Trunk
+from prefiere.models.source import Source, generation_config, resolve
+from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES, PairBatch, accuracies
 from prefiere.objectives.preference import rewards as implied
 from prefiere.run import Run, RunError
 from prefiere.stats import Estimate, clustered_mean
+from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation, eos_ids_of
+from prefiere.tokens.groups import GroupStore
 
 BUDGET = 4096
 """Tokens in a batch."""

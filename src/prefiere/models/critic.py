@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prefiere.models.roles import CRITIC, POLICY, Trunk, activate
-from prefiere.models.scores import RewardModel
+from prefiere.models.reward_model import RewardModel
+from prefiere.models.trunk import CRITIC, POLICY, Trunk, activate
 
 
 class ValueHead(nn.Linear):

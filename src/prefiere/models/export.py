@@ -13,12 +13,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from prefiere.data.groups import PromptGroup
-from prefiere.models.generate import generate
-from prefiere.models.load import ModelError, Source, base_scheme, load_model, load_tokenizer
+from prefiere.models.load import base_scheme, load_model, load_tokenizer
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
-from prefiere.models.roles import Trunk
+from prefiere.models.source import ModelError, Source
+from prefiere.models.trunk import Trunk
+from prefiere.sample.local import generate
+from prefiere.tokens.groups import PromptGroup
 
 EXACT = 1e-3
 """Nats per token that log-probs may differ by where nothing should: far above fp32 rounding, far below effects."""

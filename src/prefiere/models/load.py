@@ -3,113 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefiere.models import attention, quantize
-from prefiere.models.probe import probe
+from prefiere.kernels import attention
+from prefiere.models import quantize
+from prefiere.models.adapter import Adapter
+from prefiere.models.check import probe
 from prefiere.models.reference import keep_start
-from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
-from prefiere.models.shards import broken
+from prefiere.models.source import ModelError, Source, explain
+from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 
 hf_logging.disable_progress_bar()  # ours say more, and do not flicker by for every small file
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded, or not in the way asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model comes from: its base, and the PEFT adapter on it if it is one. ``quantize``: how the base is held
-    on the fly, where it is a run's, whose adapter was trained on it so."""
-
-    base: str
-    adapter: str | None
-    trust: bool = False
-    quantize: str = "none"
-
-    @property
-    def tokenizer(self) -> str:
-        """The folder with the tokenizer: the adapter's where it has one."""
-        if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
-            return self.adapter
-        return self.base
-
-
-def resolve(name: str | Path, *, trust: bool = False) -> Source:
-    """Find out what a hub id, model folder, adapter folder or run folder holds.
-
-    Raises ModelError, naming what is there and what to give instead.
-    """
-    path = Path(name)
-    if (path / "recipe.yaml").is_file():
-        if not (path / "model").is_dir():
-            raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
-        return replace(resolve(path / "model", trust=trust), quantize=_quantization_of_run(path))
-    if path.is_dir():
-        if (path / "adapter_config.json").is_file():
-            base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
-            if not base:
-                raise ModelError(f"{path}/adapter_config.json names no base model (base_model_name_or_path).")
-            return Source(str(base), str(path), trust)
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
-        return Source(str(path.resolve()), None, trust)
-    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
-        raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
-    try:
-        found = find_adapter_config_file(str(name))
-    except (OSError, ValueError):  # not there, gated, or no network: loading the base says which, in full
-        found = None
-    if found is not None:
-        return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
-    return Source(str(name), None, trust)
-
-
-def _quantization_of_run(folder: Path) -> str:
-    """How the base under a run's adapter was held in training, as the run has recorded it."""
-    record = folder / "environment.json"
-    choices = json.loads(record.read_text()).get("choices", []) if record.is_file() else []
-    return next((str(c["value"]) for c in choices if c["name"] == "quantization"), "none")
-
-
-def explain(name: str, error: Exception) -> ModelError:
-    """What transformers could not load, in one line that says what to do."""
-    text = str(error)
-    low = text.lower()
-    if "gated" in low or "401" in text or "403" in text:
-        return ModelError(f"{name} is gated: accept its licence on its page, then run `hf auth login`.")
-    if "safetensors" in low and ("pytorch_model" in low or ".bin" in low or "no file named" in low):
-        return ModelError(
-            f"{name} has no safetensors weights. Pickled checkpoints can run code and are refused; "
-            "set trust_remote_code=true only if you trust their author."
-        )
-    if found := broken(Path(name)):
-        return ModelError(f"cannot load {name}: {found}")
-    if "ignore_mismatched_sizes" in text:
-        return ModelError(
-            f"cannot load {name}: its weights do not have the shapes that its config.json says (group_size and bits, "
-            "where it is quantized). Download it again, or correct that file."
-        )
-    return ModelError(f"cannot load {name}: {text.strip().splitlines()[0] if text.strip() else error!r}")
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -121,20 +38,6 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as e:
         raise explain(source.tokenizer, e) from e
     return tokenizer
-
-
-def generation_config(source: Source) -> GenerationConfig:
-    """How a model says that it generates; an empty configuration where it says nothing."""
-    try:
-        return GenerationConfig.from_pretrained(source.base)
-    except OSError:  # many folders have none; the tokenizer's end token is then all there is
-        return GenerationConfig()
-
-
-def positions(source: Source) -> int | None:
-    """The longest row that a model takes, in tokens; None where it sets no limit."""
-    config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
 
 
 def count_parameters(source: Source) -> int:
@@ -216,53 +119,6 @@ def load_model(
     if source.adapter:
         model = PeftModel.from_pretrained(model, source.adapter)  # type: ignore[assignment]
     return model.eval()
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """The LoRA adapter to train: PEFT's own configuration."""
-
-    config: PeftConfig
-
-    @classmethod
-    def lora(
-        cls, *, r: int, alpha: float, dropout: float, targets: str | list[str], dora: bool, rslora: bool
-    ) -> Adapter:
-        return cls(
-            LoraConfig(
-                r=r,
-                lora_alpha=alpha,  # type: ignore[arg-type]
-                lora_dropout=dropout,
-                target_modules=targets,
-                use_dora=dora,
-                use_rslora=rslora,
-                task_type="CAUSAL_LM",
-            )
-        )
-
-    @classmethod
-    def of(cls, config: str | Mapping[str, Any]) -> Adapter:
-        """Any PEFT configuration, from a map or the path of an adapter_config.json."""
-        from peft import get_peft_config
-
-        if isinstance(config, str):
-            path = Path(config)
-            if not path.is_file():
-                raise ModelError(f"peft_config: there is no file {config}.")
-            config = json.loads(path.read_text())
-        values = {"task_type": "CAUSAL_LM", "peft_type": "LORA"} | dict(config)  # type: ignore[arg-type]
-        if str(values.get("init_lora_weights", "")).lower() == "loftq":
-            raise ModelError(
-                "peft_config: a LoftQ start rounds the base's weights for good, so that the adapter fits no published "
-                "model: leave init_lora_weights out, and set quantize=nf4."
-            )
-        try:
-            found = get_peft_config(values)
-        except (TypeError, ValueError, KeyError) as e:
-            raise ModelError(f"peft_config: {e}") from e
-        if found.is_prompt_learning:
-            raise ModelError(f"peft_config: {values['peft_type']} learns a prompt, not layers: use LORA or its kin.")
-        return cls(found)
 
 
 def load_policy(

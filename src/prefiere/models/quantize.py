@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from prefiere.models import packed
+from prefiere.kernels import packed
 
 TRAINABLE = (
     "What can: quantize=nf4 or int8 on a dense model, or a checkpoint in GPTQ, AWQ, bitsandbytes or compressed-tensors"

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from prefiere.data.batch import pack
-from prefiere.data.cache import entry
-from prefiere.data.groups import GroupStore, PromptGroup
-from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
+from prefiere.cache import entry
+from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
+from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.tokens.pack import pack
 
 REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
 """Starts of an adapter that move a part of the base's weights into it."""

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
-from prefiere.report import reward
-from prefiere.report.case import Case
+from prefiere.doctor import reward_models
+from prefiere.doctor.case import Case
+from prefiere.report.curves import MUTED, ink, svg
 from prefiere.report.frontier import Frontier, Path
-from prefiere.report.plots import MUTED, ink, svg
 
 FAR = 8.0
 """From this ratio of the largest to the smallest final KL on, the axis of KL is drawn by roots (as in Gao et al. 2023),
@@ -64,7 +64,7 @@ def _path(axes: Axes, path: Path) -> None:
 
 def reliability(cases: Sequence[Case]) -> str | None:
     """How often each model is right where it says it is p sure, against p; None where none was measured."""
-    found = [(i, _points(reward.bins(case, "reliability"))) for i, case in enumerate(cases)]
+    found = [(i, _points(reward_models.bins(case, "reliability"))) for i, case in enumerate(cases)]
     if not any(len(points) for _, points in found):
         return None
 
@@ -87,8 +87,8 @@ def by_length(cases: Sequence[Case]) -> str | None:
     """Accuracy over the difference of lengths, chosen less rejected; None where none was measured."""
     found = []
     for i, case in enumerate(cases):
-        rows = reward.bins(case, "length", "by_difference")
-        right = [(b, r) for b in rows if (r := reward.level(b.get("accuracy"))) is not None]
+        rows = reward_models.bins(case, "length", "by_difference")
+        right = [(b, r) for b in rows if (r := reward_models.level(b.get("accuracy"))) is not None]
         points = [((b["low"] + b["high"]) / 2, r.mean, r.low, r.high) for b, r in right]
         found.append((i, np.array(points, dtype=np.float64).reshape(-1, 4)))
     if not any(len(points) for _, points in found):

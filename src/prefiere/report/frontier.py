@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefiere.report.case import Case
-from prefiere.report.series import Change, Level, Series
+from prefiere.doctor.case import Case
+from prefiere.doctor.series import Change, Level, Series
 
 KL = "samples/kl"
 SCORES = (("samples/score", "judge"), ("samples/reward", "reward"))

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from prefiere.report.case import Case, Family
-from prefiere.report.words import ROLLOUTS, UNITS, is_share
+from prefiere.doctor.case import Case, Family
+from prefiere.doctor.words import ROLLOUTS, UNITS, is_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ _PANELS: dict[Family, tuple[Panel, ...]] = {
 }
 
 
-def curves(cases: Sequence[Case]) -> Iterable[Panel]:
+def panels_of(cases: Sequence[Case]) -> Iterable[Panel]:
     """The panels of every family among the runs, each metric once, in the words of the first family that has it."""
     by_key: dict[tuple[str, bool], Panel] = {}
     for case in cases:

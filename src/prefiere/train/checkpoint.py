@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.files import sync_folder
 from prefiere.models.reference import REWRITES_BASE
-from prefiere.models.roles import POLICY, REFERENCE, Trunk, activate
-from prefiere.models.scorehead import save_normalisation
-from prefiere.run import sync_folder
+from prefiere.models.score_head import save_normalisation
+from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 from prefiere.train.engine import Engine
 
 

@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from prefiere.data.batch import PackedBatch, pack
-from prefiere.data.groups import GroupStore
-from prefiere.data.plan import split
-from prefiere.models.roles import Trunk
+from prefiere.models.trunk import Trunk
 from prefiere.stats import Moments
+from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.pack import PackedBatch, pack
+from prefiere.tokens.schedule import split
 from prefiere.train.objective import Objective, add_metrics, sum_terms
 
 T = TypeVar("T")

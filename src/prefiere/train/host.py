@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prefiere.models.linear import through_onednn
-from prefiere.objectives.products import onednn_gain, use_onednn
-from prefiere.train.optim import Choice
+from prefiere.kernels.linear import through_onednn
+from prefiere.kernels.matmul import onednn_gain, use_onednn
+from prefiere.plan.choices import Choice
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 WORTH = 1.2

@@ -9,62 +9,24 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from prefiere.data.plan import updates_per_epoch
-from prefiere.evaluate.policy import Sampler, degenerate, exploited
-from prefiere.evaluate.preference import SHARES, derived
-from prefiere.models.reference import Reference
+from prefiere.evaluate.guards import degenerate, exploited
+from prefiere.evaluate.rows import SHARES, derived
+from prefiere.evaluate.sampled import Sampler
 from prefiere.stats import Moments, wilson
+from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train import checkpoint
-from prefiere.train.engine import TrainingError, Update
+from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
-from prefiere.train.optim import peak_memory_mb
-from prefiere.train.session import Session
-
-
-class Method(Protocol):
-    """What a method brings to the loop.
-
-    guarded: whether the guard may judge sampled answers. shown: the metric beside the progress bar.
-    """
-
-    guarded: bool
-    shown: str
-
-    @property
-    def examples(self) -> int:
-        """How many it learns from (pairs, prompts)."""
-
-    @property
-    def reference(self) -> Reference | None:
-        """For sampled answers; None: no comparison with it."""
-
-    def step(self, step: int) -> Update:
-        """Step number ``step``, counted from 0: one optimizer update, or a rollout and several."""
-
-    def begin(self) -> dict[str, Any]:
-        """Columns of the row of step 0: the model before any update."""
-
-    def validate(self) -> dict[str, Any]:
-        """Columns of the held-out data."""
-
-    def stop(self, row: dict[str, Any]) -> str | None:
-        """Why to stop after this row, for a reason of the method's own."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must remember of the method itself (JSON)."""
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-
-    def complete(self) -> None:
-        """What the trained model still needs before it is written; called in every process."""
+from prefiere.train.method import Method
+from prefiere.train.optimizer import peak_memory_mb
+from prefiere.train.setup import Session
 
 
 @dataclass

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefiere.data.batch import PackedBatch
-from prefiere.models.roles import Trunk
-from prefiere.objectives.logprobs import TargetLogprobs
+from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.trunk import Trunk
+from prefiere.tokens.pack import PackedBatch
 
 if TYPE_CHECKING:
     from prefiere.train.engine import Engine

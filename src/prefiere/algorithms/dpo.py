@@ -1,0 +1,72 @@
+"""Preference optimisation: the DPO family's losses as objectives of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.objectives.masked import segment_sum
+from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, rewards, sft
+from prefiere.settings import DPO
+from prefiere.tokens.pack import PackedBatch
+from prefiere.train.engine import Engine
+from prefiere.train.objective import Metric, OfLogprobs, Result, Term
+
+
+def options_of(settings: DPO) -> dict[str, Any]:
+    """The keyword arguments that the loss of these settings takes."""
+    return {name: getattr(settings, name) for name in LOSSES[settings.loss_type].options}
+
+
+@dataclass
+class Pairs(OfLogprobs):
+    """A pairwise loss over (chosen, rejected) groups.
+
+    reference: float32 [n, 2], the reference's log-prob of each completion of the store; zeros where the loss has none.
+    noise: margins within it are ties; measures_noise: margins are 0 in truth before training, so it can be measured.
+    """
+
+    loss: Loss
+    options: dict[str, Any]
+    beta: float
+    reference: np.ndarray
+    rpo_alpha: float = 0.0
+    noise: float = 0.0
+    measures_noise: bool = False
+
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """Nothing: pairs do not depend on each other."""
+
+    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
+        """Loss and rewards of a micro-batch of pairs."""
+        policy_C = segment_sum(out.logp_N, batch.owner_N, batch.completions)
+        reference_C = rows_of(self.reference, batch.index_G, policy_C)
+        pairs = PairBatch.from_completions(policy_C, reference_C, batch.scored_C, batch.label_G)
+        losses_G = self.loss.function(pairs, **self.options)
+        metrics = {}
+        if self.rpo_alpha:
+            nll_G = sft(pairs)
+            losses_G = losses_G + self.rpo_alpha * nll_G
+            metrics["nll_loss"] = Metric(nll_G)
+        chosen_G, rejected_G = rewards(pairs, self.loss, beta=self.beta)
+        margin_G = chosen_G - rejected_G
+        metrics |= {
+            "loss": Metric(losses_G, batch.weight_G),
+            "rewards/chosen": Metric(chosen_G),
+            "rewards/rejected": Metric(rejected_G),
+            "rewards/margins": Metric(margin_G),
+            "rewards/accuracies": Metric(accuracies(margin_G, noise=self.noise, label_G=batch.label_G)),
+            "logps/chosen": Metric(pairs.policy_chosen_G),
+            "logps/rejected": Metric(pairs.policy_rejected_G),
+        }
+        return Result([Term(losses_G * batch.weight_G, "weight")], metrics)
+
+
+def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:
+    """The rows [G, k] of a table of per-completion numbers that belong to a batch, flat [C]."""
+    return torch.from_numpy(table[index_G.cpu().numpy()]).to(like).flatten()

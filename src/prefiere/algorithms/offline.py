@@ -1,0 +1,92 @@
+"""Methods that learn from data as it is: each step is one update on a batch of it, held-out data is measured alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefiere.evaluate.rows import flat
+from prefiere.models.reference import Reference
+from prefiere.tokens.schedule import members
+from prefiere.train.engine import Measured, Update
+from prefiere.train.objective import Objective
+from prefiere.train.setup import Session
+
+
+@dataclass
+class Offline:
+    """An objective on the training data, the same on the held-out data, the reference for sampled answers, and what
+    completes the model before it is written."""
+
+    session: Session
+    train: Objective
+    held: Objective | None
+    reference: Reference | None = None
+    guarded: bool = True
+    shown: str = "loss"
+    noise: float = 0.0
+    complete: Callable[[], None] = lambda: None
+
+    @property
+    def examples(self) -> int:
+        """How many it trains on."""
+        return len(self.session.data.train)
+
+    def _members(self, step: int) -> np.ndarray:
+        settings = self.session.settings
+        return members(self.examples, settings.batch_size, seed=settings.seed, step=step)
+
+    def step(self, step: int) -> Update:
+        """One update."""
+        return self.session.engine.update(self.session.data.train, self._members(step), self.train)
+
+    def begin(self) -> dict[str, Any]:
+        """The first update's examples and the held-out ones, before any update."""
+        engine, data, first = self.session.engine, self.session.data, self._members(0)
+        measured = [engine.measure(data.train, self.train, first)]
+        if data.eval is not None and self.held is not None:
+            measured.append(engine.measure(data.eval, self.held))
+        self._measure_noise(measured)
+        row = flat(measured[0].values, data.train.prompt_keys[first], weights=measured[0].weights)
+        if data.eval is not None and len(measured) > 1:
+            row |= flat(measured[1].values, data.eval.prompt_keys, prefix="eval_", weights=measured[1].weights)
+        return row
+
+    def validate(self) -> dict[str, Any]:
+        """The held-out examples."""
+        held = self.session.data.eval
+        if held is None or self.held is None:
+            return {}
+        measured = self.session.engine.measure(held, self.held)
+        return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
+
+    def stop(self, row: dict[str, Any]) -> str | None:
+        """Never."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """The path's noise."""
+        return {"noise": self.noise}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Margins within the noise are ties again."""
+        self._set_noise(saved["noise"])
+
+    def _measure_noise(self, measured: list[Measured]) -> None:
+        """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
+        are ties from now on, so that accuracy starts at chance."""
+        if not getattr(self.train, "measures_noise", False):
+            return
+        self._set_noise(max(float(np.abs(m.values["rewards/margins"]).max()) for m in measured))
+        for m in measured:
+            ties = np.abs(m.values["rewards/margins"]) <= self.noise
+            m.values["rewards/accuracies"] = np.where(ties, 0.5, m.values["rewards/accuracies"])
+
+    def _set_noise(self, noise: float) -> None:
+        self.noise = noise
+        for objective in (self.train, self.held):
+            if hasattr(objective, "noise"):
+                objective.noise = noise  # type: ignore[union-attr]

@@ -1,0 +1,216 @@
+"""Methods that learn from their own answers: each step samples a rollout, assigns credit, and updates on it.
+
+REINFORCE, RLOO, GRPO and PPO differ in `credit` and in whether there is a critic; all else is one loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefiere.algorithms.advantages import Credit, RewardScale, assign
+from prefiere.algorithms.policy_loss import Policy, Value
+from prefiere.algorithms.rollout import Drawing, Rollout, collect, measure, minibatches, step_seed
+from prefiere.evaluate.judges import Judge
+from prefiere.models.critic import rescale_critic
+from prefiere.models.reference import Reference
+from prefiere.objectives.masked import masked_moments
+from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3
+from prefiere.plan.prompts import Prompts
+from prefiere.settings import PolicyGradient
+from prefiere.stats import Moments
+from prefiere.tokens.schedule import members
+from prefiere.train.engine import Update
+from prefiere.train.loop import BUDGET
+from prefiere.train.objective import Objective
+from prefiere.train.setup import Session
+
+MAX_DRIFT = 0.05
+"""Nats per token between sampling and training, above which a run says so: bf16 stays within a few hundredths."""
+
+
+@dataclass
+class OnPolicy:
+    """Sample, score, reinforce. ``kl`` is the coefficient of the KL in the reward, fixed or steered."""
+
+    session: Session
+    settings: PolicyGradient
+    prompts: Prompts
+    rewards: Judge
+    reference: Reference
+    guarded: bool = True
+    shown: str = "reward"
+    scale: RewardScale = field(default_factory=RewardScale)
+    kl: AdaptiveKL | None = None
+    episodes: int = 0
+    drifted: bool = False
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.kl = AdaptiveKL(s.kl_coef, s.target_kl or 1.0, s.kl_horizon)
+
+    @property
+    def examples(self) -> int:
+        """How many prompts there are."""
+        return len(self.prompts)
+
+    # -- a step ---------------------------------------------------------------------------------------------------
+
+    def step(self, step: int) -> Update:
+        """A rollout and the updates on it."""
+        s = self.settings
+        first = self._minibatches(step, 0)
+        rollout = self._rollout(step, first)
+        unscaled = self.scale.std is None
+        score_C = self.scale(rollout.reward_C, rollout.ended_C, s)
+        assert self.kl is not None
+        scaled_now = unscaled and self.scale.std is not None and s.method == "ppo"
+        if scaled_now and rescale_critic(
+            self.session.trunk, self.scale.std or 1.0
+        ):  # what it said of this rollout, too
+            rollout.tokens["value"] /= self.scale.std
+        credit = assign(rollout, score_C, self.kl.coef, s)
+        began = time.perf_counter()
+        done, stopped = self._learn(step, rollout, credit, first)
+        metrics = self._metrics(rollout, credit)
+        self._watch_sampler(metrics["sampler_drift"].mean)
+        metrics |= {n: _merged([u.metrics[n] for u in done if n in u.metrics]) for n in _names(done)}
+        metrics |= {f"time/{n}": Moments.of([x]) for n, x in rollout.seconds.items()}
+        metrics |= {"time/learning": Moments.of([time.perf_counter() - began])}
+        metrics |= {"policy/early_stops": Moments.of([float(stopped)]), "kl_coef": Moments.of([self.kl.coef])}
+        self.episodes += len(rollout.reward_C)
+        metrics |= {"episodes": Moments.of([self.episodes])}
+        if s.target_kl is not None:
+            self.kl.update(metrics["objective/kl_k1"].mean, len(score_C))
+        tokens = sum(u.tokens for u in done)
+        return Update(done[-1].loss, metrics, done[-1].grad_norm, tokens, sum(u.microbatches for u in done))
+
+    def _minibatches(self, step: int, epoch: int) -> list[np.ndarray]:
+        s = self.settings
+        groups = len(self._chosen(step))
+        return minibatches(groups, s.num_mini_batches, seed=step_seed(s.seed, step), epoch=epoch)
+
+    def _chosen(self, step: int) -> np.ndarray:
+        return members(len(self.prompts), self.settings.batch_size, seed=self.settings.seed, step=step)
+
+    def _rollout(self, step: int, parts: Sequence[np.ndarray]) -> Rollout:
+        s, session = self.settings, self.session
+        chosen = self._chosen(step)
+        drawing = Drawing(
+            s.num_generations, s.temperature, s.max_new_tokens, session.eos_ids, step_seed(s.seed, step), session.never
+        )
+        rollout = collect(session.engine, [self.prompts.ids[int(i)] for i in chosen], chosen, self._score, drawing)
+        rollout.reward_C = self.rewards.combined(rollout.each_CM)
+        measure(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=s.method == "ppo")
+        return rollout
+
+    def _score(self, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
+        if not completions:  # there are more processes than prompts
+            return np.zeros((0, len(self.rewards.scorers)))
+        texts = [self.session.decode(tokens) for tokens in completions]
+        return self.rewards.each([self.prompts.texts[i] for i in numbers], texts)
+
+    def _learn(
+        self, step: int, rollout: Rollout, credit: Credit, first: Sequence[np.ndarray]
+    ) -> tuple[list[Update], bool]:
+        """Every pass over the rollout; says whether it was cut short because the policy had moved far from it."""
+        s, engine, done = self.settings, self.session.engine, list[Update]()
+        objectives: list[Objective] = [Policy(rollout, credit, s)]
+        if s.method == "ppo":
+            value = Value(rollout, credit, s)
+            objectives = [value] if step < s.critic_warmup_steps else [*objectives, value]
+        for epoch in range(s.num_ppo_epochs):
+            for part in first if epoch == 0 else self._minibatches(step, epoch):
+                update = engine.update(rollout.store, part, *objectives)
+                done.append(update)
+                far = update.metrics.get("policy/approxkl_avg")
+                if far is not None and s.max_approx_kl is not None and far.mean > s.max_approx_kl:
+                    return done, True
+        return done, False
+
+    # -- what is told of it ---------------------------------------------------------------------------------------
+
+    def _metrics(self, rollout: Rollout, credit: Credit) -> dict[str, Moments]:
+        tokens, length_C = rollout.tokens, rollout.length_C.astype(np.float64)
+        reward_C = rollout.reward_C
+        drift_N = np.abs(tokens["sampled"] - tokens["logp"])
+        kl_N = kl_k3(*(torch.from_numpy(tokens[n]).double() for n in ("logp", "ref"))).numpy()
+        found = {
+            "reward": Moments.of(reward_C),
+            "reward_std": Moments.of([reward_C.std()]),
+            "objective/kl": Moments.of(np.add.reduceat(kl_N, rollout.first_C[:-1])),
+            "objective/kl_k1": Moments.of(np.add.reduceat(tokens["logp"] - tokens["ref"], rollout.first_C[:-1])),
+            "kl": Moments.of(kl_N),
+            "entropy": Moments.of(tokens["entropy"]),
+            "sampler_drift": Moments.of(drift_N),
+            "advantages/mean": Moments.of(credit.advantage_N),
+            "advantages/std": Moments.of([credit.advantage_N.std()]),
+            "returns/mean": Moments.of(credit.return_N),
+            "returns/std": Moments.of([credit.return_N.std()]),
+            "completions/mean_length": Moments.of(length_C),
+            "completions/eos_rate": Moments.of(rollout.ended_C.astype(np.float64)),
+        }
+        if length_C.std() > 0 and reward_C.std() > 0:
+            found["length_reward_correlation"] = Moments.of([np.corrcoef(length_C, reward_C)[0, 1]])
+        if rollout.each_CM.shape[1] > 1:
+            found["reward_disagreement"] = Moments.of(rollout.each_CM.std(1))
+        if "value" in tokens:
+            returns, values = (torch.from_numpy(x) for x in (credit.return_N, tokens["value"]))
+            share = float(explained_variance(masked_moments(returns), masked_moments(returns - values)))
+            if np.isfinite(share):
+                found["val/explained_variance"] = Moments.of([share])
+        return found
+
+    def _watch_sampler(self, drift: float) -> None:
+        if drift > MAX_DRIFT and not self.drifted:
+            self.drifted = True
+            self.session.display.say(
+                f"the sampler's log-probs are {drift:.2g} nats per token off those of training: answers come from a "
+                "somewhat different policy than the one that learns. dtype=float32 tells whether that matters"
+            )
+
+    def begin(self) -> dict[str, Any]:
+        """Nothing: what the sampler says of held-out prompts is the row of step 0."""
+        return {}
+
+    def validate(self) -> dict[str, Any]:
+        """Nothing: likewise."""
+        return {}
+
+    def stop(self, row: dict[str, Any]) -> str | None:
+        """Why to stop: the KL budget is spent. By k1: a single answer that the reference likes can make k3 huge."""
+        kl, most = row.get("objective/kl_k1"), self.settings.max_kl
+        if kl is None or most is None or kl <= most:
+            return None
+        return f"{BUDGET} spent: the policy is {kl:.2f} nats per answer from the reference, and max_kl allows {most:g}"
+
+    # -- what a checkpoint keeps ----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Scale of rewards, KL coefficient, answers so far."""
+        assert self.kl is not None
+        return {"scale": self.scale.state(), "kl": self.kl.state_dict(), "episodes": self.episodes}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from these."""
+        self.scale, self.kl = RewardScale(**saved["scale"]), AdaptiveKL(**saved["kl"])
+        self.episodes = saved["episodes"]
+
+    def complete(self) -> None:
+        """Nothing: the policy is whole."""
+
+
+def _names(updates: Sequence[Update]) -> list[str]:
+    return list(dict.fromkeys(n for u in updates for n in u.metrics))
+
+
+def _merged(parts: Sequence[Moments]) -> Moments:
+    total = Moments()
+    for part in parts:
+        total = total + part
+    return total

@@ -1,0 +1,88 @@
+"""What a policy-gradient update minimises: the clipped policy loss with its KL terms, and the critic's loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefiere.algorithms.advantages import Credit
+from prefiere.algorithms.rollout import Rollout
+from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.trunk import CRITIC, Trunk
+from prefiere.objectives.ppo import clipped, kl_k2, kl_k3, log_ratio, policy_loss, value_loss
+from prefiere.settings import PolicyGradient
+from prefiere.tokens.pack import PackedBatch
+from prefiere.train.engine import Engine
+from prefiere.train.objective import Metric, Result, Term
+
+
+@dataclass
+class Policy:
+    """The policy's loss per token: PPO-clip, plus KL to the reference (k2) and to the rollout policy (k3) where asked.
+
+    At the first pass over a rollout the ratio is 1, and the gradient is that of the plain policy gradient.
+    """
+
+    rollout: Rollout
+    credit: Credit
+    settings: PolicyGradient
+
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """Nothing: what concerns the whole update is in the credit already."""
+
+    def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
+        """Log-probs at the temperature that the answers were sampled at."""
+        out: TargetLogprobs = trunk(batch, temperature=self.settings.temperature)
+        return out
+
+    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
+        """Loss and metrics of a micro-batch of prompts with their completions."""
+        s, logp_N = self.settings, out.logp_N
+        names = ("logp", "ref")
+        old_N, ref_N = (_of(self.rollout.tokens[n], self.rollout, batch, logp_N) for n in names)
+        advantage_N = _of(self.credit.advantage_N, self.rollout, batch, logp_N)
+        loss_N = policy_loss(logp_N, old_N, advantage_N, clip=s.cliprange, dual_clip=s.dual_clip)
+        if s.kl_loss_coef:
+            loss_N = loss_N + s.kl_loss_coef * kl_k2(logp_N, ref_N)
+        if s.kl_rollout_coef:
+            loss_N = loss_N + s.kl_rollout_coef * kl_k3(old_N, logp_N)
+        new_N = logp_N.detach()
+        metrics = {
+            "loss/policy_avg": Metric(loss_N),
+            "policy/clipfrac_avg": Metric(clipped(new_N, old_N, advantage_N, clip=s.cliprange)),
+            "policy/approxkl_avg": Metric(kl_k3(old_N, new_N)),
+            "val/ratio": Metric(log_ratio(new_N, old_N).exp()),
+        }
+        return Result([Term(loss_N, "tokens")], metrics)
+
+
+@dataclass
+class Value:
+    """The critic's loss per token: clipped squared error of its value against the return, times ``vf_coef``."""
+
+    rollout: Rollout
+    credit: Credit
+    settings: PolicyGradient
+
+    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+        """Nothing."""
+
+    def forward(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        """Values [N] under the critic's role."""
+        return trunk.values(batch, CRITIC)
+
+    def __call__(self, out: Tensor, batch: PackedBatch) -> Result:
+        """Loss and metrics of a micro-batch."""
+        value_N = out
+        old_N = _of(self.rollout.tokens["value"], self.rollout, batch, value_N)
+        return_N = _of(self.credit.return_N, self.rollout, batch, value_N)
+        loss_N = value_loss(value_N, old_N, return_N, clip=self.settings.cliprange_value)
+        return Result([Term(self.settings.vf_coef * loss_N, "tokens")], {"loss/value_avg": Metric(loss_N)})
+
+
+def _of(values_N: np.ndarray, rollout: Rollout, batch: PackedBatch, like: Tensor) -> Tensor:
+    """The numbers of a batch's targets, from an array over all tokens of the rollout."""
+    return torch.from_numpy(values_N[rollout.places(batch.index_G.cpu().numpy())]).to(like.device)

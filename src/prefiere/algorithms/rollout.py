@@ -1,0 +1,186 @@
+"""A rollout: answers sampled from the policy, their rewards, and what every role says of each of their tokens.
+
+Each process samples and scores its share of the prompts; then all know the whole rollout, so that whatever is a
+statistic of the update (a baseline, whitening) is computed from the same numbers everywhere.
+
+Suffixes: _C completions, _N their tokens in a row, _CL completions x tokens, padded on the right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from prefiere.models.reference import Reference
+from prefiere.models.trunk import CRITIC
+from prefiere.sample.local import Sample, generate
+from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.tokens.pack import PackedBatch
+from prefiere.train.engine import Engine
+
+
+@dataclass
+class Rollout:
+    """Prompts with k sampled completions each (completion c = group * k + i), and arrays over them.
+
+    first_C: int64 [C + 1], where each completion's tokens begin in arrays over all tokens [N]. reward_C: float64 [C],
+    as the reward model gives them. each_CM: float64 [C, M], those of each of M reward models. ended_C: bool [C], an
+    end token was reached. tokens: float32 [N] each, in nats: ``sampled`` (the sampler's log-probs), ``logp`` (the
+    policy's before any update, by the training forward), ``ref`` (the reference's), ``entropy`` (the policy's), and
+    ``value`` (the critic's, in rewards) where there is one. seconds: of sampling, scoring and measuring.
+    """
+
+    store: GroupStore
+    first_C: np.ndarray
+    reward_C: np.ndarray
+    each_CM: np.ndarray
+    ended_C: np.ndarray
+    tokens: dict[str, np.ndarray]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """Completions of a prompt."""
+        return self.store.k
+
+    @property
+    def length_C(self) -> np.ndarray:
+        """int64 [C]: tokens of each completion."""
+        return np.diff(self.first_C)
+
+    def places(self, groups: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int64: where the tokens of these groups' completions stand in arrays over all tokens, in a batch's order."""
+        bounds = self.first_C[:: self.k]
+        return np.concatenate([np.arange(bounds[g], bounds[g + 1]) for g in np.asarray(groups)])
+
+    def mask(self) -> Tensor:
+        """bool [C, L]: where a completion has a token."""
+        lengths = torch.from_numpy(self.length_C)
+        return torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def padded(self, values_N: np.ndarray) -> Tensor:
+        """float64 [C, L]: numbers of all tokens as rows of completions, 0 beyond their ends."""
+        mask = self.mask()
+        out = torch.zeros(mask.shape, dtype=torch.float64)
+        out[mask] = torch.from_numpy(values_N).double()
+        return out
+
+    def flat(self, values_CL: Tensor) -> np.ndarray:
+        """float32 [N]: the other way."""
+        return values_CL[self.mask()].float().numpy()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a rollout is sampled. forbidden: token ids never chosen."""
+
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    eos_ids: Sequence[int]
+    seed: int
+    forbidden: Sequence[int] = ()
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's draws."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+
+
+def collect(
+    engine: Engine,
+    prompts: Sequence[np.ndarray],
+    names: np.ndarray,
+    score: Callable[[Sequence[int], Sequence[np.ndarray]], np.ndarray],
+    drawing: Drawing,
+) -> Rollout:
+    """Sample completions of these prompts, and score them.
+
+    names: int64 [G], the prompts' numbers in the data, which name them in the random stream. score: prompts' numbers
+    and completions' tokens -> float64 [n, M]. Log-probs are not there yet: see `measure`.
+    """
+    began = time.perf_counter()
+    rank, world = engine.accelerator.process_index, engine.world_size
+    mine = np.arange(len(prompts))[rank::world]
+    with engine.autocast():
+        samples = generate(
+            engine.trunk.lm,
+            [prompts[i] for i in mine],
+            samples=drawing.samples,
+            max_new_tokens=drawing.max_new_tokens,
+            temperature=drawing.temperature,
+            eos_ids=drawing.eos_ids,
+            seed=drawing.seed,
+            prompt_ids=names[mine].tolist(),
+            forbidden=drawing.forbidden,
+        )
+    sampled = time.perf_counter()
+    each = score([int(names[mine[s.prompt]]) for s in samples], [s.tokens for s in samples])
+    parts = [(int(mine[s.prompt]), s, each[i]) for i, s in enumerate(samples)]
+    if world > 1:
+        parts = sorted(gather_object(parts), key=lambda p: (p[0], p[1].sample))
+    rollout = _arranged(prompts, [s for _, s, _ in parts], np.stack([e for _, _, e in parts]), drawing.samples)
+    rollout.seconds = {"sampling": sampled - began, "scoring": time.perf_counter() - sampled}
+    return rollout
+
+
+def _arranged(prompts: Sequence[np.ndarray], samples: Sequence[Sample], each_CM: np.ndarray, k: int) -> Rollout:
+    groups = []
+    for i, prompt in enumerate(prompts):
+        own = samples[i * k : (i + 1) * k]
+        masks = tuple(np.ones(len(s.tokens), bool) for s in own)
+        groups.append(PromptGroup(prompt, tuple(s.tokens for s in own), masks))
+    first = np.concatenate([[0], np.cumsum([len(s.tokens) for s in samples])]).astype(np.int64)
+    tokens = {"sampled": np.concatenate([s.logp for s in samples])}
+    ended = np.asarray([s.ended for s in samples])
+    return Rollout(GroupStore.build(groups, k), first, each_CM.mean(1), each_CM, ended, tokens)
+
+
+def measure(
+    engine: Engine,
+    reference: Reference,
+    rollout: Rollout,
+    parts: Sequence[np.ndarray],
+    *,
+    temperature: float,
+    critic: bool,
+) -> None:
+    """What policy, reference and critic say of each token, before any update, written to ``rollout.tokens``.
+
+    The policy runs on the batches ``parts`` of the first epoch, cut as their updates will cut them: on the first pass
+    the ratio of new to old is then 1, exactly.
+    """
+    began = time.perf_counter()
+
+    def roles(batch: PackedBatch) -> dict[str, Tensor]:
+        with engine.autocast():
+            policy = engine.trunk(batch, temperature=temperature, entropy=True)
+            with reference.live() as frozen:
+                found = {"ref": frozen(batch, temperature=temperature).logp_N}
+            if critic:
+                found["value"] = engine.trunk.values(batch, CRITIC)
+        return found | {"logp": policy.logp_N, "entropy": policy.entropy_N}
+
+    total = int(rollout.first_C[-1])
+    longest = int(rollout.store.lengths.max())
+    for members in parts:
+        for indices, found in engine.fitting(partial(engine.each, rollout.store, members, roles), longest):
+            at = rollout.places(indices)
+            for name, values in found.items():
+                rollout.tokens.setdefault(name, np.full(total, np.nan, np.float32))[at] = values
+    rollout.seconds["measuring"] = time.perf_counter() - began
+
+
+def minibatches(groups: int, count: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+    """The groups of each minibatch of an epoch over a rollout: a fresh permutation, cut into ``count`` even parts."""
+    order = np.random.default_rng([seed, epoch]).permutation(groups)
+    cuts = np.linspace(0, groups, min(count, groups) + 1).astype(int)
+    return [order[a:b] for a, b in pairwise(cuts)]

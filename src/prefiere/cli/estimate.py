@@ -1,0 +1,93 @@
+"""``prefiere estimate``: will a recipe fit, how long does it take, and what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prefiere.console import Json, command, console, hush, progress, table
+from prefiere.settings import Settings
+
+if TYPE_CHECKING:
+    from prefiere.console import Display
+
+WORDS = {
+    "weights": "weights as they are held, frozen roles included",
+    "trained": "Adam's moments of what is trained",
+    "update": "activations, logits and gradients of an update, at their peak",
+    "sampling": "KV cache and logits of sampled answers (in turn with updates)",
+    "loading": "reading the weights (before updates)",
+    "fixed": "the process itself",
+}
+TORCH_ONLY = "memory in use; malloc keeps some of what is freed, and a process's resident set can be twice this"
+
+
+@command
+def estimate(
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe file, and settings that override it."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="t4, l4, a10g, a100, h100, h200, ... or cpu. Default: what is here.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the recipe's.")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Instead of the recipe's.")] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Say whether a recipe fits, how long it takes, and what to change. Loads no weights."""
+    import yaml
+
+    from prefiere import recipe
+    from prefiere.console import Display
+
+    paths = [text for text in rest or [] if "=" not in text]
+    if len(paths) > 1:
+        raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
+    given = {"model": model, "data": data, "out": None if paths else "runs/estimated"}
+    named = (yaml.safe_load(Path(paths[0]).read_text()) or {}).get("method", "dpo") if paths else "dpo"
+    method = next((t.removeprefix("method=") for t in rest or [] if t.startswith("method=")), named)
+    overrides = [t for t in rest or [] if "=" in t and not t.startswith("method=")]
+    settings = recipe.load(method, paths[0] if paths else None, {k: v for k, v in given.items() if v}, overrides)
+    hush()
+    return show(settings, gpu, Display(progress()), console())
+
+
+def show(settings: Settings, gpu: str | None, display: Display, console: Console) -> dict[str, Any]:
+    """Print what a recipe needs and what to change until it fits."""
+    from prefiere.estimate.forecast import forecast
+
+    _, found, available, card, made, fits = forecast(settings, gpu, display)
+    gib = 2**30
+    name = card.name if card else "this processor"
+    rows = [[WORDS[part], f"{getattr(found.memory, part) / gib:.2f}"] for part in WORDS]
+    console.print(table("", ("memory", "GiB"), rows))
+    peak = found.memory.peak / gib
+    for change in made:
+        console.print(f"set {change}", markup=False)
+    verdict = "fits" if fits else "does not fit, whatever is changed: choose a smaller model or a larger card"
+    after = "with these changes it " if made and fits else "it "
+    console.print(f"peak {peak:.2f} of {available / gib:.2f} GiB on {name}: {after}{verdict}", markup=False)
+    if card is None:
+        console.print(TORCH_ONLY, style="dim")
+    console.print(f"about {_clock(found.seconds)} for {found.steps:,} updates, at most {found.tokens:,} tokens at once")
+    return {
+        "device": name,
+        "available": available,
+        "peak": found.memory.peak,
+        "memory": {part: getattr(found.memory, part) for part in WORDS},
+        "seconds": found.seconds,
+        "steps": found.steps,
+        "tokens": found.tokens,
+        "changes": made,
+        "fits": fits,
+    }
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

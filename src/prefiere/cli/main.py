@@ -1,0 +1,328 @@
+"""The command line: one thin function per command. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from prefiere.cli import estimate, recipe
+from prefiere.cli.train import run_method
+from prefiere.console import Json, command, console, hush, progress, say
+
+app = typer.Typer(
+    help="Align language models with human preferences, and see whether it worked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(recipe.app, name="recipe")
+app.command()(estimate.estimate)
+
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...", help="A recipe file, and settings that override it.", show_default=False
+    ),
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id, folder of a model or adapter, or a run.")]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="File, folder or hub id, in any known layout.")]
+Out = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, split and sampling.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing what is in the run folder.")]
+
+
+def main() -> None:
+    """The console script."""
+    # Threads that wait for work soon sleep: spinning made sampling six times slower on a busy machine, and with no
+    # spinning at all a small model trained no faster on two cores than on one.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
+    app()
+
+
+@app.command()
+@command
+def demo(
+    prefer: Annotated[
+        Literal["encyclopedic", "casual"], typer.Option(help="Which style of answer to prefer.")
+    ] = "encyclopedic",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train the base model again, too.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the demo's runs go.")] = Path("runs/demo"),
+    json: Json = False,
+) -> dict[str, Any]:
+    """Align a small bilingual model, shipped with the package, and see what changed. No network."""
+    from prefiere.demo.main import demo
+
+    hush()
+    return demo(prefer=prefer, rebuild=rebuild, out=out, console=console())
+
+
+@app.command()
+@command
+def data(
+    source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or hub id, in any known layout.")],
+    rest: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for dpo.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Whose tokens to show the examples in.")] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Show the layout, three examples with the loss mask coloured, and what would be dropped."""
+    from prefiere import recipe
+    from prefiere.cli.data import inspect
+    from prefiere.settings import DPO
+
+    settings = recipe.load("dpo", None, {"model": model or "", "data": source, "out": ""}, rest or [])
+    assert isinstance(settings, DPO)
+    return inspect(settings, model=model, console=console())
+
+
+@app.command()
+@command
+def sft(
+    rest: Rest = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Supervised fine-tuning: imitate the answers. The same command continues a run that was stopped."""
+    return run_method("sft", rest, fresh, model=model, data=data, out=out, seed=seed)
+
+
+@app.command()
+@command
+def dpo(
+    rest: Rest = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Optimise preferences directly (DPO and its family). The same command continues a run that was stopped."""
+    return run_method("dpo", rest, fresh, model=model, data=data, out=out, seed=seed)
+
+
+@app.command()
+@command
+def reward(
+    rest: Rest = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Train a reward model: a score that explains who was preferred. The same command continues a stopped run."""
+    return run_method("reward", rest, fresh, model=model, data=data, out=out, seed=seed)
+
+
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option("--reward", "-r", help="Reward model (folder, hub id, run) or module:function; several may be given."),
+]
+Asked = Annotated[
+    str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
+]
+
+
+def _on_policy(method: str, text: str) -> None:
+    """One command for each policy-gradient method: they differ in their defaults."""
+
+    def train(
+        rest: Rest = None,
+        model: Model = None,
+        reward: Rewards = None,
+        prompts: Asked = None,
+        out: Out = None,
+        seed: Seed = None,
+        fresh: Fresh = False,
+        json: Json = False,
+    ) -> dict[str, Any]:
+        rewards = reward[0] if reward and len(reward) == 1 else reward or None
+        return run_method(method, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
+
+    train.__doc__ = f"{text} The same command continues a run that was stopped."
+    app.command(method)(command(train))
+
+
+_on_policy("ppo", "Proximal policy optimisation: sample answers, score them, reinforce; with a critic.")
+_on_policy("rloo", "REINFORCE, each answer against the others to its prompt (leave one out).")
+_on_policy("grpo", "Group-relative policy optimisation: answers to one prompt against their mean and deviation.")
+_on_policy("reinforce", "REINFORCE with the mean of all other answers as its baseline.")
+
+
+Prompts = Annotated[
+    str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any known layout.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample from the nucleus of this mass.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")]
+Samples = Annotated[int, typer.Option("--samples", "-n", min=1, help="Answers to each prompt.")]
+SampleSeed = Annotated[int, typer.Option("--seed", help="The same seed, the same answers.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code, and load pickles, that come with a model.")]
+
+
+@app.command()
+@command
+def sample(
+    model: Annotated[str, typer.Argument(help="Hub id, folder of a model or adapter, or a run.")],
+    prompts: Annotated[
+        str, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
+    ],
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: NewTokens = 128,
+    seed: SampleSeed = 0,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Answer the first so many prompts only.")] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Answer the prompts of a file."""
+    from prefiere.cli import models
+    from prefiere.console import Display
+    from prefiere.evaluate.compare import Options
+
+    hush()
+    options = Options(samples, temperature, top_p, max_new_tokens, seed)
+    speak = Display(progress())
+    return models.sample(model, prompts, options, limit=limit, trust=trust, display=speak, console=console())
+
+
+@app.command()
+@command
+def chat(
+    model: Annotated[str, typer.Argument(help="Hub id, folder of a model or adapter, or a run.")],
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    max_new_tokens: NewTokens = 256,
+    seed: SampleSeed = 0,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Talk with a model."""
+    from prefiere.cli import models
+    from prefiere.evaluate.compare import Options
+
+    hush()
+    talker = models.Talker(model, Options(1, temperature, top_p, max_new_tokens, seed), trust=trust)
+    if not talker.remembers:
+        progress().print(f"{model} has no chat template: it continues each text on its own.", style="dim", markup=False)
+    return models.chat(talker, models.typed(console()), console())
+
+
+@app.command()
+@command
+def compare(
+    before: Annotated[str, typer.Argument(metavar="RUN | BEFORE", help="A run alone: its model before and after.")],
+    after: Annotated[str | None, typer.Argument(metavar="[AFTER]", help="The other model.")] = None,
+    prompts: Prompts = None,
+    judge: Annotated[str | None, typer.Option(help="Scores answers: module:function. Default: the run's.")] = None,
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: NewTokens = 128,
+    seed: SampleSeed = 0,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts at most.")] = 64,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Ask two models the same prompts with the same seeds, side by side, judged where there is a judge."""
+    from prefiere.cli.models import show_comparison
+    from prefiere.evaluate.compare import compare as ask_both
+
+    hush()
+    with progress().status("sampling"):
+        found = ask_both(
+            before,
+            after,
+            prompts=prompts,
+            judge=judge,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            limit=limit,
+            trust=trust,
+        )
+    show_comparison(found, console())
+    return found.to_dict()
+
+
+@app.command()
+@command
+def score(
+    rest: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RM... [KEY=VALUE]...",
+            help="Reward models: runs, folders or hub ids; and settings of reading, as for reward.",
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", "-d", help="Pairs or single answers, in any known layout.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A JSONL file with the scores of each example.")
+    ] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Score answers; of pairs, how right the scores are, how sure, and how much of it is length."""
+    from prefiere import recipe
+    from prefiere.cli import score
+    from prefiere.console import Display
+
+    hush()
+    models = [text for text in rest if "=" not in text]
+    if not models:
+        raise recipe.RecipeError("name at least one reward model: prefiere score RM --data D.")
+    overrides = [text for text in rest if "=" in text]
+    settings = recipe.load("reward", None, {"model": models[0], "data": data, "out": ""}, overrides)
+    given = settings.model_dump(include=settings.model_fields_set - {"method", "model", "data", "out"})
+    odd = sorted(given.keys() - {"data_split", "columns", "on_bad", "max_length", "pairs_per_prompt"})
+    if odd:
+        raise recipe.RecipeError(f"{odd[0]} is a setting of training: scoring does not have it.")
+    speak = Display(progress())
+    return score.score(models, data, out=out, trust=trust, display=speak, console=console(), **given)
+
+
+@app.command()
+@command
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base.")] = False,
+    prompts: Prompts = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write a run's model as a plain transformers or PEFT folder, its answers verified against the run's."""
+    from prefiere.cli import models
+
+    hush()
+    return models.export(run, out, merge=merge, prompts=prompts, trust=trust, console=console())
+
+
+@app.command()
+@command
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; several are overlaid.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write one self-contained HTML file about one or several runs."""
+    from prefiere.report.page import render
+    from prefiere.run import Run
+
+    path = render([Run.open(run) for run in runs], out)
+    say(f"Report: {path}")
+    return {"report": path}

@@ -1,0 +1,165 @@
+"""What the commands about a finished model do: answer prompts, chat, compare two models, export one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text as Styled
+
+from prefiere.console import Display, table
+from prefiere.data import formats
+from prefiere.data.schema import Message, Text
+from prefiere.evaluate.compare import Compared, Options, ask, validation_prompts
+from prefiere.models import export as exporting
+from prefiere.models.load import load_model, load_tokenizer
+from prefiere.models.source import ModelError, resolve
+from prefiere.run import Run
+from prefiere.sample.local import generate
+from prefiere.tokens.encoder import Encoder, eos_ids_of
+from prefiere.tokens.tokenizer import visible
+
+SHOWN = 8  # prompts shown side by side; --json has all
+
+
+def sample(
+    model: str, prompts: str, options: Options, *, limit: int | None, trust: bool, display: Display, console: Console
+) -> dict[str, Any]:
+    """Answer the prompts of a file, and show each answer under its prompt."""
+    asked = read_prompts(prompts, limit)
+    with display.stage("sampling", len(asked) * options.samples) as advance:
+        answers = ask(resolve(model, trust=trust), asked, options, progress=advance)
+    for row in answers.rows:
+        console.print(Styled(visible(row["prompt"]), "bold"))
+        console.print(Styled(visible(row["completion"]) + ("" if row["ended"] else " […]")))
+        console.print()
+    keys = ("prompt", "completion", "sample", "ended", "tokens", "logp")
+    return {"model": model, "answers": [{k: row[k] for k in keys} for row in answers.rows]}
+
+
+def read_prompts(name: str, limit: int | None) -> list[Text]:
+    """Prompts of any data file: text with one a line, or any known layout."""
+    return [record.prompt for record in formats.read(name, kind="prompts", limit=limit)]
+
+
+class Talker:
+    """A model that answers a conversation. Without a chat template it continues each text on its own."""
+
+    def __init__(self, model: str, options: Options, *, trust: bool = False):
+        source = resolve(model, trust=trust)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = load_tokenizer(source)
+        self.model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        self.eos_ids = eos_ids_of(self.model, self.tokenizer)
+        self.encoder = Encoder(self.tokenizer, eos_ids=self.eos_ids)
+        self.options, self.turns = options, list[Message]()
+
+    @property
+    def remembers(self) -> bool:
+        return bool(self.tokenizer.chat_template)
+
+    def __call__(self, said: str) -> str:
+        """The answer to what was said, in the light of the conversation so far."""
+        self.turns.append(Message("user", said))
+        prompt: Text = tuple(self.turns) if self.remembers else said
+        o = self.options
+        (answer,) = generate(
+            self.model,
+            self.encoder.encode_prompts([prompt]),
+            max_new_tokens=o.max_new_tokens,
+            temperature=o.temperature,
+            top_p=o.top_p,
+            eos_ids=self.eos_ids,
+            seed=o.seed + len(self.turns),
+        )
+        text = self.encoder.decode(answer.tokens).strip()
+        self.turns.append(Message("assistant", text))
+        return text
+
+
+def chat(talker: Talker, said: Iterable[str], console: Console) -> dict[str, Any]:
+    """Answer each line, until there are no more. An empty line begins a new conversation."""
+    for line in said:
+        if line.strip():
+            console.print(Styled(visible(talker(line.strip()))))
+        else:
+            talker.turns.clear()
+            console.print("(a new conversation)", style="dim")
+    return {"turns": [turn.as_dict() for turn in talker.turns]}
+
+
+def typed(console: Console) -> Iterable[str]:
+    """Lines that a person types, until Ctrl-D; of a pipe, its lines."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    console.print("Empty line: a new conversation. Ctrl-D: the end.", style="dim")
+    while True:
+        try:
+            yield console.input("[bold]> [/bold]")
+        except EOFError:
+            return
+
+
+def show_comparison(found: Compared, console: Console) -> None:
+    """Answers side by side, then signals and the judge's figures."""
+    rows = [[visible(text) for text in (p.prompt, p.before, p.after)] for p in found.pairings[:SHOWN]]
+    console.print(table("", ("prompt", f"before: {found.before}", f"after: {found.after}"), rows, lines=True))
+    if len(found.pairings) > SHOWN:
+        console.print(f"... and {len(found.pairings) - SHOWN:,} more (--json has all)", style="dim")
+    figures = [(name, f"{b:.3g}", f"{a:.3g}") for name, (b, a) in found.signals.items() if name != "score"]
+    for name, estimate in (
+        ("score before", found.score_before),
+        ("score after", found.score_after),
+        ("gain", found.gain),
+    ):
+        if estimate is not None:
+            console.print(f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]", markup=False)
+    if found.judge is not None:
+        console.print(f"by {found.judge}: {found.wins} won, {found.losses} lost, {found.ties} tied", markup=False)
+        console.print(f"sign test p = {found.p_value:.3g}")
+    console.print(table("", ("of the answers", "before", "after"), figures))
+
+
+def export(
+    folder: str, out: Path, *, merge: bool, prompts: str | None, trust: bool, console: Console
+) -> dict[str, Any]:
+    """Write a run's model as a plain folder, hold its answers against the run's, and say how far they moved.
+
+    Raises ModelError where they differ and should not. A base that was quantized in training differs from any other.
+    """
+    source = resolve(folder, trust=trust)
+    tokenizer = load_tokenizer(source)
+    eos_ids = eos_ids_of(None, tokenizer)
+    asked = read_prompts(prompts, 16) if prompts else validation_prompts(Run.open(folder), 16)
+    ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids).encode_prompts(asked)
+    with console.status("writing and verifying"):
+        made = exporting.export(source, out, merge=merge, prompts=ids, eos_ids=eos_ids)
+    for m in made.moved:
+        if m.exact and m.most > exporting.EXACT:
+            raise ModelError(
+                f"{out} was written, but answers otherwise {m.how}: log-probs differ by up to {m.most:.3g} nats per "
+                "token. Do not use it; export without --merge."
+            )
+    said = f", of a base that was {made.held} in training" if made.held else ""
+    console.print(
+        f"{out}: the {made.what}{said}. {made.answers} greedy answers, run again", markup=False, soft_wrap=True
+    )
+    for m in made.moved:
+        how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
+        console.print(f"{how} (at most {m.most:.1g})", markup=False, soft_wrap=True)
+    if not all(m.exact for m in made.moved):
+        console.print("What moved is the price of other weights than those it was trained on.", markup=False)
+    return {
+        "out": made.folder,
+        "merged": made.what == "merged model",
+        "held": made.held,
+        "answers": made.answers,
+        "moved": [asdict(m) for m in made.moved],
+    }

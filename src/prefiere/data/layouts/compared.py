@@ -1,0 +1,295 @@
+"""Layouts that keep what somebody said: two answers side by side, who judged, when, and ties.
+
+Arena, HelpSteer3, OpenAI's summaries, Argilla and Label Studio exports, Gemini's scored completions, Nectar's rankings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap, given
+from prefiere.data.schema import Comparison, Message, Preference, Text
+from prefiere.data.values import (
+    BadRow,
+    message,
+    messages,
+    moment,
+    need,
+    number,
+    plain,
+    settle,
+    text,
+    tools,
+    wrong_type,
+)
+
+# How the verdict is spelt. Keys are compared in lower case.
+_VERDICTS: dict[str, Preference] = {
+    "model_a": "a",
+    "a": "a",
+    "left": "a",
+    "1": "a",
+    "first": "a",
+    "model_b": "b",
+    "b": "b",
+    "right": "b",
+    "2": "b",
+    "second": "b",
+    "tie": "tie",
+    "equal": "tie",
+    "both_good": "tie",
+    "both": "tie",
+    "tie (bothbad)": "both_bad",
+    "bothbad": "both_bad",
+    "both_bad": "both_bad",
+    "neither": "both_bad",
+}
+
+# Columns under which two answers stand side by side.
+_SIDES = [
+    (f"{word}{joint}{one}", f"{word}{joint}{two}")
+    for word in ("answer", "response", "completion", "generation", "output", "text")
+    for joint in ("_", "", "-")
+    for one, two in (("a", "b"), ("1", "2"))
+]
+_ASKED = ("prompt", "instruction", "question", "context", "input", "query")
+
+
+# Of several Argilla questions, the one that asks for a preference.
+_PREFERENCE_QUESTION = re.compile("prefer|better|best|chosen|choice|winner|rank|compar", re.IGNORECASE)
+
+
+def verdict(value: Any, field: str) -> Preference:
+    """Which answer a word prefers. Raises BadRow at a word that is not known."""
+    known = _VERDICTS.get(str(value).strip().lower())
+    if known is None:
+        expected = "a, b, tie or both_bad (also model_a, left, 1, tie (bothbad), ...)"
+        raise BadRow(field, f"unknown verdict in {field}", f"expected {expected}, found {str(value)[:40]!r}")
+    return known
+
+
+def comparison(
+    row: RowMap,
+    prompt: Text | None,
+    a: Text,
+    b: Text,
+    preference: Preference,
+    *,
+    strength: float | None = None,
+    annotator: object = None,
+    created_at: str | None = None,
+) -> Comparison:
+    """The comparison in one form (all text, or all messages)."""
+    if strength is not None and not 0 < strength <= 1:
+        raise BadRow("strength", "wrong type in strength", f"expected at most full strength (1), found {strength:g}")
+    prompt, a, b = settle(prompt, a, b)
+    return Comparison(
+        prompt=prompt,
+        answer_a=a,
+        answer_b=b,
+        preference=preference,
+        strength=strength,
+        annotator=None if annotator is None else str(annotator),
+        created_at=created_at,
+        tools=tools(row),
+    )
+
+
+def _own(row: RowMap) -> Iterator[Native]:
+    """The form in which `formats.write` keeps comparisons."""
+    a, b = text(need(row, "answer_a"), "answer_a"), text(need(row, "answer_b"), "answer_b")
+    yield comparison(
+        row,
+        given()(row),
+        a,
+        b,
+        verdict(need(row, "preference"), "preference"),
+        strength=number(row.get("strength"), "strength"),
+        annotator=row.get("annotator"),
+        created_at=moment(row.get("created_at")),
+    )
+
+
+def _arena(row: RowMap) -> Iterator[Native]:
+    """Chatbot Arena and MT-bench: two whole conversations; only the first ``turn`` rounds were judged."""
+    a, b = (messages(need(row, f"conversation_{s}"), f"conversation_{s}") for s in "ab")
+    rounds = number(row.get("turn"), "turn")
+    if rounds:
+        a, b = _first_rounds(a, int(rounds)), _first_rounds(b, int(rounds))
+    judge = row.get("judge") or row.get("judge_hash")
+    when = moment(row.get("tstamp", row.get("timestamp")))
+    preference = verdict(need(row, "winner"), "winner")
+    yield comparison(row, None, a, b, preference, annotator=judge, created_at=when)
+
+
+def _first_rounds(conversation: tuple[Message, ...], rounds: int) -> tuple[Message, ...]:
+    asked = [i for i, m in enumerate(conversation) if m.role == "user"]
+    return conversation[: asked[rounds]] if len(asked) > rounds else conversation
+
+
+def _arena_csv(row: RowMap) -> Iterator[Native]:
+    """Arena as CSV: prompts and answers are JSON lists of rounds (or plain text), the winner is one of three flags."""
+    asked, a, b = (_rounds(need(row, f), f) for f in ("prompt", "response_a", "response_b"))
+    sides = []
+    for answers in (a, b):
+        turns = [t for q, s in zip(asked, answers, strict=False) for t in (Message("user", q), Message("assistant", s))]
+        sides.append(tuple(turns))
+    flags: dict[str, Preference] = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
+    won = [preference for field, preference in flags.items() if number(row.get(field), field)]
+    if len(won) != 1:
+        raise BadRow(
+            "winner_model_a", "unknown verdict", "not exactly one of winner_model_a, winner_model_b, winner_tie is 1"
+        )
+    yield comparison(row, None, sides[0], sides[1], won[0])
+
+
+def _rounds(value: Any, field: str) -> list[str]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            decoded = json.loads(value)
+        except ValueError:
+            decoded = None
+        if isinstance(decoded, list) and all(isinstance(x, str | None) for x in decoded):
+            value = decoded
+    return [plain(value, field)] if not isinstance(value, list) else [x or "" for x in value]
+
+
+def _helpsteer(row: RowMap) -> Iterator[Native]:
+    """HelpSteer3: -3 (the first is much better) to 3 (the second is), 0 a tie. The verdict of all, not of each."""
+    score = number(need(row, "overall_preference"), "overall_preference")
+    if score is None:
+        raise BadRow("overall_preference", "unanswered", "nobody gave a preference", content=True)
+    preference: Preference = "tie" if score == 0 else "a" if score < 0 else "b"
+    answers = text(need(row, "response1"), "response1"), text(need(row, "response2"), "response2")
+    yield comparison(row, text(need(row, "context"), "context"), *answers, preference, strength=abs(score) / 3 or None)
+
+
+def _summaries(row: RowMap) -> Iterator[Native]:
+    """OpenAI's summaries; the prompt is the paper's TL;DR query (Stiennon et al. 2020, arXiv 2009.01325, appendix B).
+
+    ``confidence`` is a point on a scale of 9 between the two summaries, with 5 in the middle.
+    """
+    about, two, choice = need(row, "info"), need(row, "summaries"), number(need(row, "choice"), "choice")
+    if not isinstance(two, Sequence) or len(two) != 2 or choice not in (0, 1):
+        raise BadRow("summaries", "wrong type in summaries", "expected two summaries and a choice of 0 or 1")
+    if about.get("post") is not None:
+        prompt = (
+            f"SUBREDDIT: r/{about.get('subreddit')}\n\nTITLE: {about.get('title')}\n\nPOST: {about['post']}\n\nTL;DR:"
+        )
+    else:
+        prompt = f"{plain(about.get('article'), 'info.article')}\n\nTL;DR:"
+    confidence = number((row.get("extra") or {}).get("confidence"), "extra.confidence")
+    lean = 0.0 if confidence is None else (confidence - 5) / 4 * (1 if choice else -1)
+    a, b = (plain(s.get("text"), "summaries.text") for s in two)
+    strength = lean if lean > 0 else None
+    yield comparison(row, prompt, a, b, "b" if choice else "a", strength=strength, annotator=row.get("worker"))
+
+
+def _gemini(row: RowMap) -> Iterator[Native]:
+    """Gemini: two completions with a score each; the higher one is preferred."""
+    context = messages(need(row, "contents"), "contents")
+    rules = row.get("system_instruction") or row.get("systemInstruction")
+    if rules:
+        system = message({"role": "system", **rules}, "system_instruction")
+        context = (Message("system", system.content), *context)
+    two = need(row, "completions")
+    if not isinstance(two, Sequence) or len(two) != 2:
+        raise wrong_type("completions", "two completions", two)
+    a, b = (messages(need(c, "completion"), "completions.completion") for c in two)
+    high, low = (number(need(c, "score"), "completions.score") or 0.0 for c in two)
+    yield comparison(row, context, a, b, "a" if high > low else "b" if low > high else "tie")
+
+
+def _sides(data: RowMap, where: str) -> tuple[Text, Text, Text]:
+    """Prompt and two answers under any of their usual names."""
+    asked = next((f for f in _ASKED if data.get(f) is not None), None)
+    pair = next((p for p in _SIDES if all(data.get(f) is not None for f in p)), None)
+    if asked is None or pair is None:
+        missing = "the prompt" if asked is None else "the two answers"
+        detail = f"no column for {missing} (expected names such as prompt, answer1, answer2); found {', '.join(data)}"
+        raise BadRow(where, f"missing column in {where}", detail)
+    return text(data[asked], asked), text(data[pair[0]], pair[0]), text(data[pair[1]], pair[1])
+
+
+def _argilla(row: RowMap) -> Iterator[Native]:
+    """Argilla 2 export: each submitted response is a comparison. Suggestions are nobody's verdict and are not used."""
+    asked = [f.removesuffix(".responses") for f in row if f.endswith(".responses")]
+    question = next((q for q in asked if _PREFERENCE_QUESTION.search(q)), asked[0] if asked else "preference")
+    said = row.get(f"{question}.responses") or []
+    people = row.get(f"{question}.responses.users") or [None] * len(said)
+    states = row.get(f"{question}.responses.status") or ["submitted"] * len(said)
+    submitted = [(v, p) for v, p, s in zip(said, people, states, strict=False) if s == "submitted" and v is not None]
+    if not submitted:
+        raise BadRow(f"{question}.responses", "unanswered", "no submitted response", content=True)
+    prompt, a, b = _sides(row, "fields")
+    for value, person in submitted:
+        yield comparison(row, prompt, a, b, _argilla_verdict(value, question), annotator=person)
+
+
+def _argilla_verdict(value: Any, question: str) -> Preference:
+    """A label such as "response_2", or a ranking [{value, rank}] of the two."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        ranks = {_argilla_verdict(v["value"], question): number(v.get("rank"), question) or 0.0 for v in value}
+        if set(ranks) != {"a", "b"}:
+            raise wrong_type(f"{question}.responses", "a ranking of two answers", value)
+        return "tie" if ranks["a"] == ranks["b"] else "a" if ranks["a"] < ranks["b"] else "b"
+    side = re.search(r"[-_ ]?([ab12])$", str(value).strip().lower())
+    return verdict(side.group(1) if side else value, f"{question}.responses")
+
+
+def _label_studio(row: RowMap) -> Iterator[Native]:
+    """Label Studio: each annotation that was not cancelled is a comparison."""
+    prompt, a, b = _sides(need(row, "data"), "data")
+    answered = False
+    for annotation in need(row, "annotations") or ():
+        if annotation.get("was_cancelled"):
+            continue
+        person = annotation.get("completed_by")
+        if isinstance(person, Mapping):
+            person = person.get("email") or person.get("id")
+        when = moment(annotation.get("created_at"))
+        for result in annotation.get("result") or ():
+            if result.get("type") == "pairwise":
+                answered = True
+                selected = verdict((result.get("value") or {}).get("selected"), "annotations.result.value.selected")
+                yield comparison(row, prompt, a, b, selected, annotator=person, created_at=when)
+    if not answered:
+        raise BadRow("annotations", "unanswered", "no annotation chose a side", content=True)
+
+
+def _nectar(row: RowMap) -> Iterator[Native]:
+    """Nectar: several answers with a rank each, 1 the best."""
+    prompt = text(need(row, "prompt"), "prompt")
+    ranked: list[tuple[float, Text]] = []
+    for entry in need(row, "answers"):
+        rank = number(need(entry, "rank"), "answers.rank")
+        answer = plain(need(entry, "answer"), "answers.answer")
+        prompt_form, settled, _ = settle(prompt, answer, answer)
+        ranked.append((float("inf") if rank is None else rank, settled))
+    if len(ranked) < 2:
+        raise BadRow("answers", "fewer than two answers", content=True)
+    yield Ranking(prompt=prompt_form, answers=tuple(sorted(ranked, key=lambda r: r[0])), tools=tools(row))
+
+
+def _has_pairwise(row: RowMap) -> bool:
+    return isinstance(row["data"], Mapping) and isinstance(row["annotations"], Sequence)
+
+
+def _layout(name: str, fields: str, parse: Callable[[RowMap], Iterator[Native]], **kwargs: Any) -> Layout:
+    return Layout(name, "comparisons", tuple(fields.split()), parse, **kwargs)
+
+
+COMPARED = (
+    _layout("prefiere comparisons", "prompt answer_a answer_b preference", _own),
+    _layout("Arena", "conversation_a conversation_b winner", _arena),
+    _layout("Arena CSV", "prompt response_a response_b winner_model_a winner_model_b", _arena_csv),
+    _layout("HelpSteer3", "context response1 response2 overall_preference", _helpsteer, strength_unit=3.0),
+    _layout("OpenAI summarize", "info summaries choice", _summaries, strength_unit=4.0),
+    _layout("Gemini", "contents completions", _gemini),
+    _layout("Label Studio", "data annotations", _label_studio, when=_has_pairwise),
+    _layout("Argilla", "", _argilla, when=lambda row: any(f.endswith(".responses") for f in row)),
+    _layout("Nectar", "prompt answers", _nectar, when=lambda row: isinstance(row["answers"], list)),
+)

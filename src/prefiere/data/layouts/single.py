@@ -1,0 +1,146 @@
+"""Layouts with one answer: called good or bad (KTO), or to be imitated (SFT); and layouts that hold prompts only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, conversation, given, instruction, weight
+from prefiere.data.schema import Demonstration, Judgement, Kind, Message, Prompt, Text
+from prefiere.data.values import BadRow, as_flag, flag, need, plain, settle, text, tools
+
+
+def answered(context: Context, field: str) -> Callable[[RowMap], tuple[Text, Text]]:
+    """The prompt, and the answer in another column."""
+
+    def build(row: RowMap) -> tuple[Text, Text]:
+        prompt, answer = context(row), text(need(row, field), field)
+        if prompt == "":
+            return "", answer
+        prompt, answer, _ = settle(prompt, answer, answer)
+        return prompt, answer
+
+    return build
+
+
+def last_turn(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
+    """A conversation: everything before the last assistant turn, and that turn."""
+
+    def build(row: RowMap) -> tuple[Text, Text]:
+        turns = conversation(field)(row)
+        assert isinstance(turns, tuple)
+        if not turns or turns[-1].role != "assistant":
+            raise BadRow(field, "ends without an answer", "the conversation does not end with an answer", content=True)
+        return turns[:-1], turns[-1:]
+
+    return build
+
+
+def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
+    """A conversation: everything before the first assistant turn, and the rest."""
+
+    def build(row: RowMap) -> tuple[Text, Text]:
+        turns = conversation(field)(row)
+        assert isinstance(turns, tuple)
+        first = next((i for i, m in enumerate(turns) if m.role == "assistant"), len(turns))
+        return turns[:first], turns[first:]
+
+    return build
+
+
+def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of one answer that the column ``verdict`` calls good or bad."""
+
+    def parse(row: RowMap) -> Iterator[Native]:
+        prompt, completion = split(row)
+        good = flag(need(row, verdict), verdict)
+        yield Judgement(prompt=prompt, completion=completion, desirable=good, weight=weight(row), tools=tools(row))
+
+    return parse
+
+
+def demonstrated(split: Callable[[RowMap], tuple[Text, Text]]) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of one answer to imitate."""
+
+    def parse(row: RowMap) -> Iterator[Native]:
+        prompt, completion = split(row)
+        yield Demonstration(prompt=prompt, completion=completion, weight=weight(row), tools=tools(row))
+
+    return parse
+
+
+def asked(context: Context) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of a prompt alone."""
+
+    def parse(row: RowMap) -> Iterator[Native]:
+        prompt = context(row)
+        yield Prompt(prompt="" if prompt is None else prompt, tools=tools(row))
+
+    return parse
+
+
+def _whole_text(row: RowMap) -> tuple[Text, Text]:
+    """Plain text without a prompt; messages under this name are a conversation."""
+    value = need(row, "text")
+    if value is None or isinstance(value, str):
+        return "", plain(value, "text")
+    return all_turns("text")(row)
+
+
+def _as_user(field: str) -> Context:
+    def build(row: RowMap) -> Text | None:
+        value = instruction(field)(row)
+        return (Message("user", value),) if isinstance(value, str) else value
+
+    return build
+
+
+def _layout(
+    name: str, holds: Kind, fields: str, parse: Callable[[RowMap], Iterator[Native]], verdict: str = ""
+) -> Layout:
+    if not verdict:
+        return Layout(name, holds, tuple(fields.split()), parse)
+    # a class label 0..4, or a word, is not a verdict
+    return Layout(name, holds, (*fields.split(), verdict), parse, lambda row: as_flag(row[verdict]) is not None)
+
+
+SINGLE = (
+    _layout(
+        "TRL unpaired (KTO)",
+        "judgements",
+        "prompt completion",
+        judged(answered(given(), "completion"), "label"),
+        verdict="label",
+    ),
+    *(
+        _layout("ShareGPT KTO", "judgements", field, judged(last_turn(field), verdict), verdict)
+        for field in ("conversations", "messages")
+        for verdict in ("kto_tag", "label")
+    ),
+    _layout(
+        "Alpaca KTO",
+        "judgements",
+        "instruction output",
+        judged(answered(instruction("instruction"), "output"), "kto_tag"),
+        verdict="kto_tag",
+    ),
+    _layout(
+        "prompt and completion", "demonstrations", "prompt completion", demonstrated(answered(given(), "completion"))
+    ),
+    _layout("prompt and response", "demonstrations", "prompt response", demonstrated(answered(given(), "response"))),
+    _layout("messages", "demonstrations", "messages", demonstrated(all_turns("messages"))),
+    _layout("ShareGPT", "demonstrations", "conversations", demonstrated(all_turns("conversations"))),
+    *(
+        _layout("Alpaca", "demonstrations", f"{q} {a}", demonstrated(answered(instruction(q), a)))
+        for q, a in (
+            ("instruction", "output"),
+            ("instruction", "response"),
+            ("question", "answer"),
+            ("question", "response"),
+            ("query", "response"),
+            ("input", "output"),
+        )
+    ),
+    _layout("prompts", "prompts", "prompt", asked(given())),
+    *(_layout("prompts", "prompts", q, asked(_as_user(q))) for q in ("instruction", "question", "query")),
+    _layout("text", "demonstrations", "text", demonstrated(_whole_text)),
+)

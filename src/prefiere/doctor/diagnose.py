@@ -1,0 +1,243 @@
+"""What a run's curves and answers mean, in plain language, with the remedy.
+
+The checks live in checks.py (curves of given answers), account.py (what was cut of the data), reward.py (reward
+models), policy.py and updates.py (policy gradients) and answers.py (sampled text); here is how the run itself went,
+which checks each family of methods gets, and the one sentence that all findings add up to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, truncation
+from prefiere.doctor.case import Case, Family, Finding, Severity
+from prefiere.run import Run
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A verdict in one sentence, its severity, and the findings it rests on, the gravest first."""
+
+    headline: str
+    severity: Severity
+    findings: tuple[Finding, ...]
+
+    def __contains__(self, key: object) -> bool:
+        return any(f.key == key for f in self.findings)
+
+
+def diagnose(run: Run) -> Diagnosis:
+    """Read a run folder and say what it shows. Raises RunError where a file of the folder is damaged."""
+    case = Case(run)
+    checked = (*_OF_THE_RUN, *_CHECKS[case.family], unfinished, unmeasured)
+    found = [f for check in checked if (f := check(case)) is not None]
+    if any(f.severity == "bad" for f in found):  # what it learnt is no praise then
+        found = [f for f in found if f.key != "learnt"]
+    found.sort(key=lambda f: _ORDER.index(f.severity))
+    headline, severity = _verdict(found)
+    return Diagnosis(headline, severity, tuple(found))
+
+
+_ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
+
+
+def _verdict(found: list[Finding]) -> tuple[str, Severity]:
+    """The gravest finding's title; what was learnt, with what to watch, where nothing is bad."""
+    by_key = {f.key: f for f in found}
+    if found and found[0].severity == "bad":
+        return found[0].title, "bad"
+    warnings = [f for f in found if f.severity == "warning"]
+    if "learnt" in by_key:
+        watch = f" But: {warnings[0].title[0].lower()}{warnings[0].title[1:]}" if warnings else ""
+        return by_key["learnt"].title + watch, "warning" if warnings else by_key["learnt"].severity
+    if warnings:
+        return warnings[0].title, "warning"
+    if "empty" in by_key:
+        return by_key["empty"].title, "info"
+    return "The run shows neither harm nor a clear gain.", "info"
+
+
+def failed(case: Case) -> Finding | None:
+    """The run ended in an error."""
+    if case.status.get("state") != "failed":
+        return None
+    return Finding(
+        "failed",
+        f"The run failed at step {case.steps}{_of_total(case)}.",
+        "bad",
+        "It stopped with an error; its last checkpoint is whole. Mend the cause and give the same command again: it "
+        "continues from there.",
+        (str(case.status.get("reason") or "no reason was recorded"),),
+    )
+
+
+def stopped(case: Case) -> Finding | None:
+    """The run was stopped: by its guard, by early stopping or by hand."""
+    if case.status.get("state") != "stopped":
+        return None
+    reason = str(case.status.get("reason") or "no reason was recorded")
+    if "guard" in reason.lower():
+        return _guarded(case, reason)
+    return Finding(
+        "stopped",
+        f"The run was stopped at step {case.steps}{_of_total(case)}.",
+        "info",
+        "The same command continues from the last checkpoint.",
+        (reason,),
+    )
+
+
+def _guarded(case: Case, reason: str) -> Finding:
+    """Which guard it was can be told from its words."""
+    told = reason.lower()
+    if re.search(r"\bkl\b|max_kl", told):
+        title, meaning = (
+            "the policy had spent its KL budget.",
+            "Its answers had moved further from the model before than max_kl allows. model/ holds "
+            "the policy as it was then, which may be sound: see the findings and the answers.",
+        )
+    elif re.search(r"\bjudge|\bscore", told):
+        title, meaning = (
+            "the judge's score fell while the reward rose.",
+            "The policy found answers that the reward rates too highly and the judge does not. Going on would only "
+            "have made more of them.",
+        )
+    else:
+        title, meaning = (
+            "the answers were falling apart.",
+            "Answers sampled along the way got worse than any change of style explains, so going on would only have "
+            "ruined the model further, however good the curves look.",
+        )
+    return Finding(
+        "guard", f"The guard stopped the run at step {case.steps}: {title}", "bad", meaning, (reason,), case.gentler()
+    )
+
+
+def unfinished(case: Case) -> Finding | None:
+    """The folder still says running."""
+    if case.status.get("state") != "running":
+        return None
+    return Finding(
+        "unfinished",
+        f"The run has not finished: this is step {case.steps}{_of_total(case)}.",
+        "info",
+        "Either it is still at work, or it was cut off. In that case the same command continues from the last "
+        "checkpoint.",
+    )
+
+
+def empty(case: Case) -> Finding | None:
+    """No metrics at all."""
+    if case.rows:
+        return None
+    return Finding("empty", "Nothing has been measured yet.", "info", "The run has no rows in metrics.jsonl.")
+
+
+def unmeasured(case: Case) -> Finding | None:
+    """No held-out data, or no sampled answers."""
+    if not case.rows:
+        return None
+    missing = []
+    if case.family != "policy" and not len(case.series("eval_loss")):
+        missing.append("No held-out data: nothing says whether what it learnt holds beyond the training data.")
+    if case.family != "reward" and not len(case.series("samples/eos_rate")):
+        missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
+    if not missing:
+        return None
+    remedy = ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",)
+    if case.family == "policy":
+        remedy = ("sample_steps=auto, the default, samples answers to held-out prompts",)
+    elif case.family == "reward":
+        remedy = ("eval_size=0.1, the default, holds out prompts",)
+    return Finding(
+        "unmeasured",
+        "Part of the picture is missing.",
+        "info",
+        " ".join(missing),
+        (),
+        remedy,
+    )
+
+
+def unjudged(case: Case) -> Finding | None:
+    """A policy gradient without a judge: the only score is the one that was paid for."""
+    if not len(case.series("reward")) or len(case.series("samples/score")):
+        return None
+    return Finding(
+        "unjudged",
+        "Nobody but the reward itself has rated the answers.",
+        "info",
+        "A policy finds what its reward overlooks, so a rising reward alone does not show that answers got better. A "
+        "judge that was not trained on shows it: a rule, or a reward model of other data or another seed.",
+        (),
+        ("judge=module:function, or a held-out reward model", "`prefiere compare` on the run, and read the answers"),
+    )
+
+
+def _of_total(case: Case) -> str:
+    total = case.status.get("total_steps")
+    return f" of {total}" if total else ""
+
+
+Check = Callable[[Case], Finding | None]
+
+_OF_THE_RUN: tuple[Check, ...] = (failed, stopped, empty)
+_GIVEN: tuple[Check, ...] = (
+    answers.degenerate,
+    curves.moved_away,
+    answers.worse_score,
+    curves.overfit,
+    curves.stuck,
+    curves.within_noise,
+    curves.drift,
+    truncation.cut,
+    answers.never_end,
+    answers.longer,
+    curves.spikes,
+    curves.learnt,
+    curves.both_fall,
+    curves.barely,
+)
+_CHECKS: dict[Family, tuple[Check, ...]] = {
+    "imitation": _GIVEN,
+    "preference": _GIVEN,
+    "reward": (
+        reward_models.chance,
+        reward_models.mostly_length,
+        curves.overfit,
+        reward_models.saturated,
+        truncation.cut,
+        reward_models.miscalibrated,
+        curves.spikes,
+        reward_models.learnt,
+        reward_models.off_centre,
+    ),
+    "policy": (
+        answers.degenerate,
+        policy_gradients.exploited,
+        policy_gradients.reward_falls,
+        policy_gradients.kl_runaway,
+        policy_gradients.worse_score,
+        policy_gradients.reward_flat,
+        policy_gradients.not_followed,
+        policy_gradients.length_hack,
+        policy_gradients.entropy_collapse,
+        policy_gradients.drift,
+        machinery.disagreement,
+        machinery.too_far,
+        machinery.dead_critic,
+        machinery.fewer_ends,
+        machinery.sampler_off,
+        answers.never_end,
+        policy_gradients.longer,
+        curves.spikes,
+        policy_gradients.learnt,
+        policy_gradients.adaptive,
+        unjudged,
+    ),
+}
+"""What is asked of each family of methods, the gravest first."""

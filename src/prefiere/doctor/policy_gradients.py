@@ -1,0 +1,271 @@
+"""What can be read off a policy-gradient run: whether it earned its reward honestly, and at what price.
+
+Here a model is paid for what it writes, so whatever the reward overlooks will be found and used. Each check is one
+function, as in checks.py; thresholds are stated where they are used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prefiere.doctor import answers, curves
+from prefiere.doctor.answers import broken
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.series import Change
+from prefiere.doctor.words import NAMES, number, with_interval
+
+MORE = "more updates: a larger num_train_epochs, or max_steps"
+
+
+def _judge_fell(case: Case) -> tuple[Change, int] | None:
+    """The judge's score from its best to its end, and the step of the best, where it fell beyond the noise."""
+    score = case.series("samples/score")
+    if len(score) < 2:
+        return None
+    best = int(np.argmax(score.values))
+    fall = Change(score.level(slice(best, best + 1)), score.end)
+    return (fall, int(score.steps[best])) if fall.falls() else None
+
+
+def learnt(case: Case) -> Finding | None:
+    """The judge's score rose; where there is none, the reward."""
+    reward, score = case.seen("samples/reward"), case.change("samples/score")
+    told = score is not None and score.rises()
+    if told and score is not None:
+        title = f"The answers got better: the judge's score rose from {number(score.before.mean)} to "
+        title += with_interval(score.after)
+    elif score is None and reward is not None and reward.change.rises():
+        where = "on held-out prompts" if reward.held_out else "in training"
+        title = f"The policy earns more: {where} the reward rose from {number(reward.change.before.mean)} to "
+        title += with_interval(reward.change.after)
+    else:
+        return None
+    kl = case.seen("samples/kl")
+    at = f", at a KL of {number(kl.change.after.mean)} nats per answer." if kl is not None else "."
+    return Finding(
+        "learnt",
+        title + at,
+        "good" if told or (reward is not None and reward.held_out) else "info",
+        "The reward is what training pays for; the judge is asked besides, and was not paid. "
+        "The KL is the price: how far the answers have moved from what the model would have written before. "
+        "Much reward for little KL is what a good run looks like.",
+        case.evidence("samples/score", "samples/reward", "reward", "samples/kl", "objective/kl"),
+    )
+
+
+def exploited(case: Case) -> Finding | None:
+    """The judge's score fell from its best while the reward went on rising (over-optimisation)."""
+    fell, reward = _judge_fell(case), case.series("samples/reward")
+    if fell is None:
+        return None
+    change, step = fell
+    if not len(reward):
+        reward = case.series("reward")
+    then = np.flatnonzero(reward.steps <= step)
+    if len(reward) < 2 or not len(then):
+        return None
+    window = 1 if reward.same else reward.window
+    at_best = reward.level(slice(max(0, int(then[-1]) + 1 - window), int(then[-1]) + 1))
+    if not Change(at_best, reward.end).rises():
+        return None
+    worse = (now := case.change("samples/score")) is not None and not now.rises()
+    return Finding(
+        "exploited",
+        "The reward is being exploited: it went on rising while the judge's score fell"
+        + (f" after step {step}." if step else "."),
+        "bad" if worse else "warning",
+        "The policy found answers that the reward rates too highly, and moved there. A reward model is only right near "
+        "the answers that it was trained on; the further the policy goes, the more it is paid for the reward model's "
+        "mistakes. The model of an earlier step is better than this one.",
+        (
+            f"judge's score at its best, step {step}: {with_interval(change.before)}; "
+            f"at the end: {with_interval(change.after)}",
+            *case.evidence("samples/reward", "reward", "samples/kl", "samples/length"),
+        ),
+        (
+            case.tighter("which makes moving away cost more"),
+            f"stop earlier: max_kl below the KL of step {step}, or max_steps={step}"
+            if step
+            else "a smaller max_kl, which stops the run before it is far from the start",
+            "several reward models, or one trained on answers like those below",
+        ),
+    )
+
+
+def worse_score(case: Case) -> Finding | None:
+    """The judge likes the answers less than before, while the reward did not rise either."""
+    return None if exploited(case) else answers.worse_score(case)
+
+
+def not_followed(case: Case) -> Finding | None:
+    """The reward rose clearly, the judge's score did not."""
+    reward, score = case.seen("samples/reward"), case.change("samples/score")
+    if reward is None or score is None or not reward.change.rises() or score.moves() or exploited(case):
+        return None
+    return Finding(
+        "not_followed",
+        "The reward rose, but the judge sees no change beyond the noise.",
+        "warning",
+        "What the policy was paid for is not what the judge looks at, or the change is too small for the prompts that "
+        "were judged. Read the answers below before this model is used.",
+        case.evidence("samples/reward", "reward", "samples/score", "samples/kl"),
+        ("a larger eval_size, so that a smaller change can be seen", "read the answers, and check the reward on them"),
+    )
+
+
+def reward_falls(case: Case) -> Finding | None:
+    """The reward is lower than at the start."""
+    reward = case.seen("samples/reward")
+    if reward is None or not reward.change.falls():
+        return None
+    return Finding(
+        "reward_falls",
+        "The policy earns less reward than before training.",
+        "bad",
+        "Training raises the reward less its price in KL. Where the reward falls, either steps overshoot, or the price "
+        "is so high that staying put pays more, or answers run into a penalty (the one for not ending, say).",
+        case.evidence("samples/reward", "reward", "objective/kl", "completions/eos_rate", "policy/clipfrac_avg"),
+        (
+            case.scaled_learning_rate(0.3),
+            *case.fewer_passes(),
+            "a smaller kl_coef, if the KL has stayed near zero",
+            "a larger max_new_tokens, if answers stopped ending",
+        ),
+    )
+
+
+def reward_flat(case: Case) -> Finding | None:
+    """The reward's change is within the noise, in training and on held-out prompts."""
+    seen = [c for k in ("samples/reward", "reward") if (c := case.change(k)) is not None and c.after.known]
+    if not seen or any(c.moves() for c in seen) or learnt(case):
+        return None
+    kl, spread = case.seen("samples/kl"), case.end("reward_std")
+    if spread is not None and spread.mean < 1e-6:
+        why = "Every answer earns the same reward, so nothing says which of them to write more often."
+        remedy: tuple[str, ...] = ("a reward that tells answers apart: `prefiere score` on a few of them",)
+    elif kl is not None and not kl.change.rises(0.1):
+        why = "The policy has hardly moved either (its KL is near zero), so the learning rate is likely too low."
+        remedy = (case.scaled_learning_rate(10), MORE)
+    else:
+        why = "The policy moved, but not to where the reward is: the signal drowns in noise."
+        remedy = ("a larger batch_size (rollouts per update)", "whiten_advantages=true", MORE)
+    return Finding(
+        "reward_flat",
+        "The reward did not move beyond the noise.",
+        "warning",
+        why,
+        case.evidence("samples/reward", "reward", "reward_std", "samples/kl", "objective/kl"),
+        remedy,
+    )
+
+
+def length_hack(case: Case) -> Finding | None:
+    """Within updates, longer answers earn more (correlation above 0.4), and the answers grew by a third."""
+    paid, length = case.end("length_reward_correlation"), case.seen("samples/length")
+    if paid is None or not paid.above(0.4) or broken(case):
+        return None
+    grew = length is not None and length.change.rises(max(1.0, 0.33 * length.change.before.mean))
+    return Finding(
+        "length_hack" if grew else "length_paid",
+        "The answers grow, and the reward pays for length." if grew else "The reward goes with length.",
+        "warning" if grew else "info",
+        "Within an update, the longer of the answers earn more. People do prefer fuller answers up to a point; a "
+        "reward model learns that as a rule without an end"
+        + (", and the policy follows it." if grew else ". The answers have not grown by it so far."),
+        (
+            f"{NAMES['length_reward_correlation']} at the end: {with_interval(paid)}",
+            *case.evidence("samples/length", "completions/mean_length", "samples/score", "samples/reward"),
+        ),
+        (
+            "`prefiere score` on the reward model: its accuracy where the preferred answer is the shorter one",
+            case.tighter("which makes every extra token cost more", 2),
+            "a larger missing_eos_penalty, if answers run into the limit",
+        )
+        if grew
+        else (),
+    )
+
+
+def longer(case: Case) -> Finding | None:
+    """Answers grew by half, without a reward for length within the updates."""
+    length = case.seen("samples/length")
+    if length is None or broken(case) or length_hack(case):
+        return None
+    if not length.change.rises(max(1.0, 0.5 * length.change.before.mean)):
+        return None
+    return Finding(
+        "longer",
+        "The answers became much longer.",
+        "info",
+        "Rewards often favour length. See below whether the answers say more, or only use more words.",
+        case.evidence("samples/length", "completions/mean_length", "length_reward_correlation"),
+        ("`prefiere score` on the reward model: its accuracy by length difference",),
+    )
+
+
+def entropy_collapse(case: Case) -> Finding | None:
+    """Entropy fell below a quarter of what it was; from below 0.2 nats per token there was no freedom to lose."""
+    entropy = case.change("entropy")
+    if entropy is None or entropy.before.mean < 0.2 or not entropy.falls(0.75 * entropy.before.mean):
+        return None
+    return Finding(
+        "entropy_collapse",
+        "The policy has lost its variety: it writes nearly the same answer every time.",
+        "warning",
+        "Entropy is how open each next token is. Where it is gone, all answers to a prompt are alike, the reward can "
+        "no longer tell them apart, and learning ends, at the best answer or at an early guess.",
+        case.evidence("entropy", "reward_std", "samples/reward", "samples/repetition"),
+        (
+            case.tighter("which holds the policy near the model from before, and its variety"),
+            case.scaled_learning_rate(0.3),
+            *case.fewer_passes(),
+        ),
+    )
+
+
+def kl_runaway(case: Case) -> Finding | None:
+    """More than one nat per token of an answer, and at least 20: the start would hardly write one token in three."""
+    kl = case.seen("samples/kl")
+    length = case.tokens_per_answer or 40.0
+    if kl is None or not kl.change.rises(max(20.0, length)):
+        return None
+    series = case.series(kl.key)
+    middle = series.level(slice(len(series) // 2, len(series) // 2 + 1)).mean
+    still = " Half of that came in the second half of the run, and it is still rising." * (
+        series.end.mean > 1.5 * max(middle, 1e-9)
+    )
+    return Finding(
+        "kl_runaway",
+        "The policy ran away from where it started: nothing held its KL.",
+        "bad",
+        "At this distance the model from before says nothing of these answers any more, nor does a reward model that "
+        "was trained on answers like its own." + still,
+        case.evidence("samples/kl", "objective/kl", "samples/ref_logp", "kl_coef", "samples/score"),
+        (
+            case.tighter("or target_kl, with which the price finds itself"),
+            "max_kl, which stops the run at a budget",
+            case.scaled_learning_rate(0.3),
+        ),
+    )
+
+
+def drift(case: Case) -> Finding | None:
+    """As for given answers, unless the policy ran away altogether."""
+    return None if kl_runaway(case) else curves.drift(case)
+
+
+def adaptive(case: Case) -> Finding | None:
+    """The KL coefficient changed by a fifth or more along the run."""
+    coefficient = case.series("kl_coef").values
+    if len(coefficient) < 2 or coefficient[0] <= 0 or 0.8 < coefficient[-1] / coefficient[0] < 1.25:
+        return None
+    up = coefficient[-1] > coefficient[0]
+    return Finding(
+        "adaptive",
+        f"The KL coefficient adapted itself, from {number(coefficient[0])} to {number(coefficient[-1])}.",
+        "info",
+        "It rises while the KL is above target_kl and falls while it is below. It ended "
+        + ("higher: the coefficient it began with was too weak." if up else "lower: it began too strong.")
+        + " The value of the end is a good fixed kl_coef for a run like this.",
+        case.evidence("objective/kl", "samples/kl"),
+    )

@@ -1,0 +1,49 @@
+"""What the account of the data (data.json) says: how much of it the run never saw, because it was cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefiere.doctor.case import Case, Finding
+
+
+def cut(case: Case) -> Finding | None:
+    """At least a tenth of the training examples were cut to fit; from half of them on it is a warning."""
+    tokens: dict[str, Any] = (case.run.data.get("train") or {}).get("tokens") or {}
+    examples = int(tokens.get("examples") or 0)
+    if not examples:
+        return None
+    prompts, answers, same = (
+        int((tokens.get(name) or {}).get("count") or 0)
+        for name in ("truncated_prompts", "truncated_completions", "identical")
+    )
+    if max(prompts, answers) < 0.1 * examples:
+        return None
+    meaning, evidence = [], []
+    if prompts:
+        evidence.append(f"prompts cut: {_share(prompts, examples)}")
+        meaning.append("Of a prompt the end is kept: the model learns to answer a question that it did not see whole.")
+        if not case.sft and (case.run.data.get("prompts") or {}).get("train") == 1:
+            meaning.append("All prompts have become the same text, so that no curve has an interval.")
+    if answers:
+        evidence.append(f"answers cut: {_share(answers, examples)}")
+        meaning.append(
+            "Of an answer the beginning is kept, without an end token: what is learnt says nothing of how answers go "
+            "on and end, and two answers may have become alike."
+        )
+    if same:
+        evidence.append(f"left out, because both answers had become the same: {_share(same, examples)}")
+    own = ("max_prompt_length", prompts), ("max_completion_length", answers)
+    limits = [name for name, count in own if count and case.recipe.get(name)] or ["max_length"]
+    return Finding(
+        "cut",
+        "Much of the training data was cut.",
+        "warning" if max(prompts, answers) >= 0.5 * examples else "info",
+        " ".join(meaning),
+        tuple(evidence),
+        (f"a larger {' and '.join(limits)}", "`prefiere data --model ...`, which counts what is cut before a run"),
+    )
+
+
+def _share(count: int, examples: int) -> str:
+    return f"{count:,} of {examples:,} examples ({100 * count / examples:.0f}%)"

@@ -1,0 +1,283 @@
+"""Open or continue a run folder, train, and leave the folder in order however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+
+from prefiere.algorithms.dpo import Pairs, options_of
+from prefiere.algorithms.kto import Unpaired, mismatch
+from prefiere.algorithms.offline import Offline
+from prefiere.algorithms.on_policy import OnPolicy
+from prefiere.algorithms.reward import Scores, complete
+from prefiere.algorithms.sft import Imitate
+from prefiere.console import Display
+from prefiere.data import formats
+from prefiere.models.reference import Reference, cached_logps, sequence_logps
+from prefiere.objectives.preference import LOSSES
+from prefiere.recipe import changed
+from prefiere.run import Run, RunError
+from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
+from prefiere.tokens.schedule import visited
+from prefiere.train.engine import TrainingError
+from prefiere.train.environment import environment
+from prefiere.train.interrupt import resume_command
+from prefiere.train.loop import INTERRUPTED, Loop
+from prefiere.train.method import Method
+from prefiere.train.objective import Objective
+from prefiere.train.setup import Session, make_accelerator, make_sampler, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call to `train` ended: the run, whether it had finished before, and why it stopped early, if it did."""
+
+    run: Run
+    already: bool = False
+    stopped: str | None = None
+
+
+LOGS = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "status.json",
+    "report.html",
+    "data.json",
+    "environment.json",
+    "calibration.json",
+    "recipe.yaml",
+)
+FOLDERS = ("checkpoints", "model")
+
+
+def claim(out: str | Path) -> tuple[Run, FileLock]:
+    """The run folder, locked. Raises RunError where something else lies there, or another process trains there."""
+    folder = Path(out)
+    if folder.is_dir() and not (folder / "recipe.yaml").is_file():
+        known = (*LOGS, *FOLDERS, "cache")
+        strangers = sorted(p.name for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
+        if strangers:
+            raise RunError(f"{folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
+    run = Run.create(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder} is being trained by another process. Wait, or choose another --out.") from None
+    return run, lock
+
+
+def open_run(run: Run, settings: Settings, *, fresh: bool) -> dict[str, Any]:
+    """A resumed run's recorded environment; {} for a new one, whose folder is then empty.
+
+    Raises RunError where it is a run with other settings.
+    """
+    begun = (run.folder / "recipe.yaml").is_file() and bool(run.metrics or any(run.checkpoints.glob("step-*")))
+    if fresh or not begun:
+        for name in FOLDERS:  # what could be continued goes first, so that a kill on the way leaves nothing to continue
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+        for name in LOGS:
+            (run.folder / name).unlink(missing_ok=True)
+        run.checkpoints.mkdir()
+        return {}
+    keys = changed(run.recipe, settings.model_dump())
+    if keys:
+        raise RunError(
+            f"{run.folder} was started with other settings ({', '.join(keys)}). "
+            "Give it the same ones to continue, --fresh to start over, or another --out."
+        )
+    return run.environment
+
+
+def train(
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    display: Display | None = None,
+    on_end: Callable[[Run], None] = lambda run: None,
+) -> Outcome:
+    """Run a recipe from its start, or from its last checkpoint, to its end.
+
+    ``on_end`` is called with the run however it ends (the report is written there). Raises ValueError subclasses for
+    whatever a user can put right, after the run folder's status says so. Under torchrun every process calls this; the
+    first one owns the folder.
+    """
+    accelerator = make_accelerator(settings)
+    display = display or Display()
+    if not accelerator.is_main_process:
+        return _other_process(settings, accelerator)
+    run, lock = claim(settings.out)
+    with contextlib.ExitStack() as held:
+        held.callback(lock.release)
+        try:
+            before = open_run(run, settings, fresh=fresh)
+            accelerator.wait_for_everyone()  # the others read the folder from here on
+            return _train(settings, run, before, accelerator, display)
+        except BaseException as e:
+            _record_failure(run, e)
+            if isinstance(e, OSError) and e.errno is not None:
+                what = f"cannot write to {run.folder}: {e.strerror}. What was saved before is whole."
+                raise TrainingError(what) from e
+            raise
+        finally:
+            _leave(run, on_end)
+
+
+def _other_process(settings: Settings, accelerator: Accelerator) -> Outcome:
+    accelerator.wait_for_everyone()
+    run = Run(settings.out)
+    return _train(settings, run, run.environment, accelerator, Display(quiet=True))
+
+
+def _record_failure(run: Run, error: BaseException) -> None:
+    stopped = isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError):  # the disk may be full: what went wrong is raised all the same
+        if (run.folder / "recipe.yaml").is_file():
+            reason = "interrupted" if stopped else str(error)
+            run.status = {**run.status, "state": "stopped" if stopped else "failed", "reason": reason}
+
+
+def _leave(run: Run, on_end: Callable[[Run], None]) -> None:
+    with contextlib.suppress(OSError):
+        if (run.folder / "recipe.yaml").is_file():
+            on_end(run)
+        else:  # it never began: leave nothing behind
+            (run.folder / ".lock").unlink(missing_ok=True)
+            run.checkpoints.rmdir()
+            run.folder.rmdir()
+
+
+def _train(settings: Settings, run: Run, before: dict[str, Any], accelerator: Accelerator, display: Display) -> Outcome:
+    if run.status.get("state") == "finished":
+        display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
+        return Outcome(run, already=True)
+    recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
+    unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
+    kind: formats.Kind = "demonstrations" if isinstance(settings, SFT) else "judgements" if unpaired else "pairs"
+    session = prepare(settings, run, display, accelerator=accelerator, kind=kind, recorded=recorded)
+    _same_as_before(session, before)
+    for c in session.choices:
+        display.say(f"  {c.name} = {c.value}: {c.why}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.data = session.data.account
+        run.environment = before or environment(session)
+        run.recipe = settings.model_dump()
+        run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
+    if settings.report_to:
+        accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
+    method = _method(session, settings)
+    sampler = make_sampler(session) if settings.sample_steps != 0 else None
+    loop = Loop(session, method, sampler)
+    reason = loop.run()
+    loop.finish(reason)
+    accelerator.wait_for_everyone()
+    if reason == INTERRUPTED:
+        display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
+    elif reason:
+        display.say(reason)
+    return Outcome(run, stopped=None if run.status["state"] == "finished" else reason)
+
+
+def _same_as_before(session: Session, before: dict[str, Any]) -> None:
+    """A resumed run must see the data and the model that it began with."""
+    if not before:
+        return
+    if before.get("reference") != session.fingerprint:
+        raise RunError(f"{session.settings.model} has changed since this run began. Restore it, or use --fresh.")
+    for name, mark in before.get("rewards", {}).items():
+        if session.reward_marks.get(name) != mark:
+            raise RunError(f"the reward model {name} has changed since this run began. Restore it, or use --fresh.")
+    old = session.run.data.get("fingerprint")
+    if old != session.data.account["fingerprint"]:
+        raise RunError(f"{session.settings.data} has changed since this run began. Restore it, or use --fresh.")
+    if before.get("world_size") != session.accelerator.num_processes:
+        session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
+
+
+def _method(session: Session, settings: Settings) -> Method:
+    if isinstance(settings, SFT):
+        return _imitation(session)
+    if isinstance(settings, Reward):
+        return _scores(session, settings)
+    if isinstance(settings, PolicyGradient):
+        return _rollouts(session, settings)
+    assert isinstance(settings, DPO)
+    return _preferences(session, settings)
+
+
+def _rollouts(session: Session, settings: PolicyGradient) -> OnPolicy:
+    assert session.data.prompts is not None
+    assert session.reward is not None
+    return OnPolicy(session, settings, session.data.prompts, session.reward, Reference(session.trunk))
+
+
+def _imitation(session: Session) -> Offline:
+    return Offline(session, Imitate(), Imitate(), guarded=False)
+
+
+def _scores(session: Session, settings: Reward) -> Offline:
+    goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
+    return Offline(session, goal, goal, guarded=False, complete=lambda: complete(session, goal))
+
+
+def _preferences(session: Session, settings: DPO) -> Offline:
+    loss = LOSSES[settings.loss_type]
+    reference = Reference(session.trunk) if settings.sample_steps != 0 else None
+    data, steps = session.data, session.total_steps
+    seen = visited(len(data.train), settings.batch_size, seed=settings.seed, steps=steps)
+
+    def logps(store: Any, rows: np.ndarray) -> np.ndarray:
+        if not loss.needs_reference:
+            return np.zeros((len(store), store.k), np.float32)
+        out = np.full((len(store), store.k), np.nan, np.float32)  # of what no update sees, nothing is known
+        out[rows] = reference_logps(session, store if len(rows) == len(store) else store.select(rows))
+        return out
+
+    def unpaired(store: Any, rows: np.ndarray) -> Unpaired:
+        other = mismatch(store, settings.seed, session.settings.max_length)
+        return Unpaired(other, logps(store, rows), logps(other, rows), settings.beta, _kto_options(settings))
+
+    def pairs(store: Any, rows: np.ndarray) -> Pairs:
+        return Pairs(
+            loss,
+            options_of(settings),
+            settings.beta,
+            logps(store, rows),
+            rpo_alpha=settings.rpo_alpha,
+            measures_noise=loss.needs_reference,
+        )
+
+    make: Callable[[Any, np.ndarray], Objective] = unpaired if loss.per == "completion" else pairs
+    held = make(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
+    return Offline(session, make(data.train, seen), held, reference)
+
+
+def _kto_options(settings: DPO) -> dict[str, Any]:
+    return {k: v for k, v in options_of(settings).items() if k != "beta"}
+
+
+def reference_logps(session: Session, store: Any) -> np.ndarray:
+    """The reference's log-prob of every completion of a store [n, k], from the cache where it is there."""
+    engine = session.engine
+    key = {**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}
+
+    def compute() -> np.ndarray:
+        with session.display.stage("reference log-probs", len(store)) as advance:
+            return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
+
+    def cached() -> np.ndarray:
+        return cached_logps(key, lambda: engine.fitting(compute, int(store.lengths.max())))
+
+    if session.accelerator.is_main_process:  # the others read what the first process has written
+        values = cached()
+    session.accelerator.wait_for_everyone()
+    return values if session.accelerator.is_main_process else cached()

@@ -1,0 +1,107 @@
+"""From a name to what it holds: a hub id, a model folder, an adapter folder or a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import AutoConfig, GenerationConfig
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from prefiere.models.weight_files import broken
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded, or not in the way asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from: its base, and the PEFT adapter on it if it is one. ``quantize``: how the base is held
+    on the fly, where it is a run's, whose adapter was trained on it so."""
+
+    base: str
+    adapter: str | None
+    trust: bool = False
+    quantize: str = "none"
+
+    @property
+    def tokenizer(self) -> str:
+        """The folder with the tokenizer: the adapter's where it has one."""
+        if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
+            return self.adapter
+        return self.base
+
+
+def resolve(name: str | Path, *, trust: bool = False) -> Source:
+    """Find out what a hub id, model folder, adapter folder or run folder holds.
+
+    Raises ModelError, naming what is there and what to give instead.
+    """
+    path = Path(name)
+    if (path / "recipe.yaml").is_file():
+        if not (path / "model").is_dir():
+            raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
+        return replace(resolve(path / "model", trust=trust), quantize=_quantization_of_run(path))
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+            if not base:
+                raise ModelError(f"{path}/adapter_config.json names no base model (base_model_name_or_path).")
+            return Source(str(base), str(path), trust)
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
+        return Source(str(path.resolve()), None, trust)
+    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
+        raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
+    try:
+        found = find_adapter_config_file(str(name))
+    except (OSError, ValueError):  # not there, gated, or no network: loading the base says which, in full
+        found = None
+    if found is not None:
+        return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
+    return Source(str(name), None, trust)
+
+
+def _quantization_of_run(folder: Path) -> str:
+    """How the base under a run's adapter was held in training, as the run has recorded it."""
+    record = folder / "environment.json"
+    choices = json.loads(record.read_text()).get("choices", []) if record.is_file() else []
+    return next((str(c["value"]) for c in choices if c["name"] == "quantization"), "none")
+
+
+def explain(name: str, error: Exception) -> ModelError:
+    """What transformers could not load, in one line that says what to do."""
+    text = str(error)
+    low = text.lower()
+    if "gated" in low or "401" in text or "403" in text:
+        return ModelError(f"{name} is gated: accept its licence on its page, then run `hf auth login`.")
+    if "safetensors" in low and ("pytorch_model" in low or ".bin" in low or "no file named" in low):
+        return ModelError(
+            f"{name} has no safetensors weights. Pickled checkpoints can run code and are refused; "
+            "set trust_remote_code=true only if you trust their author."
+        )
+    if found := broken(Path(name)):
+        return ModelError(f"cannot load {name}: {found}")
+    if "ignore_mismatched_sizes" in text:
+        return ModelError(
+            f"cannot load {name}: its weights do not have the shapes that its config.json says (group_size and bits, "
+            "where it is quantized). Download it again, or correct that file."
+        )
+    return ModelError(f"cannot load {name}: {text.strip().splitlines()[0] if text.strip() else error!r}")
+
+
+def generation_config(source: Source) -> GenerationConfig:
+    """How a model says that it generates; an empty configuration where it says nothing."""
+    try:
+        return GenerationConfig.from_pretrained(source.base)
+    except OSError:  # many folders have none; the tokenizer's end token is then all there is
+        return GenerationConfig()
+
+
+def positions(source: Source) -> int | None:
+    """The longest row that a model takes, in tokens; None where it sets no limit."""
+    config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).get_text_config()
+    return getattr(config, "max_position_embeddings", None)

@@ -1,0 +1,144 @@
+"""What a setting of "auto" comes to, with the reason in words."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from prefiere.models.quantize import Scheme, held
+from prefiere.settings import Settings
+
+BYTES_FULL = 20
+"""Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
+
+
+BYTES_CRITIC = 16
+"""The same of a critic of its own, which has no reference."""
+
+
+LORA_FROM = 1_000_000_000
+
+
+SMALL = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something that was decided for the user, and why."""
+
+    name: str
+    value: Any
+    why: str
+
+
+def choose_dtype(settings: Settings, device: torch.device, parameters: int) -> Choice:
+    """The dtype of matrix products."""
+    if settings.dtype != "auto":
+        return Choice("dtype", settings.dtype, "as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("dtype", "bfloat16", "this GPU computes in bfloat16")
+        return Choice("dtype", "float16", "this GPU has no bfloat16; the loss is scaled against underflow")
+    if parameters < SMALL:
+        return Choice("dtype", "float32", "a model this small gains nothing from less")
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return Choice("dtype", "bfloat16", "this processor has bfloat16 instructions")
+    return Choice("dtype", "float32", f"this {device.type} has no fast bfloat16")
+
+
+def choose_threads(device: torch.device, parameters: int) -> Choice:
+    """Processor threads of one process."""
+    now = torch.get_num_threads()
+    if os.environ.get("OMP_NUM_THREADS"):
+        return Choice("threads", now, "OMP_NUM_THREADS says so")
+    if device.type == "cpu" and parameters < SMALL:
+        return Choice("threads", 1, "a model this small spends more on handing work out than on doing it")
+    return Choice("threads", now, "one for each core")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes available on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def enough_memory(
+    settings: Settings, parameters: int, available: int, dtype: torch.dtype, scheme: Scheme | None, device: torch.device
+) -> str | None:
+    """Raise ValueError, before anything is loaded, where a frozen base alone does not fit; says what would.
+
+    Returns what to know of a quantized base where there is no GPU, in words.
+    """
+    bits = scheme.bits + 0.6 if scheme is not None else 8 * dtype.itemsize  # scales and 16-bit ends included
+    needed, gib = parameters * bits / 8, 2**30
+    if needed <= available:
+        if scheme is None or device.type != "cpu":
+            return None
+        return (
+            f"no GPU is here: the {scheme.name} base ({needed / gib:.1f} GiB) is unpacked by the processor for every "
+            "product, which is slow; prefiere estimate says how slow"
+        )
+    free = f"{available / gib:.1f} are free" + (" (no GPU is here)" if device.type == "cpu" else "")
+    size = f"{settings.model} takes {needed / gib:.1f} GiB in {scheme.name if scheme else dtype}, and "
+    smaller = [n for n, b in (("int8", 8.6), ("nf4", 4.6)) if b < bits and parameters * b / 8 < 0.8 * available]
+    fits = f"{0.8 * available * 8 / bits / 1e9:.1f}B parameters would fit so"
+    if scheme is None and smaller:
+        fits = f"quantize={smaller[0]} would fit"
+    raise ValueError(f"too little memory: {size}{free}: {fits}. prefiere estimate says more")
+
+
+def describe_quantization(scheme: Scheme, model: PreTrainedModel) -> Choice:
+    """What the loaded base really is, by how its weights are stored."""
+    found = held(model)
+    whose = "of the checkpoint" if scheme.config is not None else "on the fly"
+    count = f"{found.layers} of {found.linear} linear layers hold {scheme.bits}-bit weights"
+    return Choice("quantization", scheme.name, f"{whose}: {count}, {found.share:.1%} of the weights without the ends")
+
+
+def choose_lora(settings: Settings, parameters: int, available: int, scheme: Scheme | None = None) -> Choice:
+    """Whether to train an adapter or every weight. Raises ValueError for every weight of a quantized base."""
+    if scheme is not None:
+        if settings.lora is False:
+            raise ValueError(
+                f"lora=false: {settings.model} is held as {scheme.name}, and quantized weights cannot be trained; an "
+                "adapter on them can. Leave lora out, or name the dense model."
+            )
+        return Choice("lora", True, f"the base is frozen, in {scheme.bits} bits")
+    if settings.peft_config is not None:
+        return Choice("lora", True, "peft_config describes the adapter")
+    if settings.lora != "auto":
+        return Choice("lora", settings.lora, "as asked")
+    if parameters >= LORA_FROM:
+        return Choice("lora", True, f"{parameters / 1e9:.1f}B parameters: from 1B on, an adapter")
+    critic = settings.method == "ppo" and not getattr(settings, "share_critic", False)
+    needed = parameters * (BYTES_FULL + (BYTES_CRITIC if critic else 0))
+    if needed > 0.8 * available:
+        gib = 2**30
+        return Choice("lora", True, f"full training would take {needed / gib:.1f} of {available / gib:.1f} GiB")
+    return Choice("lora", False, f"{parameters / 1e6:,.1f}M parameters fit: every weight is trained")
+
+
+def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> Choice:
+    """A peak learning rate for this method, size, and kind of training.
+
+    Full fine-tuning starts from 1e-6 (preferences), 1e-5 (reward model) or 2e-5 (SFT) at 7B parameters and grows
+    towards small models, as size^-0.7 (reward model: -0.5, SFT: -0.25); an adapter takes ten times as much.
+    """
+    if settings.learning_rate != "auto":
+        return Choice("learning_rate", float(settings.learning_rate), "as asked")
+    at_7b, power = {"sft": (2e-5, 0.25), "reward": (1e-5, 0.5)}.get(settings.method, (1e-6, 0.7))
+    rate = min(at_7b * (7e9 / max(parameters, 1)) ** power * (10 if adapter else 1), 1e-3)
+    kind = "an adapter" if adapter else "full fine-tuning"
+    return Choice("learning_rate", float(f"{rate:.1e}"), f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
+
+
+def critic_rate(settings: Settings, rate: float) -> float:
+    """A peak learning rate for the critic of ``ppo``."""
+    asked = getattr(settings, "critic_learning_rate", "auto")
+    return max(rate, min(5 * rate, 1e-3)) if asked == "auto" else float(asked)

@@ -1,0 +1,176 @@
+"""From the data that a user names to token ids to train and validate on, with an account of every record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prefiere.cache import digest_of, entry, hash_of
+from prefiere.console import Display
+from prefiere.data import formats
+from prefiere.data.audit import split_by_prompt
+from prefiere.data.prompts import prompts_at
+from prefiere.data.schema import Text
+from prefiere.settings import SFT, Reward, Settings
+from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation
+from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.text_pairs import PairEncoder
+
+MAX_EVAL = 512
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids, int32 [P_i] each, and as what was read."""
+
+    ids: list[np.ndarray]
+    texts: list[Text]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
+        """The prompts at these positions."""
+        at = [int(i) for i in indices]
+        return Prompts([self.ids[i] for i in at], [self.texts[i] for i in at], [self.sources[i] for i in at])
+
+
+@dataclass
+class Data:
+    """Token ids to train and validate on, and the account of what became of every record.
+
+    sample_prompts, sample_asked: prompts to answer along the run, as ids and as read. prompts: what a policy learns to
+    answer, in place of examples.
+    """
+
+    train: GroupStore
+    eval: GroupStore | None
+    account: dict[str, Any]
+    sample_prompts: list[np.ndarray]
+    sample_asked: list[Text]
+    prompts: Prompts | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many there are to train on."""
+        return len(self.prompts) if self.prompts is not None else len(self.train)
+
+
+def truncation(settings: Settings) -> Truncation:
+    """What this run keeps of an example."""
+    return Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length)
+
+
+def make_encoder(settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int]) -> Encoder:
+    """How this run makes tokens of records."""
+    return Encoder(
+        tokenizer,
+        truncation(settings),
+        eos_ids=eos_ids,
+        completion_only=not isinstance(settings, SFT) or settings.completion_only_loss,
+        template=settings.template,
+        on_bad=settings.on_bad,
+    )
+
+
+def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> Data:
+    """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
+    k = 2 if kind == "pairs" else 1
+    options: Any = {"columns": settings.columns, "on_bad": settings.on_bad}
+    if isinstance(settings, Reward):
+        options["pairs_per_prompt"] = settings.pairs_per_prompt
+
+    def encode(name: str, split: str | None) -> tuple[GroupStore, dict[str, Any]]:
+        source: Any = formats.read(name, kind=kind, split=split, **options)
+
+        def make(folder: Path) -> dict[str, Any]:
+            report = EncodeReport()
+            groups = _counted(encoder.encode(source, report), display, f"reading {name}")
+            if not len(GroupStore.write(groups, k, folder)):
+                what = f"{source.counts}; {'; '.join(report.lines())}"
+                raise ValueError(f"{name} holds no example to learn from ({what})")
+            said = [f"{name}: {source.layout}; {source.counts}", *(f"  {line}" for line in report.lines()[1:])]
+            return {"said": said, "read": source.describe(), "tokens": report.to_dict()}
+
+        folder, about = entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}, make)
+        for line in about["said"]:
+            display.say(line)
+        return GroupStore.open(folder, k), {"data": name, "read": about["read"], "tokens": about["tokens"]}
+
+    store, account = encode(settings.data, settings.data_split)
+    account = {"train": account}
+    if settings.eval_data is not None:
+        train, held = store, encode(settings.eval_data, None)
+        account["eval"] = held[1]
+        validation: GroupStore | None = held[0]
+    elif settings.eval_size:
+        train_at, eval_at = split_by_prompt(store.prompt_keys, held_out(settings.eval_size, len(store)), settings.seed)
+        if not len(train_at) or not len(eval_at):
+            raise ValueError(
+                f"{settings.data} has too few distinct prompts to hold some out: set eval_size=0, or give eval_data"
+            )
+        train, validation = store.select(train_at), store.select(eval_at)
+    else:
+        train, validation = store, None
+    account["examples"] = {"train": len(train), "eval": len(validation) if validation else 0}
+    account["prompts"] = {
+        "train": len(np.unique(train.prompt_keys)),
+        "eval": len(np.unique(validation.prompt_keys)) if validation else 0,
+    }
+    account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
+    account["eval_sources"] = [g.source for g in validation] if validation else []
+    prompts, asked = list[np.ndarray](), list[Text]()
+    if isinstance(encoder, Encoder) and not isinstance(settings, Reward):  # a reward model answers nothing
+        prompts, asked = _sample_prompts(settings, validation or train, encoder)
+    display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
+    return Data(train, validation, account, prompts, asked)
+
+
+@cache
+def code() -> str:
+    """A hash of the code that reads and tokenizes, and the versions of the libraries that it calls: what they make of
+    the same data may change with them."""
+    package = Path(formats.__file__).parents[1]
+    code = sorted(f for room in ("data", "tokens") for f in (package / room).rglob("*.py"))
+    files = {str(f.relative_to(package)): hash_of(f) for f in code}
+    return digest_of({"files": files, **{name: version(name) for name in ("transformers", "tokenizers")}})
+
+
+def held_out(size: float, n: int) -> int:
+    """How many of n examples ``eval_size`` holds out."""
+    return int(size) if size >= 1 else max(1, min(MAX_EVAL, round(size * n)))
+
+
+def _counted(groups: Iterable[Any], display: Display, name: str) -> Iterable[Any]:
+    with display.console.status(name) as status:
+        for i, group in enumerate(groups, 1):
+            if i % 1000 == 0:
+                status.update(f"{name}: {i:,} examples")
+            yield group
+
+
+def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> tuple[list[np.ndarray], list[Text]]:
+    """Distinct prompts to answer along the run, as ids and as read: from a file, or the first held-out
+    ones."""
+    if isinstance(settings.sample_prompts, str):
+        asked = [r.prompt for r in formats.read(settings.sample_prompts, kind="prompts")]
+        return encoder.encode_prompts(asked), asked
+    _, first = np.unique(store.prompt_keys, return_index=True)
+    if isinstance(settings, SFT) and not settings.completion_only_loss:
+        first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
+    groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
+    data = settings.eval_data or settings.data
+    split = None if settings.eval_data else settings.data_split
+    texts = prompts_at([g.source for g in groups], data, split=split, columns=settings.columns)
+    prompts = [g.prompt for g in groups]
+    if isinstance(settings, SFT) and not settings.completion_only_loss:
+        prompts = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
+    return prompts, [texts[g.source] if g.source in texts else encoder.decode(g.prompt) for g in groups]

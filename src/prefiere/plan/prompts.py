@@ -1,0 +1,102 @@
+"""The prompts that a policy answers while it learns: read, tokenized, split by prompt, with an account of each."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prefiere.console import Display
+from prefiere.data import formats
+from prefiere.data.audit import split_by_prompt
+from prefiere.plan.examples import Data, Prompts, held_out
+from prefiere.settings import PolicyGradient
+from prefiere.tokens.encoder import Encoder, Truncation
+from prefiere.tokens.groups import GroupStore
+
+
+def _keys(prompts: Prompts) -> np.ndarray:
+    """int64 [n]: equal prompts have equal keys."""
+    digests = [hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in prompts.ids]
+    return np.asarray([int.from_bytes(d, "little", signed=True) for d in digests], np.int64)
+
+
+def read_prompts(
+    settings: PolicyGradient, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], display: Display
+) -> Data:
+    """Read prompts to train on and to watch. A prompt that stands twice counts once.
+
+    Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
+    """
+    encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, template=settings.template)
+    room = min(settings.max_prompt_length or settings.max_length, settings.max_length - settings.max_new_tokens)
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens: {settings.max_new_tokens} tokens of an answer leave no room for a prompt within "
+            f"max_length={settings.max_length}"
+        )
+
+    def encode(name: str, split: str | None) -> tuple[Prompts, dict[str, Any]]:
+        source = formats.read(name, kind="prompts", split=split, columns=settings.columns, on_bad=settings.on_bad)
+        records = {repr(r.prompt): r for r in source}
+        found = list(records.values())
+        whole = Prompts(encoder.encode_prompts([r.prompt for r in found]), [r.prompt for r in found],
+                        [r.source for r in found])  # fmt: skip
+        long = [i for i, p in enumerate(whole.ids) if len(p) > room]
+        if long and settings.on_bad != "drop":
+            raise ValueError(
+                f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and {_limit(settings, room)} "
+                f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
+            )
+        kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
+        display.say(f"{name}: {source.layout}; {len(kept):,} distinct prompts")
+        if long:
+            display.say(f"  {len(long):,} left out: longer than {room} tokens ({whole.sources[long[0]]}, ...)")
+        if not len(kept):
+            raise ValueError(f"{name} holds no prompt to answer ({source.counts})")
+        dropped = {"too_long": len(long), "sources": [whole.sources[i] for i in long[:10]]}
+        return kept, {"data": name, "read": source.describe(), "distinct": len(kept), "dropped": dropped}
+
+    read, account = encode(settings.data, settings.data_split)
+    accounts: dict[str, Any] = {"train": account}
+    train, validation = read, read.select([])
+    if settings.eval_data is not None:
+        validation, accounts["eval"] = encode(settings.eval_data, None)
+    elif settings.eval_size:
+        train_at, eval_at = split_by_prompt(_keys(read), held_out(settings.eval_size, len(read)), settings.seed)
+        if not len(train_at) or not len(eval_at):
+            raise ValueError(
+                f"{settings.data} has too few prompts to hold some out: set eval_size=0, or give eval_data"
+            )
+        train, validation = read.select(train_at), read.select(eval_at)
+    accounts["examples"] = accounts["prompts"] = {"train": len(train), "eval": len(validation)}
+    accounts["fingerprint"] = {"train": _fingerprint(train), "eval": _fingerprint(validation)}
+    accounts["eval_sources"] = validation.sources
+    watched = _watched(settings, validation if len(validation) else train, encoder)
+    display.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
+    empty = GroupStore.build([], 1)
+    return Data(empty, None, accounts, watched.ids, watched.texts, train)
+
+
+def _limit(settings: PolicyGradient, room: int) -> str:
+    if room == settings.max_prompt_length:
+        return f"max_prompt_length takes {room}"
+    return f"max_length={settings.max_length} less max_new_tokens={settings.max_new_tokens} leaves {room}"
+
+
+def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder) -> Prompts:
+    """The prompts to answer along the run."""
+    if isinstance(settings.sample_prompts, int):
+        return held.select(range(min(settings.sample_prompts, len(held))))
+    records = list(formats.read(settings.sample_prompts, kind="prompts"))
+    texts = [r.prompt for r in records]
+    return Prompts(encoder.encode_prompts(texts), texts, [r.source for r in records])
+
+
+def _fingerprint(prompts: Prompts) -> str:
+    h = hashlib.blake2b(digest_size=16)
+    for p in prompts.ids:
+        h.update(len(p).to_bytes(4, "little") + p.tobytes())
+    return h.hexdigest()

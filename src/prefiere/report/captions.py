@@ -1,0 +1,175 @@
+"""Figures with the words beside them: curves, calibration, reward against KL, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from prefiere.doctor import reward_models
+from prefiere.doctor.case import Case
+from prefiere.doctor.words import number, with_interval
+from prefiere.report import curves, figures
+from prefiere.report.frontier import Frontier, frontier
+from prefiere.report.panels import Panel
+
+Line = tuple[str, str, str]
+"""The colour of a line, what it is, and its value in words."""
+Figure = tuple[Panel, Markup, list[Line]]
+
+RELIABILITY = Panel(
+    "reliability",
+    "Sure and right?",
+    "How often the answer that it scores higher is the preferred one, by how sure its scores claim to be. Below the "
+    "dotted line it is too sure of itself.",
+    unit_name="share right",
+)
+BY_LENGTH = Panel(
+    "by_length",
+    "How much is length?",
+    "Accuracy where the preferred answer is shorter (left) and longer (right). A model that measures quality is right "
+    "on both sides; one that measures length, on one.",
+    unit_name="accuracy",
+)
+TIMES = ("sampling", "scoring", "measuring", "learning")
+
+
+def captioned(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
+    """The panels that any run has, each with the ends of its lines.
+
+    With several runs only the line to judge by is put in words: held out where there is such, else training.
+    """
+    found: list[Figure] = []
+    for panel in panels:
+        svg = curves.draw(panel, cases)
+        if svg is None:
+            continue
+        lines: list[Line] = []
+        for i, case in enumerate(cases):
+            told = not panel.of(case)
+            for key, kind in ((panel.measured, _measured(panel)), (panel.training, _training(case))):
+                series = case.series(key or "")
+                if not len(series) or told:
+                    continue
+                told = len(cases) > 1
+                colour = "train" if key == panel.training and len(cases) == 1 else curves.colour(i)
+                who = f"{names[i]}, {kind}" if len(cases) > 1 else kind
+                lines.append((colour, who, with_interval(series.end, panel.key)))
+        found.append((panel, Markup(svg), lines))
+    return found
+
+
+def _measured(panel: Panel) -> str:
+    return "sampled" if panel.key.startswith("samples/") else "held out"
+
+
+def _training(case: Case) -> str:
+    return "rollouts" if case.family == "policy" else "training"
+
+
+def calibration(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
+    """Reliability and accuracy by length of the reward models among the runs."""
+    sure, length = figures.reliability(cases), figures.by_length(cases)
+    said: list[Line] = []
+    ruled: list[Line] = []
+    for i, case in enumerate(cases):
+        error, loss = case.calibration.get("ece"), reward_models.level(case.calibration.get("log_loss"))
+        right, rule = reward_models.level(case.calibration.get("accuracy")), reward_models.baseline(case)
+        mine: list[Line] = []
+        if isinstance(error, int | float):
+            mine.append((curves.colour(i), "calibration error", number(error)))
+        if loss is not None:
+            mine.append((curves.colour(i), "log loss", with_interval(loss)))
+        said += _joined(mine, names[i]) if len(cases) > 1 else mine
+        mine = []
+        if right is not None:
+            mine.append((curves.colour(i), "the model", with_interval(right, reward_models.SHARE)))
+        if rule is not None:
+            mine.append(("train", f"always the {rule[0]}", with_interval(rule[1], reward_models.SHARE)))
+        ruled += _joined(mine, names[i]) if len(cases) > 1 else mine
+    found = [(RELIABILITY, sure, said), (BY_LENGTH, length, ruled)]
+    return [(panel, Markup(svg), lines) for panel, svg, lines in found if svg is not None]
+
+
+_SHORT = {"the model": "", "calibration error": "error"}
+_SHORT |= {f"always the {rule}": "length alone" for rule in ("longer", "shorter")}
+
+
+def _joined(lines: list[Line], name: str) -> list[Line]:
+    """A run's lines as one, without intervals: what fits beside other runs."""
+    told = ", ".join(f"{_SHORT.get(what, what)} {value.partition(' (')[0]}".strip() for _, what, value in lines)
+    return [(lines[0][0], name, told)] if lines else []
+
+
+@dataclass(frozen=True, slots=True)
+class Frontiers:
+    """Reward against KL as the page shows it. A row of ``table``: colour, run, method, score at equal KL, score at the
+    end, KL at the end."""
+
+    svg: Markup
+    score: str
+    roots: bool
+    lines: tuple[tuple[str, str], ...]
+    table: tuple[tuple[str, str, str, str, str, str], ...]
+    kl: str
+    ahead: str | None
+    unmeasured: bool
+    still: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+    same_prompts: bool
+
+
+def reward_against_kl(cases: Sequence[Case], names: Sequence[str], methods: Mapping[str, str]) -> Frontiers | None:
+    """The figure and its table, where runs have a score and a KL."""
+    found = frontier(cases)
+    if found is None:
+        return None
+    svg, roots = figures.frontier(found)
+    return Frontiers(
+        svg=Markup(svg),
+        score="judge's score" if found.key == "samples/score" else "reward",
+        roots=roots,
+        lines=tuple((curves.colour(p.run), names[p.run]) for p in found.paths),
+        table=tuple(_rows(found, cases, names, methods)),
+        kl=number(found.equal_kl) if found.equal_kl is not None else "",
+        ahead=names[found.ahead] if found.ahead is not None else None,
+        unmeasured=any(np.isnan(p.score.low).any() for p in found.moved),
+        still=tuple(names[p.run] for p in found.paths if not p.moved),
+        left_out=tuple((names[i], why) for i, why in found.left_out),
+        same_prompts=found.same_prompts,
+    )
+
+
+def _rows(
+    found: Frontier, cases: Sequence[Case], names: Sequence[str], methods: Mapping[str, str]
+) -> Iterable[tuple[str, str, str, str, str, str]]:
+    if (kl := found.equal_kl) is None:
+        return
+    for path in sorted(found.moved, key=lambda p: -p.at(kl).mean):
+        method = str(cases[path.run].recipe.get("method", ""))
+        last = slice(len(path.kl) - 1, None)
+        ends = (with_interval(path.score.level(last)), with_interval(path.kl.level(last)))
+        at = path.at(kl)
+        told = with_interval(at) + ("" if at.known else " (interval not measured)")
+        yield (curves.colour(path.run), names[path.run], methods.get(method, method), told, *ends)
+
+
+def times(cases: Sequence[Case], names: Sequence[str]) -> list[tuple[str, list[tuple[str, float, str]]]]:
+    """(run, [(what, its share in per cent, in words)]) of each run that timed its parts."""
+    found = []
+    for case, name in zip(cases, names, strict=True):
+        spent = {what: float(case.series(f"time/{what}").values.sum()) for what in TIMES}
+        total = sum(spent.values())
+        if total > 0:
+            parts = [(what, 100 * s / total, f"{100 * s / total:.0f}%") for what, s in spent.items() if s > 0]
+            found.append((name, parts))
+    return found
+
+
+def tags(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What is told of an answer: its score, its reward, its length."""
+    told = [(name, row.get(name)) for name in ("score", "reward")]
+    return [(n, number(v) if isinstance(v, float) and not v.is_integer() else v) for n, v in told if v is not None]

@@ -1,0 +1,190 @@
+"""The curves as inline SVG whose colours are the page's CSS variables, so that they follow its light or dark theme.
+
+Matplotlib draws (object API, no global figure state); its output is reduced to a bare ``<svg>`` with text left as text.
+No name or text of a run goes into a figure: whatever needs escaping is the page's business.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.ndimage import gaussian_filter1d
+
+from prefiere.doctor.case import Case
+from prefiere.doctor.series import Series
+from prefiere.doctor.words import is_share
+from prefiere.report.panels import Panel
+
+COLOURS = 8
+"""How many runs have a colour of their own."""
+
+
+# Stand-ins that no other part of a figure uses; each becomes a CSS variable of the page.
+_INK, MUTED, _GRID, _TRAIN = "#010a01", "#010a02", "#010a03", "#010a04"
+_VARIABLES = {_INK: "ink", MUTED: "muted", _GRID: "line", _TRAIN: "train"} | {
+    f"#010a{0x10 + i:02x}": f"run-{i + 1}" for i in range(COLOURS)
+}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.xmargin": 0.02,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "path.simplify": True,
+}
+
+
+def colour(run: int) -> str:
+    """The CSS variable of the run at this place; after the last colour they begin again."""
+    return f"run-{run % COLOURS + 1}"
+
+
+def draw(panel: Panel, cases: Sequence[Case]) -> str | None:
+    """One figure with every run that has the metric, as ``<svg>``; None where none has it.
+
+    Validation and sampled answers are solid lines with a 95% band. Training is thin: with one run the rows as logged
+    behind their smoothed course, with several the smoothed course alone, dashed, in the run's colour.
+    """
+    none = Series.of((), "")
+    curves = [
+        (case.series(panel.training or ""), case.series(panel.measured)) if panel.of(case) else (none, none)
+        for case in cases
+    ]
+    shown = [s for pair in curves for s in pair if len(s)]
+    if not shown or (panel.varies and all(np.ptp(s.values) == 0 for s in shown)):
+        return None
+
+    def onto(axes: Axes) -> None:
+        spans: list[np.ndarray] = []
+        for i, (train, held_out) in enumerate(curves):
+            spans += _training(axes, train, ink(i) if len(cases) > 1 else _TRAIN, raw=len(cases) == 1)
+            spans += _measured(axes, held_out, ink(i))
+            if len(cases) == 1 and not len(held_out):
+                spans += _band(axes, train, _TRAIN)
+        _dress(axes, panel, np.concatenate(spans))
+
+    return svg(onto, f"scores {panel.key}" if panel.scores else panel.key)
+
+
+def svg(onto: Callable[[Axes], None], name: str, size: tuple[float, float] = (4.7, 2.6)) -> str:
+    """A figure of ``size`` inches in the page's style, drawn by ``onto``; ``name`` makes its inner ids its own."""
+    with style.context(["default", _STYLE | {"svg.hashsalt": name}]):
+        figure = Figure(figsize=size, layout="constrained")
+        onto(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _bare(buffer.getvalue())
+
+
+def ink(run: int) -> str:
+    """What to draw the run at this place with: it becomes the page's ``colour(run)``."""
+    return next(c for c, name in _VARIABLES.items() if name == colour(run))
+
+
+def _training(axes: Axes, series: Series, own: str, *, raw: bool) -> list[np.ndarray]:
+    """Draw a noisy series; returns the values that the axis must show."""
+    if not len(series):
+        return []
+    smooth = _smooth(series, series.values) if len(series) > 8 else None
+    every = max(1, len(series) // 400)
+    if raw or smooth is None:
+        axes.plot(series.steps[::every], series.values[::every], color=own, lw=0.8, alpha=0.35 if raw else 0.6)
+    if smooth is None:
+        return [series.values]
+    axes.plot(series.steps[::every], smooth[::every], color=own, lw=1.3, ls="-" if raw else (0, (4, 2)), alpha=0.9)
+    return [smooth, np.percentile(series.values, [2, 98]) if raw else smooth]
+
+
+def _measured(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
+    """Draw a series with its intervals; returns the values that the axis must show."""
+    if not len(series):
+        return []
+    known = ~np.isnan(series.low)
+    axes.fill_between(series.steps, series.low, series.high, where=known, color=own, alpha=0.16, lw=0)
+    if len(series) == 1:
+        axes.errorbar(series.steps, series.values, _bars(series), color=own, fmt="o", ms=5)
+    else:
+        axes.plot(series.steps, series.values, color=own, lw=2, marker="o" if len(series) <= 25 else None, ms=3.5)
+    return [series.values, series.low[known], series.high[known]]
+
+
+def _band(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
+    """The intervals of a noisy series, smoothed as it is itself; returns the values that the axis must show."""
+    if len(series) <= 8 or np.isnan(series.low).any():
+        return []
+    low, high = (_smooth(series, bound) for bound in (series.low, series.high))
+    axes.fill_between(series.steps, low, high, color=own, alpha=0.16, lw=0)
+    return [low, high]
+
+
+def _smooth(series: Series, values: np.ndarray) -> np.ndarray:
+    return np.asarray(gaussian_filter1d(values, max(1.0, len(series) / 25), mode="nearest"))
+
+
+def _bars(series: Series) -> np.ndarray | None:
+    return None if np.isnan(series.low).any() else np.stack([series.values - series.low, series.high - series.values])
+
+
+def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
+    """Limits, reference line, labels."""
+    low, high = float(shown.min()), float(shown.max())
+    if panel.reference is not None:
+        low, high = min(low, panel.reference), max(high, panel.reference)
+    pad = 0.06 * (high - low) or max(0.1 * abs(high), 0.05)
+    # The reference's name stands on the side of its line that the curves leave free at the end.
+    ends = [np.asarray(line.get_ydata(), dtype=np.float64)[-1] for line in axes.lines]
+    above = panel.reference is not None and float(np.median(ends)) < panel.reference
+    if panel.reference is not None:
+        room = 0.14 * (high - low)
+        low, high = (low, max(high, panel.reference + room)) if above else (min(low, panel.reference - room), high)
+    low, high = low - pad, high + pad
+    if is_share(panel.key):
+        low, high = max(low, -0.03), min(high, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.04 else 1))
+    axes.set_ylim(low, high)
+    if panel.reference is not None:
+        axes.axhline(panel.reference, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+        axes.annotate(
+            panel.reference_name, (1, panel.reference), (0, 3 if above else -3), ha="right",
+            va="bottom" if above else "top", xycoords=("axes fraction", "data"), textcoords="offset points",
+            color=MUTED, fontsize=9,
+        )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if is_share(panel.key) else [1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("update", loc="right", fontsize=10)
+
+
+def _bare(svg: str) -> str:
+    """From ``<svg`` on, without fixed size, metadata, page-wide style, font names and ids that the page may have."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)
+    svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
+    svg = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg)
+    svg = re.sub(r"#010a[0-9a-f]{2}", lambda m: f"var(--{_VARIABLES[m[0]]})", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    return f'<svg {box[0] if box else ""} aria-hidden="true">' + svg[svg.index(">") + 1 :].strip()

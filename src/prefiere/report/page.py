@@ -1,0 +1,222 @@
+"""One HTML file that shows a run, or several on the same axes: no network, no script, whatever text the model wrote.
+
+Everything comes from the run folders. Text of models and data is hostile until escaped: Jinja escapes all of it, and
+``visible`` spells out characters that hide or reorder others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from prefiere.doctor.case import Case
+from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.words import NAMES, ROLLOUTS, account, bare, duration, number, visible, with_interval
+from prefiere.files import write_text
+from prefiere.report import captions, curves, panels
+from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
+from prefiere.run import Run, RunError
+
+METHODS = {
+    "sft": "Supervised fine-tuning (SFT)",
+    "dpo": "Preference optimisation (DPO)",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "reinforce": "REINFORCE",
+}
+KEY_SETTINGS = (
+    *("model", "reward", "judge", "data", "eval_data", "loss_type", "beta", "kl_coef", "target_kl", "max_kl"),
+    *("learning_rate", "batch_size", "num_ppo_epochs", "cliprange", "num_train_epochs", "max_steps", "lora", "seed"),
+)
+TILES = (
+    "eval_rewards/accuracies",
+    "eval_rewards/margins",
+    "eval_loss",
+    "eval_mean_token_accuracy",
+    "samples/score",
+    "samples/reward",
+    "samples/kl",
+    "samples/length",
+    "samples/eos_rate",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """All that the page shows of one run."""
+
+    name: str
+    colour: str
+    case: Case
+    diagnosis: Diagnosis
+    facts: Mapping[str, str]
+    tiles: Mapping[str, tuple[str, str]]
+    answers: tuple[Answer, ...]
+    answer_steps: tuple[int, int]
+    answers_left_out: int
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    choices: tuple[Mapping[str, Any], ...]
+
+
+def render(runs: Sequence[Run], out: Path) -> Path:
+    """Write the report of ``runs`` to ``out`` and return it. Raises RunError where a folder is no run or damaged."""
+    if not runs:
+        raise RunError("a report needs at least one run.")
+    out = Path(out)
+    cases = [Case(Run.open(run.folder)) for run in runs]
+    names = _distinct([case.run for case in cases])
+    sheets = [_sheet(case, names[i], curves.colour(i)) for i, case in enumerate(cases)]
+    drawn = captions.captioned(panels.panels_of(cases), cases, names)
+    alone = all(case.family == "reward" for case in cases)
+    page = _environment().get_template("template.html")
+    html = page.render(
+        sheets=sheets,
+        frontier=captions.reward_against_kl(cases, names, METHODS),
+        curves=[f for f in drawn if f[0].scores == alone],
+        scores=[f for f in drawn if f[0].scores and not alone],
+        calibration=captions.calibration(cases, names),
+        times=captions.times(cases, names),
+        signals=captions.captioned(panels.ANSWERS, cases, names),
+        families=sorted({case.family for case in cases}),
+        facts=_beside([sheet.facts for sheet in sheets]),
+        settings=_beside([{k: _shown(v) for k, v in case.recipe.items()} for case in cases]),
+        glance=_glance(sheets),
+        several=len(sheets) > 1,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, html)
+    return out
+
+
+def _environment() -> Environment:
+    """Escaping for everything, and no invisible character in any text that is put in."""
+
+    def finalize(value: Any) -> Any:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=PackageLoader("prefiere.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": _shown, "label": _label, "prose": _prose, "tags": captions.tags}
+    return environment
+
+
+def _sheet(case: Case, name: str, colour: str) -> Sheet:
+    answers, steps, left_out = before_and_after(case.run.samples)
+    environment = case.run.environment
+    return Sheet(
+        name=name,
+        colour=colour,
+        case=case,
+        diagnosis=diagnose(case.run),
+        facts=dict(_facts(case)),
+        tiles=dict(_tiles(case)),
+        answers=tuple(answers),
+        answer_steps=steps,
+        answers_left_out=left_out,
+        data=account(case.run.data),
+        environment={k: v for k, v in environment.items() if k != "choices"},
+        choices=_choices(environment),
+    )
+
+
+def _choices(environment: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """What was decided automatically: ``name``, ``value``, ``why``."""
+    choices = environment.get("choices")
+    return tuple(c for c in choices if isinstance(c, Mapping)) if isinstance(choices, list) else ()
+
+
+def _distinct(runs: Sequence[Run]) -> list[str]:
+    """Folder names; whole paths where two are the same."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def _facts(case: Case) -> Iterable[tuple[str, str]]:
+    """What was run on what, as (label, value)."""
+    recipe, status = case.recipe, case.status
+    method = str(recipe.get("method", "?"))
+    yield "method", METHODS.get(method, method)
+    chosen = {c.get("name"): c.get("value") for c in _choices(case.run.environment)}
+    for key in KEY_SETTINGS:
+        value = recipe.get(key)
+        if value == "auto" and key in chosen:
+            yield _label(key), f"{_shown(chosen[key])} (auto)"
+        elif value is not None:
+            yield _label(key), _shown(value)
+    total = status.get("total_steps")
+    yield "updates", f"{case.steps:,}" + (f" of {total:,}" if isinstance(total, int) and total != case.steps else "")
+    if status.get("state"):
+        yield "state", str(status["state"])
+    if status.get("reason"):
+        yield "why it ended", _shown(str(status["reason"]))
+    if time := duration(status.get("seconds")):
+        yield "time", time
+    speed, memory = case.series("tokens_per_second"), case.series("peak_memory_mb")
+    if len(speed):
+        yield "speed", f"{number(speed.end.mean)} tokens per second"
+    if len(memory):
+        yield "memory", f"{memory.values.max():,.0f} MB at the peak"
+
+
+def _tiles(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
+    """The numbers that say most: (name, (before, after with interval))."""
+    for key in (k if len(case.series(k)) else ROLLOUTS.get(k, k) for k in TILES):
+        if key == "samples/length" and case.family != "policy":
+            continue  # where answers are paid for, length is what they cheat with
+        if (change := case.change(key)) is not None:
+            name = NAMES[bare(key)] + (" on held-out data" if key.startswith("eval_") else "")
+            yield name, (number(change.before.mean, key), with_interval(change.after, key))
+
+
+def _glance(sheets: Sequence[Sheet]) -> list[str]:
+    """The numbers that stand beside each other: those that most runs have, as many as fit."""
+    held = Counter(name for sheet in sheets for name in sheet.tiles)
+    kept = {name for name, _ in held.most_common(6)}
+    return [name for name in held if name in kept]
+
+
+def _beside(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], bool]]:
+    """(key, its value in each run, whether they differ), the differing ones first."""
+    keys = dict.fromkeys(key for run in runs for key in run)
+    rows = [(key, [run.get(key, "") for run in runs]) for key in keys]
+    return sorted(((key, values, len(set(values)) > 1) for key, values in rows), key=lambda row: not row[2])
+
+
+def _shown(value: Any) -> str:
+    """A setting or figure of the run as text."""
+    if isinstance(value, bool) or value is None:
+        text = {True: "yes", False: "no", None: "none"}[value]
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    elif isinstance(value, str | int):
+        text = str(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+
+
+def _prose(text: str) -> Markup:
+    """A sentence of a finding, escaped, with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
+
+
+def _label(key: Any) -> str:
+    """``learning_rate`` as ``learning rate``."""
+    return str(key).replace("_", " ")

@@ -1,0 +1,48 @@
+"""What environment.json says of a run: versions, hardware, and each automatic choice with its reason."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefiere.models.quantize import parameters as logical_parameters
+from prefiere.train.setup import Session
+
+VERSIONS = (
+    "prefiere", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "bitsandbytes",
+)  # fmt: skip
+
+
+def environment(session: Session) -> dict[str, Any]:
+    """What environment.json says: versions, hardware, choices."""
+    versions: dict[str, str | None] = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    device = session.accelerator.device
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "world_size": session.accelerator.num_processes,
+        "platform": platform.platform(),
+        "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
+        "reference": session.fingerprint,
+        "rewards": session.reward_marks,
+        "parameters": {
+            "all": logical_parameters(session.trunk),
+            "trained": sum(p.numel() for p in session.engine.parameters),
+        },
+        "choices": [{"name": c.name, "value": c.value, "why": c.why} for c in session.choices],
+        "pid": os.getpid(),
+    }

@@ -1,0 +1,171 @@
+"""The command line: what goes to stdout and stderr, exit codes, and that it starts without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from prefiere import api, recipe
+from prefiere.cli.main import app
+
+HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def prefiere(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, where importing anything heavy fails."""
+    block = "".join(f"sys.modules['{name}'] = None; " for name in HEAVY)
+    code = f"import sys; {block}sys.argv = ['prefiere', *sys.argv[1:]]; from prefiere.cli.main import main; main()"
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespace]:
+    """A training loop that only writes down how it was called."""
+    calls: list[SimpleNamespace] = []
+
+    def fake(settings: recipe.Settings, *, fresh: bool, console: Any) -> Any:
+        calls.append(SimpleNamespace(settings=settings, fresh=fresh))
+        print("training")
+        made = api.TrainedRun.create(tmp_path / settings.out)
+        made.status = {"state": "finished", "step": 3}
+        made.log({"step": 3, "loss": float("nan")})
+        return made
+
+    monkeypatch.setattr(api, "train", fake)
+    return calls
+
+
+def test_help_needs_nothing_heavy_and_names_every_command() -> None:
+    done = prefiere("--help")
+    assert done.returncode == 0, done.stderr
+    for name in ("demo", "data", "sft", "dpo", "sample", "chat", "compare", "report", "export", "recipe"):
+        assert f" {name} " in done.stdout
+
+
+def test_python_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "prefiere", "recipe", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "validate" in done.stdout
+
+
+def test_flags_beat_the_recipe_and_key_value_beats_flags(loop: list[SimpleNamespace], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("method: dpo\nmodel: m\ndata: d\nseed: 1\nbeta: 0.3\n")
+    done = run("dpo", str(tmp_path / "r.yaml"), "--data", "e", "--out", "o", "--seed", "2", "seed=3", "--fresh")
+    assert done.exit_code == 0, done.output
+    (call,) = loop
+    assert (call.settings.model, call.settings.data, call.settings.seed, call.settings.beta) == ("m", "e", 3, 0.3)
+    assert call.fresh is True
+
+
+def test_the_three_arguments_are_enough(loop: list[SimpleNamespace]) -> None:
+    done = run("sft", "--model", "m", "--data", "d", "--out", "o")
+    assert done.exit_code == 0
+    assert loop[0].settings == recipe.load("sft", None, {"model": "m", "data": "d", "out": "o"})
+    assert loop[0].fresh is False
+
+
+def test_json_is_one_object_on_stdout_and_all_else_on_stderr(loop: list[SimpleNamespace], tmp_path: Path) -> None:
+    done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
+    assert done.exit_code == 0
+    result = json.loads(done.stdout)
+    assert (result["state"], result["step"], result["metrics"]) == ("finished", 3, {"step": 3, "loss": None})
+    assert result["run"] == str(tmp_path / "o")
+    assert "training" in done.stderr
+    assert "Report: " in done.stderr
+
+
+def test_only_the_first_process_speaks(
+    loop: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dpo", "--model", "m", "--data", "d"], "error: out is missing: give --out"),
+        (["dpo", "missing.yaml"], "error: missing.yaml: there is no such recipe file"),
+        (["dpo", "a.yaml", "b.yaml"], "error: one recipe at most, not a.yaml, b.yaml"),
+        (
+            ["dpo", "--model", "m", "--data", "d", "--out", "o", "pref_beta=1"],
+            "pref_beta is not a setting here; write beta",
+        ),
+        (["report", "nowhere"], "error: nowhere is not a run"),
+        (["recipe", "validate", "nowhere.yaml"], "error: nowhere.yaml: there is no such recipe file"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError that some library raised is no user's error."""
+
+    def broken(settings: recipe.Settings, **_: Any) -> None:
+        json.loads("{")
+
+    monkeypatch.setattr(api, "train", broken)
+    done = run("dpo", "--model", "m", "--data", "d", "--out", "o")
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+    assert "JSONDecodeError" in done.stderr
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(settings: recipe.Settings, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "train", interrupted)
+    assert run("dpo", "--model", "m", "--data", "d", "--out", "o").exit_code == 130
+
+
+@pytest.mark.parametrize(("why", "code"), [("interrupted", 130), ("guard: answers repeat themselves", 3), (None, 0)])
+def test_a_run_that_was_stopped_says_so_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str | None, code: int
+) -> None:
+    def stopped(settings: recipe.Settings, **_: Any) -> api.TrainedRun:
+        made = api.TrainedRun.create(tmp_path / "o")
+        made.status, made.stopped = {"state": "stopped"}, why
+        return made
+
+    monkeypatch.setattr(api, "train", stopped)
+    done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
+    assert done.exit_code == code
+    assert json.loads(done.stdout)["stopped"] == why
+
+
+def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("method: sft\nseed: 1\n")
+    done = prefiere("recipe", "validate", str(tmp_path / "r.yaml"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["recipes"][str(tmp_path / "r.yaml")]["seed"] == 1
+    assert "a valid recipe for prefiere sft" in done.stderr
+
+    done = prefiere("recipe", "show", "dpo", "--json")
+    shown = json.loads(done.stdout)
+    assert {"key": "beta", "may_be": "a number above 0", "default": "0.1"}.items() <= {
+        **next(row for row in shown["dpo"] if row["key"] == "beta")
+    }.items()
+    assert prefiere("recipe", "show", "--markdown").stdout == recipe.markdown()
+    assert json.loads(prefiere("recipe", "schema").stdout) == json.loads(json.dumps(recipe.schema()))
+    listed = prefiere("recipe", "show", COLUMNS="200").stdout
+    assert all(key in listed for model in recipe.METHODS.values() for key in model.model_fields)

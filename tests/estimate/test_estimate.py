@@ -1,0 +1,185 @@
+"""An estimate books what really is allocated; it proposes what makes a run fit, and loads no weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import quantized
+import runs
+from prefiere.console import Display
+from prefiere.estimate.cards import CARDS, card_of
+from prefiere.estimate.counter import Ledger
+from prefiere.estimate.estimate import estimate, until_it_fits
+from prefiere.estimate.forecast import workload
+from prefiere.estimate.simulate import Workload, backward, longest, simulate
+from prefiere.launch import train
+from prefiere.models.classifier import load_reward
+from prefiere.models.load import load_policy
+from prefiere.models.reward_model import RewardModel
+from prefiere.settings import DPO, SFT, Reward
+from prefiere.tokens.pack import pack
+
+QUIET = Display(quiet=True)
+
+
+def work(tmp_path: Path, method=DPO, **options) -> Workload:
+    """The workload of a short run."""
+    if not (tmp_path / "model").exists():
+        quantized.mistral(tmp_path / "model")
+    return workload(runs.settings(tmp_path, method, **options), None, 2**34, QUIET)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora": False, "dtype": "float32"},
+        {"lora": False, "dtype": "bfloat16"},
+        {"lora": True, "dtype": "bfloat16"},
+        {"lora": True, "dtype": "float32", "gradient_checkpointing": True},
+        {"quantize": "nf4", "dtype": "bfloat16"},
+        {"model": "gptq", "dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_the_booked_update_is_the_real_one(tmp_path, options) -> None:
+    """The same ledger on a real model: all that an update allocates, but for kernels' own choices."""
+    if options.get("model") == "gptq":
+        base = quantized.mistral(tmp_path / "base")
+        options = {**options, "model": str(quantized.folder(base, tmp_path / "gptq", group_size=32)[0])}
+    w = work(tmp_path, **options)
+    groups, parts, _ = longest(w)
+    found = simulate(w, groups, 1)
+    assert parts == 1
+    real, _ = load_policy(
+        w.source, compute=w.compute, adapter=w.adapters[0] if w.adapters else None,
+        gradient_checkpointing=w.settings.gradient_checkpointing, packed=True,
+    )  # fmt: skip
+    ledger = Ledger()
+    for tensor in (*real.parameters(), *real.buffers()):
+        ledger.book(tensor)
+    held = ledger.now
+    backward(real, pack(groups), w, ledger)
+    assert found.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert found.weights == pytest.approx(held, rel=0.05)
+    assert found.update.peak - found.weights == pytest.approx(ledger.peak - held, rel=0.08)
+    if "quantize" not in options:  # bitsandbytes' kernel is not counted
+        assert found.update.flops == pytest.approx(ledger.flops, rel=0.05)
+
+
+def test_no_weight_is_read(tmp_path) -> None:
+    w = work(tmp_path)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert estimate(w, None).memory.weights > 0
+
+
+@pytest.mark.parametrize("method", [SFT, Reward])
+def test_other_methods(tmp_path, method) -> None:
+    found = estimate(work(tmp_path, method, lora=True, sample_steps=0), None)
+    assert found.memory.sampling == 0
+    assert found.memory.peak > found.memory.weights + found.memory.update > 0
+    assert found.seconds > 0
+
+
+def test_checkpointing_few_bits_and_small_batches_need_less(tmp_path) -> None:
+    w = work(tmp_path, lora=True, dtype="bfloat16")
+    plain = estimate(w, None).memory
+    checkpointed = estimate(work(tmp_path, lora=True, dtype="bfloat16", gradient_checkpointing=True), None).memory
+    assert checkpointed.update < 0.8 * plain.update
+    assert estimate(work(tmp_path, quantize="nf4", dtype="bfloat16"), None).memory.weights < plain.weights
+    assert estimate(replace(w, budget=100), None).memory.update < 0.8 * plain.update
+
+
+def test_changes_are_proposed_until_it_fits(tmp_path) -> None:
+    w = work(tmp_path, lora=True)
+    whole = estimate(w, CARDS["t4"]).memory.peak
+    made, changed, found, fits = until_it_fits(w, CARDS["t4"], whole)
+    assert (made, changed, fits) == ([], w, True)
+    made, changed, found, fits = until_it_fits(w, CARDS["t4"], whole // 2)
+    assert fits
+    assert made[0].startswith("tokens_per_microbatch=")
+    assert found.memory.peak <= whole // 2
+    again = work(tmp_path, lora=True, **dict(m.split("=") for m in made))
+    assert estimate(again, CARDS["t4"]).memory.peak == pytest.approx(found.memory.peak, rel=0.1)
+    assert not until_it_fits(w, CARDS["t4"], 1000)[3]
+
+
+def test_cards_by_name() -> None:
+    assert card_of("T4") is CARDS["t4"]
+    assert card_of("cpu") is None
+    assert not CARDS["t4"].bf16
+    with pytest.raises(ValueError, match="--gpu potato: there are t4, v100"):
+        card_of("potato")
+
+
+def test_a_card_without_bfloat16_computes_in_fp16(tmp_path) -> None:
+    quantized.mistral(tmp_path / "model")
+    s = runs.settings(tmp_path, lora=True)
+    assert workload(s, CARDS["t4"], 2**34, QUIET).compute == torch.float16
+    assert workload(s, CARDS["l4"], 2**34, QUIET).compute == torch.bfloat16
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_four_roles(tmp_path, lora) -> None:
+    """The critic is booked as it is held; a reward model on the policy's base costs its adapter, any other itself."""
+    quantized.mistral(tmp_path / "model")
+    given = {"lora": lora, "gradient_checkpointing": True}
+    alone = workload(runs.policy_settings(tmp_path, **given), None, 2**34, QUIET)
+    session = runs.policy_session(tmp_path, **given)
+    found = simulate(alone, longest(alone)[0], 1)
+    assert found.trained == sum(p.numel() for p in session.trunk.parameters() if p.requires_grad)
+    assert found.weights == pytest.approx(sum(p.nbytes for p in session.trunk.parameters()), rel=0.01)
+    adapter = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "adapter"), lora=True, max_steps=1),
+                    display=QUIET).run.folder  # fmt: skip
+    bert = runs.encoder_folder(tmp_path / "bert")
+    other = train(runs.settings(tmp_path, Reward, model=str(bert), out=str(tmp_path / "other"), max_steps=1),
+                  display=QUIET).run.folder  # fmt: skip
+    more = workload(runs.policy_settings(tmp_path, reward=[str(adapter), str(other)], **given), None, 2**34, QUIET)
+    assert len(more.mounted) == int(lora)
+    size = sum(t.nbytes for t in RewardModel.load(other).trunk.parameters())
+    own = 0 if lora else sum(t.nbytes for t in RewardModel.load(adapter).trunk.parameters())
+    assert more.beside == pytest.approx(size + own, rel=0.02)
+    both, one = estimate(more, None).memory, estimate(alone, None).memory
+    assert both.weights - one.weights >= more.beside
+    assert one.sampling > 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_decoder_that_learns_to_score(tmp_path, lora) -> None:
+    """Its update is booked as the packed row that it is, whether or not PEFT wraps its head."""
+    quantized.mistral(tmp_path / "model")
+    w = workload(runs.settings(tmp_path, Reward, lora=lora), None, 2**34, QUIET)
+    groups, _, _ = longest(w)
+    found = simulate(w, groups, 1)
+    real, _ = load_reward(w.source, compute=w.compute, adapter=w.adapters[0] if lora else None)
+    ledger = Ledger()
+    for tensor in (*real.parameters(), *real.buffers()):
+        ledger.book(tensor)
+    held = ledger.now
+    backward(real, pack(groups), w, ledger)
+    assert found.update.flops == pytest.approx(ledger.flops, rel=0.05)
+    assert found.update.peak - found.weights == pytest.approx(ledger.peak - held, rel=0.08)
+
+
+def test_an_encoder_that_learns_to_score(tmp_path) -> None:
+    bert = runs.encoder_folder(tmp_path / "model")
+    w = workload(runs.settings(tmp_path, Reward, model=str(bert)), None, 2**34, QUIET)
+    found = simulate(w, longest(w)[0], 1)
+    session = runs.session(tmp_path, Reward, model=str(bert))
+    assert found.trained == sum(p.numel() for p in session.trunk.parameters() if p.requires_grad)
+    assert found.update.peak > found.weights
+
+
+def test_unpacking_few_bits_takes_time(tmp_path) -> None:
+    """On a slow memory: each weight is unpacked in the forward, in the recomputation and in the backward."""
+    base = quantized.mistral(tmp_path / "base")
+    few = str(quantized.folder(base, tmp_path / "gptq", group_size=32)[0])
+    given = {"lora": True, "lora_target_modules": ["q_proj"], "dtype": "float16", "gradient_checkpointing": True}
+    dense, packed = (simulate(w, longest(w)[0], 1).update for w in (work(tmp_path, model=str(base), **given),
+                                                                     work(tmp_path, model=few, **given)))  # fmt: skip
+    weights = 14 * 64 * 64  # at least: the tiny model's are larger
+    assert packed.traffic - dense.traffic > 3 * 2 * weights
+    assert packed.seconds(1e15, 1e9, 0) > dense.seconds(1e15, 1e9, 0)

@@ -1,0 +1,106 @@
+"""Entries of the cache: whole, or made anew; one maker at a time; a key of all that counts and nothing else."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefiere.cache import cache_folder, entry
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "cache"))
+
+
+class Maker:
+    """Writes a file, and counts how often it was asked to."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        self.times += 1
+        (folder / "a.bin").write_bytes(b"whole" * 1000)
+        return {"n": self.times}
+
+
+def test_an_entry_is_made_once_for_a_key() -> None:
+    make = Maker()
+    first, about = entry("x", {"a": 1}, make)
+    again, same = entry("x", {"a": 1}, make)
+    other, _ = entry("x", {"a": 2}, make)
+    assert (first, about) == (again, same)
+    assert first != other
+    assert make.times == 2
+    assert (first / "a.bin").read_bytes() == b"whole" * 1000
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "file", "manifest", "garbage", "foreign"])
+def test_a_damaged_entry_is_made_anew(damage: str) -> None:
+    make = Maker()
+    folder, _ = entry("x", {}, make)
+    data, manifest = folder / "a.bin", folder / "entry.json"
+    if damage == "bit":
+        data.write_bytes(b"Whole" + data.read_bytes()[5:])
+    elif damage == "cut":
+        data.write_bytes(data.read_bytes()[:-1])
+    elif damage == "file":
+        data.unlink()
+    elif damage == "manifest":
+        manifest.unlink()
+    elif damage == "garbage":
+        manifest.write_text(manifest.read_text()[:-3])
+    else:
+        manifest.write_text('{"files": []}')
+    _, about = entry("x", {}, make)
+    assert about == {"n": 2}
+    assert data.read_bytes() == b"whole" * 1000
+    assert entry("x", {}, make)[1] == {"n": 2}
+
+
+def test_a_making_that_fails_leaves_nothing() -> None:
+    def fails(folder: Path) -> dict[str, Any]:
+        (folder / "a.bin").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        entry("x", {}, fails)
+    assert [p.suffix for p in cache_folder().iterdir()] == [".lock"]
+
+
+def _slow(folder: Path) -> dict[str, Any]:
+    import time
+
+    time.sleep(0.3)
+    with (cache_folder() / "made").open("a") as f:
+        f.write("x")
+    (folder / "a.bin").write_bytes(b"1")
+    return {}
+
+
+def _ask(_: int) -> bytes:
+    return (entry("x", {}, _slow)[0] / "a.bin").read_bytes()
+
+
+def test_processes_wait_for_the_one_that_makes_it() -> None:
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.map(_ask, range(3), chunksize=1) == [b"1"] * 3
+    assert (cache_folder() / "made").read_text() == "x"
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "file" / "under"))
+    with pytest.raises(ValueError, match=r"cannot write to .*under .*set PREFIERE_CACHE"):
+        entry("x", {}, Maker())
+
+
+def test_it_lies_beside_the_caches_of_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.constants import HF_HOME
+
+    monkeypatch.delenv("PREFIERE_CACHE")
+    assert cache_folder() == Path(HF_HOME) / "prefiere"
