@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from benchmarks.common import clock, quiet
 from benchmarks.workload import BATCH
@@ -27,6 +26,7 @@ from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optimizer import make_optimizer, make_scheduler
+from prefiere.world import World
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 BUDGET = 4096
@@ -51,7 +51,7 @@ class Ours:
         apply_products(self.trunk, str(choose_products(self.trunk.device, compute or torch.float32).value))
         optimizer = make_optimizer(self.trunk, settings, 1e-6, 1e-6)
         self.engine = Engine(
-            self.trunk, optimizer, make_scheduler(optimizer, settings, 1000), accelerator=Accelerator(cpu=True),
+            self.trunk, optimizer, make_scheduler(optimizer, settings, 1000), world=World.open(cpu=True),
             compute=compute, max_grad_norm=settings.max_grad_norm, budget=BUDGET, adapt=False,
         )  # fmt: skip
         self.store, self.batches, self.lora = store, batches, lora

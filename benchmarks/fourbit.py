@@ -40,7 +40,8 @@ from prefiere.models.trunk import CRITIC, POLICY, REWARD
 from prefiere.objectives.preference import LOSSES
 from prefiere.run import Run
 from prefiere.tokens.pack import pack
-from prefiere.train.setup import Session, make_accelerator, prepare
+from prefiere.train.setup import Session, prepare
+from prefiere.world import World
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GOAL = 14.6
@@ -62,7 +63,7 @@ def session_of(method: str, name: str, folder: Path, size: Size, **given: Any) -
     settings = recipe.load(method, RECIPES / name, options)
     assert settings.gradient_checkpointing
     return prepare(
-        settings, Run.create(settings.out), Display(quiet=True), accelerator=make_accelerator(settings), kind="pairs",
+        settings, Run.create(settings.out), Display(quiet=True), world=World.open(), kind="pairs",
         recorded={},
     )  # fmt: skip
 

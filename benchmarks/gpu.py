@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import MistralConfig, MistralForCausalLM
 
 from benchmarks.common import HEADER, Row, clock, line, quiet
@@ -76,15 +75,16 @@ def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str
     from prefiere.settings import DPO
     from prefiere.train.engine import Engine
     from prefiere.train.optimizer import make_optimizer, make_scheduler
+    from prefiere.world import World
 
-    accelerator = Accelerator()
+    world = World.open()
     settings = DPO(model=str(folder), data="", out="")
     adapter = Adapter.lora(r=16, alpha=32, dropout=0.0, targets="all-linear", dora=False, rslora=False)
-    trunk, how = load_policy(resolve(folder), compute=torch.bfloat16, adapter=adapter, device=accelerator.device)
+    trunk, how = load_policy(resolve(folder), compute=torch.bfloat16, adapter=adapter, device=world.device)
     print(how, file=sys.stderr)
     optimizer = make_optimizer(trunk, settings, 1e-5, 1e-5)
     engine = Engine(
-        trunk, optimizer, make_scheduler(optimizer, settings, 1000), accelerator=accelerator, compute=torch.bfloat16,
+        trunk, optimizer, make_scheduler(optimizer, settings, 1000), world=world, compute=torch.bfloat16,
         max_grad_norm=1.0, budget=16384, adapt=True,
     )  # fmt: skip
     goal = Pairs(LOSSES["sigmoid"], {"beta": 0.1}, 0.1, np.zeros((len(store), 2), np.float32))
@@ -104,7 +104,7 @@ def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str
     packs, shape = [pack([store[int(i)] for i in b]) for b in batches[1:]], trunk.lm.config
     flops = sum(step_flops(shape, p, weights=False) + step_flops(shape, p, weights=False, backward=False)
                 for p in packs)  # fmt: skip
-    peak = matmul_peak(torch.bfloat16, str(accelerator.device.type))
+    peak = matmul_peak(torch.bfloat16, str(world.device.type))
     return _result(seconds, batches) | {"reached": flops / seconds / 1e9, "peak": peak}
 
 

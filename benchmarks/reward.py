@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from benchmarks.common import Bench, Row, clock
 from benchmarks.contenders import BUDGET, Apart, installed
@@ -23,6 +22,7 @@ from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optimizer import make_optimizer, make_scheduler
+from prefiere.world import World
 
 GOAL = 3.0
 
@@ -55,7 +55,7 @@ class Ours:
         apply_products(trunk, str(choose_products(trunk.device, torch.bfloat16).value))
         optimizer = make_optimizer(trunk, settings, 1e-6, 1e-6)
         self.engine = Engine(
-            trunk, optimizer, make_scheduler(optimizer, settings, 1000), accelerator=Accelerator(cpu=True),
+            trunk, optimizer, make_scheduler(optimizer, settings, 1000), world=World.open(cpu=True),
             compute=torch.bfloat16, max_grad_norm=settings.max_grad_norm, budget=BUDGET, adapt=False,
         )  # fmt: skip
         self.store, self.batches = store, batches

@@ -68,7 +68,8 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     from prefiere.console import Display
     from prefiere.run import Run
     from prefiere.settings import SFT, PolicyGradient
-    from prefiere.train.setup import make_accelerator, prepare
+    from prefiere.train.setup import prepare
+    from prefiere.world import World
 
     place = Path(out)
     given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
@@ -78,7 +79,7 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     else:
         settings = SFT(**given)
     session = prepare(
-        settings, Run.create(settings.out), Display(quiet=True), accelerator=make_accelerator(settings),
+        settings, Run.create(settings.out), Display(quiet=True), world=World.open(),
         kind="demonstrations", recorded={},
     )  # fmt: skip
     tokens = place / f"sampled-{shape}"

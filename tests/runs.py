@@ -17,7 +17,8 @@ from prefiere.launch import train
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
-from prefiere.train.setup import Session, make_accelerator, prepare
+from prefiere.train.setup import Session, prepare
+from prefiere.world import World
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
 
@@ -124,14 +125,14 @@ def policy_session(tmp: Path, method: str = "ppo", **options: Any) -> Session:
     """The parts of such a run."""
     s = policy_settings(tmp, method, **options)
     run = Run.create(s.out)
-    return prepare(s, run, Display(quiet=True), accelerator=make_accelerator(s), kind="prompts", recorded={})
+    return prepare(s, run, Display(quiet=True), world=World.open(), kind="prompts", recorded={})
 
 
 def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:
     """The parts of such a run."""
     s = settings(tmp, method, **options)
     kind: Any = "demonstrations" if method is SFT else "pairs"
-    return prepare(s, Run.create(s.out), Display(quiet=True), accelerator=make_accelerator(s), kind=kind, recorded={})
+    return prepare(s, Run.create(s.out), Display(quiet=True), world=World.open(), kind=kind, recorded={})
 
 
 class Killed(BaseException):

@@ -89,6 +89,12 @@ def test_objectives_import_torch_alone() -> None:
             assert others <= {"torch", "prefiere"}, path
 
 
+def test_world_alone_asks_about_processes() -> None:
+    for path in FILES:
+        asks = {n for n in imports_of(path) if n.split(".")[0] == "accelerate" or n.startswith("torch.distributed")}
+        assert not asks or module_of(path) == "world", f"{path} imports {asks}: prefiere.world is for that"
+
+
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_imports_without_torch(module: str) -> None:
     heavy = ("torch", "transformers", "peft", "accelerate", "datasets")

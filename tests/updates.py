@@ -18,7 +18,7 @@ from prefiere.algorithms.on_policy import OnPolicy
 from prefiere.algorithms.rollout import Rollout
 from prefiere.models.reference import Reference
 from prefiere.settings import PolicyGradient
-from prefiere.train.host import leave_group
+from prefiere.world import leave_group
 
 
 def method_of(tmp: Path, method: str = "ppo", **options: Any) -> OnPolicy:
@@ -68,7 +68,7 @@ def first_update(tmp: Path, method: str, **options: Any) -> dict[str, Any]:
         "loss": update.loss,
         "norm": update.grad_norm,
         "gradients": recorder.seen[0][1],
-        "world": m.session.engine.world_size,
+        "world": m.session.engine.world.size,
     }
 
 

@@ -33,7 +33,7 @@ GUARDED = 3  # the run was stopped because its answers degenerated
 
 
 def main_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started."""
+    """Whether this is the process that speaks, of those that torchrun started: as `World.main`, but without torch."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from prefiere.algorithms.dpo import Pairs, options_of
@@ -33,7 +32,8 @@ from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import INTERRUPTED, Loop
 from prefiere.train.method import Method
 from prefiere.train.objective import Objective
-from prefiere.train.setup import Session, make_accelerator, make_sampler, prepare
+from prefiere.train.setup import Session, make_sampler, prepare
+from prefiere.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +110,17 @@ def train(
     whatever a user can put right, after the run folder's status says so. Under torchrun every process calls this; the
     first one owns the folder.
     """
-    accelerator = make_accelerator(settings)
+    world = World.open(report_to=settings.report_to, out=settings.out)
     display = display or Display()
-    if not accelerator.is_main_process:
-        return _other_process(settings, accelerator)
+    if not world.main:
+        return _other_process(settings, world)
     run, lock = claim(settings.out)
     with contextlib.ExitStack() as held:
         held.callback(lock.release)
         try:
             before = open_run(run, settings, fresh=fresh)
-            accelerator.wait_for_everyone()  # the others read the folder from here on
-            return _train(settings, run, before, accelerator, display)
+            world.barrier()  # the others read the folder from here on
+            return _train(settings, run, before, world, display)
         except BaseException as e:
             _record_failure(run, e)
             if isinstance(e, OSError) and e.errno is not None:
@@ -131,10 +131,10 @@ def train(
             _leave(run, on_end)
 
 
-def _other_process(settings: Settings, accelerator: Accelerator) -> Outcome:
-    accelerator.wait_for_everyone()
+def _other_process(settings: Settings, world: World) -> Outcome:
+    world.barrier()
     run = Run(settings.out)
-    return _train(settings, run, run.environment, accelerator, Display(quiet=True))
+    return _train(settings, run, run.environment, world, Display(quiet=True))
 
 
 def _record_failure(run: Run, error: BaseException) -> None:
@@ -155,31 +155,30 @@ def _leave(run: Run, on_end: Callable[[Run], None]) -> None:
             run.folder.rmdir()
 
 
-def _train(settings: Settings, run: Run, before: dict[str, Any], accelerator: Accelerator, display: Display) -> Outcome:
+def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, display: Display) -> Outcome:
     if run.status.get("state") == "finished":
         display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
         return Outcome(run, already=True)
     recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
     unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
     kind: formats.Kind = "demonstrations" if isinstance(settings, SFT) else "judgements" if unpaired else "pairs"
-    session = prepare(settings, run, display, accelerator=accelerator, kind=kind, recorded=recorded)
+    session = prepare(settings, run, display, world=world, kind=kind, recorded=recorded)
     _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    world.barrier()
+    if world.main:
         run.data = session.data.account
         run.environment = before or environment(session)
         run.recipe = settings.model_dump()
         run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
-    if settings.report_to:
-        accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.model_dump().items()})
+    world.start_trackers(settings.model_dump())
     method = _method(session, settings)
     sampler = make_sampler(session) if settings.sample_steps != 0 else None
     loop = Loop(session, method, sampler)
     reason = loop.run()
     loop.finish(reason)
-    accelerator.wait_for_everyone()
+    world.barrier()
     if reason == INTERRUPTED:
         display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
     elif reason:
@@ -199,7 +198,7 @@ def _same_as_before(session: Session, before: dict[str, Any]) -> None:
     old = session.run.data.get("fingerprint")
     if old != session.data.account["fingerprint"]:
         raise RunError(f"{session.settings.data} has changed since this run began. Restore it, or use --fresh.")
-    if before.get("world_size") != session.accelerator.num_processes:
+    if before.get("world_size") != session.world.size:
         session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
 
 
@@ -277,7 +276,7 @@ def reference_logps(session: Session, store: Any) -> np.ndarray:
     def cached() -> np.ndarray:
         return cached_logps(key, lambda: engine.fitting(compute, int(store.lengths.max())))
 
-    if session.accelerator.is_main_process:  # the others read what the first process has written
+    if session.world.main:  # the others read what the first process has written
         values = cached()
-    session.accelerator.wait_for_everyone()
-    return values if session.accelerator.is_main_process else cached()
+    session.world.barrier()
+    return values if session.world.main else cached()

@@ -39,7 +39,7 @@ from prefiere.run import Run
 from prefiere.settings import Reward
 from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
-from prefiere.train.host import leave_group
+from prefiere.world import World, leave_group
 from random_groups import store
 
 QUIET = Display(quiet=True)
@@ -86,7 +86,7 @@ def engine(folder: Path, *, packed: bool | None = None, budget: int = 10_000, co
     optimizer = torch.optim.SGD([p for p in trunk.parameters() if p.requires_grad], lr=1.0)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     return Engine(
-        trunk, optimizer, schedule, accelerator=Accelerator(cpu=True), compute=compute,
+        trunk, optimizer, schedule, world=World.open(cpu=True), compute=compute,
         max_grad_norm=None, budget=budget, adapt=False,
     )  # fmt: skip
 
@@ -195,8 +195,8 @@ def test_two_processes_equal_one(tmp_path) -> None:
 def _in_a_process_group() -> None:
     e = engine(Path(os.environ["MODEL"]), budget=100)
     loss, gradients = step(e, groups())
-    if e.accelerator.is_main_process:
-        torch.save({"loss": loss, "gradients": gradients, "world_size": e.world_size}, os.environ["OUT"])
+    if e.world.main:
+        torch.save({"loss": loss, "gradients": gradients, "world_size": e.world.size}, os.environ["OUT"])
     leave_group()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 import tiny
 from prefiere.algorithms.dpo import Pairs
@@ -21,7 +20,7 @@ from prefiere.kernels import attention
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.train.engine import Engine, TrainingError
-from prefiere.train.host import leave_group
+from prefiere.world import World, leave_group
 from random_groups import store
 
 GROUPS = {k: store(12, k, partly=True) for k in (1, 2)}
@@ -39,7 +38,7 @@ def engine(
     optimizer = torch.optim.SGD([p for p in trunk.parameters() if p.requires_grad], lr=1.0)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     return Engine(
-        trunk, optimizer, schedule, accelerator=Accelerator(cpu=True), compute=compute,
+        trunk, optimizer, schedule, world=World.open(cpu=True), compute=compute,
         max_grad_norm=max_grad_norm, budget=budget, adapt=adapt, **options,
     )  # fmt: skip
 
@@ -135,8 +134,8 @@ def _in_a_process_group() -> None:
     for name in ("sft", "sigmoid", "kto"):
         e = engine(budget=150)
         loss, gradients = step(e, *objective(name))
-        if e.accelerator.is_main_process:
-            saved = {"loss": loss, "gradients": gradients, "world_size": e.world_size}
+        if e.world.main:
+            saved = {"loss": loss, "gradients": gradients, "world_size": e.world.size}
             torch.save(saved, Path(os.environ["OUT"]) / f"{name}.pt")
     leave_group()
 

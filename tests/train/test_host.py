@@ -66,23 +66,6 @@ def test_few_kernels_are_kept() -> None:
     assert ["cache_hit" in line for line in made] == [False, True, False]
 
 
-def test_a_command_leaves_its_group_of_processes(tmp_path) -> None:
-    """A group of one is left by the command itself; without a group there is nothing to leave."""
-    import torch.distributed as dist
-    from typer.testing import CliRunner
-
-    import runs
-    from prefiere.cli.main import app
-
-    host.leave_group()
-    s = runs.settings(tmp_path, max_steps=1)
-    given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items() if k != "method"]
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    done = CliRunner().invoke(app, ["dpo", *given])
-    assert done.exit_code == 0, done.output
-    assert not dist.is_initialized()
-
-
 def test_the_collector_leaves_alone_what_is_there() -> None:
     before = gc.get_freeze_count()
     host.leave_imports_alone()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
@@ -32,6 +31,7 @@ from prefiere.tokens.encoder import EncodeReport
 from prefiere.tokens.pack import pack
 from prefiere.train import checkpoint
 from prefiere.train.engine import Engine
+from prefiere.world import World
 from random_groups import store
 
 QUIET = Display(quiet=True)
@@ -268,7 +268,7 @@ def overflowing(compute: torch.dtype | None, held: str, tmp_path: Path) -> tuple
         r=4, alpha=8, dropout=0.0, targets="all-linear", dora=False, rslora=False))  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in trunk.parameters() if p.requires_grad], lr=1e-2)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    engine = Engine(trunk, optimizer, schedule, accelerator=Accelerator(cpu=True), compute=compute,
+    engine = Engine(trunk, optimizer, schedule, world=World.open(cpu=True), compute=compute,
                     max_grad_norm=1.0, budget=10_000, adapt=False)  # fmt: skip
     goal, groups = Imitate(), store(12, 1, vocab=300)
 

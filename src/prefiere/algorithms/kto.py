@@ -38,13 +38,13 @@ class Unpaired(OfLogprobs):
     def prepare(self, engine: Engine, members: np.ndarray) -> None:
         """The KL baseline over the whole update: mean log-ratio of its mismatched answers, over all processes."""
         total = torch.zeros((), dtype=torch.float64, device=engine.trunk.device)
-        plan = split(members, self.mismatched.lengths, budget=engine.budget, world_size=engine.world_size)
-        for indices in plan.ranks[engine.accelerator.process_index]:
+        plan = split(members, self.mismatched.lengths, budget=engine.budget, world_size=engine.world.size)
+        for indices in plan.ranks[engine.world.rank]:
             if indices:
                 batch = engine.pack(self.mismatched, indices)
                 logp_C = segment_sum(engine.forward(self, batch).logp_N, batch.owner_N, batch.completions)
                 total += (logp_C - rows_of(self.reference_mismatched, batch.index_G, logp_C)).double().sum()
-        self.baseline = kto_baseline(engine.reduce(total), len(members)).float()
+        self.baseline = kto_baseline(engine.world.sum(total), len(members)).float()
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss of a micro-batch; rewards are shown for desirable ("chosen") and undesirable ("rejected") answers."""

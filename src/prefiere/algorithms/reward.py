@@ -64,7 +64,7 @@ MEASURED = 2048
 def complete(session: Session, objective: Scores) -> None:
     """Write what the held-out pairs say of the model, then make demonstrations (chosen answers that it was trained on)
     score 0 on average with unit scale."""
-    engine, data, main = session.engine, session.data, session.accelerator.is_main_process
+    engine, data, main = session.engine, session.data, session.world.main
     some = np.random.default_rng([session.settings.seed, 2]).permutation(len(data.train))[:MEASURED]
     seen = engine.measure(data.train, objective, np.sort(some)).values
     labels = data.train.labels[np.sort(some)]

@@ -16,7 +16,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from prefiere.models.reference import Reference
@@ -108,8 +107,7 @@ def collect(
     and completions' tokens -> float64 [n, M]. Log-probs are not there yet: see `measure`.
     """
     began = time.perf_counter()
-    rank, world = engine.accelerator.process_index, engine.world_size
-    mine = np.arange(len(prompts))[rank::world]
+    mine = np.arange(len(prompts))[engine.world.rank :: engine.world.size]
     with engine.autocast():
         samples = generate(
             engine.trunk.lm,
@@ -125,8 +123,7 @@ def collect(
     sampled = time.perf_counter()
     each = score([int(names[mine[s.prompt]]) for s in samples], [s.tokens for s in samples])
     parts = [(int(mine[s.prompt]), s, each[i]) for i, s in enumerate(samples)]
-    if world > 1:
-        parts = sorted(gather_object(parts), key=lambda p: (p[0], p[1].sample))
+    parts = sorted(engine.world.gather(parts), key=lambda p: (p[0], p[1].sample))
     rollout = _arranged(prompts, [s for _, s, _ in parts], np.stack([e for _, _, e in parts]), drawing.samples)
     rollout.seconds = {"sampling": sampled - began, "scoring": time.perf_counter() - sampled}
     return rollout

@@ -12,7 +12,8 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
     """Read the settings and hand them to the method's training loop."""
     import prefiere.train.setup  # noqa: F401 (with it, all that training imports)
     from prefiere import api, recipe
-    from prefiere.train.host import leave_group, leave_imports_alone
+    from prefiere.train.host import leave_imports_alone
+    from prefiere.world import leave_group
 
     paths = [text for text in rest or [] if "=" not in text]
     if len(paths) > 1:

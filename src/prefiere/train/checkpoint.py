@@ -31,15 +31,15 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    main = engine.accelerator.is_main_process
+    main = engine.world.main
     if main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    engine.accelerator.wait_for_everyone()
-    rank = engine.accelerator.process_index
+    engine.world.barrier()
+    rank = engine.world.rank
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, temporary / f"rng-{rank}.pt")
-    engine.accelerator.wait_for_everyone()
+    engine.world.barrier()
     if main:
         weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
         save_file(weights, temporary / "trained.safetensors")
@@ -60,7 +60,7 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
         _remove(final)
         temporary.rename(final)
         sync_folder(folder)
-    engine.accelerator.wait_for_everyone()
+    engine.world.barrier()
     return final
 
 
@@ -109,14 +109,14 @@ def load(path: Path, engine: Engine) -> dict[str, Any]:
     engine.scheduler.load_state_dict(optimizer["scheduler"])
     engine.scaler.load_state_dict(optimizer["scaler"])
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    random = path / f"rng-{engine.accelerator.process_index}.pt"
+    random = path / f"rng-{engine.world.rank}.pt"
     if random.is_file():
         rng = torch.load(random, map_location="cpu", weights_only=True)
         torch.set_rng_state(rng["cpu"])
         if rng["cuda"]:
             torch.cuda.set_rng_state_all(rng["cuda"])
     else:  # there are more processes than before
-        torch.manual_seed(1000 * state["step"] + engine.accelerator.process_index)
+        torch.manual_seed(1000 * state["step"] + engine.world.rank)
     engine.backoffs = state["backoffs"]
     if engine.adapt:  # a budget that was asked for may have been asked for anew
         engine.budget = state["budget"]

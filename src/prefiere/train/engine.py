@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from prefiere.models.trunk import Trunk
@@ -24,6 +22,7 @@ from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch, pack
 from prefiere.tokens.schedule import split
 from prefiere.train.objective import Objective, add_metrics, sum_terms
+from prefiere.world import World
 
 T = TypeVar("T")
 
@@ -72,7 +71,7 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         *,
-        accelerator: Accelerator,
+        world: World,
         compute: torch.dtype | None,
         max_grad_norm: float | None,
         budget: int,
@@ -80,15 +79,11 @@ class Engine:
         notice: Callable[[str], None] = lambda text: None,
     ):
         self.trunk, self.optimizer, self.scheduler = trunk, optimizer, scheduler
-        self.accelerator, self.compute = accelerator, compute
+        self.world, self.compute = world, compute
         self.max_grad_norm, self.budget, self.adapt, self.notice = max_grad_norm, budget, adapt, notice
         self.parameters = [p for p in trunk.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
         self.backoffs = 0
-
-    @property
-    def world_size(self) -> int:
-        return self.accelerator.num_processes
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward of the run is computed in."""
@@ -138,9 +133,7 @@ class Engine:
         for objective in objectives:
             objective.prepare(self, members)
         counts = store.counts(members)
-        mine = split(members, store.lengths, budget=self.budget, world_size=self.world_size).ranks[
-            self.accelerator.process_index
-        ]
+        mine = split(members, store.lengths, budget=self.budget, world_size=self.world.size).ranks[self.world.rank]
         sums: dict[str, Tensor] = {}
         tokens = 0
         total = torch.zeros((), dtype=torch.float64, device=self.trunk.device)
@@ -160,16 +153,16 @@ class Engine:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         # Everything that the host wants to know of an update, read at once: nothing before this waits for the device.
-        found = torch.cat([torch.stack([self.reduce(total), norm.double()]), *sums.values()]).tolist()
+        found = torch.cat([torch.stack([self.world.sum(total), norm.double()]), *sums.values()]).tolist()
         moments = {name: Moments(*found[2 + 3 * i : 5 + 3 * i]) for i, name in enumerate(sums)}
         return Update(found[0], self._merge(moments), found[1], self._total(tokens), sum(bool(i) for i in mine))
 
     def _add_gradients(self) -> None:
         """Each process's gradient becomes the sum over all of them, in buckets of one message each."""
-        if self.world_size == 1:
+        if self.world.size == 1:
             return
         for bucket in _buckets([p.grad for p in self.parameters if p.grad is not None]):
-            flat = self.reduce(torch._utils._flatten_dense_tensors(bucket))
+            flat = self.world.sum(torch._utils._flatten_dense_tensors(bucket))
             for grad, whole in zip(bucket, torch._utils._unflatten_dense_tensors(flat, bucket), strict=True):
                 grad.copy_(whole)
 
@@ -181,7 +174,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not self.adapt or self.world_size > 1:
+        if not self.adapt or self.world.size > 1:
             raise TrainingError(
                 f"out of memory with tokens_per_microbatch={self.budget}: set a smaller one (the result stays the same)"
             ) from error
@@ -271,38 +264,26 @@ class Engine:
         its arrays in fp32, of all processes."""
         self.trunk.eval()
         parts = []
-        plan = split(members, store.lengths, budget=self.budget, world_size=self.world_size)
-        for indices in plan.ranks[self.accelerator.process_index]:
+        plan = split(members, store.lengths, budget=self.budget, world_size=self.world.size)
+        for indices in plan.ranks[self.world.rank]:
             if indices:
                 found = work(self.pack(store, indices))
                 parts.append((indices, {n: x.float().cpu().numpy() for n, x in found.items()}))
                 progress(len(indices))
         self.trunk.train()
-        gathered: list[tuple[tuple[int, ...], dict[str, np.ndarray]]] = (
-            gather_object(parts) if self.world_size > 1 else parts
-        )
-        return gathered
+        return self.world.gather(parts)
 
     # -- over processes -------------------------------------------------------------------------------------------
 
     def _merge(self, mine: dict[str, Moments]) -> dict[str, Moments]:
-        if self.world_size == 1:
-            return mine
         merged: dict[str, Moments] = {}
-        for part in gather_object([mine]):
+        for part in self.world.gather([mine]):
             for n, m in part.items():
                 merged[n] = merged[n] + m if n in merged else m
         return merged
 
     def _total(self, n: int) -> int:
-        return n if self.world_size == 1 else int(sum(gather_object([n])))
-
-    def reduce(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        if self.world_size == 1:
-            return value
-        total: Tensor = self.accelerator.reduce(value, "sum")
-        return total
+        return sum(self.world.gather([n]))
 
 
 BUCKET_BYTES = 32 * 2**20

@@ -27,14 +27,14 @@ def environment(session: Session) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    device = session.accelerator.device
+    device = session.world.device
     return {
         "versions": {"python": platform.python_version(), **versions},
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type} ({platform.machine()})",
         "threads": torch.get_num_threads(),
-        "world_size": session.accelerator.num_processes,
+        "world_size": session.world.size,
         "platform": platform.platform(),
         "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
         "reference": session.fingerprint,

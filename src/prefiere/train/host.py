@@ -8,7 +8,6 @@ import os
 import platform
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from prefiere.kernels.linear import through_onednn
@@ -68,13 +67,3 @@ def leave_imports_alone() -> None:
     For a command, once it has imported what it needs: what is garbage by then is never collected.
     """
     gc.freeze()
-
-
-def leave_group() -> None:
-    """Close the group of processes that torchrun started, if it did: the last thing that a command does.
-
-    Its threads otherwise outlive the interpreter, and one that then lets go of a tensor aborts a process that had done
-    its work; torchrun kills the others with it.
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from prefiere.evaluate.guards import degenerate, exploited
@@ -68,7 +67,7 @@ class Loop:
         self.eval_every = every(self.settings.eval_steps, total, 10)
         self.save_every = every(self.settings.save_steps, total, 10)
         self.sample_every = every(self.settings.sample_steps, total, 10)
-        self.main = session.accelerator.is_main_process
+        self.main = session.world.main
         self.interrupt = Interrupt(session.display.say)
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -119,8 +118,7 @@ class Loop:
                 best, stop = self._watch_best(row)
             self._write(row)
             stop = (self._guard(row) if sample else None) or self.method.stop(row) or stop
-            if self.engine.world_size > 1:  # one process's answers decide for all
-                stop, best = broadcast_object_list([stop, best])
+            stop, best = self.session.world.broadcast((stop, best))  # one process's answers decide for all
         if not stop and (due[self.save_every] or best):
             self._save()
         return stop
@@ -181,9 +179,7 @@ class Loop:
         if self.main:
             self.run_folder.log(row)
             self._status("running")
-        if self.settings.report_to:
-            numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-            self.session.accelerator.log(numbers, step=self.state.step)
+        self.session.world.track(row, self.state.step)
 
     def _status(self, state: str, reason: str | None = None) -> None:
         self.run_folder.status = {
@@ -228,10 +224,8 @@ class Loop:
         return None if reason is None else f"guard: {reason}"
 
     def _stop_asked(self) -> bool:
-        if self.engine.world_size == 1:
-            return self.interrupt.asked
         flag = torch.tensor(float(self.interrupt.asked), device=self.session.trunk.device)
-        return bool(self.engine.reduce(flag) > 0)
+        return bool(self.session.world.sum(flag) > 0)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -283,5 +277,4 @@ class Loop:
             checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
         if self.main:
             self._status("finished" if ended else "stopped", reason)
-        if self.settings.report_to:
-            self.session.accelerator.end_training()
+        self.session.world.finish_trackers()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.console import Display
@@ -47,6 +44,7 @@ from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optimizer import make_optimizer, make_scheduler
+from prefiere.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,7 +56,7 @@ class Session:
     settings: Settings
     run: Run
     display: Display
-    accelerator: Accelerator
+    world: World
     tokenizer: PreTrainedTokenizerBase
     source: Source
     trunk: Trunk
@@ -95,21 +93,6 @@ class Session:
     @property
     def compute(self) -> torch.dtype | None:
         return self.engine.compute
-
-
-def make_accelerator(settings: Settings) -> Accelerator:
-    """One for the run; raises ValueError for a tracker that is not installed."""
-    installed = {str(getattr(t, "value", t)) for t in get_available_trackers()}
-    for tracker in settings.report_to:
-        if tracker not in installed:
-            raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while the first process computes the reference
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        log_with=list(settings.report_to) or None,
-        project_dir=settings.out,
-        kwargs_handlers=[patient],
-    )
 
 
 class Picked:
@@ -149,7 +132,7 @@ def prepare(
     run: Run,
     display: Display,
     *,
-    accelerator: Accelerator,
+    world: World,
     kind: formats.Kind,
     recorded: dict[str, Any],
 ) -> Session:
@@ -165,7 +148,7 @@ def prepare(
     shape = skeleton(source) if scores else None
     parameters = sum(p.numel() for p in shape.parameters()) if shape else count_parameters(source)
     reads_both_ways = shape is not None and not decodes(shape)
-    device = accelerator.device
+    device = world.device
 
     picked = Picked(recorded)
     settings = picked.capped(settings, positions(source) if not reads_both_ways else room(source, tokenizer))
@@ -228,7 +211,7 @@ def prepare(
         trunk,
         optimizer,
         make_scheduler(optimizer, settings, steps),
-        accelerator=accelerator,
+        world=world,
         compute=None if dtype == torch.float32 else dtype,
         max_grad_norm=settings.max_grad_norm,
         budget=budget,
@@ -239,7 +222,7 @@ def prepare(
         settings,
         run,
         display,
-        accelerator,
+        world,
         tokenizer,
         source,
         trunk,

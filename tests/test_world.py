@@ -1,0 +1,97 @@
+"""World: what several processes make of a sum, a list, an object, against the same worked out by hand; trackers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from typer.testing import CliRunner
+
+import runs
+from prefiere.cli.main import app
+from prefiere.world import World, leave_group
+
+
+def told() -> dict[str, object]:
+    """What every process says of its world."""
+    world = World.open(cpu=True)
+    mine = torch.tensor([1.5, float(world.rank)], dtype=torch.float64)
+    total = world.sum(mine)
+    if not world.main:
+        time.sleep(0.5)  # the others are late: the first process must wait for them
+        (Path(os.environ["WHERE"]) / f"late-{world.rank}").touch()
+    world.barrier()
+    late = sorted(p.name for p in Path(os.environ["WHERE"]).glob("late-*"))
+    world.finish_trackers()  # and the group stands as before
+    return {
+        "rank": world.rank, "size": world.size, "main": world.main, "device": world.device.type, "late": late,
+        "sum": total.tolist(), "mine": mine.tolist(), "dtype": str(total.dtype),
+        "gathered": world.gather([f"{world.rank}{i}" for i in range(world.rank + 1)]),
+        "told": world.broadcast({"from": world.rank}),
+    }  # fmt: skip
+
+
+def in_processes(tmp_path: Path, count: int) -> list[dict[str, object]]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHERE": str(tmp_path)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), __file__]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
+    found = in_processes(tmp_path, 2)
+    assert [(f["rank"], f["size"], f["main"], f["device"]) for f in found] == [
+        (0, 2, True, "cpu"),
+        (1, 2, False, "cpu"),
+    ]
+    for rank, f in enumerate(found):
+        assert f["sum"] == [3.0, 1.0]
+        assert f["dtype"] == "torch.float64"
+        assert f["mine"] == [1.5, rank], "what a process gives to a sum stays as it was"
+        assert f["gathered"] == ["00", "10", "11"]
+        assert f["told"] == {"from": 0}
+        assert f["late"] == ["late-1"]
+
+
+def test_one_process_is_a_world() -> None:
+    world = World.open(cpu=True)
+    value = torch.ones(2)
+    assert (world.rank, world.size, world.main) == (0, 1, True)
+    assert world.sum(value) is value
+    assert world.gather([1, 2]) == [1, 2]
+    assert world.broadcast("x") == "x"
+    world.barrier()
+
+
+def test_a_tracker_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="report_to: excel is not installed"):
+        World.open(report_to=["excel"])
+
+
+def test_a_command_leaves_its_group_of_processes(tmp_path) -> None:
+    """A group of one is left by the command itself; without a group there is nothing to leave."""
+    leave_group()
+    s = runs.settings(tmp_path, max_steps=1)
+    given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items() if k != "method"]
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    done = CliRunner().invoke(app, ["dpo", *given])
+    assert done.exit_code == 0, done.output
+    assert not dist.is_initialized()
+
+
+def _in_a_process_group() -> None:
+    found = told()
+    (Path(os.environ["WHERE"]) / f"{found['rank']}.json").write_text(json.dumps(found))
+    leave_group()
+
+
+if __name__ == "__main__":
+    _in_a_process_group()
