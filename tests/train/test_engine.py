@@ -120,7 +120,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = {name: step(engine(budget=150), *objective(name)) for name in ("sft", "sigmoid", "kto")}
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OUT": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OUT": str(tmp_path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
