@@ -33,7 +33,7 @@ from benchmarks.memory import peak_mb
 from benchmarks.peak import matmul_peak, step_flops
 from prefiere import recipe
 from prefiere.algorithms.dpo import Pairs
-from prefiere.algorithms.on_policy import OnPolicy
+from prefiere.algorithms.ppo import build
 from prefiere.console import Display
 from prefiere.models.reference import Reference, sequence_logps
 from prefiere.models.trunk import CRITIC, POLICY, REWARD
@@ -113,9 +113,7 @@ def ppo(folder: Path, size: Size) -> dict[str, float]:
     adapters = set(run.trunk.model.peft_config)
     if not {POLICY, CRITIC, REWARD} <= adapters:
         raise SystemExit(f"the roles are not on one trunk, but only {sorted(adapters)}")
-    assert run.data.prompts is not None
-    assert run.reward is not None
-    method = OnPolicy(run, run.settings, run.data.prompts, run.reward, Reference(run.trunk))  # type: ignore[arg-type]
+    method = build(run)
     method.step(0)
     began = now()
     done = method.step(1)

@@ -67,17 +67,14 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     quiet()
     from prefiere.console import Display
     from prefiere.run import Run
-    from prefiere.settings import SFT, PolicyGradient
+    from prefiere.settings import PPO, SFT
     from prefiere.train.setup import prepare
     from prefiere.world import World
 
     place = Path(out)
     given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
-    settings: Any
-    if who == "ppo":
-        settings = PolicyGradient(method="ppo", reward=str(place / f"reward-{shape}"), num_ppo_epochs=1, **given)
-    else:
-        settings = SFT(**given)
+    reward = str(place / f"reward-{shape}")
+    settings: Any = PPO(reward=reward, num_ppo_epochs=1, **given) if who == "ppo" else SFT(**given)
     session = prepare(
         settings, Run.create(settings.out), Display(quiet=True), world=World.open(),
         kind="demonstrations", recorded={},
@@ -89,15 +86,14 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
 
 def _ppo(session: Any, folder: Path) -> int:
     """So many PPO steps; what they sampled is kept for SFT."""
-    from prefiere.algorithms import on_policy
-    from prefiere.models.reference import Reference
+    from prefiere.algorithms.ppo import build
+    from prefiere.algorithms.rollout import Rollout
     from prefiere.tokens.groups import GroupStore
 
-    kept, real = [], on_policy.assign
-    on_policy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)  # type: ignore[func-returns-value]
-    method = on_policy.OnPolicy(
-        session, session.settings, session.data.prompts, session.reward, Reference(session.trunk)
-    )  # fmt: skip
+    method = build(session)
+    kept: list[Rollout] = []
+    real = method.advantages
+    method.advantages = lambda reward, rollout: kept.append(rollout) or real(reward, rollout)  # type: ignore[func-returns-value]
     tokens = sum(method.step(step).tokens for step in range(STEPS))
     GroupStore.write([g for rollout in kept for g in rollout.store], 1, _fresh(folder))
     return tokens

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, GenerationConfig
 import tiny
 from prefiere.console import Display
 from prefiere.launch import train
+from prefiere.methods import METHODS
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
@@ -118,7 +119,9 @@ def policy_settings(tmp: Path, method: str = "ppo", **options: Any) -> PolicyGra
     }  # fmt: skip
     if method == "ppo":
         given |= {"num_ppo_epochs": 2}
-    return PolicyGradient(**{**given, **options})
+    made = METHODS[method].settings(**{**given, **options})
+    assert isinstance(made, PolicyGradient)
+    return made
 
 
 def policy_session(tmp: Path, method: str = "ppo", **options: Any) -> Session:

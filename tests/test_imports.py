@@ -27,8 +27,8 @@ MAY: dict[str, set[str]] = {
     "train": {"plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "algorithms": {"train", "plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "estimate": {"algorithms", "train", "plan", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
-    "doctor": {"run", "stats", "metrics", "methods", "files"},
-    "report": {"doctor", "run", "stats", "metrics", "methods", "files"},
+    "doctor": {"run", "stats", "metrics", "methods", "settings", "files"},
+    "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files"},
     "feedback": {"data", "run", "stats", "files", "settings", "recipe"},
 }
 EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,28 @@ import pytest
 import torch
 
 import runs
-from prefiere.algorithms import on_policy
 from prefiere.algorithms.on_policy import OnPolicy
 from prefiere.algorithms.rollout import Rollout
-from prefiere.models.reference import Reference
-from prefiere.settings import PolicyGradient
+from prefiere.methods import METHODS
 from prefiere.world import leave_group
 
 
 def method_of(tmp: Path, method: str = "ppo", **options: Any) -> OnPolicy:
     """The method of such a run, with all its parts, before its first step."""
-    session = runs.policy_session(tmp, method, **options)
-    s = session.settings
-    assert isinstance(s, PolicyGradient)
-    assert session.data.prompts is not None
-    assert session.reward is not None
-    return OnPolicy(session, s, session.data.prompts, session.reward, Reference(session.trunk))
+    made: OnPolicy = import_module(METHODS[method].home).build(runs.policy_session(tmp, method, **options))
+    return made
+
+
+def kept_rollouts(m: OnPolicy) -> list[Rollout]:
+    """A list to which this method's rollouts are added from now on, each before its first update."""
+    kept, real = list[Rollout](), m.advantages
+
+    def noting(reward_CL: torch.Tensor, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+        kept.append(rollout)
+        return real(reward_CL, rollout)
+
+    m.advantages = noting
+    return kept
 
 
 class Recorder(torch.optim.SGD):
@@ -54,13 +61,8 @@ def recorded(m: OnPolicy, lr: float = 0.05) -> Recorder:
 def first_update(tmp: Path, method: str, **options: Any) -> dict[str, Any]:
     """Tokens of the first rollout, loss and gradients of the first update on it."""
     m = method_of(tmp, method, **{"num_ppo_epochs": 1, "max_grad_norm": None, **options})
-    recorder, kept = recorded(m), list[Rollout]()
-    real = on_policy.assign
-    on_policy.assign = lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest)
-    try:
-        update = m.step(0)
-    finally:
-        on_policy.assign = real
+    recorder, kept = recorded(m), kept_rollouts(m)
+    update = m.step(0)
     tokens = [c.tolist() for g in kept[0].store for c in g.completions]
     return {
         "tokens": tokens,

@@ -20,17 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "__version__", "compare", "dpo", "grpo", "ppo", "read", "reinforce", "reward", "rloo", "sft"]
 
-_HOMES = {
+_HOMES = dict.fromkeys(__all__, "prefiere.api") | {
     "Run": "prefiere.run",
     "compare": "prefiere.evaluate.compare",
-    "dpo": "prefiere.api",
-    "grpo": "prefiere.api",
-    "ppo": "prefiere.api",
     "read": "prefiere.data.formats",
-    "reinforce": "prefiere.api",
-    "reward": "prefiere.api",
-    "rloo": "prefiere.api",
-    "sft": "prefiere.api",
 }
 
 

@@ -6,32 +6,21 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
-from prefiere.algorithms.dpo import Pairs, options_of
-from prefiere.algorithms.kto import Unpaired, mismatch
-from prefiere.algorithms.offline import Offline
-from prefiere.algorithms.on_policy import OnPolicy
-from prefiere.algorithms.reward import Scores, complete
-from prefiere.algorithms.sft import Imitate
 from prefiere.console import Display
-from prefiere.data import formats
-from prefiere.models.reference import Reference, cached_logps, sequence_logps
-from prefiere.objectives.preference import LOSSES
+from prefiere.methods import METHODS
 from prefiere.recipe import changed
 from prefiere.run import Run, RunError
-from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
-from prefiere.tokens.schedule import visited
+from prefiere.settings import Settings
 from prefiere.train.engine import TrainingError
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import INTERRUPTED, Loop
-from prefiere.train.method import Method
-from prefiere.train.objective import Objective
 from prefiere.train.setup import Session, make_sampler, prepare
 from prefiere.world import World
 
@@ -160,9 +149,8 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
         return Outcome(run, already=True)
     recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
-    unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
-    kind: formats.Kind = "demonstrations" if isinstance(settings, SFT) else "judgements" if unpaired else "pairs"
-    session = prepare(settings, run, display, world=world, kind=kind, recorded=recorded)
+    method = METHODS[settings.method]
+    session = prepare(settings, run, display, world=world, kind=method.reads(settings), recorded=recorded)
     _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")
@@ -173,9 +161,9 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         run.recipe = settings.model_dump()
         run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
     world.start_trackers(settings.model_dump())
-    method = _method(session, settings)
+    algorithm = import_module(method.home).build(session)
     sampler = make_sampler(session) if settings.sample_steps != 0 else None
-    loop = Loop(session, method, sampler)
+    loop = Loop(session, algorithm, sampler)
     reason = loop.run()
     loop.finish(reason)
     world.barrier()
@@ -200,83 +188,3 @@ def _same_as_before(session: Session, before: dict[str, Any]) -> None:
         raise RunError(f"{session.settings.data} has changed since this run began. Restore it, or use --fresh.")
     if before.get("world_size") != session.world.size:
         session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
-
-
-def _method(session: Session, settings: Settings) -> Method:
-    if isinstance(settings, SFT):
-        return _imitation(session)
-    if isinstance(settings, Reward):
-        return _scores(session, settings)
-    if isinstance(settings, PolicyGradient):
-        return _rollouts(session, settings)
-    assert isinstance(settings, DPO)
-    return _preferences(session, settings)
-
-
-def _rollouts(session: Session, settings: PolicyGradient) -> OnPolicy:
-    assert session.data.prompts is not None
-    assert session.reward is not None
-    return OnPolicy(session, settings, session.data.prompts, session.reward, Reference(session.trunk))
-
-
-def _imitation(session: Session) -> Offline:
-    return Offline(session, Imitate(), Imitate(), guarded=False)
-
-
-def _scores(session: Session, settings: Reward) -> Offline:
-    goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
-    return Offline(session, goal, goal, guarded=False, complete=lambda: complete(session, goal))
-
-
-def _preferences(session: Session, settings: DPO) -> Offline:
-    loss = LOSSES[settings.loss_type]
-    reference = Reference(session.trunk) if settings.sample_steps != 0 else None
-    data, steps = session.data, session.total_steps
-    seen = visited(len(data.train), settings.batch_size, seed=settings.seed, steps=steps)
-
-    def logps(store: Any, rows: np.ndarray) -> np.ndarray:
-        if not loss.needs_reference:
-            return np.zeros((len(store), store.k), np.float32)
-        out = np.full((len(store), store.k), np.nan, np.float32)  # of what no update sees, nothing is known
-        out[rows] = reference_logps(session, store if len(rows) == len(store) else store.select(rows))
-        return out
-
-    def unpaired(store: Any, rows: np.ndarray) -> Unpaired:
-        other = mismatch(store, settings.seed, session.settings.max_length)
-        return Unpaired(other, logps(store, rows), logps(other, rows), settings.beta, _kto_options(settings))
-
-    def pairs(store: Any, rows: np.ndarray) -> Pairs:
-        return Pairs(
-            loss,
-            options_of(settings),
-            settings.beta,
-            logps(store, rows),
-            rpo_alpha=settings.rpo_alpha,
-            measures_noise=loss.needs_reference,
-        )
-
-    make: Callable[[Any, np.ndarray], Objective] = unpaired if loss.per == "completion" else pairs
-    held = make(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
-    return Offline(session, make(data.train, seen), held, reference)
-
-
-def _kto_options(settings: DPO) -> dict[str, Any]:
-    return {k: v for k, v in options_of(settings).items() if k != "beta"}
-
-
-def reference_logps(session: Session, store: Any) -> np.ndarray:
-    """The reference's log-prob of every completion of a store [n, k], from the cache where it is there."""
-    engine = session.engine
-    key = {**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}
-
-    def compute() -> np.ndarray:
-        with session.display.stage("reference log-probs", len(store)) as advance:
-            return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
-
-    def cached() -> np.ndarray:
-        return cached_logps(key, lambda: engine.fitting(compute, int(store.lengths.max())))
-
-    if session.world.main:  # the others read what the first process has written
-        values = cached()
-    session.world.barrier()
-    return values if session.world.main else cached()

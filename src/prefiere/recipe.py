@@ -11,28 +11,13 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from prefiere.settings import DPO, METHODS, SFT, PolicyGradient, Reward, Settings
-
-__all__ = [
-    "DPO",
-    "FOREIGN",
-    "METHODS",
-    "SFT",
-    "RecipeError",
-    "Reward",
-    "Settings",
-    "accepts",
-    "changed",
-    "load",
-    "schema",
-    "table",
-    "validate",
-]
+from prefiere.methods import METHODS
+from prefiere.settings import PolicyGradient, Settings
 
 
 class RecipeError(ValueError):
@@ -148,14 +133,15 @@ def accepts(model: type[Settings], key: str) -> str:
     return " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
-def _unknown(model: type[Settings], key: str) -> str:
+def _unknown(method: str, key: str) -> str:
     """Why a key does not exist, and which one was meant."""
-    theirs = FOREIGN | (ON_POLICY_FOREIGN if model is PolicyGradient else {})
+    model = METHODS[method].settings
+    theirs = FOREIGN | (ON_POLICY_FOREIGN if issubclass(model, PolicyGradient) else {})
     if key in theirs:
         return f"{key} is not a setting here; write {theirs[key]}."
-    others = [name for name, other in METHODS.items() if key in other.model_fields]
+    others = [name for name, other in METHODS.items() if key in other.settings.model_fields]
     if others:
-        return f"{key} is a setting of method {', '.join(others)}, not of {model.model_fields['method'].default}."
+        return f"{key} is a setting of method {', '.join(others)}, not of {method}."
     near = difflib.get_close_matches(key, model.model_fields, n=1)
     return f"{key} is not a setting. " + (
         f"Did you mean {near[0]}?" if near else "`prefiere recipe show` lists them all."
@@ -230,11 +216,11 @@ def load(
         raise RecipeError(f"{where}method must be one of {', '.join(METHODS)}, not {stated!r}.")
     if method is not None and stated != method:
         raise RecipeError(f"{where}this is a recipe for `prefiere {stated}`, not for `prefiere {method}`.")
-    model = METHODS[stated]
+    model = METHODS[stated].settings
     values: dict[str, Any] = {"method": stated}
     for key, (value, where) in given.items():
         if key not in model.model_fields:
-            raise RecipeError(where + _unknown(model, key))
+            raise RecipeError(where + _unknown(stated, key))
         try:
             values[key] = _check(model, key, value)
         except RecipeError as e:
@@ -247,7 +233,7 @@ def load(
 
 def _left_to_flags(given: Mapping[str, Any]) -> list[str]:
     """What a recipe must have and leaves to the command line."""
-    model = METHODS.get(str(given["method"][0]) if "method" in given else "", Settings)
+    model = _settings_of(str(given["method"][0]) if "method" in given else "")
     return [key for key, field in model.model_fields.items() if field.is_required() and key not in given]
 
 
@@ -272,30 +258,39 @@ def _explain(model: type[Settings], given: Mapping[str, tuple[Any, str]], error:
     return f"{where}{key} must be {accepts(model, key)}, not {value!r}."
 
 
+def _settings_of(method: str) -> type[Settings]:
+    """What a method takes; what all take, for a method that there is not."""
+    return METHODS[method].settings if method in METHODS else Settings
+
+
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Names of the settings that differ and must not within one run (see ``Settings.free``).
 
-    Both are flat maps as ``model_dump`` gives them; a key that one side lacks has its default there.
+    Both are flat maps as ``model_dump`` gives them; a key that one side lacks has its default there. Keys that are no
+    settings (any more) do not count.
     """
-    model = METHODS.get(str(new.get("method")), Settings)
+    model = _settings_of(str(new.get("method")))
     defaults = {name: field.default for name, field in model.model_fields.items()}
-    keys = [k for k in {**defaults, **old, **new} if k not in model.free]
+    keys = [k for k in defaults if k not in model.free]
     return [k for k in keys if old.get(k, defaults.get(k)) != new.get(k, defaults.get(k))]
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for editors."""
-    inner = TypeAdapter(SFT | DPO | Reward | PolicyGradient).json_schema()
-    for name in ("SFT", "DPO", "Reward", "PolicyGradient"):  # flags may supply what a recipe leaves out
-        inner["$defs"][name].pop("required", None)
-        inner["$defs"][name]["required"] = ["method"]
+    every = [row.settings for row in METHODS.values()]
+    either: Any = Union[tuple(every)]  # noqa: UP007
+    inner = TypeAdapter(either).json_schema()
+    for model in every:  # flags may supply what a recipe leaves out
+        inner["$defs"][model.__name__]["required"] = ["method"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "prefiere recipe", **inner}
 
 
 def table(method: str) -> list[tuple[str, str, str, str]]:
     """(key, what it may be, default, meaning) of every setting of a method, in the order of the file."""
-    model = METHODS[method]
+    return _rows(METHODS[method].settings, METHODS[method].settings.model_fields)
 
+
+def _rows(model: type[Settings], keys: Iterable[str]) -> list[tuple[str, str, str, str]]:
     def default(key: str) -> str:
         field = model.model_fields[key]
         if field.is_required():
@@ -304,28 +299,35 @@ def table(method: str) -> list[tuple[str, str, str, str]]:
             "none" if field.default is None else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
         )
 
-    return [(k, accepts(model, k), default(k), f.description or "") for k, f in model.model_fields.items()]
+    return [(k, accepts(model, k), default(k), model.model_fields[k].description or "") for k in keys]
 
 
 def markdown() -> str:
     """The text of docs/settings.md: the settings of every method, shared ones first."""
-    tables = [("Every command", "dpo", [k for k in Settings.model_fields if k != "method"])]
-    for method, model in METHODS.items():
-        tables.append((f"`prefiere {method}`", method, [k for k in model.model_fields if _own(model, k)]))
+    sampling = [name for name, row in METHODS.items() if issubclass(row.settings, PolicyGradient)]
+    shared = f"Commands that sample answers ({', '.join(sampling)})"
+    tables: list[tuple[str, type[Settings], list[str]]] = [
+        ("Every command", Settings, [k for k in Settings.model_fields if k != "method"]),
+        (shared, PolicyGradient, _own(PolicyGradient, Settings)),
+    ]
+    for name, method in METHODS.items():
+        above = PolicyGradient if name in sampling else Settings
+        tables.append((f"`prefiere {name}`", method.settings, _own(method.settings, above)))
     lines = [
         "# Settings",
         "",
         "Every key of a recipe, and of `key=value` on the command line; what a command has or sets otherwise stands in",
         "its own table. Written by `prefiere recipe show --markdown` from the code.",
     ]
-    for title, method, keys in tables:
+    for title, model, keys in tables:
         lines += ["", f"## {title}", "", "| key | may be | default | meaning |", "| --- | --- | --- | --- |"]
-        rows = (row for row in table(method) if row[0] in keys)
-        lines += ["| `{}` | {} | {} | {} |".format(*(cell.replace("|", r"\|") for cell in row)) for row in rows]
+        lines += [
+            "| `{}` | {} | {} | {} |".format(*(cell.replace("|", r"\|") for cell in row)) for row in _rows(model, keys)
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _own(model: type[Settings], key: str) -> bool:
-    """Whether a method has this setting, or this default, to itself."""
-    shared = Settings.model_fields.get(key)
-    return shared is None or shared.default != model.model_fields[key].default
+def _own(model: type[Settings], above: type[Settings]) -> list[str]:
+    """The settings, or the defaults, that a class has and the one above it has not."""
+    fields = above.model_fields
+    return [k for k, f in model.model_fields.items() if k not in fields or fields[k].default != f.default]

@@ -165,6 +165,8 @@ class SFT(Settings):
 
 _REFERENCE = {"sigmoid", "ipo", "hinge", "robust"}
 _PAIRWISE = _REFERENCE | {"simpo", "orpo", "cpo"}
+NEEDS_REFERENCE = _REFERENCE | {"kto"}
+"""The losses that compare the policy with what it was before the run."""
 # The losses that have an option; the others would ignore it, so setting it for them is an error.
 LOSSES_WITH: dict[str, set[str]] = {
     "label_smoothing": _PAIRWISE,
@@ -235,23 +237,9 @@ class Reward(Settings):
         return self
 
 
-ON_POLICY = ("ppo", "rloo", "grpo", "reinforce")
-# What an update is made of: 128 answers, however many answer the same prompt.
-_RL_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {},
-    "reinforce": {"num_ppo_epochs": 1},
-    "rloo": {"batch_size": 32, "num_generations": 4, "num_ppo_epochs": 1, "whiten_advantages": False},
-    "grpo": {"batch_size": 16, "num_generations": 8, "num_ppo_epochs": 1, "whiten_advantages": False, "kl_coef": 0.0,
-             "kl_loss_coef": 0.05},
-}  # fmt: skip
-# The options that one method alone has; the others would ignore them.
-_CRITIC = ("lam", "cliprange_value", "vf_coef", "critic_learning_rate", "critic_warmup_steps", "share_critic")
-
-
 class PolicyGradient(Settings):
     """Reinforcement learning from human feedback: sample answers, score them, make the better ones likelier."""
 
-    method: Literal["ppo", "rloo", "grpo", "reinforce"] = Field("ppo", description="the command this recipe is for")
     data: str = Field(description="prompts: text with one a line, or data in any known layout")
     reward: str | list[str] = Field(
         description="what answers are scored by: a reward model (folder, hub id, run), module:function, or several"
@@ -264,28 +252,23 @@ class PolicyGradient(Settings):
     reward_clip: Positive | None = Field(10.0, description="scaled rewards stay within plus and minus this")
     missing_eos_penalty: Amount = Field(1.0, description="taken from the scaled reward of an answer that never ended")
     # sampling
-    batch_size: Count = Field(128, description="prompts of one rollout, over all processes (rloo: 32, grpo: 16)")
-    num_generations: Count = Field(1, description="answers to each prompt (rloo: 4, grpo: 8)")
+    batch_size: Count = Field(128, description="prompts of one rollout, over all processes")
+    num_generations: Count = Field(1, description="answers to each prompt")
     temperature: Positive = Field(1.0, description="of rollouts, and of the log-probs of every role")
     # credit
     gamma: Annotated[float, Field(gt=0, le=1), "a number above 0 up to 1"] = Field(1.0, description="discount")
-    lam: Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"] = Field(
-        0.95, description="ppo: lambda of generalised advantages; 1 for answers of a thousand tokens and more"
-    )
-    whiten_advantages: bool = Field(
-        True, description="advantages to mean 0 and deviation 1 over the rollout's tokens (rloo, grpo: false)"
-    )
+    whiten_advantages: bool = Field(True, description="advantages to mean 0 and deviation 1 over the rollout's tokens")
     # staying close
-    kl_coef: Amount = Field(0.05, description="of the KL to the reference that is subtracted from rewards (grpo: 0)")
+    kl_coef: Amount = Field(0.05, description="of the KL to the reference that is subtracted from rewards")
     target_kl: Positive | None = Field(
         None, description="nats per answer that kl_coef is steered towards; none: kl_coef stays"
     )
     kl_horizon: Positive = Field(10_000, description="answers over which kl_coef may change by a fifth")
-    kl_loss_coef: Amount = Field(0.0, description="of the KL to the reference as a loss (grpo: 0.05)")
+    kl_loss_coef: Amount = Field(0.0, description="of the KL to the reference as a loss")
     kl_rollout_coef: Amount = Field(0.0, description="of the KL from the rollout's policy as a loss")
     max_kl: Positive | None = Field(None, description="stop the run at so many nats per answer from the reference")
     # the update
-    num_ppo_epochs: Count = Field(4, description="passes over a rollout (rloo, grpo, reinforce: 1)")
+    num_ppo_epochs: Count = Field(1, description="passes over a rollout")
     num_mini_batches: Count = Field(1, description="updates of a pass")
     cliprange: Positive = Field(0.2, description="how far the ratio of new to old probability may pay off")
     dual_clip: Annotated[float, Field(gt=1), "a number above 1"] | None = Field(
@@ -294,30 +277,10 @@ class PolicyGradient(Settings):
     max_approx_kl: Positive | None = Field(
         0.1, description="no further pass over a rollout once the policy is so far from it, in nats per token"
     )
-    # the critic
-    cliprange_value: Positive | None = Field(0.2, description="ppo: how far the value may move in one rollout")
-    vf_coef: Positive = Field(0.1, description="ppo: weight of the critic's loss")
-    critic_learning_rate: Positive | Auto = Field(
-        "auto", description="ppo: peak; auto: 5 times learning_rate, up to 1e-3"
-    )
-    critic_warmup_steps: Whole = Field(0, description="ppo: first steps, in which the critic alone learns")
-    share_critic: bool = Field(
-        False, description="ppo, full fine-tuning: the critic reads the policy's states; false: a model of its own"
-    )
     adam_epsilon: Positive = Field(1e-5, description="AdamW: added to the denominator")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_method(cls, values: Any) -> Any:
-        return {**_RL_DEFAULTS.get(str(values.get("method")), {}), **values} if isinstance(values, dict) else values
-
     @model_validator(mode="after")
-    def _fit_the_method(self) -> Self:
-        for key in _CRITIC:
-            if self.method != "ppo" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no effect with {self.method}, which has no critic: leave it out")
-        if self.method in ("rloo", "grpo") and self.num_generations < 2:
-            raise ValueError(f"num_generations must be at least 2 for {self.method}: it compares answers to one prompt")
+    def _fits_rollouts(self) -> Self:
         if self.max_completion_length is not None:
             raise ValueError("max_completion_length has no effect on answers that are sampled: write max_new_tokens")
         if self.lora_dropout:
@@ -329,9 +292,50 @@ class PolicyGradient(Settings):
         return self
 
 
-METHODS: dict[str, type[Settings]] = {
-    "sft": SFT,
-    "dpo": DPO,
-    "reward": Reward,
-    **dict.fromkeys(ON_POLICY, PolicyGradient),
-}
+class PPO(PolicyGradient):
+    """Proximal policy optimisation, with a critic."""
+
+    method: Literal["ppo"] = Field("ppo", description="the command this recipe is for")
+    num_ppo_epochs: Count = Field(4, description="passes over a rollout")
+    lam: Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"] = Field(
+        0.95, description="lambda of generalised advantages; 1 for answers of a thousand tokens and more"
+    )
+    cliprange_value: Positive | None = Field(0.2, description="how far the value may move in one rollout")
+    vf_coef: Positive = Field(0.1, description="weight of the critic's loss")
+    critic_learning_rate: Positive | Auto = Field("auto", description="peak; auto: 5 times learning_rate, up to 1e-3")
+    critic_warmup_steps: Whole = Field(0, description="first steps, in which the critic alone learns")
+    share_critic: bool = Field(
+        False, description="full fine-tuning: the critic reads the policy's states; false: a model of its own"
+    )
+
+
+Several = Annotated[int, Field(ge=2), "a whole number from 2"]
+
+
+class RLOO(PolicyGradient):
+    """REINFORCE, each answer against the others to its prompt (leave one out)."""
+
+    method: Literal["rloo"] = Field("rloo", description="the command this recipe is for")
+    batch_size: Count = Field(32, description="prompts of one rollout, over all processes")
+    num_generations: Several = Field(4, description="answers to each prompt, which are compared")
+    whiten_advantages: bool = Field(False, description="advantages to mean 0 and deviation 1 over the rollout's tokens")
+
+
+class GRPO(PolicyGradient):
+    """Group-relative policy optimisation: answers to one prompt against their mean and deviation."""
+
+    method: Literal["grpo"] = Field("grpo", description="the command this recipe is for")
+    batch_size: Count = Field(16, description="prompts of one rollout, over all processes")
+    num_generations: Several = Field(8, description="answers to each prompt, which are compared")
+    whiten_advantages: bool = Field(False, description="advantages to mean 0 and deviation 1 over the rollout's tokens")
+    kl_coef: Amount = Field(0.0, description="of the KL to the reference that is subtracted from rewards")
+    kl_loss_coef: Amount = Field(0.05, description="of the KL to the reference as a loss")
+
+
+class Reinforce(PolicyGradient):
+    """REINFORCE: the gradient of the expected reward, from the returns of whole answers."""
+
+    method: Literal["reinforce"] = Field("reinforce", description="the command this recipe is for")
+    baseline: Literal["mean", "none"] = Field(
+        "mean", description="taken from each return: the mean of all other answers' returns, or nothing"
+    )

@@ -1,10 +1,14 @@
 """Credit by hand: two prompts, two answers each, of 2, 1, 3 and 1 tokens."""
 
+from functools import partial
+from importlib import import_module
+
 import numpy as np
 import pytest
 
-from prefiere.algorithms.advantages import RewardScale, assign
+from prefiere.algorithms.advantages import Credit, RewardScale, assign
 from prefiere.algorithms.rollout import Rollout
+from prefiere.methods import METHODS
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.groups import GroupStore, PromptGroup
 
@@ -30,18 +34,25 @@ def rollout(value=None) -> Rollout:
 
 def settings(method: str, **options) -> PolicyGradient:
     given = {"num_generations": 2, "whiten_advantages": False, **options}
-    return PolicyGradient(method=method, model="m", data="d", out="o", reward="r:f", **given)
+    return METHODS[method].settings(model="m", data="d", out="o", reward="r:f", **given)
+
+
+def credit_of(method: str, kl_coef: float, value=None, **options) -> Credit:
+    """What a method's own file makes of the rollout."""
+    s = settings(method, **options)
+    estimate = partial(import_module(METHODS[method].home).advantages, settings=s)
+    return assign(rollout(value), REWARD, kl_coef, estimate, whitened=s.whiten_advantages)
 
 
 def test_rloo_by_hand() -> None:
     """Returns less 0.1 KL: 1 - .05, 0 - .2, 4 + .1, 2; each less the other of its prompt."""
-    credit = assign(rollout(), REWARD, 0.1, settings("rloo"))
+    credit = credit_of("rloo", 0.1)
     np.testing.assert_allclose(credit.advantage_N, [1.15, 1.15, -1.15, 2.1, 2.1, 2.1, -2.1], rtol=1e-6)
 
 
 def test_reinforce_by_hand() -> None:
     """Rewards from the token on, less the mean return of the three other answers."""
-    credit = assign(rollout(), REWARD, 0.1, settings("reinforce"))
+    credit = credit_of("reinforce", 0.1)
     whole = np.array([0.95, -0.2, 4.1, 2.0])
     others = (whole.sum() - whole) / 3
     to_go = [0.95, 1.0, -0.2, 4.1, 4.1, 4.0, 2.0]
@@ -51,13 +62,20 @@ def test_reinforce_by_hand() -> None:
 
 
 def test_reinforce_discounts_what_is_far() -> None:
-    credit = assign(rollout(), REWARD, 0.0, settings("reinforce", gamma=0.5))
+    credit = credit_of("reinforce", 0.0, gamma=0.5)
     np.testing.assert_allclose(credit.return_N, [0.5, 1, 0, 1, 2, 4, 2], rtol=1e-6)
+
+
+def test_reinforce_without_a_baseline_by_hand() -> None:
+    """The plain estimator: a token's credit is the sum of the rewards from it on."""
+    credit = credit_of("reinforce", 0.1, baseline="none")
+    np.testing.assert_allclose(credit.advantage_N, [0.95, 1.0, -0.2, 4.1, 4.1, 4.0, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(credit.return_N, credit.advantage_N)
 
 
 def test_grpo_by_hand() -> None:
     """(r - mean) / std, std of two numbers 1 apart: 1 / sqrt 2; 2 apart: sqrt 2. So +-1 / sqrt 2 for both prompts."""
-    credit = assign(rollout(), REWARD, 0.0, settings("grpo"))
+    credit = credit_of("grpo", 0.0)
     half = 2**-0.5
     np.testing.assert_allclose(credit.advantage_N, [half, half, -half, half, half, half, -half], rtol=1e-3)
 
@@ -65,7 +83,7 @@ def test_grpo_by_hand() -> None:
 def test_ppo_by_hand() -> None:
     """GAE with lambda 0.5: delta = r + V' - V, A = delta + 0.5 A'."""
     value = [0.5, 1.0, 0.0, 1.0, 2.0, 3.0, 2.5]
-    credit = assign(rollout(value), REWARD, 0.1, settings("ppo", lam=0.5))
+    credit = credit_of("ppo", 0.1, value, lam=0.5)
     deltas = [[-0.05 + 1.0 - 0.5, 1.0 - 1.0], [1 * (0 - 0.2) - 0.0], [2 - 1.0, 0.1 + 3 - 2, 4 - 3.0], [2 - 2.5]]
     advantages = [[0.45, 0.0], [-0.2], [1 + 0.5 * (1.1 + 0.5), 1.1 + 0.5, 1.0], [-0.5]]
     assert deltas[0][0] == pytest.approx(0.45)
@@ -75,8 +93,8 @@ def test_ppo_by_hand() -> None:
 
 
 def test_whitening_is_over_the_tokens_of_the_rollout() -> None:
-    plain = assign(rollout(), REWARD, 0.1, settings("reinforce")).advantage_N
-    white = assign(rollout(), REWARD, 0.1, settings("reinforce", whiten_advantages=True)).advantage_N
+    plain = credit_of("reinforce", 0.1).advantage_N
+    white = credit_of("reinforce", 0.1, whiten_advantages=True).advantage_N
     np.testing.assert_allclose(white, (plain - plain.mean()) / plain.std(), rtol=1e-5)
 
 

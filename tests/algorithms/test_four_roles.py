@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quantized
 import runs
-from prefiere.algorithms import on_policy
 from prefiere.algorithms.advantages import RewardScale
 from prefiere.algorithms.on_policy import OnPolicy
 from prefiere.algorithms.rollout import Rollout
@@ -28,7 +27,7 @@ from prefiere.settings import Reward
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import pack
 from prefiere.train import checkpoint
-from updates import assert_same, first_update, in_two_processes, method_of
+from updates import assert_same, first_update, in_two_processes, kept_rollouts, method_of
 
 QUIET = Display(quiet=True)
 
@@ -74,11 +73,9 @@ def copies_of(base: Path) -> dict[str, int]:
     }
 
 
-def rollout_of(m: OnPolicy, monkeypatch: pytest.MonkeyPatch) -> Rollout:
+def rollout_of(m: OnPolicy) -> Rollout:
     """The rollout of the first step, which is taken."""
-    kept = list[Rollout]()
-    real = on_policy.assign
-    monkeypatch.setattr(on_policy, "assign", lambda rollout, *rest: kept.append(rollout) or real(rollout, *rest))
+    kept = kept_rollouts(m)
     m.step(0)
     return kept[0]
 
@@ -151,7 +148,7 @@ def test_the_critic_begins_as_the_reward_model(tmp_path, monkeypatch, four, kind
         return reward_C / 2.5
 
     monkeypatch.setattr(RewardScale, "__call__", scaled)
-    rollout = rollout_of(m, monkeypatch)
+    rollout = rollout_of(m)
     said = [c for c in m.session.choices if c.name == "critic"]
     assert "begins as the reward model" in said[0].why
     alone = RewardModel.load(options["reward"])

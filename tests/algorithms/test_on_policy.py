@@ -19,14 +19,12 @@ from transformers import AutoModelForCausalLM, LlamaModel
 import oracles
 import rewarding
 import runs
-from prefiere.algorithms import on_policy
-from prefiere.algorithms.rollout import Rollout
 from prefiere.console import Display
 from prefiere.launch import train
 from prefiere.run import Run
 from prefiere.settings import PolicyGradient
 from prefiere.train.engine import Engine
-from updates import assert_same, first_update, in_two_processes, method_of, recorded
+from updates import assert_same, first_update, in_two_processes, kept_rollouts, method_of, recorded
 
 QUIET = Display(quiet=True)
 METHODS = ("ppo", "rloo", "grpo", "reinforce")
@@ -272,9 +270,8 @@ def test_updates_written_out_in_float64(tmp_path, monkeypatch, method, options) 
     """Two rollouts, two passes over each: at the second rollout there is a KL, at each second pass a ratio."""
     m = method_of(tmp_path, method, num_ppo_epochs=2, max_grad_norm=None, max_approx_kl=None, **options)
     s = m.settings
-    recorder, rollouts, losses = recorded(m, lr=0.2), list[Rollout](), list[float]()
-    assign, update = on_policy.assign, Engine.update
-    monkeypatch.setattr(on_policy, "assign", lambda r, *rest: rollouts.append(r) or assign(r, *rest))
+    recorder, rollouts, losses = recorded(m, lr=0.2), kept_rollouts(m), list[float]()
+    update = Engine.update
 
     def noted(self, *args):
         found = update(self, *args)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from prefiere import api, recipe
 from prefiere.cli.main import app
+from prefiere.methods import METHODS
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -168,4 +169,4 @@ def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:
     assert prefiere("recipe", "show", "--markdown").stdout == recipe.markdown()
     assert json.loads(prefiere("recipe", "schema").stdout) == json.loads(json.dumps(recipe.schema()))
     listed = prefiere("recipe", "show", COLUMNS="200").stdout
-    assert all(key in listed for model in recipe.METHODS.values() for key in model.model_fields)
+    assert all(key in listed for model in METHODS.values() for key in model.settings.model_fields)

@@ -1,12 +1,13 @@
-"""From the rewards of whole answers to the credit of each token: what tells PPO, REINFORCE, RLOO and GRPO apart.
+"""From the rewards of whole answers to the credit of each token, which is where policy-gradient algorithms differ.
 
 Suffixes: _C completions, _N their tokens in a row, _CL completions x tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor
 
 from prefiere.algorithms.rollout import Rollout
 from prefiere.objectives.masked import masked_moments, whiten
-from prefiere.objectives.ppo import discounted_returns, gae, kl_k1, token_rewards
-from prefiere.objectives.reinforce import grpo_advantage, reinforce_advantage, rloo_advantage
+from prefiere.objectives.ppo import kl_k1, token_rewards
 from prefiere.settings import PolicyGradient
 
 
@@ -51,34 +51,21 @@ class Credit:
     return_N: np.ndarray
 
 
-def assign(rollout: Rollout, score_C: np.ndarray, kl_coef: float, settings: PolicyGradient) -> Credit:
-    """The credit of each token.
+Estimate: TypeAlias = Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]
+"""What tells one algorithm from another: rewards per token [C, L] and the rollout -> advantages and returns [C, L], in
+scaled rewards. What stands beyond a completion's end is not read."""
 
-    score_C: float64 [C], from `RewardScale`. All methods see r_t = -kl_coef k1_t, plus the score at the last token.
 
-    ppo: GAE over the critic's values. reinforce: the discounted rewards from the token on, less the mean return of all
-    other answers. rloo: the answer's return, less the mean of its prompt's other answers. grpo: the same, centred and
-    divided by the standard deviation of its prompt's answers.
+def assign(rollout: Rollout, score_C: np.ndarray, kl_coef: float, estimate: Estimate, *, whitened: bool) -> Credit:
+    """The credit of each token: r_t = -kl_coef k1_t, plus the score at the last token, as ``estimate`` spreads it.
+
+    score_C: float64 [C], from `RewardScale`. whitened: advantages to mean 0 and deviation 1 over the rollout's tokens.
     """
     mask = rollout.mask()
     kl_CL = kl_k1(rollout.padded(rollout.tokens["logp"]), rollout.padded(rollout.tokens["ref"]))
     reward_CL = token_rewards(torch.from_numpy(score_C), kl_CL, mask, kl_coef=kl_coef)
-    if settings.method == "ppo":
-        value_CL = rollout.padded(rollout.tokens["value"])
-        advantage_CL, return_CL = gae(reward_CL, value_CL, mask, gamma=settings.gamma, lam=settings.lam)
-    else:
-        return_CL = discounted_returns(reward_CL, mask, gamma=settings.gamma)
-        advantage_CL = torch.where(mask, _from_returns(return_CL, rollout.k, settings), 0.0)
-    if settings.whiten_advantages:
+    advantage_CL, return_CL = estimate(reward_CL, rollout)
+    advantage_CL = torch.where(mask, advantage_CL, 0.0)
+    if whitened:
         advantage_CL = torch.where(mask, whiten(advantage_CL, masked_moments(advantage_CL, mask)), 0.0)
     return Credit(rollout.flat(advantage_CL), rollout.flat(return_CL))
-
-
-def _from_returns(return_CL: Tensor, k: int, settings: PolicyGradient) -> Tensor:
-    whole_C = return_CL[:, 0]
-    if settings.method == "rloo":
-        return rloo_advantage(whole_C, k)[:, None]
-    if settings.method == "grpo":
-        return grpo_advantage(whole_C, k)[:, None]
-    baseline_C = whole_C - reinforce_advantage(whole_C, masked_moments(whole_C))
-    return return_CL - baseline_C[:, None]

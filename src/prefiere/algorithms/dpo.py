@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from prefiere.algorithms.kto import Unpaired, mismatch
+from prefiere.algorithms.offline import Offline, reference_logps, rows_of
 from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.reference import Reference
 from prefiere.objectives.masked import segment_sum
 from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, rewards, sft
 from prefiere.settings import DPO
+from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch
+from prefiere.tokens.schedule import visited
 from prefiere.train.engine import Engine
-from prefiere.train.objective import Metric, OfLogprobs, Result, Term
+from prefiere.train.objective import Metric, Objective, OfLogprobs, Result, Term
+from prefiere.train.setup import Session
 
 
 def options_of(settings: DPO) -> dict[str, Any]:
@@ -67,6 +71,28 @@ class Pairs(OfLogprobs):
         return Result([Term(losses_G * batch.weight_G, "weight")], metrics)
 
 
-def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:
-    """The rows [G, k] of a table of per-completion numbers that belong to a batch, flat [C]."""
-    return torch.from_numpy(table[index_G.cpu().numpy()]).to(like).flatten()
+def build(session: Session) -> Offline:
+    """The algorithm of a run that optimises preferences: KTO over single answers, or a loss over pairs."""
+    settings, data = session.settings, session.data
+    assert isinstance(settings, DPO)
+    loss = LOSSES[settings.loss_type]
+    seen = visited(len(data.train), settings.batch_size, seed=settings.seed, steps=session.total_steps)
+
+    def logps(store: GroupStore, rows: np.ndarray) -> np.ndarray:
+        if not loss.needs_reference:
+            return np.zeros((len(store), store.k), np.float32)
+        out = np.full((len(store), store.k), np.nan, np.float32)  # of what no update sees, nothing is known
+        out[rows] = reference_logps(session, store if len(rows) == len(store) else store.select(rows))
+        return out
+
+    def objective(store: GroupStore, rows: np.ndarray) -> Objective:
+        if loss.per == "completion":
+            other = mismatch(store, settings.seed, session.settings.max_length)
+            options = {name: x for name, x in options_of(settings).items() if name != "beta"}
+            return Unpaired(other, logps(store, rows), logps(other, rows), settings.beta, options)
+        pairs = Pairs(loss, options_of(settings), settings.beta, logps(store, rows), settings.rpo_alpha)
+        return replace(pairs, measures_noise=loss.needs_reference)
+
+    held = objective(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
+    reference = Reference(session.trunk) if settings.sample_steps != 0 else None
+    return Offline(session, objective(data.train, seen), held, reference)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefiere.algorithms.dpo import rows_of
+from prefiere.algorithms.offline import rows_of
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.objectives.masked import segment_sum
 from prefiere.objectives.preference import kto, kto_baseline

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prefiere.evaluate.rows import flat
-from prefiere.models.reference import Reference
+from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import Measured, Update
 from prefiere.train.objective import Objective
@@ -90,3 +92,26 @@ class Offline:
         for objective in (self.train, self.held):
             if hasattr(objective, "noise"):
                 objective.noise = noise  # type: ignore[union-attr]
+
+
+def reference_logps(session: Session, store: Any) -> np.ndarray:
+    """The reference's log-prob of every completion of a store [n, k], from the cache where it is there."""
+    engine = session.engine
+    key = {**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}
+
+    def compute() -> np.ndarray:
+        with session.display.stage("reference log-probs", len(store)) as advance:
+            return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
+
+    def cached() -> np.ndarray:
+        return cached_logps(key, lambda: engine.fitting(compute, int(store.lengths.max())))
+
+    if session.world.main:  # the others read what the first process has written
+        values = cached()
+    session.world.barrier()
+    return values if session.world.main else cached()
+
+
+def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:
+    """The rows [G, k] of a table of per-completion numbers that belong to a batch, flat [C]."""
+    return torch.from_numpy(table[index_G.cpu().numpy()]).to(like).flatten()

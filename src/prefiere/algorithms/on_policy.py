@@ -1,20 +1,20 @@
 """Methods that learn from their own answers: each step samples a rollout, assigns credit, and updates on it.
 
-REINFORCE, RLOO, GRPO and PPO differ in `credit` and in whether there is a critic; all else is one loop.
+Algorithms differ in how rewards become credit and in whether there is a critic (each its own file); all else is here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from prefiere.algorithms.advantages import Credit, RewardScale, assign
-from prefiere.algorithms.policy_loss import Policy, Value
+from prefiere.algorithms.advantages import Credit, Estimate, RewardScale, assign
+from prefiere.algorithms.policy_loss import Policy
 from prefiere.algorithms.rollout import Drawing, Rollout, collect, measure, minibatches, step_seed
 from prefiere.evaluate.judges import Judge
 from prefiere.models.critic import rescale_critic
@@ -36,13 +36,20 @@ MAX_DRIFT = 0.05
 
 @dataclass
 class OnPolicy:
-    """Sample, score, reinforce. ``kl`` is the coefficient of the KL in the reward, fixed or steered."""
+    """Sample, score, reinforce.
+
+    advantages: how rewards become credit. objectives: what the updates on a rollout minimise, at a step. critic:
+    whether there is one. kl: the coefficient of the KL in the reward, fixed or steered.
+    """
 
     session: Session
     settings: PolicyGradient
     prompts: Prompts
     rewards: Judge
     reference: Reference
+    advantages: Estimate
+    objectives: Callable[[Rollout, Credit, int], list[Objective]]
+    critic: bool = False
     guarded: bool = True
     shown: str = "reward"
     scale: RewardScale = field(default_factory=RewardScale)
@@ -53,6 +60,35 @@ class OnPolicy:
     def __post_init__(self) -> None:
         s = self.settings
         self.kl = AdaptiveKL(s.kl_coef, s.target_kl or 1.0, s.kl_horizon)
+
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        advantages: Estimate,
+        objectives: Callable[[Rollout, Credit, int], list[Objective]] | None = None,
+        *,
+        critic: bool = False,
+    ) -> OnPolicy:
+        """The algorithm of a session; its updates minimise the policy's loss, unless ``objectives`` says otherwise."""
+        settings = session.settings
+        assert isinstance(settings, PolicyGradient)
+        assert session.data.prompts is not None
+        assert session.reward is not None
+
+        def alone(rollout: Rollout, credit: Credit, step: int) -> list[Objective]:
+            return [Policy(rollout, credit, settings)]
+
+        return cls(
+            session,
+            settings,
+            session.data.prompts,
+            session.reward,
+            Reference(session.trunk),
+            advantages,
+            objectives or alone,
+            critic,
+        )
 
     @property
     def examples(self) -> int:
@@ -69,12 +105,12 @@ class OnPolicy:
         unscaled = self.scale.std is None
         score_C = self.scale(rollout.reward_C, rollout.ended_C, s)
         assert self.kl is not None
-        scaled_now = unscaled and self.scale.std is not None and s.method == "ppo"
+        scaled_now = unscaled and self.scale.std is not None and self.critic
         if scaled_now and rescale_critic(
             self.session.trunk, self.scale.std or 1.0
         ):  # what it said of this rollout, too
             rollout.tokens["value"] /= self.scale.std
-        credit = assign(rollout, score_C, self.kl.coef, s)
+        credit = assign(rollout, score_C, self.kl.coef, self.advantages, whitened=s.whiten_advantages)
         began = time.perf_counter()
         done, stopped = self._learn(step, rollout, credit, first)
         metrics = self._metrics(rollout, credit)
@@ -106,7 +142,7 @@ class OnPolicy:
         )
         rollout = collect(session.engine, [self.prompts.ids[int(i)] for i in chosen], chosen, self._score, drawing)
         rollout.reward_C = self.rewards.combined(rollout.each_CM)
-        measure(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=s.method == "ppo")
+        measure(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
         return rollout
 
     def _score(self, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
@@ -120,10 +156,7 @@ class OnPolicy:
     ) -> tuple[list[Update], bool]:
         """Every pass over the rollout; says whether it was cut short because the policy had moved far from it."""
         s, engine, done = self.settings, self.session.engine, list[Update]()
-        objectives: list[Objective] = [Policy(rollout, credit, s)]
-        if s.method == "ppo":
-            value = Value(rollout, credit, s)
-            objectives = [value] if step < s.critic_warmup_steps else [*objectives, value]
+        objectives = self.objectives(rollout, credit, step)
         for epoch in range(s.num_ppo_epochs):
             for part in first if epoch == 0 else self._minibatches(step, epoch):
                 update = engine.update(rollout.store, part, *objectives)

@@ -65,7 +65,8 @@ class Value:
 
     rollout: Rollout
     credit: Credit
-    settings: PolicyGradient
+    vf_coef: float
+    cliprange: float | None
 
     def prepare(self, engine: Engine, members: np.ndarray) -> None:
         """Nothing."""
@@ -79,8 +80,8 @@ class Value:
         value_N = out
         old_N = _of(self.rollout.tokens["value"], self.rollout, batch, value_N)
         return_N = _of(self.credit.return_N, self.rollout, batch, value_N)
-        loss_N = value_loss(value_N, old_N, return_N, clip=self.settings.cliprange_value)
-        return Result([Term(self.settings.vf_coef * loss_N, "tokens")], {"loss/value_avg": Metric(loss_N)})
+        loss_N = value_loss(value_N, old_N, return_N, clip=self.cliprange)
+        return Result([Term(self.vf_coef * loss_N, "tokens")], {"loss/value_avg": Metric(loss_N)})
 
 
 def _of(values_N: np.ndarray, rollout: Rollout, batch: PackedBatch, like: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from prefiere.algorithms.offline import Offline
 from prefiere.evaluate.calibration import calibration
 from prefiere.evaluate.pairs import paired
 from prefiere.models.score_head import normalise
 from prefiere.models.trunk import POLICY, Trunk
 from prefiere.objectives.bradley_terry import bradley_terry, centring
 from prefiere.objectives.preference import accuracies
+from prefiere.settings import Reward
 from prefiere.tokens.pack import PackedBatch
 from prefiere.train.engine import Engine
 from prefiere.train.objective import Metric, Result, Term
@@ -79,3 +81,11 @@ def complete(session: Session, objective: Scores) -> None:
         session.run.calibration = calibration(paired(data.eval, scores, {})) | {
             "normalisation": {"mean": made.mean, "std": made.std}
         }
+
+
+def build(session: Session) -> Offline:
+    """The algorithm of a run that fits a reward model."""
+    settings = session.settings
+    assert isinstance(settings, Reward)
+    goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
+    return Offline(session, goal, goal, guarded=False, complete=lambda: complete(session, goal))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import typer
 from prefiere.cli import estimate, recipe
 from prefiere.cli.train import run_method
 from prefiere.console import Json, command, console, hush, progress, say
+from prefiere.methods import METHODS, Method
 
 app = typer.Typer(
     help="Align language models with human preferences, and see whether it worked.",
@@ -80,51 +82,6 @@ def data(
     return inspect(settings, model=model, console=console())
 
 
-@app.command()
-@command
-def sft(
-    rest: Rest = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
-    seed: Seed = None,
-    fresh: Fresh = False,
-    json: Json = False,
-) -> dict[str, Any]:
-    """Supervised fine-tuning: imitate the answers. The same command continues a run that was stopped."""
-    return run_method("sft", rest, fresh, model=model, data=data, out=out, seed=seed)
-
-
-@app.command()
-@command
-def dpo(
-    rest: Rest = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
-    seed: Seed = None,
-    fresh: Fresh = False,
-    json: Json = False,
-) -> dict[str, Any]:
-    """Optimise preferences directly (DPO and its family). The same command continues a run that was stopped."""
-    return run_method("dpo", rest, fresh, model=model, data=data, out=out, seed=seed)
-
-
-@app.command()
-@command
-def reward(
-    rest: Rest = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
-    seed: Seed = None,
-    fresh: Fresh = False,
-    json: Json = False,
-) -> dict[str, Any]:
-    """Train a reward model: a score that explains who was preferred. The same command continues a stopped run."""
-    return run_method("reward", rest, fresh, model=model, data=data, out=out, seed=seed)
-
-
 Rewards = Annotated[
     list[str] | None,
     typer.Option("--reward", "-r", help="Reward model (folder, hub id, run) or module:function; several may be given."),
@@ -134,8 +91,25 @@ Asked = Annotated[
 ]
 
 
-def _on_policy(method: str, text: str) -> None:
-    """One command for each policy-gradient method: they differ in their defaults."""
+def _on_data(method: Method) -> Callable[..., dict[str, Any]]:
+    """The command of a method that learns from data as it is."""
+
+    def train(
+        rest: Rest = None,
+        model: Model = None,
+        data: Data = None,
+        out: Out = None,
+        seed: Seed = None,
+        fresh: Fresh = False,
+        json: Json = False,
+    ) -> dict[str, Any]:
+        return run_method(method.name, rest, fresh, model=model, data=data, out=out, seed=seed)
+
+    return train
+
+
+def _on_policy(method: Method) -> Callable[..., dict[str, Any]]:
+    """The command of a method that learns from its own answers to prompts."""
 
     def train(
         rest: Rest = None,
@@ -148,16 +122,15 @@ def _on_policy(method: str, text: str) -> None:
         json: Json = False,
     ) -> dict[str, Any]:
         rewards = reward[0] if reward and len(reward) == 1 else reward or None
-        return run_method(method, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
+        return run_method(method.name, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
 
-    train.__doc__ = f"{text} The same command continues a run that was stopped."
-    app.command(method)(command(train))
+    return train
 
 
-_on_policy("ppo", "Proximal policy optimisation: sample answers, score them, reinforce; with a critic.")
-_on_policy("rloo", "REINFORCE, each answer against the others to its prompt (leave one out).")
-_on_policy("grpo", "Group-relative policy optimisation: answers to one prompt against their mean and deviation.")
-_on_policy("reinforce", "REINFORCE with the mean of all other answers as its baseline.")
+for row in METHODS.values():
+    train = _on_policy(row) if row.family == "policy" else _on_data(row)
+    train.__doc__ = f"{row.help} The same command continues a run that was stopped."
+    app.command(row.name)(command(train))
 
 
 Prompts = Annotated[

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from prefiere.console import Json, command, console, say, table
+from prefiere.methods import METHODS
 
 app = typer.Typer(help="Every setting with its default and meaning.", no_args_is_help=True)
 
@@ -15,14 +16,16 @@ app = typer.Typer(help="Every setting with its default and meaning.", no_args_is
 @app.command()
 @command
 def show(
-    method: Annotated[Literal["sft", "dpo"] | None, typer.Argument(help="Only this command's.")] = None,
+    method: Annotated[str | None, typer.Argument(help="Only this command's.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
     json: Json = False,
 ) -> dict[str, Any]:
     """List every setting: what it may be, its default, its meaning."""
     from prefiere import recipe
 
-    names = [method] if method else list(recipe.METHODS)
+    if method is not None and method not in METHODS:
+        raise recipe.RecipeError(f"{method} is not a method: there are {', '.join(METHODS)}.")
+    names = [method] if method else list(METHODS)
     tables = {name: recipe.table(name) for name in names}
     if markdown:
         typer.echo(recipe.markdown(), nl=False)

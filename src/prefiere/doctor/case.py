@@ -8,17 +8,11 @@ from typing import Any, Literal
 
 from prefiere.doctor.series import Change, Level, Series
 from prefiere.doctor.words import ROLLOUTS, before_and_after
+from prefiere.methods import METHODS, Family
 from prefiere.run import Run
+from prefiere.settings import NEEDS_REFERENCE
 
 Severity = Literal["good", "info", "warning", "bad"]
-Family = Literal["imitation", "preference", "reward", "policy"]
-"""What a run learns from, and so what its curves mean: examples, pairs, pairs as scores, or the scores of its own
-answers."""
-FAMILIES: dict[str, Family] = {
-    "sft": "imitation",
-    "reward": "reward",
-    **dict.fromkeys(("ppo", "rloo", "grpo", "reinforce"), "policy"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +84,8 @@ class Case:
 
     @property
     def family(self) -> Family:
-        return FAMILIES.get(str(self.recipe.get("method")), "preference")
+        method = METHODS.get(str(self.recipe.get("method")))
+        return method.family if method else "preference"
 
     @property
     def sft(self) -> bool:
@@ -98,7 +93,7 @@ class Case:
 
     @property
     def has_reference(self) -> bool:
-        return self.family == "preference" and self.recipe.get("loss_type", "sigmoid") not in ("simpo", "orpo", "cpo")
+        return self.family == "preference" and self.recipe.get("loss_type", "sigmoid") in NEEDS_REFERENCE
 
     @property
     def steps(self) -> int:

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, processor
 from prefiere.estimate.simulate import ROWS, Simulation, Workload, cache, longest, simulate
+from prefiere.methods import METHODS
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import base_scheme
 from prefiere.models.source import Source
@@ -113,7 +114,7 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
     seen = work.steps * tokens / here  # micro-batches
     if isinstance(s, PolicyGradient):
         turns = -(-s.batch_size * s.num_generations // ROWS)
-        passes = 4 if s.method == "ppo" else 3  # policy, reference, critic, reward
+        passes = 4 if METHODS[s.method].critic else 3  # policy, reference, critic, reward
         return work.steps * turns * answers + seen * (passes * look + s.num_ppo_epochs * update)
     total = seen * update + _events(s.eval_steps, work.steps) * work.held / here * look
     if isinstance(s, DPO) and LOSSES[s.loss_type].needs_reference:

@@ -12,34 +12,25 @@ import torch
 from peft import PeftConfig
 
 from prefiere.console import Display
-from prefiere.data import formats
 from prefiere.estimate.cards import Card, card_of, here
 from prefiere.estimate.estimate import Estimate, until_it_fits
 from prefiere.estimate.meta_model import hollow
 from prefiere.estimate.simulate import Workload
+from prefiere.methods import METHODS
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, ends, room, skeleton
 from prefiere.models.load import base_scheme, count_parameters, load_tokenizer
 from prefiere.models.reward_model import make_encoder as score_encoder
 from prefiere.models.source import Source, generation_config, positions, resolve
-from prefiere.objectives.preference import LOSSES
 from prefiere.plan.choices import choose_dtype, choose_lora
 from prefiere.plan.examples import make_encoder, read_data, truncation
 from prefiere.plan.prompts import read_prompts
 from prefiere.plan.roles import same
-from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
+from prefiere.settings import PolicyGradient, Reward, Settings
 from prefiere.tokens.encoder import eos_ids_of
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.schedule import members, updates_per_epoch
 from prefiere.train.setup import DTYPES, adapter_of
-
-
-def kind_of(settings: Settings) -> formats.Kind:
-    """What a run's data is read as."""
-    if isinstance(settings, SFT):
-        return "demonstrations"
-    unpaired = isinstance(settings, DPO) and LOSSES[settings.loss_type].per == "completion"
-    return "judgements" if unpaired else "pairs"
 
 
 def workload(settings: Settings, card: Card | None, available: int, display: Display) -> Workload:
@@ -65,7 +56,7 @@ def workload(settings: Settings, card: Card | None, available: int, display: Dis
     lora = bool(source.adapter) or bool(choose_lora(settings, parameters, available, scheme).value)
     roles = 1
     if isinstance(settings, PolicyGradient):
-        roles = 2 if settings.method == "ppo" else 1
+        roles = 2 if METHODS[settings.method].critic else 1
     adapters = (adapter_of(settings),) * roles if lora else ()
     budget = settings.tokens_per_microbatch
     if budget == "auto":
@@ -86,7 +77,7 @@ def workload(settings: Settings, card: Card | None, available: int, display: Dis
         if shape is not None:
             reading = {"template": settings.template, "on_bad": settings.on_bad}
             encoder = score_encoder(source, tokenizer, truncation(settings), both_ways=both_ways, **reading)
-        data = read_data(settings, encoder, kind_of(settings), display)
+        data = read_data(settings, encoder, METHODS[settings.method].reads(settings), display)
         store = data.train
         prompts = sorted(len(p) for p in data.sample_prompts)
     examples = len(store)

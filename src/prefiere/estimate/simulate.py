@@ -17,7 +17,7 @@ from prefiere.models.source import Source
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
 from prefiere.sample.kv_cache import alike
 from prefiere.sample.packed_weights import SMALL
-from prefiere.settings import PolicyGradient, Reward, Settings
+from prefiere.settings import PPO, PolicyGradient, Reward, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch, pack
 from prefiere.tokens.schedule import members, split
@@ -84,7 +84,6 @@ def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> Simulatio
     """One update on ``groups``, one of ``parts`` micro-batches, and what else such a run does."""
     s = work.settings
     batch = pack(groups)
-    ppo = isinstance(s, PolicyGradient) and s.method == "ppo"
     trunk = hollow(
         work.source,
         compute=work.compute,
@@ -93,7 +92,7 @@ def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> Simulatio
         checkpointing=s.gradient_checkpointing,
         packed=work.packed,
         mounted=work.mounted,
-        critic=("shared" if getattr(s, "share_critic", False) else "own") if ppo else None,
+        critic=("shared" if s.share_critic else "own") if isinstance(s, PPO) else None,
     )
     ledger, look, fill, step = Ledger(), Ledger(), Ledger(), Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):

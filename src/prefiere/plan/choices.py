@@ -10,8 +10,9 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from prefiere.methods import METHODS
 from prefiere.models.quantize import Scheme, held
-from prefiere.settings import Settings
+from prefiere.settings import PPO, Settings
 
 BYTES_FULL = 20
 """Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
@@ -116,7 +117,7 @@ def choose_lora(settings: Settings, parameters: int, available: int, scheme: Sch
         return Choice("lora", settings.lora, "as asked")
     if parameters >= LORA_FROM:
         return Choice("lora", True, f"{parameters / 1e9:.1f}B parameters: from 1B on, an adapter")
-    critic = settings.method == "ppo" and not getattr(settings, "share_critic", False)
+    critic = isinstance(settings, PPO) and not settings.share_critic
     needed = parameters * (BYTES_FULL + (BYTES_CRITIC if critic else 0))
     if needed > 0.8 * available:
         gib = 2**30
@@ -132,7 +133,7 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
     """
     if settings.learning_rate != "auto":
         return Choice("learning_rate", float(settings.learning_rate), "as asked")
-    at_7b, power = {"sft": (2e-5, 0.25), "reward": (1e-5, 0.5)}.get(settings.method, (1e-6, 0.7))
+    at_7b, power = METHODS[settings.method].rate
     rate = min(at_7b * (7e9 / max(parameters, 1)) ** power * (10 if adapter else 1), 1e-3)
     kind = "an adapter" if adapter else "full fine-tuning"
     return Choice("learning_rate", float(f"{rate:.1e}"), f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
@@ -140,5 +141,5 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
 
 def critic_rate(settings: Settings, rate: float) -> float:
     """A peak learning rate for the critic of ``ppo``."""
-    asked = getattr(settings, "critic_learning_rate", "auto")
+    asked = settings.critic_learning_rate if isinstance(settings, PPO) else "auto"
     return max(rate, min(5 * rate, 1e-3)) if asked == "auto" else float(asked)

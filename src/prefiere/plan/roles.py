@@ -16,7 +16,7 @@ from prefiere.models.reward_model import RewardModel
 from prefiere.models.source import resolve
 from prefiere.models.trunk import POLICY, REWARD, Trunk
 from prefiere.plan.choices import Choice
-from prefiere.settings import PolicyGradient, Settings
+from prefiere.settings import PPO, PolicyGradient, Settings
 
 
 def opener(
@@ -66,7 +66,7 @@ def _untouched(trunk: Trunk) -> bool:
     return not str(getattr(config, "init_lora_weights", "")).lower().startswith(REWRITES_BASE)
 
 
-def give_critic(settings: PolicyGradient, trunk: Trunk, reward: Judge) -> Choice:
+def give_critic(settings: PPO, trunk: Trunk, reward: Judge) -> Choice:
     """Attach the critic; it begins as the reward model where that has the policy's shape."""
     start = next((m for m in reward.scorers.values() if isinstance(m, RewardModel)), None)
     if settings.share_critic and trunk.adapted:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from prefiere.doctor import reward_models
 from prefiere.doctor.case import Case
 from prefiere.doctor.words import number, with_interval
+from prefiere.methods import METHODS
 from prefiere.report import curves, figures
 from prefiere.report.frontier import Frontier, frontier
 from prefiere.report.panels import Panel
@@ -122,7 +123,7 @@ class Frontiers:
     same_prompts: bool
 
 
-def reward_against_kl(cases: Sequence[Case], names: Sequence[str], methods: Mapping[str, str]) -> Frontiers | None:
+def reward_against_kl(cases: Sequence[Case], names: Sequence[str]) -> Frontiers | None:
     """The figure and its table, where runs have a score and a KL."""
     found = frontier(cases)
     if found is None:
@@ -133,7 +134,7 @@ def reward_against_kl(cases: Sequence[Case], names: Sequence[str], methods: Mapp
         score="judge's score" if found.key == "samples/score" else "reward",
         roots=roots,
         lines=tuple((curves.colour(p.run), names[p.run]) for p in found.paths),
-        table=tuple(_rows(found, cases, names, methods)),
+        table=tuple(_rows(found, cases, names)),
         kl=number(found.equal_kl) if found.equal_kl is not None else "",
         ahead=names[found.ahead] if found.ahead is not None else None,
         unmeasured=any(np.isnan(p.score.low).any() for p in found.moved),
@@ -144,7 +145,7 @@ def reward_against_kl(cases: Sequence[Case], names: Sequence[str], methods: Mapp
 
 
 def _rows(
-    found: Frontier, cases: Sequence[Case], names: Sequence[str], methods: Mapping[str, str]
+    found: Frontier, cases: Sequence[Case], names: Sequence[str]
 ) -> Iterable[tuple[str, str, str, str, str, str]]:
     if (kl := found.equal_kl) is None:
         return
@@ -154,7 +155,13 @@ def _rows(
         ends = (with_interval(path.score.level(last)), with_interval(path.kl.level(last)))
         at = path.at(kl)
         told = with_interval(at) + ("" if at.known else " (interval not measured)")
-        yield (curves.colour(path.run), names[path.run], methods.get(method, method), told, *ends)
+        yield (
+            curves.colour(path.run),
+            names[path.run],
+            METHODS[method].title if method in METHODS else method,
+            told,
+            *ends,
+        )
 
 
 def times(cases: Sequence[Case], names: Sequence[str]) -> list[tuple[str, list[tuple[str, float, str]]]]:

@@ -21,19 +21,11 @@ from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.words import NAMES, ROLLOUTS, account, bare, duration, number, visible, with_interval
 from prefiere.files import write_text
+from prefiere.methods import METHODS
 from prefiere.report import captions, curves, panels
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
 
-METHODS = {
-    "sft": "Supervised fine-tuning (SFT)",
-    "dpo": "Preference optimisation (DPO)",
-    "reward": "Reward model",
-    "ppo": "PPO",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "reinforce": "REINFORCE",
-}
 KEY_SETTINGS = (
     *("model", "reward", "judge", "data", "eval_data", "loss_type", "beta", "kl_coef", "target_kl", "max_kl"),
     *("learning_rate", "batch_size", "num_ppo_epochs", "cliprange", "num_train_epochs", "max_steps", "lora", "seed"),
@@ -82,7 +74,7 @@ def render(runs: Sequence[Run], out: Path) -> Path:
     page = _environment().get_template("template.html")
     html = page.render(
         sheets=sheets,
-        frontier=captions.reward_against_kl(cases, names, METHODS),
+        frontier=captions.reward_against_kl(cases, names),
         curves=[f for f in drawn if f[0].scores == alone],
         scores=[f for f in drawn if f[0].scores and not alone],
         calibration=captions.calibration(cases, names),
@@ -152,7 +144,7 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
     """What was run on what, as (label, value)."""
     recipe, status = case.recipe, case.status
     method = str(recipe.get("method", "?"))
-    yield "method", METHODS.get(method, method)
+    yield "method", METHODS[method].title if method in METHODS else method
     chosen = {c.get("name"): c.get("value") for c in _choices(case.run.environment)}
     for key in KEY_SETTINGS:
         value = recipe.get(key)

@@ -38,7 +38,7 @@ from prefiere.plan.examples import Data, make_encoder, read_data, truncation
 from prefiere.plan.prompts import read_prompts
 from prefiere.plan.roles import give_critic, load_reward_judge, opener
 from prefiere.run import Run
-from prefiere.settings import PolicyGradient, Reward, Settings
+from prefiere.settings import PPO, PolicyGradient, Reward, Settings
 from prefiere.tokens.encoder import decode, eos_ids_of
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train.engine import Engine
@@ -198,7 +198,7 @@ def prepare(
     reward = None
     if isinstance(settings, PolicyGradient):
         reward = load_reward_judge(settings, trunk, dtype, scheme.name if scheme else "none", display.say)
-        if settings.method == "ppo":
+        if isinstance(settings, PPO):
             picked.choices.append(give_critic(settings, trunk, reward))
         no_dropout(trunk)  # an adapter may have been trained with it, the policy's own or one that is mounted
     if settings.torch_compile:
