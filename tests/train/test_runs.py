@@ -14,6 +14,7 @@ from prefiere.console import Display
 from prefiere.evaluate.guards import degenerate
 from prefiere.evaluate.sampled import Answers, Sampler, repetition
 from prefiere.launch import train
+from prefiere.plan.examples import ExampleData
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT
 from prefiere.train.engine import TrainingError
@@ -116,6 +117,7 @@ def test_no_prompt_is_on_both_sides(tmp_path) -> None:
     rows = [{**row, "prompt": f"{i % 8}?", "rejected": f"pan {'x' * i}."} for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     data = runs.session(tmp_path, eval_size=10).data
+    assert isinstance(data, ExampleData)
     assert data.eval is not None
     assert not set(data.train.prompt_keys) & set(data.eval.prompt_keys)
     assert len(data.train) + len(data.eval) == 40

@@ -13,6 +13,7 @@ from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.models.reference import Reference
 from prefiere.objectives.masked import segment_sum
 from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, rewards, sft
+from prefiere.plan.examples import ExampleData
 from prefiere.settings import DPO
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch
@@ -75,6 +76,7 @@ def build(session: Session) -> Offline:
     """The algorithm of a run that optimises preferences: KTO over single answers, or a loss over pairs."""
     settings, data = session.settings, session.data
     assert isinstance(settings, DPO)
+    assert isinstance(data, ExampleData)
     loss = LOSSES[settings.loss_type]
     seen = visited(len(data.train), settings.batch_size, seed=settings.seed, steps=session.total_steps)
 
@@ -95,4 +97,4 @@ def build(session: Session) -> Offline:
 
     held = objective(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
     reference = Reference(session.trunk) if settings.sample_steps != 0 else None
-    return Offline(session, objective(data.train, seen), held, reference)
+    return Offline(session, data, objective(data.train, seen), held, reference)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefiere.evaluate.rows import flat
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
+from prefiere.plan.examples import ExampleData
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import Measured, Update
 from prefiere.train.objective import Objective
@@ -24,6 +25,7 @@ class Offline:
     completes the model before it is written."""
 
     session: Session
+    data: ExampleData
     train: Objective
     held: Objective | None
     reference: Reference | None = None
@@ -35,7 +37,7 @@ class Offline:
     @property
     def examples(self) -> int:
         """How many it trains on."""
-        return len(self.session.data.train)
+        return len(self.data.train)
 
     def _members(self, step: int) -> np.ndarray:
         settings = self.session.settings
@@ -43,11 +45,11 @@ class Offline:
 
     def step(self, step: int) -> Update:
         """One update."""
-        return self.session.engine.update(self.session.data.train, self._members(step), self.train)
+        return self.session.engine.update(self.data.train, self._members(step), self.train)
 
     def begin(self) -> dict[str, Any]:
         """The first update's examples and the held-out ones, before any update."""
-        engine, data, first = self.session.engine, self.session.data, self._members(0)
+        engine, data, first = self.session.engine, self.data, self._members(0)
         measured = [engine.measure(data.train, self.train, first)]
         if data.eval is not None and self.held is not None:
             measured.append(engine.measure(data.eval, self.held))
@@ -59,7 +61,7 @@ class Offline:
 
     def validate(self) -> dict[str, Any]:
         """The held-out examples."""
-        held = self.session.data.eval
+        held = self.data.eval
         if held is None or self.held is None:
             return {}
         measured = self.session.engine.measure(held, self.held)

@@ -21,7 +21,7 @@ from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
 from prefiere.objectives.masked import masked_moments
 from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3
-from prefiere.plan.prompts import Prompts
+from prefiere.plan.examples import PromptData, Prompts
 from prefiere.settings import PolicyGradient
 from prefiere.stats import Moments
 from prefiere.tokens.schedule import members
@@ -73,7 +73,7 @@ class OnPolicy:
         """The algorithm of a session; its updates minimise the policy's loss, unless ``objectives`` says otherwise."""
         settings = session.settings
         assert isinstance(settings, PolicyGradient)
-        assert session.data.prompts is not None
+        assert isinstance(session.data, PromptData)
         assert session.reward is not None
 
         def alone(rollout: Rollout, credit: Credit, step: int) -> list[Objective]:
@@ -82,7 +82,7 @@ class OnPolicy:
         return cls(
             session,
             settings,
-            session.data.prompts,
+            session.data.train,
             session.reward,
             Reference(session.trunk),
             advantages,

@@ -14,6 +14,7 @@ from prefiere.models.score_head import normalise
 from prefiere.models.trunk import POLICY, Trunk
 from prefiere.objectives.bradley_terry import bradley_terry, centring
 from prefiere.objectives.preference import accuracies
+from prefiere.plan.examples import ExampleData
 from prefiere.settings import Reward
 from prefiere.tokens.pack import PackedBatch
 from prefiere.train.engine import Engine
@@ -63,10 +64,10 @@ MEASURED = 2048
 """Demonstrations that the normalisation is measured on, at most."""
 
 
-def complete(session: Session, objective: Scores) -> None:
+def complete(session: Session, data: ExampleData, objective: Scores) -> None:
     """Write what the held-out pairs say of the model, then make demonstrations (chosen answers that it was trained on)
     score 0 on average with unit scale."""
-    engine, data, main = session.engine, session.data, session.world.main
+    engine, main = session.engine, session.world.main
     some = np.random.default_rng([session.settings.seed, 2]).permutation(len(data.train))[:MEASURED]
     seen = engine.measure(data.train, objective, np.sort(some)).values
     labels = data.train.labels[np.sort(some)]
@@ -85,7 +86,8 @@ def complete(session: Session, objective: Scores) -> None:
 
 def build(session: Session) -> Offline:
     """The algorithm of a run that fits a reward model."""
-    settings = session.settings
+    settings, data = session.settings, session.data
     assert isinstance(settings, Reward)
+    assert isinstance(data, ExampleData)
     goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
-    return Offline(session, goal, goal, guarded=False, complete=lambda: complete(session, goal))
+    return Offline(session, data, goal, goal, guarded=False, complete=lambda: complete(session, data, goal))

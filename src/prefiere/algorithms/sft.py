@@ -9,6 +9,7 @@ import numpy as np
 from prefiere.algorithms.offline import Offline
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.objectives.masked import segment_sum
+from prefiere.plan.examples import ExampleData
 from prefiere.tokens.pack import PackedBatch
 from prefiere.train.engine import Engine
 from prefiere.train.objective import Metric, OfLogprobs, Result, Term
@@ -37,4 +38,5 @@ class Imitate(OfLogprobs):
 
 def build(session: Session) -> Offline:
     """The algorithm of a run that imitates answers."""
-    return Offline(session, Imitate(), Imitate(), guarded=False)
+    assert isinstance(session.data, ExampleData)
+    return Offline(session, session.data, Imitate(), Imitate(), guarded=False)

@@ -66,11 +66,10 @@ def workload(settings: Settings, card: Card | None, available: int, display: Dis
     beside = 0
     store: Any
     if isinstance(settings, PolicyGradient):
-        data = read_prompts(settings, tokenizer, eos_ids, display)
-        assert data.prompts is not None
-        store = [_answered(p, settings) for p in data.prompts.ids]
-        prompts = sorted(len(data.prompts.ids[i]) for i in members(len(store), settings.batch_size,
-                                                                   seed=settings.seed, step=0))  # fmt: skip
+        asked = read_prompts(settings, tokenizer, eos_ids, display).train
+        store, held = [_answered(p, settings) for p in asked.ids], 0
+        first = members(len(asked), settings.batch_size, seed=settings.seed, step=0)
+        prompts = sorted(len(asked.ids[i]) for i in first)
         mounted, beside = rewards(settings, source, lora, compute)
     else:
         encoder: Any = make_encoder(settings, tokenizer, eos_ids)
@@ -79,11 +78,11 @@ def workload(settings: Settings, card: Card | None, available: int, display: Dis
             encoder = score_encoder(source, tokenizer, truncation(settings), both_ways=both_ways, **reading)
         data = read_data(settings, encoder, METHODS[settings.method].reads(settings), display)
         store = data.train
-        prompts = sorted(len(p) for p in data.sample_prompts)
+        prompts = sorted(len(p) for p in data.watched.ids)
+        held = int(data.eval.lengths.sum()) if data.eval is not None else 0
     examples = len(store)
     steps = settings.max_steps or round(settings.num_train_epochs * updates_per_epoch(examples, settings.batch_size))
     packed = settings.attn != "padded"
-    held = int(data.eval.lengths.sum()) if data.eval is not None else 0
     return Workload(
         settings, source, compute, adapters, store, int(budget), max(1, steps), packed, tuple(prompts), mounted, beside,
         held,

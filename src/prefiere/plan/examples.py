@@ -43,25 +43,26 @@ class Prompts:
         return Prompts([self.ids[i] for i in at], [self.texts[i] for i in at], [self.sources[i] for i in at])
 
 
-@dataclass
-class Data:
-    """Token ids to train and validate on, and the account of what became of every record.
+@dataclass(frozen=True)
+class ExampleData:
+    """What an offline run reads: examples to train on and, where some are held out, to validate on.
 
-    sample_prompts, sample_asked: prompts to answer along the run, as ids and as read. prompts: what a policy learns to
-    answer, in place of examples.
+    account: what became of every record (data.json). watched: the prompts that are answered along the run.
     """
 
     train: GroupStore
     eval: GroupStore | None
     account: dict[str, Any]
-    sample_prompts: list[np.ndarray]
-    sample_asked: list[Text]
-    prompts: Prompts | None = None
+    watched: Prompts
 
-    @property
-    def examples(self) -> int:
-        """How many there are to train on."""
-        return len(self.prompts) if self.prompts is not None else len(self.train)
+
+@dataclass(frozen=True)
+class PromptData:
+    """What an on-policy run reads: prompts that the policy learns to answer. The rest is as in `ExampleData`."""
+
+    train: Prompts
+    account: dict[str, Any]
+    watched: Prompts
 
 
 def truncation(settings: Settings) -> Truncation:
@@ -81,7 +82,7 @@ def make_encoder(settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids
     )
 
 
-def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> Data:
+def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> ExampleData:
     """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
     k = 2 if kind == "pairs" else 1
     options: Any = {"columns": settings.columns, "on_bad": settings.on_bad}
@@ -127,11 +128,11 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
     }
     account["fingerprint"] = {"train": train.fingerprint(), "eval": validation.fingerprint() if validation else None}
     account["eval_sources"] = [g.source for g in validation] if validation else []
-    prompts, asked = list[np.ndarray](), list[Text]()
+    watched = Prompts([], [], [])
     if isinstance(encoder, Encoder) and not isinstance(settings, Reward):  # a reward model answers nothing
-        prompts, asked = _sample_prompts(settings, validation or train, encoder)
+        watched = _watched(settings, validation or train, encoder)
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
-    return Data(train, validation, account, prompts, asked)
+    return ExampleData(train, validation, account, watched)
 
 
 @cache
@@ -157,20 +158,26 @@ def _counted(groups: Iterable[Any], display: Display, name: str) -> Iterable[Any
             yield group
 
 
-def _sample_prompts(settings: Settings, store: GroupStore, encoder: Encoder) -> tuple[list[np.ndarray], list[Text]]:
-    """Distinct prompts to answer along the run, as ids and as read: from a file, or the first held-out
-    ones."""
+def prompts_of_file(name: str, encoder: Encoder) -> Prompts:
+    """The prompts of a file that a user names to have them answered along the run."""
+    records = list(formats.read(name, kind="prompts"))
+    texts = [r.prompt for r in records]
+    return Prompts(encoder.encode_prompts(texts), texts, [r.source for r in records])
+
+
+def _watched(settings: Settings, store: GroupStore, encoder: Encoder) -> Prompts:
+    """Distinct prompts to answer along the run: those of a file, or the first of this store."""
     if isinstance(settings.sample_prompts, str):
-        asked = [r.prompt for r in formats.read(settings.sample_prompts, kind="prompts")]
-        return encoder.encode_prompts(asked), asked
+        return prompts_of_file(settings.sample_prompts, encoder)
     _, first = np.unique(store.prompt_keys, return_index=True)
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
     groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
     data = settings.eval_data or settings.data
     split = None if settings.eval_data else settings.data_split
-    texts = prompts_at([g.source for g in groups], data, split=split, columns=settings.columns)
-    prompts = [g.prompt for g in groups]
+    sources = [g.source for g in groups]
+    texts = prompts_at(sources, data, split=split, columns=settings.columns)
+    ids = [g.prompt for g in groups]
     if isinstance(settings, SFT) and not settings.completion_only_loss:
-        prompts = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
-    return prompts, [texts[g.source] if g.source in texts else encoder.decode(g.prompt) for g in groups]
+        ids = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
+    return Prompts(ids, [texts[g.source] if g.source in texts else encoder.decode(g.prompt) for g in groups], sources)

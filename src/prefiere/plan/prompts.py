@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
-from prefiere.plan.examples import Data, Prompts, held_out
+from prefiere.plan.examples import PromptData, Prompts, held_out, prompts_of_file
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.encoder import Encoder, Truncation
-from prefiere.tokens.groups import GroupStore
 
 
 def _keys(prompts: Prompts) -> np.ndarray:
@@ -25,7 +24,7 @@ def _keys(prompts: Prompts) -> np.ndarray:
 
 def read_prompts(
     settings: PolicyGradient, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], display: Display
-) -> Data:
+) -> PromptData:
     """Read prompts to train on and to watch. A prompt that stands twice counts once.
 
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
@@ -76,8 +75,7 @@ def read_prompts(
     accounts["eval_sources"] = validation.sources
     watched = _watched(settings, validation if len(validation) else train, encoder)
     display.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
-    empty = GroupStore.build([], 1)
-    return Data(empty, None, accounts, watched.ids, watched.texts, train)
+    return PromptData(train, accounts, watched)
 
 
 def _limit(settings: PolicyGradient, room: int) -> str:
@@ -90,9 +88,7 @@ def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder) -> Promp
     """The prompts to answer along the run."""
     if isinstance(settings.sample_prompts, int):
         return held.select(range(min(settings.sample_prompts, len(held))))
-    records = list(formats.read(settings.sample_prompts, kind="prompts"))
-    texts = [r.prompt for r in records]
-    return Prompts(encoder.encode_prompts(texts), texts, [r.source for r in records])
+    return prompts_of_file(settings.sample_prompts, encoder)
 
 
 def _fingerprint(prompts: Prompts) -> str:

@@ -34,7 +34,7 @@ from prefiere.plan.choices import (
     enough_memory,
     free_memory,
 )
-from prefiere.plan.examples import Data, make_encoder, read_data, truncation
+from prefiere.plan.examples import ExampleData, PromptData, make_encoder, read_data, truncation
 from prefiere.plan.prompts import read_prompts
 from prefiere.plan.roles import give_critic, load_reward_judge, opener
 from prefiere.run import Run
@@ -61,7 +61,7 @@ class Session:
     source: Source
     trunk: Trunk
     engine: Engine
-    data: Data
+    data: ExampleData | PromptData
     eos_ids: list[int]
     judge: Judge | None
     reward: Judge | None
@@ -172,6 +172,7 @@ def prepare(
         encoder = score_encoder(source, tokenizer, truncation(settings), both_ways=reads_both_ways, **reading)
     else:
         encoder = make_encoder(settings, tokenizer, eos_ids)
+    data: ExampleData | PromptData
     if isinstance(settings, PolicyGradient):
         data = read_prompts(settings, tokenizer, eos_ids, display)
     else:
@@ -204,7 +205,7 @@ def prepare(
     if settings.torch_compile:
         trunk.compile(dynamic=True)
     steps = settings.max_steps or max(
-        1, round(settings.num_train_epochs * updates_per_epoch(data.examples, settings.batch_size))
+        1, round(settings.num_train_epochs * updates_per_epoch(len(data.train), settings.batch_size))
     )
     optimizer = make_optimizer(trunk, settings, rate, critic_rate(settings, rate))
     engine = Engine(
@@ -259,8 +260,8 @@ def make_sampler(session: Session) -> Sampler:
     """Answers to the session's sample prompts, the same at every step."""
     s = session.settings
     return Sampler(
-        prompts=session.data.sample_prompts,
-        asked=session.data.sample_asked,
+        prompts=session.data.watched.ids,
+        asked=session.data.watched.texts,
         decode=session.decode,
         eos_ids=session.eos_ids,
         samples=s.samples_per_prompt,
