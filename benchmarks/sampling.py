@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.common import Bench, Contender, Row, clock
 from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
 
 PROMPTS, TOKENS = 32, 64
 GOALS = {1: 2.0, 4: 4.0}
@@ -53,7 +54,7 @@ def _prompts(bench: Bench, vocabulary: int) -> list[np.ndarray]:
 def _ours(model: Any, prompts: list[np.ndarray], samples: int, ends: list[int]) -> Contender:
     def run(tokens: int) -> float:
         began = clock()
-        generate(model, prompts, samples=samples, max_new_tokens=tokens, eos_ids=ends)
+        generate(model, prompts, Sampling(samples, max_new_tokens=tokens), Vocabulary(tuple(ends)))
         return clock() - began
 
     return run

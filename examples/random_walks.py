@@ -22,8 +22,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefiere import ppo, rloo, sft
-from prefiere.evaluate.compare import Options, ask
+from prefiere.evaluate.compare import ask
 from prefiere.models.source import resolve
+from prefiere.sample.sampling import Sampling
 
 NODES = "abcdefghijklmnopqrstu"
 GOAL = "a"
@@ -103,8 +104,8 @@ def untrained(folder: Path) -> Path:
 def measured(model: Path, samples: int = 64) -> float:
     """Mean optimality of walks from every node, sampled at temperature 1."""
     starts = sorted(SHORTEST)
-    options = Options(samples=samples, max_new_tokens=LONGEST, seed=7)
-    rows = ask(resolve(model), starts, options).rows
+    sampling = Sampling(samples=samples, max_new_tokens=LONGEST, seed=7)
+    rows = ask(resolve(model), starts, sampling).rows
     return float(np.mean(optimality([r["prompt"] for r in rows], [r["completion"] for r in rows])))
 
 

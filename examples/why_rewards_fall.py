@@ -35,11 +35,13 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.schema import PreferencePair
 from prefiere.demo import corpus, judge
 from prefiere.doctor.diagnose import diagnose
-from prefiere.evaluate.sampled import Sampler
+from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import resolve
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run
+from prefiere.sample.local import LocalRollouts
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.stats import Moments
 from prefiere.tokens.encoder import Encoder, eos_ids_of
 
@@ -132,8 +134,10 @@ def judged(model: Path, base: Path) -> dict[str, float]:
     policy, tokenizer, prompts = load_model(resolve(model)), load_tokenizer(resolve(base)), corpus.held_out_prompts()
     eos_ids = eos_ids_of(load_model(resolve(base)), tokenizer)
     encoder = Encoder(tokenizer, eos_ids=eos_ids)
-    ask = Sampler(encoder.encode_prompts(prompts), prompts, encoder.decode, eos_ids, samples=2, max_new_tokens=32)
-    rows = ask(Trunk(policy, packed=False), None).rows
+    trunk = Trunk(policy, packed=False)
+    rollouts, sampling = LocalRollouts(trunk.lm, Vocabulary(tuple(eos_ids))), Sampling(samples=2, max_new_tokens=32)
+    ask = AnswerEvaluator(encoder.encode_prompts(prompts), prompts, encoder.decode, rollouts, sampling)
+    rows = ask(trunk, None).rows
     asked, answers = [r["prompt"] for r in rows], [r["completion"] for r in rows]
     return {
         "preferred": float(np.mean(judge.encyclopedic(asked, answers))),

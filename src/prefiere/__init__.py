@@ -11,9 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefiere.api import dpo, grpo, ppo, reinforce, reward, rloo, sft
+    from prefiere.api import compare, dpo, grpo, ppo, reinforce, reward, rloo, sft
     from prefiere.data.formats import read
-    from prefiere.evaluate.compare import compare
     from prefiere.run import Run
 
     __version__: str
@@ -22,7 +21,6 @@ __all__ = ["Run", "__version__", "compare", "dpo", "grpo", "ppo", "read", "reinf
 
 _HOMES = dict.fromkeys(__all__, "prefiere.api") | {
     "Run": "prefiere.run",
-    "compare": "prefiere.evaluate.compare",
     "read": "prefiere.data.formats",
 }
 

@@ -13,8 +13,12 @@ from prefiere.run import Run
 from prefiere.settings import Settings
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
     from rich.console import Console
 
+    from prefiere.data.schema import Text
     from prefiere.evaluate.compare import Compared
 
 
@@ -25,9 +29,7 @@ class TrainedRun(Run):
     already: bool = False
 
     def compare(self, **options: Any) -> Compared:
-        """The model before and after, answering the same prompts with the same seeds (see `evaluate.compare`)."""
-        from prefiere.evaluate.compare import compare
-
+        """The model before and after, answering the same prompts with the same seed (see `compare`)."""
         return compare(self, **options)
 
     def report(self, out: str | Path | None = None) -> Path:
@@ -50,6 +52,35 @@ def train(settings: Settings, *, fresh: bool = False, console: Console | None = 
 
 def _write_report(run: Run) -> None:
     TrainedRun(run.folder).report()
+
+
+def compare(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str] | None = None,
+    *,
+    prompts: str | Path | Sequence[Text] | None = None,
+    judge: str | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    limit: int = 64,
+    trust: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Compared:
+    """Ask two models the same prompts with the same seed, or the model of a run before and after it.
+
+    prompts: a file of prompts or a list, of which the first ``limit`` are asked; a run alone brings its validation
+    prompts, and its judge. Raises ValueError where there are none, and for a value out of its range.
+    """
+    from prefiere.evaluate.compare import ask_both
+    from prefiere.sample.sampling import Sampling
+
+    sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
+    return ask_both(
+        before, after, sampling=sampling, prompts=prompts, judge=judge, limit=limit, trust=trust, progress=progress
+    )
 
 
 def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:

@@ -21,7 +21,7 @@ from prefiere.train.engine import TrainingError
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import INTERRUPTED, Loop
-from prefiere.train.setup import Session, make_sampler, prepare
+from prefiere.train.setup import Session, make_evaluator, prepare
 from prefiere.world import World
 
 
@@ -162,10 +162,11 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
     world.start_trackers(settings.model_dump())
     algorithm = import_module(method.home).build(session)
-    sampler = make_sampler(session) if settings.sample_steps != 0 else None
-    loop = Loop(session, algorithm, sampler)
-    reason = loop.run()
-    loop.finish(reason)
+    evaluator = make_evaluator(session) if settings.sample_steps != 0 else None
+    loop = Loop(session, algorithm, evaluator)
+    with contextlib.closing(session.rollouts):
+        reason = loop.run()
+        loop.finish(reason)
     world.barrier()
     if reason == INTERRUPTED:
         display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")

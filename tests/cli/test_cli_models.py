@@ -130,6 +130,8 @@ def test_sample_answers_every_prompt_reproducibly(place: Path, trained: dict[str
     assert result(*arguments) == first
     assert result(*arguments, "--seed", "1") != first
     assert "¿Qué es una casa?" in run(*arguments).stdout
+    refused = run(*arguments, "--top-p", "0")
+    assert (refused.exit_code, "top_p=0: a probability above 0" in refused.stderr) == (2, True)
 
 
 def test_compare_takes_a_run_or_two_models_and_a_judge(
@@ -220,9 +222,9 @@ def test_estimate_says_whether_it_fits_and_what_to_change(place: Path, tmp_path:
 
 def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefiere.cli import models
-    from prefiere.evaluate.compare import Options
+    from prefiere.sample.sampling import Sampling
 
-    talker = models.Talker(str(place / "model"), Options(1, 1.0, 1.0, 4, 0))
+    talker = models.Talker(str(place / "model"), Sampling(max_new_tokens=4))
     asked: list[Any] = []
     encode = talker.encoder.encode_prompts
     monkeypatch.setattr(talker.encoder, "encode_prompts", lambda prompts: asked.append(prompts[0]) or encode(prompts))

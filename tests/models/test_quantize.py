@@ -22,6 +22,7 @@ from prefiere.models.load import fingerprint, load_model, load_policy
 from prefiere.models.source import ModelError, Source, resolve
 from prefiere.models.trunk import Trunk
 from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.pack import pack
 from random_groups import store
 
@@ -61,7 +62,7 @@ def used(source: Source, dtype: torch.dtype) -> Trunk:
     trunk, _ = load_policy(source, compute=dtype, adapter=adapter())
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         trunk.eval()(BATCH)
-        generate(trunk.lm, [np.asarray([5, 6, 7], np.int32)], max_new_tokens=4, eos_ids=[2])
+        generate(trunk.lm, [np.asarray([5, 6, 7], np.int32)], Sampling(max_new_tokens=4), Vocabulary((2,)))
     return trunk.train()
 
 

@@ -1,5 +1,7 @@
 """The sampler against transformers' generate, its own promises, and the distribution it should draw from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,14 @@ import tiny
 from prefiere.kernels import attention
 from prefiere.models.trunk import Trunk
 from prefiere.sample.draw import inverse_cdf, uniforms
-from prefiere.sample.local import generate
+from prefiere.sample.local import LocalRollouts, generate
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.sample.shared_prefix import SharedLayer
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import pack
 
 EOS = 2
+END = Vocabulary((EOS,))
 
 
 def prompts(n: int = 9, seed: int = 0, longest: int = 12) -> list[np.ndarray]:
@@ -43,7 +47,7 @@ def test_greedy_equals_generate(family, window, lora) -> None:
         config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=family == "gpt2")
         model = get_peft_model(model, config).eval()
     asked = prompts(9, longest=40)
-    mine = generate(model, asked, temperature=0.0, max_new_tokens=12, eos_ids=[EOS, 40, 41])
+    mine = generate(model, asked, Sampling(temperature=0.0, max_new_tokens=12), Vocabulary((EOS, 40, 41)))
     for prompt, sample in zip(asked, mine, strict=True):
         ids = torch.tensor(prompt)[None].long()
         theirs = model.generate(
@@ -56,23 +60,23 @@ def test_greedy_equals_generate(family, window, lora) -> None:
 
 def test_grouping_and_company_change_no_token() -> None:
     model, asked = tiny.model("llama"), prompts()
-    options = {"samples": 3, "max_new_tokens": 10, "eos_ids": list(range(2, 60)), "seed": 7}
-    whole = generate(model, asked, **options)
-    one_by_one = generate(model, asked, rows=1, **options)
+    how = Sampling(3, max_new_tokens=10, seed=7), Vocabulary(tuple(range(2, 60)))
+    whole = generate(model, asked, *how)
+    one_by_one = generate(model, asked, *how, rows=1)
     for a, b in zip(whole, one_by_one, strict=True):
         assert (a.prompt, a.sample, a.tokens.tolist(), a.ended) == (b.prompt, b.sample, b.tokens.tolist(), b.ended)
     assert {s.ended for s in whole} == {True, False}, "no row was dropped, or all were: the test does not test"
-    backwards = generate(model, asked[::-1], prompt_ids=list(range(9))[::-1], **options)
+    backwards = generate(model, asked[::-1], *how, numbers=list(range(9))[::-1])
     assert [s.tokens.tolist() for s in backwards[-3:]] == [s.tokens.tolist() for s in whole[:3]]
 
 
 def test_looks_and_company_of_samples_change_no_token(monkeypatch) -> None:
     model, asked = tiny.model("llama"), prompts()
-    options = {"max_new_tokens": 13, "eos_ids": list(range(2, 40)), "seed": 7}
-    whole = generate(model, asked, samples=3, **options)
-    alone = generate(model, asked, samples=1, **options)
+    three, ends = Sampling(3, max_new_tokens=13, seed=7), Vocabulary(tuple(range(2, 40)))
+    whole = generate(model, asked, three, ends)
+    alone = generate(model, asked, replace(three, samples=1), ends)
     monkeypatch.setattr("prefiere.sample.local._look_every", lambda device: 5)
-    seldom = generate(model, asked, samples=3, **options)
+    seldom = generate(model, asked, three, ends)
     first = [s for s in whole if s.sample == 0]
     for mine, others in ((first, alone), (whole, seldom)):
         for a, b in zip(mine, others, strict=True):
@@ -93,13 +97,13 @@ def test_samples_that_share_keys_draw_what_they_draw_alone(monkeypatch, family) 
     """Against a cache with each row's own keys, in fp32, with rows and prompts that end early."""
     model, asked, seen = tiny.model(family), prompts(), decodes_shared(monkeypatch)
     model.set_attn_implementation("sdpa")
-    options = {"samples": 3, "max_new_tokens": 13, "eos_ids": list(range(2, 40)), "seed": 7}
-    shared = generate(model, asked, **options)
+    how = Sampling(3, max_new_tokens=13, seed=7), Vocabulary(tuple(range(2, 40)))
+    shared = generate(model, asked, *how)
     assert seen
     assert model.config._attn_implementation == "sdpa"
     seen.clear()
     monkeypatch.setattr("prefiere.sample.shared_prefix.Watch.all_plain", lambda *_: False)
-    for a, b in zip(shared, generate(model, asked, **options), strict=True):
+    for a, b in zip(shared, generate(model, asked, *how), strict=True):
         assert (a.tokens.tolist(), a.ended) == (b.tokens.tolist(), b.ended)
         np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
     assert not seen
@@ -113,7 +117,7 @@ def test_shared_keys_in_bf16_within_the_noise_of_plain_forwards(monkeypatch, aut
     model.set_attn_implementation("sdpa")
     errors = []
     with torch.autocast("cpu", torch.bfloat16, enabled=auto), torch.no_grad():
-        made = generate(model, asked, samples=3, max_new_tokens=9, eos_ids=[EOS])
+        made = generate(model, asked, Sampling(3, max_new_tokens=9), END)
         for s in made:
             row = torch.tensor([*asked[s.prompt], *s.tokens])[None].long()
             at = torch.arange(len(s.tokens)), torch.tensor(s.tokens).long()
@@ -129,7 +133,7 @@ def test_shared_keys_in_bf16_within_the_noise_of_plain_forwards(monkeypatch, aut
 @pytest.mark.parametrize(("family", "window"), [("mistral", 6), ("gemma2", 6)])
 def test_unusual_attention_keeps_its_own_cache(monkeypatch, family, window) -> None:
     seen = decodes_shared(monkeypatch)
-    generate(tiny.model(family, sliding_window=window), prompts(3), max_new_tokens=3, eos_ids=[EOS])
+    generate(tiny.model(family, sliding_window=window), prompts(3), Sampling(max_new_tokens=3), END)
     assert not seen
 
 
@@ -139,7 +143,7 @@ def test_rows_end_where_the_model_does(monkeypatch, every) -> None:
     monkeypatch.setattr("prefiere.sample.local._look_every", lambda device: every)
     model = tiny.model("gpt2", n_positions=12)
     asked = [np.arange(6, 9, dtype=np.int32), np.arange(6, 15, dtype=np.int32)]
-    made = generate(model, asked, samples=2, max_new_tokens=50, eos_ids=[399])
+    made = generate(model, asked, Sampling(2, max_new_tokens=50), Vocabulary((399,)))
     assert [len(s.tokens) for s in made] == [9, 9, 3, 3]
     assert not any(s.ended for s in made)
 
@@ -147,15 +151,15 @@ def test_rows_end_where_the_model_does(monkeypatch, every) -> None:
 def test_seeds_samples_and_prompts_draw_differently() -> None:
     model = tiny.model("llama")
     same = [prompts(1)[0]] * 2
-    a, b, c, d = generate(model, same, samples=2, max_new_tokens=8, eos_ids=[EOS], seed=1)
-    other = generate(model, same, samples=2, max_new_tokens=8, eos_ids=[EOS], seed=2)[0]
+    a, b, c, d = generate(model, same, Sampling(2, max_new_tokens=8, seed=1), END)
+    other = generate(model, same, Sampling(2, max_new_tokens=8, seed=2), END)[0]
     assert len({tuple(s.tokens.tolist()) for s in (a, b, c, d, other)}) == 5
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_log_probs_are_those_of_a_plain_forward(temperature) -> None:
     model, asked = tiny.model("llama"), prompts()
-    for s in generate(model, asked, samples=2, temperature=temperature, max_new_tokens=6, eos_ids=[EOS]):
+    for s in generate(model, asked, Sampling(2, temperature, max_new_tokens=6), END):
         row = torch.tensor([*asked[s.prompt], *s.tokens])[None].long()
         logits = model(row).logits[0, len(asked[s.prompt]) - 1 : -1].double() / temperature
         expected = torch.log_softmax(logits, -1)[torch.arange(len(s.tokens)), torch.tensor(s.tokens).long()]
@@ -164,7 +168,7 @@ def test_log_probs_are_those_of_a_plain_forward(temperature) -> None:
 
 def test_log_probs_are_those_of_training() -> None:
     model, asked = tiny.model("mistral", sliding_window=6), prompts()
-    made = generate(model, asked, samples=2, max_new_tokens=8, eos_ids=[EOS])
+    made = generate(model, asked, Sampling(2, max_new_tokens=8), END)
     groups = [PromptGroup(asked[s.prompt], (s.tokens,), (np.ones(len(s.tokens), bool),)) for s in made]
     attention.register()
     model.set_attn_implementation(attention.NAME)
@@ -182,8 +186,7 @@ def test_first_tokens_follow_the_distribution(temperature, top_p) -> None:
     kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
     share = np.zeros_like(p)
     share[kept] = p[kept] / p[kept].sum()
-    options = {"temperature": temperature, "top_p": top_p, "eos_ids": [EOS], "seed": 3}
-    drawn = generate(model, [prompt], samples=n, rows=n, max_new_tokens=1, **options)
+    drawn = generate(model, [prompt], Sampling(n, temperature, top_p, max_new_tokens=1, seed=3), END, rows=n)
     counts = np.bincount([int(s.tokens[0]) for s in drawn], minlength=24)
     assert counts[share == 0].sum() == 0
     common = share * n >= 5
@@ -226,7 +229,44 @@ def test_uniforms_are_uniform_and_independent() -> None:
 def test_forbidden_ids_and_empty_prompts() -> None:
     model = tiny.model("llama", vocab_size=12)
     asked = [np.asarray([7, 8], np.int32)]
-    drawn = generate(model, asked, samples=50, max_new_tokens=4, eos_ids=[EOS], forbidden=[0, 5])
+    drawn = generate(model, asked, Sampling(50, max_new_tokens=4), Vocabulary((EOS,), forbidden=(0, 5)))
     assert not {0, 5} & {int(t) for s in drawn for t in s.tokens}
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
-        generate(model, [np.asarray([7]), np.asarray([], np.int32)], eos_ids=[EOS])
+        generate(model, [np.asarray([7]), np.asarray([], np.int32)], Sampling(), END)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_the_models_own_rollouts_name_their_version_and_keep_the_runs_precision(precision) -> None:
+    model, asked, three = tiny.model("llama"), prompts(3), Sampling(3, max_new_tokens=5, seed=4)
+    told: list[int] = []
+    made = LocalRollouts(model, END, precision).sample(asked, three, version=6, numbers=[4, 2, 9], progress=told.append)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
+        plain = generate(model, asked, three, END, numbers=[4, 2, 9])
+    assert {s.version for s in made} == {6}
+    assert [s.logp.tolist() for s in made] == [s.logp.tolist() for s in plain]
+    assert sum(told) == 9
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"samples": 0}, "samples=0: a prompt needs one answer at least"),
+        ({"temperature": -0.1}, "temperature=-0.1: a number from 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"top_p": 0.0}, "top_p=0: a probability above 0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: an answer has one token at least"),
+    ],
+)
+def test_sampling_out_of_range_is_refused(given, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        Sampling(**given)
+
+
+def test_padding_is_never_drawn_unless_it_ends_an_answer() -> None:
+    tokenizer = tiny.tokenizer("bpe", True)
+    assert Vocabulary.of(tokenizer, [2, 7]) == Vocabulary((2, 7), (tokenizer.pad_token_id,))
+    assert Vocabulary.of(tokenizer, [2, tokenizer.pad_token_id]).forbidden == ()
+    tokenizer.pad_token = None
+    assert Vocabulary.of(tokenizer, [2]).forbidden == ()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import runs
 from prefiere.console import Display
 from prefiere.evaluate.guards import degenerate
-from prefiere.evaluate.sampled import Answers, Sampler, repetition
+from prefiere.evaluate.sampled import AnswerEvaluator, Answers, repetition
 from prefiere.launch import train
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Run
@@ -230,7 +230,7 @@ def test_the_guard(change, says) -> None:
 
 
 def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, monkeypatch) -> None:
-    real = Sampler.__call__
+    real = AnswerEvaluator.__call__
 
     def broken(self, trunk, reference, **kwargs):
         made = real(self, trunk, reference, **kwargs)
@@ -240,7 +240,7 @@ def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, 
         return made
 
     broken.calls = 0
-    monkeypatch.setattr(Sampler, "__call__", broken)
+    monkeypatch.setattr(AnswerEvaluator, "__call__", broken)
     s = runs.settings(tmp_path, max_steps=6, sample_steps=2, samples_per_prompt=3)
     outcome = train(s, display=QUIET)
     assert outcome.stopped.startswith("guard:")

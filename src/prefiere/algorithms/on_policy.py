@@ -15,13 +15,14 @@ import torch
 
 from prefiere.algorithms.advantages import Credit, Estimate, RewardScale, assign
 from prefiere.algorithms.policy_loss import Policy
-from prefiere.algorithms.rollout import Drawing, Rollout, collect, measure, minibatches, step_seed
+from prefiere.algorithms.rollout import Rollout, collect, measure, minibatches, step_seed
 from prefiere.evaluate.judges import Judge
 from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
 from prefiere.objectives.masked import masked_moments
 from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3
 from prefiere.plan.examples import PromptData, Prompts
+from prefiere.sample.sampling import Sampling
 from prefiere.settings import PolicyGradient
 from prefiere.stats import Moments
 from prefiere.tokens.schedule import members
@@ -137,10 +138,14 @@ class OnPolicy:
     def _rollout(self, step: int, parts: Sequence[np.ndarray]) -> Rollout:
         s, session = self.settings, self.session
         chosen = self._chosen(step)
-        drawing = Drawing(
-            s.num_generations, s.temperature, s.max_new_tokens, session.eos_ids, step_seed(s.seed, step), session.never
+        asked = [self.prompts.ids[int(i)] for i in chosen]
+        sampling = Sampling(
+            samples=s.num_generations,
+            temperature=s.temperature,
+            max_new_tokens=s.max_new_tokens,
+            seed=step_seed(s.seed, step),
         )
-        rollout = collect(session.engine, [self.prompts.ids[int(i)] for i in chosen], chosen, self._score, drawing)
+        rollout = collect(session.engine, session.rollouts, asked, chosen, sampling, self._score, version=step)
         rollout.reward_C = self.rewards.combined(rollout.each_CM)
         measure(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
         return rollout

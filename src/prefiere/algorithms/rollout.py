@@ -20,10 +20,10 @@ from torch import Tensor
 
 from prefiere.models.reference import Reference
 from prefiere.models.trunk import CRITIC
-from prefiere.sample.local import Sample, generate
+from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch
-from prefiere.train.engine import Engine
+from prefiere.train.engine import Engine, TrainingError
 
 
 @dataclass
@@ -73,20 +73,8 @@ class Rollout:
         return out
 
     def flat(self, values_CL: Tensor) -> np.ndarray:
-        """float32 [N]: the other way."""
+        """float32 [N]: rows of completions [C, L] as numbers of all tokens, without what is beyond their ends."""
         return values_CL[self.mask()].float().numpy()
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How a rollout is sampled. forbidden: token ids never chosen."""
-
-    samples: int
-    temperature: float
-    max_new_tokens: int
-    eos_ids: Sequence[int]
-    seed: int
-    forbidden: Sequence[int] = ()
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -96,35 +84,33 @@ def step_seed(seed: int, step: int) -> int:
 
 def collect(
     engine: Engine,
+    rollouts: Rollouts,
     prompts: Sequence[np.ndarray],
-    names: np.ndarray,
+    number_G: np.ndarray,
+    sampling: Sampling,
     score: Callable[[Sequence[int], Sequence[np.ndarray]], np.ndarray],
-    drawing: Drawing,
+    *,
+    version: int,
 ) -> Rollout:
-    """Sample completions of these prompts, and score them.
+    """Sample completions of these prompts (int32 ids each) from the policy as it is now, and score them.
 
-    names: int64 [G], the prompts' numbers in the data, which name them in the random stream. score: prompts' numbers
-    and completions' tokens -> float64 [n, M]. Log-probs are not there yet: see `measure`.
+    number_G: int64 [G], the prompts' numbers in the data, and in the random stream. score: prompts' numbers and
+    completions' tokens -> float64 [n, M]. version: of the policy (`Rollouts`). Log-probs are not there yet: see
+    `measure`. Raises TrainingError where an answer comes from another version.
     """
     began = time.perf_counter()
     mine = np.arange(len(prompts))[engine.world.rank :: engine.world.size]
-    with engine.autocast():
-        samples = generate(
-            engine.trunk.lm,
-            [prompts[i] for i in mine],
-            samples=drawing.samples,
-            max_new_tokens=drawing.max_new_tokens,
-            temperature=drawing.temperature,
-            eos_ids=drawing.eos_ids,
-            seed=drawing.seed,
-            prompt_ids=names[mine].tolist(),
-            forbidden=drawing.forbidden,
-        )
+    numbers = number_G[mine].tolist()
+    rollouts.publish(engine.trunk, version)
+    samples = rollouts.sample([prompts[i] for i in mine], sampling, version=version, numbers=numbers)
     sampled = time.perf_counter()
-    each = score([int(names[mine[s.prompt]]) for s in samples], [s.tokens for s in samples])
+    each = score([numbers[s.prompt] for s in samples], [s.tokens for s in samples])
     parts = [(int(mine[s.prompt]), s, each[i]) for i, s in enumerate(samples)]
     parts = sorted(engine.world.gather(parts), key=lambda p: (p[0], p[1].sample))
-    rollout = _arranged(prompts, [s for _, s, _ in parts], np.stack([e for _, _, e in parts]), drawing.samples)
+    others = {s.version for _, s, _ in parts} - {version}
+    if others:  # all processes know of all answers, and stop together
+        raise TrainingError(f"answers came from version {min(others)} of the policy, and version {version} was asked")
+    rollout = _arranged(prompts, [s for _, s, _ in parts], np.stack([e for _, _, e in parts]), sampling.samples)
     rollout.seconds = {"sampling": sampled - began, "scoring": time.perf_counter() - sampled}
     return rollout
 
@@ -150,7 +136,7 @@ def measure(
     temperature: float,
     critic: bool,
 ) -> None:
-    """What policy, reference and critic say of each token, before any update, written to ``rollout.tokens``.
+    """Compute what policy, reference and critic say of each token before any update, into ``rollout.tokens``.
 
     The policy runs on the batches ``parts`` of the first epoch, cut as their updates will cut them: on the first pass
     the ratio of new to old is then 1, exactly.

@@ -163,12 +163,12 @@ def sample(
     """Answer the prompts of a file."""
     from prefiere.cli import models
     from prefiere.console import Display
-    from prefiere.evaluate.compare import Options
+    from prefiere.sample.sampling import Sampling
 
     hush()
-    options = Options(samples, temperature, top_p, max_new_tokens, seed)
+    sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
     speak = Display(progress())
-    return models.sample(model, prompts, options, limit=limit, trust=trust, display=speak, console=console())
+    return models.sample(model, prompts, sampling, limit=limit, trust=trust, display=speak, console=console())
 
 
 @app.command()
@@ -184,10 +184,10 @@ def chat(
 ) -> dict[str, Any]:
     """Talk with a model."""
     from prefiere.cli import models
-    from prefiere.evaluate.compare import Options
+    from prefiere.sample.sampling import Sampling
 
     hush()
-    talker = models.Talker(model, Options(1, temperature, top_p, max_new_tokens, seed), trust=trust)
+    talker = models.Talker(model, Sampling(1, temperature, top_p, max_new_tokens, seed), trust=trust)
     if not talker.remembers:
         progress().print(f"{model} has no chat template: it continues each text on its own.", style="dim", markup=False)
     return models.chat(talker, models.typed(console()), console())
@@ -211,20 +211,17 @@ def compare(
 ) -> dict[str, Any]:
     """Ask two models the same prompts with the same seeds, side by side, judged where there is a judge."""
     from prefiere.cli.models import show_comparison
-    from prefiere.evaluate.compare import compare as ask_both
+    from prefiere.evaluate.compare import ask_both
+    from prefiere.sample.sampling import Sampling
 
     hush()
     with progress().status("sampling"):
         found = ask_both(
             before,
             after,
+            sampling=Sampling(samples, temperature, top_p, max_new_tokens, seed),
             prompts=prompts,
             judge=judge,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
             limit=limit,
             trust=trust,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from rich.text import Text as Styled
 from prefiere.console import Display, table
 from prefiere.data import formats
 from prefiere.data.schema import Message, Text
-from prefiere.evaluate.compare import Compared, Options, ask, validation_prompts
+from prefiere.evaluate.compare import Compared, ask, validation_prompts
 from prefiere.models import export as exporting
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import ModelError, resolve
 from prefiere.run import Run
 from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.encoder import Encoder, eos_ids_of
 from prefiere.tokens.tokenizer import visible
 
@@ -29,12 +30,12 @@ SHOWN = 8  # prompts shown side by side; --json has all
 
 
 def sample(
-    model: str, prompts: str, options: Options, *, limit: int | None, trust: bool, display: Display, console: Console
+    model: str, prompts: str, sampling: Sampling, *, limit: int | None, trust: bool, display: Display, console: Console
 ) -> dict[str, Any]:
     """Answer the prompts of a file, and show each answer under its prompt."""
     asked = read_prompts(prompts, limit)
-    with display.stage("sampling", len(asked) * options.samples) as advance:
-        answers = ask(resolve(model, trust=trust), asked, options, progress=advance)
+    with display.stage("sampling", len(asked) * sampling.samples) as advance:
+        answers = ask(resolve(model, trust=trust), asked, sampling, progress=advance)
     for row in answers.rows:
         console.print(Styled(visible(row["prompt"]), "bold"))
         console.print(Styled(visible(row["completion"]) + ("" if row["ended"] else " […]")))
@@ -51,14 +52,15 @@ def read_prompts(name: str, limit: int | None) -> list[Text]:
 class Talker:
     """A model that answers a conversation. Without a chat template it continues each text on its own."""
 
-    def __init__(self, model: str, options: Options, *, trust: bool = False):
+    def __init__(self, model: str, sampling: Sampling, *, trust: bool = False):
         source = resolve(model, trust=trust)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(source)
         self.model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
-        self.eos_ids = eos_ids_of(self.model, self.tokenizer)
-        self.encoder = Encoder(self.tokenizer, eos_ids=self.eos_ids)
-        self.options, self.turns = options, list[Message]()
+        eos_ids = eos_ids_of(self.model, self.tokenizer)
+        self.vocabulary = Vocabulary.of(self.tokenizer, eos_ids)
+        self.encoder = Encoder(self.tokenizer, eos_ids=eos_ids)
+        self.sampling, self.turns = sampling, list[Message]()
 
     @property
     def remembers(self) -> bool:
@@ -68,16 +70,8 @@ class Talker:
         """The answer to what was said, in the light of the conversation so far."""
         self.turns.append(Message("user", said))
         prompt: Text = tuple(self.turns) if self.remembers else said
-        o = self.options
-        (answer,) = generate(
-            self.model,
-            self.encoder.encode_prompts([prompt]),
-            max_new_tokens=o.max_new_tokens,
-            temperature=o.temperature,
-            top_p=o.top_p,
-            eos_ids=self.eos_ids,
-            seed=o.seed + len(self.turns),
-        )
+        sampling = replace(self.sampling, samples=1, seed=self.sampling.seed + len(self.turns))
+        (answer,) = generate(self.model, self.encoder.encode_prompts([prompt]), sampling, self.vocabulary)
         text = self.encoder.decode(answer.tokens).strip()
         self.turns.append(Message("assistant", text))
         return text

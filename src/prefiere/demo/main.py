@@ -25,13 +25,15 @@ from prefiere.console import Display, table
 from prefiere.demo import corpus, judge
 from prefiere.demo.build import build
 from prefiere.evaluate.judges import Function, Judge, Scorer
-from prefiere.evaluate.sampled import Sampler
+from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.files import write_text
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.reference import sequence_logps
 from prefiere.models.source import resolve
 from prefiere.models.trunk import Trunk
 from prefiere.report.page import render
+from prefiere.sample.local import LocalRollouts
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.settings import Settings
 from prefiere.stats import Estimate, clustered_mean
 from prefiere.tokens.encoder import Encoder, eos_ids_of
@@ -80,26 +82,24 @@ def measure(
     eos_ids = eos_ids_of(policy, tokenizer)
     prompts = corpus.held_out_prompts()
     encoder = Encoder(tokenizer, eos_ids=eos_ids)
-    sampler = Sampler(
+    trunk = Trunk(policy, packed=False)
+    evaluator = AnswerEvaluator(
         prompts=encoder.encode_prompts(prompts),
         asked=prompts,
         decode=encoder.decode,
-        eos_ids=eos_ids,
-        samples=SAMPLES,
-        temperature=temperature,
-        max_new_tokens=64,
-        seed=1,
+        rollouts=LocalRollouts(trunk.lm, Vocabulary.of(tokenizer, eos_ids)),
+        sampling=Sampling(SAMPLES, temperature, max_new_tokens=64, seed=1),
         judge=Judge({"style": Function("style", style)}),
     )
-    answers = sampler(Trunk(policy, packed=False), None, progress=progress)
+    answers = evaluator(trunk, None, progress=progress)
     asked = [r["prompt"] for r in answers.rows]
     said = [r["completion"] for r in answers.rows]
     topic = np.asarray(judge.on_topic(asked, said))
     kl = None
     if reference is not None and temperature == 1.0:
         frozen = Trunk(load_model(resolve(reference)), packed=False)
-        groups = [sampler.group(s) for s in answers.samples]
-        before, after = (sequence_logps(t, groups, budget=8192)[:, 0] for t in (frozen, Trunk(policy, packed=False)))
+        groups = [evaluator.group(s) for s in answers.samples]
+        before, after = (sequence_logps(t, groups, budget=8192)[:, 0] for t in (frozen, trunk))
         kl = clustered_mean(after - before, answers.prompts)
     return Measured(
         clustered_mean(answers.signals["score"], answers.prompts, share=True),

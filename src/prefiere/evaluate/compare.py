@@ -1,4 +1,4 @@
-"""The same prompts and seeds through two models, side by side, judged."""
+"""What a finished model answers, and what two of them answer to the same prompts and seed, side by side and judged."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from prefiere.data import formats
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.evaluate.judges import Judge
-from prefiere.evaluate.sampled import Answers, Sampler
+from prefiere.evaluate.sampled import AnswerEvaluator, Answers
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import Source, resolve
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run
+from prefiere.sample.local import LocalRollouts
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.stats import Estimate, clustered_mean, sign_test
 from prefiere.tokens.encoder import Encoder, Truncation, eos_ids_of
 
@@ -80,25 +82,21 @@ def sides(before: str | os.PathLike[str], after: str | os.PathLike[str] | None) 
     return str(run.recipe["model"]), str(run.folder), run
 
 
-def compare(
+def ask_both(
     before: str | os.PathLike[str],
     after: str | os.PathLike[str] | None = None,
     *,
+    sampling: Sampling,
     prompts: str | Path | Sequence[Text] | None = None,
     judge: str | None = None,
-    samples: int = 1,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 128,
-    seed: int = 0,
     limit: int = 64,
     trust: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Compared:
-    """Ask both models the same prompts under the same seeds.
+    """Ask both models the same prompts with the same seed.
 
-    ``prompts`` is a file of prompts or a list; a run alone brings its validation prompts, and its judge. Raises
-    ValueError where there are none.
+    ``before`` alone is a run: its model before and after, by its validation prompts and its judge. ``prompts`` is a
+    file of prompts or a list, of which the first ``limit`` are asked. Raises ValueError where there are none.
     """
     first, second, run = sides(before, after)
     asked: Sequence[Text]
@@ -115,10 +113,18 @@ def compare(
     if run is not None and judge is None:
         judge = run.recipe.get("judge")
     recipe = run.recipe if run is not None else {}
-    options = Options(
-        samples, temperature, top_p, max_new_tokens, seed, recipe.get("template", "auto"), recipe.get("max_length")
-    )
-    answers = [ask(resolve(m, trust=trust), asked, options, judge=judge, progress=progress) for m in (first, second)]
+    answers = [
+        ask(
+            resolve(model, trust=trust),
+            asked,
+            sampling,
+            template=recipe.get("template", "auto"),
+            max_length=recipe.get("max_length"),
+            judge=judge,
+            progress=progress,
+        )
+        for model in (first, second)
+    ]
     return judged(first, second, answers[0], answers[1], judge)
 
 
@@ -138,48 +144,32 @@ def validation_prompts(run: Run, limit: int) -> list[Text]:
     return list(distinct.values())[:limit]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How prompts are written and answers sampled."""
-
-    samples: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 0
-    template: Literal["auto", "always", "never"] = "auto"
-    max_length: int | None = None
-
-
 def ask(
     source: Source,
     prompts: Sequence[Text],
-    options: Options,
+    sampling: Sampling,
     *,
+    template: Literal["auto", "always", "never"] = "auto",
+    max_length: int | None = None,
     judge: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Load a model and let it answer."""
+    """Load a model and let it answer. template, max_length: how prompts are written, and cut, as in a run's recipe."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
     eos_ids = eos_ids_of(model, tokenizer)
-    encoder = Encoder(tokenizer, Truncation(options.max_length), eos_ids=eos_ids, template=options.template)
-    pad = tokenizer.pad_token_id
-    sampler = Sampler(
+    encoder = Encoder(tokenizer, Truncation(max_length), eos_ids=eos_ids, template=template)
+    trunk = Trunk(model, packed=False)
+    evaluator = AnswerEvaluator(
         prompts=encoder.encode_prompts(prompts),
         asked=prompts,
         decode=encoder.decode,
-        eos_ids=eos_ids,
-        samples=options.samples,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
+        rollouts=LocalRollouts(trunk.lm, Vocabulary.of(tokenizer, eos_ids)),
+        sampling=sampling,
         judge=Judge.load(judge) if judge else None,
-        forbidden=[pad] if pad is not None and pad not in eos_ids else [],
     )
-    return sampler(Trunk(model, packed=False), None, progress=progress)
+    return evaluator(trunk, None, progress=progress)
 
 
 def judged(first: str, second: str, before: Answers, after: Answers, judge: str | None) -> Compared:

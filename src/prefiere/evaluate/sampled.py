@@ -1,7 +1,9 @@
 """Sampled answers along a run: curves can look perfect while the model is destroyed, so its answers are read as well.
 
-Every signal here needs no judge: does an answer end, how long is it, does it repeat itself, and how likely is it under
-the reference. The guard compares them with the same prompts and seeds before the run.
+Most signals here need no judge: whether an answer ends, how long it is, whether it repeats itself, and how likely it is
+under the reference. The guard compares them with those of the same prompts and seed before the run.
+
+Suffix: _A answers.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.rows import flat
 from prefiere.models.reference import Reference, sequence_logps
 from prefiere.models.trunk import Trunk
-from prefiere.sample.local import Sample, generate
+from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.groups import PromptGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Sampled answers of one moment: rows for samples.jsonl, and per-answer signals [n] with each answer's prompt."""
+    """Sampled answers of one moment: rows for samples.jsonl, and per-answer signals [A] with each answer's prompt."""
 
     rows: list[dict[str, Any]]
     signals: dict[str, np.ndarray]
@@ -37,76 +39,52 @@ class Answers:
 
 
 @dataclass
-class Sampler:
-    """Asks the same prompts with the same seed, whenever it is called.
+class AnswerEvaluator:
+    """Has a model answer the same prompts with the same seed, whenever it is called, and measures the answers.
 
-    prompts: int32 ids each. asked: the same as what was read. judge scores answers; reward is what a policy is trained
-    on, where it is trained on one.
+    prompts: int32 ids each. asked: the same prompts as they were read. budget: tokens of a micro-batch of log-probs.
+    autocast: their precision (None: the weights'). judge: scores answers. reward: what a policy is trained on, where it
+    is trained on one.
     """
 
     prompts: Sequence[np.ndarray]
     asked: Sequence[Text]
     decode: Callable[[np.ndarray], str]
-    eos_ids: Sequence[int]
-    samples: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 0
+    rollouts: Rollouts
+    sampling: Sampling
     budget: int = 4096
+    autocast: torch.dtype | None = None
     judge: Judge | None = None
     reward: Judge | None = None
-    forbidden: Sequence[int] = field(default_factory=tuple)
 
     def __call__(
         self,
         trunk: Trunk,
         reference: Reference | None,
         *,
-        autocast: torch.dtype | None = None,
+        version: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Answers:
-        """Sample, measure and judge."""
-        with torch.autocast(trunk.device.type, autocast, enabled=autocast is not None):
-            samples = generate(
-                trunk.lm,
-                self.prompts,
-                samples=self.samples,
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                eos_ids=self.eos_ids,
-                seed=self.seed,
-                forbidden=self.forbidden,
-                progress=progress,
-            )
-        groups = [self.group(s) for s in samples]
-        if reference is None:
-            logp = np.asarray([s.logp.sum() for s in samples])
-        else:  # both by the same path: their difference is then exact where nothing has changed
-            logp = sequence_logps(trunk, groups, budget=self.budget, autocast=autocast)[:, 0]
-        tokens = np.asarray([len(s.tokens) for s in samples])
+        """Sample, measure and judge. version: of the trunk's weights (see `Rollouts`)."""
+        self.rollouts.publish(trunk, version)
+        samples = self.rollouts.sample(self.prompts, self.sampling, version=version, progress=progress)
         signals = {
             "eos_rate": np.asarray([float(s.ended) for s in samples]),
-            "length": tokens.astype(np.float64),
+            "length": np.asarray([float(len(s.tokens)) for s in samples]),
             "repetition": np.asarray([repetition(s.tokens) for s in samples]),
         }
-        ref_logp = None
-        if reference is not None:
+        ref_logp_A = None
+        if reference is None:
+            logp_A = np.asarray([s.logp.sum() for s in samples])
+        else:  # both by the same path: their difference is then exact where nothing has changed
+            logp_A = self._logp(trunk, samples)
             with reference.live() as frozen:
-                ref_logp = sequence_logps(frozen, groups, budget=self.budget, autocast=autocast)[:, 0]
-            signals["ref_logp"] = ref_logp / tokens
-            if self.temperature == 1.0 and self.top_p == 1.0:
-                signals["kl"] = (logp - ref_logp).astype(np.float64)
-        completions = [self.decode(s.tokens) for s in samples]
-        asked = [self.asked[s.prompt] for s in samples]
-        if self.judge is not None:
-            signals["score"] = self.judge(asked, completions)
-        if self.reward is not None:
-            each = self.reward.each(asked, completions)
-            signals["reward"] = self.reward.combined(each)
-            if each.shape[1] > 1:
-                signals["reward_disagreement"] = each.std(1)
+                ref_logp_A = self._logp(frozen, samples)
+            signals["ref_logp"] = ref_logp_A / signals["length"]
+            if self.sampling.unchanged:
+                signals["kl"] = (logp_A - ref_logp_A).astype(np.float64)
+        asked, completions = [self.asked[s.prompt] for s in samples], [self.decode(s.tokens) for s in samples]
+        signals |= self._judged(asked, completions)
         rows = [
             {
                 "prompt": question(asked[i]),
@@ -114,8 +92,8 @@ class Sampler:
                 "sample": s.sample,
                 "ended": s.ended,
                 "tokens": len(s.tokens),
-                "logp": float(logp[i]),
-                "ref_logp": None if ref_logp is None else float(ref_logp[i]),
+                "logp": float(logp_A[i]),
+                "ref_logp": None if ref_logp_A is None else float(ref_logp_A[i]),
                 "repetition": float(signals["repetition"][i]),
                 "score": float(signals["score"][i]) if "score" in signals else None,
                 "reward": float(signals["reward"][i]) if "reward" in signals else None,
@@ -123,6 +101,23 @@ class Sampler:
             for i, s in enumerate(samples)
         ]
         return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples)
+
+    def _logp(self, trunk: Trunk, samples: Sequence[Sample]) -> np.ndarray:
+        """Log-probs [A] of whole answers, in nats, under the trunk's active role."""
+        groups = [self.group(s) for s in samples]
+        return sequence_logps(trunk, groups, budget=self.budget, autocast=self.autocast)[:, 0]
+
+    def _judged(self, asked: Sequence[Text], completions: Sequence[str]) -> dict[str, np.ndarray]:
+        """The scores [A] of judge and reward, where there are any."""
+        signals: dict[str, np.ndarray] = {}
+        if self.judge is not None:
+            signals["score"] = self.judge(asked, completions)
+        if self.reward is not None:
+            each_AM = self.reward.each(asked, completions)
+            signals["reward"] = self.reward.combined(each_AM)
+            if each_AM.shape[1] > 1:
+                signals["reward_disagreement"] = each_AM.std(1)
+        return signals
 
     def group(self, s: Sample) -> PromptGroup:
         """A sample as a prompt with one completion, to compute its log-prob under any model."""

@@ -19,6 +19,7 @@ from prefiere.models.reference import sequence_logps
 from prefiere.models.source import ModelError, Source
 from prefiere.models.trunk import Trunk
 from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.groups import PromptGroup
 
 EXACT = 1e-3
@@ -128,7 +129,8 @@ def plain(folder: Path) -> PreTrainedModel:
 def _answers(
     model: PreTrainedModel, prompts: Sequence[np.ndarray], eos_ids: Sequence[int], max_new_tokens: int
 ) -> tuple[list[np.ndarray], list[float]]:
-    samples = generate(model, prompts, temperature=0.0, eos_ids=eos_ids, max_new_tokens=max_new_tokens)
+    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+    samples = generate(model, prompts, greedy, Vocabulary(tuple(eos_ids)))
     tokens = [s.tokens for s in samples]
     return tokens, _logps(model, prompts, tokens)
 

@@ -2,15 +2,17 @@
 
 Each draw has its own counter-based random number, so that grouping prompts, dropping rows or adding processes changes
 no token, and two models asked with the same seed meet the same luck.
+
+Suffixes: _R rows (answers that are being drawn), _V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from prefiere.sample.sampling import Sampling, Vocabulary
 
 BLOCK = 256
 
@@ -56,31 +58,31 @@ def _passes(mass_RV: Tensor, u_R: Tensor) -> tuple[Tensor, Tensor]:
     return at[:, 0], ((aim - (running.gather(-1, at) - own)) / own).clamp_(0, 1)[:, 0]
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How tokens are drawn: temperature (0 is greedy), nucleus, seed, ids that end an answer, ids never chosen."""
+def draw(
+    logits_RV: Tensor,
+    sampling: Sampling,
+    vocabulary: Vocabulary,
+    number_R: np.ndarray,
+    sample_R: np.ndarray,
+    position: int,
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row [R] and its log-prob [R] in nats, before the nucleus is cut. Logits are overwritten.
 
-    temperature: float
-    top_p: float
-    seed: int
-    ends: np.ndarray
-    forbidden: tuple[int, ...]
-
-    def __call__(
-        self, logits_RV: Tensor, prompt_R: np.ndarray, sample_R: np.ndarray, position: int
-    ) -> tuple[Tensor, Tensor]:
-        """The next token of each row [R] and its log-prob [R], before the nucleus is cut. Logits are overwritten."""
-        logits = logits_RV.float()
-        if self.forbidden:
-            logits[:, list(self.forbidden)] = float("-inf")
-        if self.temperature not in (0.0, 1.0):
-            logits /= self.temperature
-        choice = logits.argmax(-1)
-        mass = logits.sub_(logits.gather(-1, choice[:, None])).exp_()
-        if self.temperature > 0:
-            u = torch.from_numpy(uniforms(self.seed, prompt_R, sample_R, position)).to(mass.device, non_blocking=True)
-            choice = inverse_cdf(_nucleus(mass, self.top_p), u)
-        return choice, (mass.gather(-1, choice[:, None])[:, 0] / mass.sum(-1)).log()
+    number_R, sample_R: int64, the number of each row's prompt in the random stream, and of its answer. position: how
+    many tokens the answers have so far.
+    """
+    logits = logits_RV.float()
+    if vocabulary.forbidden:
+        logits[:, list(vocabulary.forbidden)] = float("-inf")
+    if sampling.temperature not in (0.0, 1.0):
+        logits /= sampling.temperature
+    choice = logits.argmax(-1)
+    mass = logits.sub_(logits.gather(-1, choice[:, None])).exp_()
+    if sampling.temperature > 0:
+        u = uniforms(sampling.seed, number_R, sample_R, position)
+        u_R = torch.from_numpy(u).to(mass.device, non_blocking=True)
+        choice = inverse_cdf(_nucleus(mass, sampling.top_p), u_R)
+    return choice, (mass.gather(-1, choice[:, None])[:, 0] / mass.sum(-1)).log()
 
 
 def _nucleus(mass_RV: Tensor, top_p: float) -> Tensor:

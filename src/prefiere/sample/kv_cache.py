@@ -1,4 +1,5 @@
-"""The cache that a rollout decodes with: room for every token is made once, and prompts are prefilled at their length.
+"""The cache that answers are decoded with: it has slots for every token from the start, and prompts are run at their
+own lengths.
 
 transformers' own cache grows by a copy of itself with every token, and takes all prompts padded to the longest.
 """
@@ -16,14 +17,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from prefiere.sample.shared_prefix import Decoding, SharedLayer, Watch
 
-PADDING = 1.15
-"""Prompts are prefilled together while their padded size stays within this factor of the real one..."""
-SMALL = 256
+MOST_PADDING = 1.15
+"""Prompts are run together while their padded size stays within this factor of the real one..."""
+FREE_PADDING = 256
 """...or within so many tokens of it: a call costs as much."""
 
 
-class Room(DynamicLayer):
-    """Keys and values [rows, heads, columns, D] of one layer, with free columns at the end."""
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values [rows, heads, slots, D] of one layer, of which the first ``used`` slots are filled."""
 
     def __init__(self, keys: Tensor, values: Tensor, used: int):
         super().__init__()
@@ -37,7 +38,7 @@ class Room(DynamicLayer):
         return shown
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns, and show all that are used."""
+        """Fill the next slots; returns keys and values of all filled ones."""
         start = self._used
         keys, values = self._show(start + key_states.shape[-2])
         keys[:, :, start:] = key_states
@@ -57,64 +58,76 @@ class Room(DynamicLayer):
 
 
 def prefill(
-    model: PreTrainedModel, prompts: Sequence[np.ndarray], samples: int, room: int, *, share: bool = False
+    model: PreTrainedModel, prompts: Sequence[np.ndarray], samples: int, slots: int, *, share: bool = False
 ) -> tuple[Tensor, Cache, Tensor, Decoding | None]:
-    """Run each prompt once, for ``samples`` rows of ``room`` more tokens; prompts come shortest first.
+    """Run each prompt once, and make a cache of ``samples`` rows a prompt, each with ``slots`` for more tokens.
 
-    Returns the logits [R, V] of the first new token, the cache, and the mask [R, longest prompt + room]: prompts stand
-    at the right of their columns, so that all rows' next token has the same one. With ``share`` (`shareable`), where
-    the model goes along, samples share their prompt's keys: the model is then told who is ``decoding``.
+    prompts: int32 ids each, shortest first. Returns the logits [R, V] of the first new token, the cache, and the mask
+    [R, longest prompt + slots]. Prompts end in the same slot, so that all rows' next tokens have the same one. With
+    ``share`` (`shareable`) a prompt's rows share its keys, if all of the model's layers are plain: the last value is
+    then what each decoding step passes to the model as ``decoding``; otherwise it is None.
     """
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     ordinary = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
     longest, device = max(map(len, prompts)), next(model.parameters()).device
-    parts, caches, watch = [], [], Watch()
+    logits, masks, caches, watch = [], [], [], Watch()
     watched = {"decoding": watch} if share else {}
     for few in alike(prompts) if ordinary else [prompts]:
         ids, mask = _padded_left(few, device)
-        # Ordinary layers keep all columns, and the model's mask has its windows; the others know what to keep.
+        # Ordinary layers keep every token, and the model's mask has its windows; the others know what to keep.
         cache = DynamicCache() if ordinary else DynamicCache(config=model.config)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(
+        out = model(
             input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
             logits_to_keep=1, **watched,
-        ).logits[:, -1]  # fmt: skip
-        parts.append((logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)))
+        )  # fmt: skip
+        logits.append(out.logits[:, -1].repeat_interleave(samples, 0))
+        masks.append(mask.repeat_interleave(samples, 0))
         caches.append(cache)
-    whole = parts[0][1].new_ones(len(prompts) * samples, longest + room)
+    mask = _right_aligned(masks, longest, slots)
+    if not ordinary:
+        caches[0].batch_repeat_interleave(samples)
+        return logits[0], caches[0], mask, None
+    if watch.all_plain(len(caches[0].layers)):
+        seen = mask[::samples, :longest].bool()
+        shared = [SharedLayer(k, v, seen, samples, slots) for k, v in _layers(caches, 1, longest, 0)]
+        return torch.cat(logits), Cache(layers=shared), mask, Decoding(shared)
+    own = [PreallocatedLayer(k, v, longest) for k, v in _layers(caches, samples, longest, slots)]
+    return torch.cat(logits), Cache(layers=own), mask, None
+
+
+def _right_aligned(masks: Sequence[Tensor], longest: int, slots: int) -> Tensor:
+    """The masks of prompts that were run apart as one mask [R, longest + slots]: prompts end in slot ``longest``, and
+    all slots from there on are seen."""
+    whole = masks[0].new_ones(sum(map(len, masks)), longest + slots)
     at = 0
-    for _, mask in parts:
+    for mask in masks:
         whole[at : at + len(mask), :longest] = 0
         whole[at : at + len(mask), longest - mask.shape[1] : longest] = mask
         at += len(mask)
-    if not ordinary:
-        caches[0].batch_repeat_interleave(samples)
-        return parts[0][0], caches[0], whole, None
-    sharing = watch.all_plain(len(caches[0].layers))
-    layers: list[Any] = []
+    return whole
+
+
+def _layers(caches: Sequence[Cache], samples: int, longest: int, slots: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer, put together from these caches (see `_together`), which are emptied on the way:
+    two copies of one layer are held at a time, not of all."""
     for number in range(len(caches[0].layers)):
         pieces = [c.layers[number] for c in caches]
         for c in caches:
-            c.layers[number] = None  # type: ignore[call-overload]  # each layer is let go as it is copied
-        copies, columns = (1, 0) if sharing else (samples, room)
-        keys, values = (
-            _together([getattr(p, n) for p in pieces], copies, longest, columns) for n in ("keys", "values")
-        )
-        if sharing:
-            layers.append(SharedLayer(keys, values, whole[::samples, :longest].bool(), samples, room))
-        else:
-            layers.append(Room(keys, values, longest))
-    logits = torch.cat([logits for logits, _ in parts])
-    return logits, Cache(layers=layers), whole, Decoding(layers) if sharing else None
+            c.layers[number] = None  # type: ignore[call-overload]
+        keys, values = (_together([getattr(p, n) for p in pieces], samples, longest, slots) for n in ("keys", "values"))
+        del pieces
+        yield keys, values
 
 
-def _together(parts: Sequence[Tensor], samples: int, longest: int, room: int) -> Tensor:
-    """Keys or values of prompts prefilled apart, each repeated for its samples, at the right of ``longest`` columns."""
+def _together(parts: Sequence[Tensor], samples: int, longest: int, slots: int) -> Tensor:
+    """Keys or values [R, heads, longest + slots, D] of prompts that were run apart, each repeated for its samples and
+    ending in slot ``longest``."""
     _, heads, _, width = parts[0].shape
-    whole = parts[0].new_zeros(sum(len(p) for p in parts) * samples, heads, longest + room, width)
+    whole = parts[0].new_zeros(sum(len(p) for p in parts) * samples, heads, longest + slots, width)
     at = 0
     for part in parts:
-        rows = whole[at : at + len(part) * samples].view(len(part), samples, heads, longest + room, width)
+        rows = whole[at : at + len(part) * samples].view(len(part), samples, heads, longest + slots, width)
         rows[..., longest - part.shape[2] : longest, :] = part[:, None]
         at += len(part) * samples
     return whole
@@ -125,7 +138,7 @@ def alike(prompts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
     start = real = 0
     for i, prompt in enumerate(prompts):
         padded = len(prompt) * (i + 1 - start)
-        if i > start and padded > max(PADDING * (real + len(prompt)), real + len(prompt) + SMALL):
+        if i > start and padded > max(MOST_PADDING * (real + len(prompt)), real + len(prompt) + FREE_PADDING):
             yield prompts[start:i]
             start, real = i, 0
         real += len(prompt)

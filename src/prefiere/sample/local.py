@@ -1,140 +1,195 @@
-"""Sample n completions for each prompt: prefill once, drop finished rows, keep log-probs.
+"""Answers from a model in this process: each prompt is run once, rows that have ended are dropped, log-probs are kept.
 
-How tokens are drawn is in `drawing`, the cache in `rooms`, what the samples of a prompt share in `shared`, and what
-makes thin matrix products fast on a CPU in `weights`.
+How tokens are drawn is in `draw`, the cache in `kv_cache`, what the answers to a prompt share in `shared_prefix`, and
+what makes thin matrix products fast on a CPU in `packed_weights`.
+
+Suffixes: _P prompts, _R rows (answers that are being drawn), _T their tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefiere.sample.draw import Drawing
+from prefiere.sample.draw import draw
 from prefiere.sample.kv_cache import prefill
 from prefiere.sample.packed_weights import packed_weights
+from prefiere.sample.sampling import Sample, Sampling, Vocabulary
 from prefiere.sample.shared_prefix import shareable
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sampled completion of prompt number ``prompt``.
+class LocalRollouts:
+    """Answers of a model in this process, in the precision of the run's forwards (``autocast``; None: the weights')."""
 
-    tokens: int32 [L], with the end token where there is one. logp: float32 [L], natural log-probs under the sampled
-    distribution at the temperature given, before top-p. ended: an end token was reached.
-    """
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, autocast: torch.dtype | None = None):
+        self._model, self._vocabulary, self._autocast = model, vocabulary, autocast
 
-    prompt: int
-    sample: int
-    tokens: np.ndarray
-    logp: np.ndarray
-    ended: bool
+    def check(self, trunk: nn.Module) -> None:
+        """Nothing to check: the weights that answer are the weights that train. How far the two forwards are apart,
+        each step measures (sampler_drift)."""
+
+    def publish(self, trunk: nn.Module, version: int) -> None:
+        """Nothing to publish: there is one copy of the weights, and it is the newest."""
+
+    def sample(
+        self,
+        prompts: Sequence[np.ndarray],
+        sampling: Sampling,
+        *,
+        version: int,
+        numbers: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Answers from the weights as they are now, whichever ``version`` that is (see `Rollouts`)."""
+        device = next(self._model.parameters()).device
+        with torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
+            made = generate(self._model, prompts, sampling, self._vocabulary, numbers=numbers, progress=progress)
+        return [replace(s, version=version) for s in made]
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    vocabulary: Vocabulary,
     *,
-    samples: int = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    eos_ids: Sequence[int],
-    seed: int = 0,
-    prompt_ids: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
     rows: int = 64,
-    forbidden: Sequence[int] = (),
     progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
-    """Sample ``samples`` completions for each prompt (int32 token ids); temperature 0 is greedy.
+    """Sample answers to each prompt (int32 token ids), by prompt, then by sample.
 
-    ``prompt_ids`` name the prompts in the random stream (their places by default); at most ``rows`` sequences decode
-    at once. ``forbidden`` ids are never chosen. ``progress`` hears how many sequences have finished. Samples come in
-    the order of prompts, then samples. Raises ValueError for an empty prompt.
+    numbers: what the prompts are called in the random stream (default: their places). rows: how many answers are drawn
+    at once, at most. progress: is told how many answers are done. Raises ValueError for an empty prompt, and for one
+    that leaves no position for an answer.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    limit = _positions(model)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} has no tokens: there is nothing to continue")
         if len(prompt) >= limit:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens, and the model takes {limit}: shorten it")
-    names = np.asarray(prompt_ids if prompt_ids is not None else range(len(prompts)), np.int64)
-    draw = Drawing(temperature, top_p, seed, np.asarray(list(eos_ids)), tuple(forbidden))
+    number_P = np.asarray(numbers if numbers is not None else range(len(prompts)), np.int64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    width = max(1, rows // samples)
+    width = max(1, rows // sampling.samples)
     was_training = model.training
     model.eval()
     done: dict[tuple[int, int], Sample] = {}
     with packed_weights(model), shareable(model) as share:
         for start in range(0, len(order), width):
             group = order[start : start + width]
-            rooms = np.asarray([min(max_new_tokens, limit - len(prompts[i])) for i in group])
-            for s in _decode(model, [prompts[i] for i in group], names[group], samples, rooms, limit, draw, share):
+            asked = [prompts[i] for i in group]
+            for s in _decode(model, asked, number_P[group], sampling, vocabulary, share):
                 at = group[s.prompt]
-                done[at, s.sample] = Sample(at, s.sample, s.tokens, s.logp, s.ended)
+                done[at, s.sample] = replace(s, prompt=at)
             if progress:
-                progress(len(group) * samples)
+                progress(len(group) * sampling.samples)
     model.train(was_training)
-    return [done[i, j] for i in range(len(prompts)) for j in range(samples)]
+    return [done[i, j] for i in range(len(prompts)) for j in range(sampling.samples)]
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """How many tokens of prompt and answer the model takes."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def _decode(
     model: PreTrainedModel,
     prompts: Sequence[np.ndarray],
-    names: np.ndarray,
-    samples: int,
-    rooms: np.ndarray,
-    limit: int,
-    draw: Drawing,
+    number_P: np.ndarray,
+    sampling: Sampling,
+    vocabulary: Vocabulary,
     share: bool,
 ) -> Iterator[Sample]:
-    """Prefill each prompt once, repeat the cache for its samples, and drop rows as they end, or fill their prompt's
-    ``rooms`` tokens. Rows are dropped some at a time, as each time the cache is copied; what a row that is over still
-    draws is thrown away."""
-    device = next(model.parameters()).device
-    prompt_R, sample_R = np.repeat(np.arange(len(prompts)), samples), np.tile(np.arange(samples), len(prompts))
-    length, longest, every = int(rooms.max()), max(map(len, prompts)), _look_every(device)
-    logits, cache, mask, decoding = prefill(model, prompts, samples, length, share=share)
-    told = {} if decoding is None else {"decoding": decoding}
-    size = torch.as_tensor([len(prompts[p]) for p in prompt_R.tolist()], device=device)
-    tokens = torch.zeros(len(prompt_R), length, dtype=torch.long, device=device)
-    logps = torch.zeros(len(prompt_R), length, device=device)
-    over = np.zeros(len(prompt_R), bool)
-    seen = 0
-    for step in range(length):
-        tokens[:, step], logps[:, step] = draw(logits, names[prompt_R], sample_R, step)
-        drawn = step + 1
-        if drawn % every == 0 or drawn == length:
-            found = np.isin(tokens[:, seen:drawn].cpu().numpy(), draw.ends)
-            end = np.where(found.any(1), seen + found.argmax(1) + 1, length + 1)
-            room, seen = rooms[prompt_R], drawn
-            fresh = np.flatnonzero(~over & (np.minimum(end, room) <= drawn))
-            said = [x[torch.from_numpy(fresh)].cpu().numpy() for x in (tokens, logps)] if len(fresh) else []
-            for r, ids, logp in zip(fresh.tolist(), *said, strict=True):
-                n = int(min(end[r], room[r]))
-                made = ids[:n].astype(np.int32), logp[:n].copy()
-                yield Sample(int(prompt_R[r]), int(sample_R[r]), *made, bool(end[r] <= room[r]))
-            over[fresh] = True
-            if over.all():
+    """Run each prompt once, repeat its cache for its samples, and draw token after token until every row has ended."""
+    device, limit = next(model.parameters()).device, _positions(model)
+    rows = _Rows(prompts, number_P, sampling, limit, device)
+    logits, cache, mask, decoding = prefill(model, prompts, sampling.samples, rows.slots, share=share)
+    shared = {} if decoding is None else {"decoding": decoding}
+    longest, every = max(map(len, prompts)), _look_every(device)
+    while True:
+        rows.add(*draw(logits, sampling, vocabulary, rows.number_R, rows.sample_R, rows.drawn))
+        if rows.drawn % every == 0 or rows.drawn == rows.slots:
+            yield from rows.finished(vocabulary.eos_ids)
+            if rows.over_R.all():
                 return
-            if over.sum() * 8 >= len(over):
-                keep = np.flatnonzero(~over)
-                prompt_R, sample_R, over = prompt_R[keep], sample_R[keep], over[keep]
-                at = torch.from_numpy(keep).to(device)
-                cache.batch_select_indices(at)
-                mask, size, tokens, logps = (x.index_select(0, at) for x in (mask, size, tokens, logps))
+            kept = rows.drop_finished()
+            if kept is not None:
+                cache.batch_select_indices(kept)
+                mask = mask.index_select(0, kept)
         logits = model(
-            input_ids=tokens[:, step, None],
-            attention_mask=mask[:, : longest + drawn],
-            position_ids=(size + step).clamp(max=limit - 1)[:, None],
+            input_ids=rows.tokens_RT[:, rows.drawn - 1, None],
+            attention_mask=mask[:, : longest + rows.drawn],
+            position_ids=(rows.length_R + rows.drawn - 1).clamp(max=limit - 1)[:, None],
             past_key_values=cache,
             use_cache=True,
-            **told,
+            **shared,
         ).logits[:, -1]
+
+
+class _Rows:
+    """The answers that are being drawn, one a row, with as many slots for tokens as the longest of them may need.
+
+    prompt_R, sample_R: int64, which answer to which prompt a row is. number_R: int64, its prompt's number in the random
+    stream. most_R: int64, tokens it may have. length_R: int64, tokens of its prompt. tokens_RT, logp_RT: what was
+    drawn. over_R: bool, whether it has ended and its sample was handed out; what it still draws is not used.
+    """
+
+    def __init__(
+        self, prompts: Sequence[np.ndarray], number_P: np.ndarray, sampling: Sampling, limit: int, device: torch.device
+    ):
+        length_P = np.asarray([len(p) for p in prompts])
+        self.prompt_R = np.repeat(np.arange(len(prompts)), sampling.samples)
+        self.sample_R = np.tile(np.arange(sampling.samples), len(prompts))
+        self.number_R = number_P[self.prompt_R]
+        self.most_R = np.minimum(sampling.max_new_tokens, limit - length_P)[self.prompt_R]
+        self.slots, self.drawn, self._looked = int(self.most_R.max()), 0, 0
+        self.length_R = torch.as_tensor(length_P[self.prompt_R], device=device)
+        self.tokens_RT = torch.zeros(len(self.prompt_R), self.slots, dtype=torch.long, device=device)
+        self.logp_RT = torch.zeros(len(self.prompt_R), self.slots, device=device)
+        self.over_R = np.zeros(len(self.prompt_R), bool)
+
+    def add(self, token_R: Tensor, logp_R: Tensor) -> None:
+        """Take up the next token of every row."""
+        self.tokens_RT[:, self.drawn], self.logp_RT[:, self.drawn] = token_R, logp_R
+        self.drawn += 1
+
+    def finished(self, eos_ids: Sequence[int]) -> Iterator[Sample]:
+        """The samples of all rows that have ended, or have no slot left, since the last call."""
+        ends = np.isin(self.tokens_RT[:, self._looked : self.drawn].cpu().numpy(), eos_ids)
+        end_R = np.where(ends.any(1), self._looked + ends.argmax(1) + 1, self.slots + 1)
+        length_R = np.minimum(end_R, self.most_R)
+        fresh = np.flatnonzero(~self.over_R & (length_R <= self.drawn))
+        self._looked = self.drawn
+        self.over_R[fresh] = True
+        if not len(fresh):
+            return
+        tokens, logps = (x[torch.from_numpy(fresh)].cpu().numpy() for x in (self.tokens_RT, self.logp_RT))
+        for r, ids, logp in zip(fresh.tolist(), tokens, logps, strict=True):
+            n, ended = int(length_R[r]), bool(end_R[r] <= self.most_R[r])
+            yield Sample(int(self.prompt_R[r]), int(self.sample_R[r]), ids[:n].astype(np.int32), logp[:n].copy(), ended)
+
+    def drop_finished(self) -> Tensor | None:
+        """Drop rows that are over once they are an eighth of all, since dropping copies the cache; int64, those that
+        stay (None: all do)."""
+        if self.over_R.sum() * 8 < len(self.over_R):
+            return None
+        keep = np.flatnonzero(~self.over_R)
+        kept = torch.from_numpy(keep).to(self.length_R.device)
+        self.prompt_R, self.sample_R, self.number_R = self.prompt_R[keep], self.sample_R[keep], self.number_R[keep]
+        self.most_R, self.over_R = self.most_R[keep], self.over_R[keep]
+        self.length_R = self.length_R.index_select(0, kept)
+        self.tokens_RT, self.logp_RT = self.tokens_RT.index_select(0, kept), self.logp_RT.index_select(0, kept)
+        return kept
 
 
 def _look_every(device: torch.device) -> int:

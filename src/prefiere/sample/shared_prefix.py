@@ -71,23 +71,23 @@ class Decoding:
 
 
 class SharedLayer(DynamicLayer):
-    """One layer's cache. keys, values: [P, K, L, D]; seen_PL: bool, false at padding; ``samples`` rows for each prompt,
-    of ``room`` tokens."""
+    """One layer's cache. keys, values: [P, K, L, D], of the prompts; seen_PL: bool, false at padding; each prompt has
+    ``samples`` rows, each with ``slots`` for tokens of its own."""
 
-    def __init__(self, keys: Tensor, values: Tensor, seen_PL: Tensor, samples: int, room: int):
+    def __init__(self, keys: Tensor, values: Tensor, seen_PL: Tensor, samples: int, slots: int):
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         prompts, heads, self._longest, width = keys.shape
         self._work = compute_dtype(values)
         self._keys, self._values = keys.float().contiguous(), values.to(self._work).contiguous()
-        own = prompts * samples, heads, room, width
+        own = prompts * samples, heads, slots, width
         self._own_keys, self._own_values = torch.zeros(own), torch.zeros(own, dtype=self._work)
         self._bias = torch.zeros(seen_PL.shape).masked_fill_(~seen_PL, float("-inf"))
         self._samples, self._used = samples, 0
-        self._slot_R = torch.arange(prompts * samples)
+        self._cell_R = torch.arange(prompts * samples)
 
     def get_seq_length(self) -> int:
-        """Columns so far."""
+        """Slots filled so far, those of the longest prompt included."""
         return self._longest + self._used
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -100,9 +100,9 @@ class SharedLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, and the prompts that they continue."""
         self._own_keys, self._own_values = (x.index_select(0, indices) for x in (self._own_keys, self._own_values))
-        slots = self._slot_R.index_select(0, indices)
-        kept, place = torch.unique(slots // self._samples, return_inverse=True)
-        self._slot_R = place * self._samples + slots % self._samples
+        cells = self._cell_R.index_select(0, indices)
+        kept, place = torch.unique(cells // self._samples, return_inverse=True)
+        self._cell_R = place * self._samples + cells % self._samples
         self._keys, self._values, self._bias = (x.index_select(0, kept) for x in (self._keys, self._values, self._bias))
 
     @torch.autocast("cpu", enabled=False)
@@ -114,27 +114,28 @@ class SharedLayer(DynamicLayer):
         shared = torch.bmm(self._by_prompt(query_RK), self._keys.flatten(0, 1).transpose(1, 2))
         shared = shared.view(prompts, -1, longest).add_(self._bias[:, None])
         own = torch.bmm(query_RK.flatten(0, 1), self._own_keys.flatten(0, 1).transpose(1, 2)).view(
-            rows, kv, -1, self._room
+            rows, kv, -1, self._slots
         )
         own[..., self._used :] = float("-inf")
         p = torch.softmax(torch.cat([self._by_row(shared.view(prompts * kv, -1, longest)), own], -1), -1).to(self._work)
-        first, second = p.split([longest, self._room], -1)
+        first, second = p.split([longest, self._slots], -1)
         out = self._by_row(torch.bmm(self._by_prompt(first), self._values.flatten(0, 1)))
         out = out + torch.bmm(second.flatten(0, 1), self._own_values.flatten(0, 1)).view_as(out)
         return out.reshape(rows, 1, heads, width)
 
     @property
-    def _room(self) -> int:
+    def _slots(self) -> int:
         return self._own_keys.shape[2]
 
     def _by_prompt(self, x: Tensor) -> Tensor:
-        """[R, K, G, n] -> [P K, samples G, n]; samples that are over are zeros."""
+        """Rows in the cells of a grid of prompts x samples, [R, K, G, n] -> [P K, samples G, n]; rows that were dropped
+        are zeros."""
         prompts, kv = self._keys.shape[:2]
-        grid = x.new_zeros(prompts * self._samples, *x.shape[1:]).index_copy_(0, self._slot_R, x)
+        grid = x.new_zeros(prompts * self._samples, *x.shape[1:]).index_copy_(0, self._cell_R, x)
         return grid.view(prompts, self._samples, *x.shape[1:]).transpose(1, 2).reshape(prompts * kv, -1, x.shape[-1])
 
     def _by_row(self, x: Tensor) -> Tensor:
-        """[P K, samples G, n] -> [R, K, G, n]."""
+        """The reverse of `_by_prompt`: [P K, samples G, n] -> [R, K, G, n]."""
         prompts, kv = self._keys.shape[:2]
         grid = x.view(prompts, kv, self._samples, -1, x.shape[-1]).transpose(1, 2)
-        return grid.flatten(0, 1).index_select(0, self._slot_R)
+        return grid.flatten(0, 1).index_select(0, self._cell_R)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.rows import SHARES, derived
-from prefiere.evaluate.sampled import Sampler
+from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train import checkpoint
@@ -58,8 +58,8 @@ def every(setting: int | str, total: int, parts: int) -> int:
 class Loop:
     """One run of updates. ``run()`` returns why it ended early, or None when it reached the last step."""
 
-    def __init__(self, session: Session, method: Method, sampler: Sampler | None):
-        self.session, self.method, self.sampler = session, method, sampler
+    def __init__(self, session: Session, method: Method, evaluator: AnswerEvaluator | None):
+        self.session, self.method, self.evaluator = session, method, evaluator
         self.engine, self.run_folder, self.settings = session.engine, session.run, session.settings
         self.state = State()
         total = session.total_steps
@@ -78,6 +78,8 @@ class Loop:
         s, total = self.state, self.session.total_steps
         if s.stop:  # it had ended, and was killed before it could say so
             return s.stop
+        self.session.rollouts.publish(self.session.trunk, s.step)
+        self.session.rollouts.check(self.session.trunk)
         if s.step == 0:
             self._begin()
         with self.interrupt, self.session.display.stage("training", total, s.step) as advance:
@@ -105,7 +107,7 @@ class Loop:
         """Everything that is due after an update; returns why to stop, if there is a reason."""
         s, last = self.state, self.state.step == self.session.total_steps
         due = {n: last or s.step % n == 0 for n in (self.log_every, self.eval_every, self.save_every)}
-        sample = self.sampler is not None and (last or s.step % self.sample_every == 0)
+        sample = self.evaluator is not None and (last or s.step % self.sample_every == 0)
         stop, best = None, False
         if due[self.log_every] or due[self.eval_every] or sample:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
@@ -128,7 +130,7 @@ class Loop:
         row = self._row()
         with self.session.display.stage("before training", 1) as advance:
             row |= self.method.begin()
-            if self.sampler is not None:
+            if self.evaluator is not None:
                 columns = self._sample()
                 self.state.baseline = {k: v for k, v in columns.items() if np.isfinite(v)}
                 row |= columns
@@ -169,8 +171,8 @@ class Loop:
         return row
 
     def _sample(self) -> dict[str, Any]:
-        assert self.sampler is not None
-        answers = self.sampler(self.session.trunk, self.method.reference, autocast=self.engine.compute)
+        assert self.evaluator is not None
+        answers = self.evaluator(self.session.trunk, self.method.reference, version=self.state.step)
         if self.main:
             self.run_folder.log_samples([{"step": self.state.step, **row} for row in answers.rows])
         return answers.columns()

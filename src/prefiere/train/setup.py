@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.evaluate.judges import Judge
-from prefiere.evaluate.sampled import Sampler
+from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, ends, load_reward, room, skeleton
 from prefiere.models.load import base_scheme, count_parameters, fingerprint, load_policy, load_tokenizer, no_dropout
@@ -38,6 +38,8 @@ from prefiere.plan.examples import ExampleData, PromptData, make_encoder, read_d
 from prefiere.plan.prompts import read_prompts
 from prefiere.plan.roles import give_critic, load_reward_judge, opener
 from prefiere.run import Run
+from prefiere.sample.local import LocalRollouts
+from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
 from prefiere.settings import PPO, PolicyGradient, Reward, Settings
 from prefiere.tokens.encoder import decode, eos_ids_of
 from prefiere.tokens.schedule import updates_per_epoch
@@ -61,6 +63,7 @@ class Session:
     source: Source
     trunk: Trunk
     engine: Engine
+    rollouts: Rollouts
     data: ExampleData | PromptData
     eos_ids: list[int]
     judge: Judge | None
@@ -79,12 +82,6 @@ class Session:
         """The fingerprint of each reward model by name; a function has none. Taken before anything is trained."""
         scorers = self.reward.scorers if self.reward is not None else {}
         return {name: m.fingerprint() for name, m in scorers.items() if isinstance(m, RewardModel)}
-
-    @property
-    def never(self) -> list[int]:
-        """Token ids that are never sampled: padding, unless it ends an answer."""
-        pad = self.tokenizer.pad_token_id
-        return [pad] if pad is not None and pad not in self.eos_ids else []
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of an answer."""
@@ -219,6 +216,7 @@ def prepare(
         adapt=settings.tokens_per_microbatch == "auto",
         notice=display.say,
     )
+    rollouts = LocalRollouts(trunk.lm, Vocabulary.of(tokenizer, eos_ids), engine.compute)
     return Session(
         settings,
         run,
@@ -228,6 +226,7 @@ def prepare(
         source,
         trunk,
         engine,
+        rollouts,
         data,
         eos_ids,
         judge,
@@ -256,22 +255,24 @@ def adapter_of(settings: Settings) -> Adapter:
     )
 
 
-def make_sampler(session: Session) -> Sampler:
-    """Answers to the session's sample prompts, the same at every step."""
+def make_evaluator(session: Session) -> AnswerEvaluator:
+    """What asks the session's sample prompts along the run, with the same seed each time."""
     s = session.settings
-    return Sampler(
+    return AnswerEvaluator(
         prompts=session.data.watched.ids,
         asked=session.data.watched.texts,
         decode=session.decode,
-        eos_ids=session.eos_ids,
-        samples=s.samples_per_prompt,
-        temperature=s.sample_temperature,
-        max_new_tokens=s.max_new_tokens,
-        seed=s.seed,
+        rollouts=session.rollouts,
+        sampling=Sampling(
+            samples=s.samples_per_prompt,
+            temperature=s.sample_temperature,
+            max_new_tokens=s.max_new_tokens,
+            seed=s.seed,
+        ),
         budget=session.engine.budget,
+        autocast=session.engine.compute,
         judge=session.judge,
         reward=session.reward,
-        forbidden=session.never,
     )
 
 
