@@ -91,9 +91,9 @@ def prefill(
     if watch.all_plain(len(caches[0].layers)):
         seen = mask[::samples, :longest].bool()
         shared = [SharedLayer(k, v, seen, samples, slots) for k, v in _layers(caches, 1, longest, 0)]
-        return torch.cat(logits), Cache(layers=shared), mask, Decoding(shared)
+        return torch.cat(logits), Cache(layers=[*shared]), mask, Decoding(shared)
     own = [PreallocatedLayer(k, v, longest) for k, v in _layers(caches, samples, longest, slots)]
-    return torch.cat(logits), Cache(layers=own), mask, None
+    return torch.cat(logits), Cache(layers=[*own]), mask, None
 
 
 def _right_aligned(masks: Sequence[Tensor], longest: int, slots: int) -> Tensor:
