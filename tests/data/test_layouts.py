@@ -385,15 +385,25 @@ def test_pairs_from_comparisons(tmp_path):
     assert source.counts.dropped == {"both bad": 1}
 
 
-def test_strength_becomes_a_margin_in_the_units_of_the_data(tmp_path):
-    got, _ = records(tmp_path, [HELPSTEER | {"overall_preference": p} for p in (-3, 2, 0)])
-    assert [(p.margin, p.label, p.weight, p.chosen[0].content) for p in got] == [
-        (3.0, 1.0, 1.0, "x"),
-        (2.0, 1.0, 1.0, "y"),
+def test_strength_becomes_a_soft_label(tmp_path):
+    got, _ = records(tmp_path, [HELPSTEER | {"overall_preference": p} for p in (-3, 2, 1, 0)])
+    assert [(p.margin, pytest.approx(p.label), p.weight, p.chosen[0].content) for p in got] == [
+        (None, 0.9, 1.0, "x"),
+        (None, 0.8, 1.0, "y"),
+        (None, 0.7, 1.0, "y"),
         (None, 0.5, 1.0, "x"),
     ]
     got, _ = records(tmp_path, [SUMMARIES | {"choice": 1, "extra": {"confidence": 8}}])
-    assert got[0].margin == 3.0
+    assert (got[0].margin, got[0].label) == (None, pytest.approx(0.825))  # three quarters of a scale of four
+
+
+def test_a_soft_label_gives_its_strength_back(tmp_path):
+    for strength in (1 / 3, 0.5, 1.0):
+        row = {"prompt": "q", "answer_a": "x", "answer_b": "y", "preference": "b", "strength": strength}
+        (pair,), _ = records(tmp_path, [row])
+        again = {"prompt": "q", "chosen": pair.chosen, "rejected": pair.rejected, "soft_label": pair.label}
+        (said,), _ = records(tmp_path, [again], kind="comparisons")
+        assert said.strength == pytest.approx(strength)
 
 
 NECTAR = {

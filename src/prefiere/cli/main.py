@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.cli import estimate, recipe
+from prefiere.cli import estimate, feedback, recipe
 from prefiere.cli.train import run_method
 from prefiere.console import Json, command, console, hush, progress, say
 from prefiere.methods import METHODS, Method
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(recipe.app, name="recipe")
 app.command()(estimate.estimate)
+app.add_typer(feedback.app, name="votes")
 
 Rest = Annotated[
     list[str] | None,

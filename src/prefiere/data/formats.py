@@ -156,7 +156,6 @@ class Source(Generic[R]):
                         made = convert.records(
                             native,
                             self.kind,
-                            strength_unit=layout.strength_unit,
                             pairs_per_prompt=self._pairs_per_prompt,
                             note=lambda change: counts.changed.update([change]),
                         )
@@ -222,8 +221,8 @@ def read(source: str | Path, *, kind: Kind, **options: Unpack[Options]) -> Sourc
         "drop": both are left out and counted. A file that cannot be read on behind the damage is still an error.
 
     Strings stay raw text; messages, ShareGPT turns, instruction columns and "Human:/Assistant:" transcripts become
-    messages. A margin is taken from ``margin``, or is the difference of two scores, or the strength in its own units
-    (HelpSteer3: 1 to 3; OpenAI's summaries: 1 to 4).
+    messages. A margin is taken from ``margin``, or is the difference of two scores. How strongly somebody preferred an
+    answer becomes a soft label: 0.7, 0.8, 0.9 at a third, two thirds and all of the scale.
 
     Raises DataError (a ValueError) with file, line and field, or FileNotFoundError; the layout is settled, and its
     errors raised, before the first record is asked for.

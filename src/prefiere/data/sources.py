@@ -6,6 +6,7 @@ The hub's library is imported only where it is needed; its data sets stay on dis
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class Parts:
 
 def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
     """What a user's name for data stands for. Raises FileNotFoundError or DataError, with what to do."""
+    if is_votes(source):
+        opened: Parts = importlib.import_module("prefiere.feedback.records").parts(str(source), kind, split)
+        return opened
     path = Path(source).expanduser()
     if path.is_file():
         if split is not None:
@@ -81,6 +85,22 @@ def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
     if _HUB_ID.match(name) and not name.startswith(".") and not name.endswith((*SUFFIXES, ".gz")):
         return _hub(name, kind, split)
     raise FileNotFoundError(f"{source}: no such file or folder (a data set of the hub is written owner/name)")
+
+
+def is_votes(source: str | Path) -> bool:
+    """Whether this names a store of people's votes: a PostgreSQL URL, or a SQLite file with its application id.
+
+    ``#3`` after it names a snapshot. The room that opens it lies above this one, so it is imported by name.
+    """
+    name = str(source).partition("#")[0]
+    if name.startswith(("postgresql://", "postgres://")):
+        return True
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return False
+    with path.open("rb") as f:
+        head = f.read(72)
+    return head[:15] == b"SQLite format 3" and head[68:] == b"pref"
 
 
 def _part(path: Path) -> Part:

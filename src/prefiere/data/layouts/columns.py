@@ -26,17 +26,13 @@ Native: TypeAlias = PreferencePair | Comparison | Ranking | Judgement | Demonstr
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay out records: the columns that decide, a further condition, and how a row is parsed.
-
-    ``strength_unit`` is full strength in the data's own units: a pair's margin is ``strength * strength_unit``.
-    """
+    """A way to lay out records: the columns that decide, a further condition, and how a row is parsed."""
 
     name: str
     holds: Kind
     fields: tuple[str, ...]
     parse: Callable[[RowMap], Iterator[Native]]
     when: Callable[[RowMap], bool] | None = None
-    strength_unit: float = 1.0
 
     def fits(self, row: RowMap) -> bool:
         """Whether a row has the columns, and values as they should be."""
