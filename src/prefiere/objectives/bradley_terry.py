@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefiere.objectives.shapes import same_shape
+
 
 def bradley_terry(
     chosen_G: Tensor, rejected_G: Tensor, *, label_G: Tensor | None = None, margin_G: Tensor | None = None
@@ -19,6 +21,7 @@ def bradley_terry(
     margin_G: m, by how much the preferred answer should win (nan: not stated, which is 0). Bradley and Terry 1952;
     Ouyang et al. 2022, eq. 1; margin: Touvron et al. 2023 (Llama 2), eq. 2.
     """
+    same_shape(rank=1, chosen_G=chosen_G, rejected_G=rejected_G, label_G=label_G, margin_G=margin_G)
     dtype = torch.promote_types(chosen_G.dtype, torch.float32)
     difference = chosen_G.to(dtype) - rejected_G.to(dtype)
     margin = torch.zeros_like(difference) if margin_G is None else margin_G.to(dtype).nan_to_num(nan=0.0)
@@ -31,5 +34,6 @@ def centring(chosen_G: Tensor, rejected_G: Tensor) -> Tensor:
 
     Eisenstein et al. 2023, eq. 2.
     """
+    same_shape(rank=1, chosen_G=chosen_G, rejected_G=rejected_G)
     dtype = torch.promote_types(chosen_G.dtype, torch.float32)
     return (chosen_G.to(dtype) + rejected_G.to(dtype)).square()

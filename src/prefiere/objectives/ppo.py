@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prefiere.objectives.masked import mean_and_variance
+from prefiere.objectives.shapes import of_shape, same_shape
 
 LOG_RATIO_LIMIT = 20.0
 """exp(20) is 5e8: beyond it a ratio says nothing, and its gradient is cut off."""
@@ -20,6 +21,7 @@ LOG_RATIO_LIMIT = 20.0
 
 def log_ratio(logp: Tensor, other: Tensor) -> Tensor:
     """log pi(a|s) - log pi_other(a|s) per token, clamped to +-20. Any shape."""
+    same_shape(logp=logp, other=other)
     return (logp - other).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
@@ -28,6 +30,7 @@ def kl_k1(logp: Tensor, other: Tensor) -> Tensor:
 
     For the reward (`token_rewards`). As a loss its gradient has mean 0. Schulman 2020, "Approximating KL divergence".
     """
+    same_shape(logp=logp, other=other)
     return logp - other
 
 
@@ -37,6 +40,7 @@ def kl_k2(logp: Tensor, other: Tensor) -> Tensor:
     For the loss: the mean of its gradient in log pi is that of KL(pi || pi_other). As a measure it is biased, to third
     order in the log-ratio.
     """
+    same_shape(logp=logp, other=other)
     return log_ratio(logp, other).square() / 2
 
 
@@ -47,6 +51,7 @@ def kl_k3(logp: Tensor, other: Tensor) -> Tensor:
     fixed first one, its gradient is right; in its first it is not (it is that of KL(pi_other || pi)). Any shape, nats.
     The log-ratio is clamped to +-20.
     """
+    same_shape(logp=logp, other=other)
     x = log_ratio(other, logp)
     return torch.expm1(x) - x
 
@@ -57,6 +62,8 @@ def token_rewards(score_C: Tensor, kl_CL: Tensor, mask_CL: Tensor, *, kl_coef: f
     score_C: reward of the whole answer. kl_CL: `kl_k1` per token. mask_CL: true where the policy wrote the token.
     Ziegler et al. 2019, eq. 2. Raises ValueError for a completion without such a token.
     """
+    same_shape(rank=2, kl_CL=kl_CL, mask_CL=mask_CL)
+    of_shape(kl_CL.shape[:1], score_C=score_C)
     if not bool(mask_CL.any(1).all()):
         empty = int(torch.nonzero(~mask_CL.any(1))[0])
         raise ValueError(f"completion {empty} has no token of the policy's own to put its score on")
@@ -68,6 +75,7 @@ def token_rewards(score_C: Tensor, kl_CL: Tensor, mask_CL: Tensor, *, kl_coef: f
 
 def discounted_returns(reward_CL: Tensor, mask_CL: Tensor, *, gamma: float = 1.0) -> Tensor:
     """G_t = r_t + gamma G_(t+1), where t + 1 is the next token that is not masked. Returns [C, L], 0 where masked."""
+    same_shape(rank=2, reward_CL=reward_CL, mask_CL=mask_CL)
     return gae(reward_CL, torch.zeros_like(reward_CL), mask_CL, gamma=gamma, lam=1.0)[0]
 
 
@@ -81,6 +89,7 @@ def gae(
     masked, so the result is that of the sequence without them. Their rewards and values are not read. After the last
     token V and A are 0.
     """
+    same_shape(rank=2, reward_CL=reward_CL, value_CL=value_CL, mask_CL=mask_CL)
     value_CL = value_CL.detach()
     next_value = next_advantage = torch.zeros_like(value_CL[:, 0])
     columns = []
@@ -102,6 +111,7 @@ def policy_loss(
     Schulman et al. 2017, eq. 7; dual clip: Ye et al. 2020. old_logp and advantage are constants. At rho = 1 the
     gradient is that of `reinforce.policy_gradient_loss`.
     """
+    same_shape(logp=logp, old_logp=old_logp, advantage=advantage)
     advantage = advantage.detach()
     ratio = log_ratio(logp, old_logp.detach()).exp()
     loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
@@ -115,6 +125,7 @@ def clipped(logp: Tensor, old_logp: Tensor, advantage: Tensor, *, clip: float = 
 
     Its mean is the clip fraction.
     """
+    same_shape(logp=logp, old_logp=old_logp, advantage=advantage)
     ratio = log_ratio(logp, old_logp).exp()
     return (((advantage > 0) & (ratio > 1 + clip)) | ((advantage < 0) & (ratio < 1 - clip))).float()
 
@@ -124,6 +135,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float
 
     old_value: the critic's at the rollout. returns: from `gae`. Both are constants.
     """
+    same_shape(value=value, old_value=old_value, returns=returns)
     old_value, returns = old_value.detach(), returns.detach()
     loss = (value - returns).square()
     if clip is not None:
@@ -137,6 +149,7 @@ def explained_variance(return_moments_3: Tensor, residual_moments_3: Tensor) -> 
 
     Both arguments are `masked.masked_moments` of the whole update: of the returns, and of returns - values.
     """
+    of_shape((3,), return_moments_3=return_moments_3, residual_moments_3=residual_moments_3)
     (_, total), (_, left) = mean_and_variance(return_moments_3), mean_and_variance(residual_moments_3)
     return torch.where(total > 0, 1 - left / total, torch.full_like(total, torch.nan))
 

@@ -4,7 +4,8 @@ Every loss is the expectation of ``loss(preferred, other)`` over which of the tw
 labels, ties and label smoothing mean the same everywhere, and swapping the answers with label 1 - p changes nothing.
 
 Values are natural log-probs (nats), summed over the scored tokens of a completion. Losses are per pair or completion,
-unreduced, in fp32 (float64 for float64 input). Weights and denominators are the engine's.
+unreduced, in fp32 (float64 for float64 input). Weights and denominators are the engine's. Arguments of other shapes
+than stated raise ValueError, here and in the files beside (`shapes`).
 
 Suffixes: _C completions, _G groups (pairs).
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from prefiere.objectives.shapes import of_shape, same_shape
 
 
 def _fp32(x: Tensor) -> Tensor:
@@ -41,11 +44,15 @@ class PairBatch:
     rejected_tokens_G: Tensor
     label_G: Tensor
 
+    def __post_init__(self) -> None:
+        same_shape(rank=1, **{f.name: getattr(self, f.name) for f in fields(self)})
+
     @classmethod
     def from_completions(
         cls, policy_C: Tensor, reference_C: Tensor, tokens_C: Tensor, label_G: Tensor | None = None
     ) -> Self:
         """From completions in group order, the chosen one first: c = 2 g for chosen, 2 g + 1 for rejected."""
+        same_shape(rank=1, policy_C=policy_C, reference_C=reference_C, tokens_C=tokens_C)
         policy_chosen, policy_rejected = policy_C.view(-1, 2).unbind(1)
         reference_chosen, reference_rejected = reference_C.view(-1, 2).unbind(1)
         chosen_tokens, rejected_tokens = tokens_C.view(-1, 2).unbind(1)
@@ -204,6 +211,8 @@ def kto(
     logratio_C: h = log pi(y|x) - log pi_ref(y|x), summed over tokens. label_C: 1 desirable, 0 not (or a probability).
     baseline: z, from `kto_baseline`, without gradient. Ethayarajh et al. 2024, section 4.
     """
+    same_shape(rank=1, logratio_C=logratio_C, label_C=label_C)
+    of_shape((), baseline=baseline)
     label = _fp32(label_C)
     x = beta * (_fp32(logratio_C) - baseline)
     return label * desirable_weight * torch.sigmoid(-x) + (1 - label) * undesirable_weight * torch.sigmoid(x)
@@ -214,6 +223,7 @@ def kto_baseline(logratio_sum: Tensor, count: Tensor | int) -> Tensor:
 
     logratio_sum, count: over the whole update, all processes together, each prompt with another prompt's completion.
     """
+    of_shape((), logratio_sum=logratio_sum, count=count)
     return (logratio_sum.detach() / count).clamp(min=0.0)
 
 
@@ -264,6 +274,7 @@ def accuracies(margin_G: Tensor, *, noise: float = 0.0, label_G: Tensor | None =
 
     With labels, the expected agreement with them: p a + (1 - p) (1 - a).
     """
+    same_shape(rank=1, margin_G=margin_G, label_G=label_G)
     margin = margin_G.detach()
     right = 0.5 * (1 + (margin > noise).float() - (margin < -noise).float())
     return right if label_G is None else label_G * right + (1 - label_G) * (1 - right)
