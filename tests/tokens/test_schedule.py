@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefiere.tokens.schedule import members, split, updates_per_epoch, visited
+from prefiere.tokens.schedule import longest_first, members, split, updates_per_epoch, visited
 
 LENGTHS = st.lists(st.integers(2, 500), min_size=1, max_size=60).map(np.asarray)
 
@@ -41,6 +41,19 @@ def test_every_group_is_in_one_microbatch_within_budget(lengths: np.ndarray, bud
     for rank in plan.ranks:
         for micro in rank:
             assert len(micro) <= 1 or lengths[list(micro)].sum() <= budget
+
+
+@settings(max_examples=200)
+@given(LENGTHS, st.integers(1, 800))
+def test_the_longest_first_cut_holds_every_group_once_in_order(lengths: np.ndarray, budget: int) -> None:
+    indices = np.arange(len(lengths))[::2]
+    parts = longest_first(indices, lengths, budget)
+    order = [i for part in parts for i in part]
+    assert order == sorted(indices.tolist(), key=lambda i: (-lengths[i], i))
+    sums = [int(lengths[list(part)].sum()) for part in parts]
+    assert all(total <= budget or len(part) == 1 for total, part in zip(sums, parts, strict=True))
+    following = [int(lengths[part[0]]) for part in parts[1:]]
+    assert all(total + n > budget for total, n in zip(sums, following, strict=False)), "the next one would have fitted"
 
 
 def test_ranks_get_about_equal_work() -> None:

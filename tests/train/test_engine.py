@@ -17,6 +17,7 @@ from prefiere.algorithms.dpo import Pairs
 from prefiere.algorithms.kto import Unpaired, mismatch
 from prefiere.algorithms.sft import Imitate
 from prefiere.kernels import attention
+from prefiere.models.measure import OutOfMemory
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.train.engine import Engine, TrainingError
@@ -149,6 +150,26 @@ def test_evaluation_over_uneven_batches_is_per_example() -> None:
         np.testing.assert_allclose(cut.values[name], values, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("budget", [60, 10_000])
+def test_the_baseline_of_kto_is_the_mean_over_the_whole_update(budget) -> None:
+    """By hand: a plain float64 forward of each prompt with its lent answer, less the reference, at the start."""
+    other = mismatch(GROUPS[1], 0, 10**6)
+    lent = np.full((12, 1), -130.0, np.float32)
+    model = tiny.model("llama").double()
+    ratios = []
+    for g in other:
+        completion, mask = g.completions[0], torch.tensor(g.masks[0])
+        logits = model(input_ids=torch.tensor([[*g.prompt, *completion]])).logits[0, len(g.prompt) - 1 : -1]
+        logp = torch.log_softmax(logits.detach(), -1)[torch.arange(len(completion)), torch.tensor(completion).long()]
+        ratios.append(float(logp[mask].sum()) + 130.0)
+    goal = Unpaired(other, reference(GROUPS[1]), lent, 0.1, {})
+    e = engine(budget=budget)
+    update = e.update(GROUPS[1], np.arange(12), goal)
+    assert np.mean(ratios) > 0
+    assert goal.baseline == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert update.metrics["kl"].mean == pytest.approx(np.mean(ratios), rel=1e-5)
+
+
 def test_out_of_memory_halves_the_budget_and_repeats_the_update(monkeypatch) -> None:
     whole = step(engine(), *objective("sft"))
     said: list[str] = []
@@ -162,7 +183,7 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_update(monkeypatch) -> 
 
     monkeypatch.setattr(Engine, "forward", forward)
     assert_equal(whole, step(e, *objective("sft")), 2e-5)
-    assert e.budget == 100
+    assert e.budget.tokens == 100
     assert len(said) == 2
 
 
@@ -171,9 +192,9 @@ def test_out_of_memory_on_one_example_says_what_to_do(monkeypatch) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(Engine, "forward", forward)
-    with pytest.raises(TrainingError, match="max_length"):
+    with pytest.raises(OutOfMemory, match="max_length"):
         step(engine(adapt=True), *objective("sft"))
-    with pytest.raises(TrainingError, match="tokens_per_microbatch"):
+    with pytest.raises(OutOfMemory, match="tokens_per_microbatch"):
         step(engine(adapt=False), *objective("sft"))
 
 
@@ -188,11 +209,12 @@ def test_fp16_backs_off_until_it_fits_and_loses_no_update() -> None:
     """A loss so large that fp16 overflows at the first scale, 65,536."""
     groups, goal = objective("sft")
 
-    def steep(out, batch):
-        result = goal(out, batch)
-        return result._replace(terms=[t._replace(values=100 * t.values) for t in result.terms])
+    class Steep(Imitate):
+        def __call__(self, out, batch):
+            result = goal(out, batch)
+            return result._replace(terms=[t._replace(values=100 * t.values) for t in result.terms])
 
-    steep.prepare, steep.forward = goal.prepare, goal.forward
+    steep = Steep()
     exact = step(engine(), groups, steep)
     e = engine(compute=torch.float16)
     loss, gradients = step(e, groups, steep)

@@ -18,8 +18,7 @@ from prefiere.settings import DPO
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch
 from prefiere.tokens.schedule import visited
-from prefiere.train.engine import Engine
-from prefiere.train.objective import Metric, Objective, OfLogprobs, Result, Term
+from prefiere.train.objective import Metric, Objective, Result, Term
 from prefiere.train.setup import Session
 
 
@@ -29,11 +28,10 @@ def options_of(settings: DPO) -> dict[str, Any]:
 
 
 @dataclass
-class Pairs(OfLogprobs):
+class Pairs(Objective):
     """A pairwise loss over (chosen, rejected) groups.
 
     reference: float32 [n, 2], the reference's log-prob of each completion of the store; zeros where the loss has none.
-    noise: margins within it are ties; measures_noise: margins are 0 in truth before training, so it can be measured.
     """
 
     loss: Loss
@@ -43,9 +41,6 @@ class Pairs(OfLogprobs):
     rpo_alpha: float = 0.0
     noise: float = 0.0
     measures_noise: bool = False
-
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Nothing: pairs do not depend on each other."""
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss and rewards of a micro-batch of pairs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,11 @@ from prefiere.objectives.masked import segment_sum
 from prefiere.objectives.preference import kto, kto_baseline
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch
-from prefiere.tokens.schedule import split
-from prefiere.train.engine import Engine
-from prefiere.train.objective import Metric, OfLogprobs, Result, Term
+from prefiere.train.objective import Metric, Objective, Over, Result, Term
 
 
 @dataclass
-class Unpaired(OfLogprobs):
+class Unpaired(Objective):
     """KTO over single answers, each with a mismatched one (another prompt's) that estimates the KL.
 
     mismatched: a store of the same prompts with other prompts' answers. reference*: float32 [n, 1].
@@ -32,19 +30,17 @@ class Unpaired(OfLogprobs):
     reference_mismatched: np.ndarray
     beta: float
     options: dict[str, Any]
-    baseline: Tensor = field(default_factory=lambda: torch.zeros(()))
+    baseline: float = 0.0
 
-    @torch.no_grad()
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
+    def prepare(self, members: np.ndarray, over: Over) -> None:
         """The KL baseline over the whole update: mean log-ratio of its mismatched answers, over all processes."""
-        total = torch.zeros((), dtype=torch.float64, device=engine.trunk.device)
-        plan = split(members, self.mismatched.lengths, budget=engine.budget, world_size=engine.world.size)
-        for indices in plan.ranks[engine.world.rank]:
-            if indices:
-                batch = engine.pack(self.mismatched, indices)
-                logp_C = segment_sum(engine.forward(self, batch).logp_N, batch.owner_N, batch.completions)
-                total += (logp_C - rows_of(self.reference_mismatched, batch.index_G, logp_C)).double().sum()
-        self.baseline = kto_baseline(engine.world.sum(total), len(members)).float()
+
+        def logratio(out: TargetLogprobs, batch: PackedBatch) -> dict[str, Tensor]:
+            logp_C = segment_sum(out.logp_N, batch.owner_N, batch.completions)
+            return {"sum": (logp_C - rows_of(self.reference_mismatched, batch.index_G, logp_C)).double().sum()}
+
+        total = sum(float(part.arrays["sum"]) for part in over(self.mismatched, members, logratio))
+        self.baseline = float(kto_baseline(torch.tensor(total, dtype=torch.float64), len(members)).float())
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss of a micro-batch; rewards are shown for desirable ("chosen") and undesirable ("rejected") answers."""
@@ -59,7 +55,7 @@ class Unpaired(OfLogprobs):
             "rewards/rejected": Metric(reward_C, bad),
             "logps/chosen": Metric(policy_C, good),
             "logps/rejected": Metric(policy_C, bad),
-            "kl": Metric(self.baseline.expand_as(reward_C)),
+            "kl": Metric(torch.full_like(reward_C, self.baseline)),
         }
         return Result([Term(losses_C * batch.weight_G, "weight")], metrics)
 

@@ -82,7 +82,7 @@ class Offline:
     def _measure_noise(self, measured: list[Measured]) -> None:
         """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
         are ties from now on, so that accuracy starts at chance."""
-        if not getattr(self.train, "measures_noise", False):
+        if not self.train.measures_noise:
             return
         self._set_noise(max(float(np.abs(m.values["rewards/margins"]).max()) for m in measured))
         for m in measured:
@@ -92,8 +92,8 @@ class Offline:
     def _set_noise(self, noise: float) -> None:
         self.noise = noise
         for objective in (self.train, self.held):
-            if hasattr(objective, "noise"):
-                objective.noise = noise  # type: ignore[union-attr]
+            if objective is not None:
+                objective.noise = noise
 
 
 def reference_logps(session: Session, store: Any) -> np.ndarray:
@@ -105,13 +105,10 @@ def reference_logps(session: Session, store: Any) -> np.ndarray:
         with session.display.stage("reference log-probs", len(store)) as advance:
             return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
 
-    def cached() -> np.ndarray:
-        return cached_logps(key, lambda: engine.fitting(compute, int(store.lengths.max())))
-
     if session.world.main:  # the others read what the first process has written
-        values = cached()
+        values = cached_logps(key, compute)
     session.world.barrier()
-    return values if session.world.main else cached()
+    return values if session.world.main else cached_logps(key, compute)
 
 
 def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:

@@ -15,12 +15,11 @@ from prefiere.models.trunk import CRITIC, Trunk
 from prefiere.objectives.ppo import clipped, kl_k2, kl_k3, log_ratio, policy_loss, value_loss
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.pack import PackedBatch
-from prefiere.train.engine import Engine
-from prefiere.train.objective import Metric, Result, Term
+from prefiere.train.objective import Metric, Objective, Result, Term
 
 
 @dataclass
-class Policy:
+class Policy(Objective):
     """The policy's loss per token: PPO-clip, plus KL to the reference (k2) and to the rollout policy (k3) where asked.
 
     At the first pass over a rollout the ratio is 1, and the gradient is that of the plain policy gradient.
@@ -29,9 +28,6 @@ class Policy:
     rollout: Rollout
     credit: Credit
     settings: PolicyGradient
-
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Nothing: what concerns the whole update is in the credit already."""
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
         """Log-probs at the temperature that the answers were sampled at."""
@@ -60,16 +56,13 @@ class Policy:
 
 
 @dataclass
-class Value:
+class Value(Objective):
     """The critic's loss per token: clipped squared error of its value against the return, times ``vf_coef``."""
 
     rollout: Rollout
     credit: Credit
     vf_coef: float
     cliprange: float | None
-
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Nothing."""
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         """Values [N] under the critic's role."""

@@ -17,13 +17,12 @@ from prefiere.objectives.preference import accuracies
 from prefiere.plan.examples import ExampleData
 from prefiere.settings import Reward
 from prefiere.tokens.pack import PackedBatch
-from prefiere.train.engine import Engine
-from prefiere.train.objective import Metric, Result, Term
+from prefiere.train.objective import Metric, Objective, Result, Term
 from prefiere.train.setup import Session
 
 
 @dataclass
-class Scores:
+class Scores(Objective):
     """Bradley-Terry over (chosen, rejected) groups, with ties, soft labels, margins and weights as the pairs say.
 
     centre: weight of the squared sum of both scores, which keeps them around zero. smoothing: share of labels taken to
@@ -32,9 +31,6 @@ class Scores:
 
     centre: float = 0.0
     smoothing: float = 0.0
-
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Nothing: pairs do not depend on each other."""
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         """Scores [C] in fp32."""

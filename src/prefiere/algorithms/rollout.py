@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -144,20 +143,18 @@ def measure(
     began = time.perf_counter()
 
     def roles(batch: PackedBatch) -> dict[str, Tensor]:
-        with engine.autocast():
-            policy = engine.trunk(batch, temperature=temperature, entropy=True)
-            with reference.live() as frozen:
-                found = {"ref": frozen(batch, temperature=temperature).logp_N}
-            if critic:
-                found["value"] = engine.trunk.values(batch, CRITIC)
+        policy = engine.trunk(batch, temperature=temperature, entropy=True)
+        with reference.live() as frozen:
+            found = {"ref": frozen(batch, temperature=temperature).logp_N}
+        if critic:
+            found["value"] = engine.trunk.values(batch, CRITIC)
         return found | {"logp": policy.logp_N, "entropy": policy.entropy_N}
 
     total = int(rollout.first_C[-1])
-    longest = int(rollout.store.lengths.max())
     for members in parts:
-        for indices, found in engine.fitting(partial(engine.each, rollout.store, members, roles), longest):
-            at = rollout.places(indices)
-            for name, values in found.items():
+        for part in engine.each(rollout.store, members, roles, lambda found, batch: found):
+            at = rollout.places(part.groups)
+            for name, values in part.arrays.items():
                 rollout.tokens.setdefault(name, np.full(total, np.nan, np.float32))[at] = values
     rollout.seconds["measuring"] = time.perf_counter() - began
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from prefiere.algorithms.offline import Offline
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.objectives.masked import segment_sum
 from prefiere.plan.examples import ExampleData
 from prefiere.tokens.pack import PackedBatch
-from prefiere.train.engine import Engine
-from prefiere.train.objective import Metric, OfLogprobs, Result, Term
+from prefiere.train.objective import Metric, Objective, Result, Term
 from prefiere.train.setup import Session
 
 
 @dataclass
-class Imitate(OfLogprobs):
+class Imitate(Objective):
     """Cross-entropy on the scored tokens: L = - sum_n w_n log p(t_n) / sum_n w_n, over the whole update."""
-
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Nothing: tokens do not depend on each other's updates."""
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss and token accuracy of a micro-batch of single answers."""

@@ -11,17 +11,20 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
 
 from prefiere.cache import entry
+from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.measure import Budget, measure
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
-from prefiere.tokens.groups import GroupStore, PromptGroup
-from prefiere.tokens.pack import pack
+from prefiere.tokens.groups import PromptGroup
+from prefiere.tokens.pack import PackedBatch
 
 REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
 """Starts of an adapter that move a part of the base's weights into it."""
@@ -47,49 +50,32 @@ class Reference:
                 yield self._trunk
 
 
-@torch.no_grad()
 def sequence_logps(
     trunk: Trunk,
     groups: Sequence[PromptGroup],
     *,
-    budget: int,
+    budget: Budget | int,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """float32 [n, k]: log-prob of each completion's scored tokens, summed, in nats. Batched by length."""
+    """float32 [n, k]: log-prob of each completion's scored tokens, summed, in nats.
+
+    budget: tokens in a batch, or how many to begin with. Raises OutOfMemory where a single group does not fit.
+    """
     if not len(groups):
         return np.zeros((0, 1), np.float32)
-    lengths = groups.lengths if isinstance(groups, GroupStore) else np.asarray([g.length for g in groups])
     k = len(groups[0].completions)
+
+    def summed(out: TargetLogprobs, batch: PackedBatch) -> dict[str, Tensor]:
+        sums_C = torch.zeros(batch.completions, device=trunk.device).index_add_(0, batch.owner_N, out.logp_N)
+        return {"logp": sums_C.view(-1, k)}
+
+    most = budget if isinstance(budget, Budget) else Budget(budget)
+    told = progress or (lambda n: None)
     out = np.zeros((len(groups), k), np.float32)
-    device = trunk.device
-    was_training = trunk.training
-    trunk.eval()
-    by_length = np.argsort(-lengths, kind="stable")
-    for batch_indices in runs(by_length, lengths, budget):
-        batch = pack([groups[i] for i in batch_indices]).to(device)
-        with torch.autocast(device.type, autocast) if autocast else nullcontext():
-            logp = trunk(batch).logp_N
-        sums = torch.zeros(batch.completions, device=device).index_add_(0, batch.owner_N, logp)
-        out[list(batch_indices)] = sums.view(-1, k).cpu().numpy()
-        if progress:
-            progress(len(batch_indices))
-    trunk.train(was_training)
+    for part in measure(trunk, groups, trunk, summed, budget=most, compute=autocast, progress=told):
+        out[list(part.groups)] = part.arrays["logp"]
     return out
-
-
-def runs(order: np.ndarray, lengths: np.ndarray, budget: int) -> tuple[tuple[int, ...], ...]:
-    """Cut an ordered list of indices into runs of at most ``budget`` tokens: linear, for many groups."""
-    runs: list[tuple[int, ...]] = []
-    current: list[int] = []
-    total = 0
-    for i in order:
-        if current and total + int(lengths[i]) > budget:
-            runs.append(tuple(current))
-            current, total = [], 0
-        current.append(int(i))
-        total += int(lengths[i])
-    return (*runs, tuple(current)) if current else tuple(runs)
 
 
 def model_key(trunk: Trunk) -> dict[str, str]:

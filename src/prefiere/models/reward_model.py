@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.data.schema import Text
 from prefiere.models.classifier import decodes, ends, is_classifier, load_reward, normalisation, room, skeleton
 from prefiere.models.load import fingerprint, load_tokenizer
-from prefiere.models.reference import runs
+from prefiere.models.measure import Budget, measure
 from prefiere.models.score_head import Head, Normalisation
 from prefiere.models.source import ModelError, Source, generation_config, positions, resolve
 from prefiere.models.trunk import POLICY, REWARD, Trunk, activate
 from prefiere.tokens.encoder import Encoder, eos_ids_of
-from prefiere.tokens.groups import GroupStore, PromptGroup
-from prefiere.tokens.pack import pack
+from prefiere.tokens.groups import PromptGroup
+from prefiere.tokens.pack import PackedBatch
 from prefiere.tokens.text_pairs import PairEncoder
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
 BUDGET = 8192
-"""Tokens in a batch."""
+"""Tokens in a batch, to begin with."""
 
 
 def make_encoder(
@@ -74,6 +74,7 @@ class RewardModel:
         self.normalised, self.normalisation = saved is not None, saved or Normalisation()
         self.report = EncodeReport()
         self._notice, self._told, self._unseen = notice, False, unseen
+        self._budget = Budget(BUDGET)
 
     @classmethod
     def load(
@@ -167,34 +168,37 @@ class RewardModel:
             self._notice(f"{self.name}: {'; '.join(self.report.lines()[1:])}")
         return self.score_groups(groups)[:, 0]
 
-    @torch.no_grad()
     def score_groups(
         self, groups: Sequence[PromptGroup], progress: Callable[[int], None] = lambda n: None
     ) -> np.ndarray:
-        """float64 [n, k]: the score of each completion of groups in this model's own token ids."""
+        """float64 [n, k]: the score of each completion of groups in this model's own token ids.
+
+        Raises ModelError where a score is not a number, OutOfMemory where a single group does not fit.
+        """
         if not len(groups):
             return np.zeros((0, 1))
         k = len(groups[0].completions)
         out = np.zeros((len(groups), k))
-        lengths = groups.lengths if isinstance(groups, GroupStore) else np.asarray([g.length for g in groups])
-        device = self.trunk.device
-        dtype = self.compute
-        for part in runs(np.argsort(-lengths, kind="stable"), lengths, BUDGET):
-            batch = pack([self._seen(groups[i]) for i in part]).to(device)
-            with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-                scores = self.trunk.scores(batch, self.role)
-            out[list(part)] = scores.view(-1, k).double().cpu().numpy()
-            progress(len(part))
+        seen = groups if self._unseen is None else [self._seen(g, self._unseen) for g in groups]
+
+        def scores(batch: PackedBatch) -> Tensor:
+            return self.trunk.scores(batch, self.role)
+
+        def rows(scores_C: Tensor, batch: PackedBatch) -> dict[str, Tensor]:
+            return {"score": scores_C.view(-1, k)}
+
+        found = measure(self.trunk, seen, scores, rows, budget=self._budget, compute=self.compute, progress=progress)
+        for part in found:
+            out[list(part.groups)] = part.arrays["score"]
         if not np.isfinite(out).all():
             worst = groups[int(np.flatnonzero(~np.isfinite(out).all(1))[0])]
             raise ModelError(f"{self.name} scores {worst.source or 'an answer'} with a number that is not finite.")
         return out - self.normalisation.mean
 
-    def _seen(self, group: PromptGroup) -> PromptGroup:
+    @staticmethod
+    def _seen(group: PromptGroup, padding: int) -> PromptGroup:
         """A group without the end tokens that its model takes for padding."""
-        if self._unseen is None:
-            return group
-        kept = [max(1, len(c) - _trailing(c, self._unseen)) for c in group.completions]
+        kept = [max(1, len(c) - _trailing(c, padding)) for c in group.completions]
         cut = tuple(c[:n] for c, n in zip(group.completions, kept, strict=True))
         return PromptGroup(group.prompt, cut, tuple(np.ones(len(c), bool) for c in cut), source=group.source)
 

@@ -74,6 +74,25 @@ def split(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, *, budget: i
     return StepPlan(chosen, ranks)
 
 
+def longest_first(indices: np.ndarray, lengths: np.ndarray, budget: int) -> tuple[tuple[int, ...], ...]:
+    """Cut groups into micro-batches of at most ``budget`` tokens, those of like length together: linear, for many.
+
+    A group that is longer than the budget alone gets a micro-batch to itself. For passes without gradients, where who
+    shares a micro-batch with whom matters to nobody.
+    """
+    parts: list[tuple[int, ...]] = []
+    current: list[int] = []
+    total = 0
+    for i in indices[np.argsort(-lengths[indices], kind="stable")].tolist():
+        length = int(lengths[i])
+        if current and total + length > budget:
+            parts.append(tuple(current))
+            current, total = [], 0
+        current.append(i)
+        total += length
+    return (*parts, tuple(current)) if current else tuple(parts)
+
+
 def _balance(longest_first: list[tuple[int, int]], bins: int) -> list[tuple[int, list[int]]]:
     """(Tokens, groups) of each bin."""
     heap = [(0, b) for b in range(bins)]

@@ -51,7 +51,7 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
             },
             temporary / "optimizer.pt",
         )
-        whole = {**state, "step": step, "budget": engine.budget, "backoffs": engine.backoffs}
+        whole = {**state, "step": step, "budget": engine.budget.tokens, "backoffs": engine.backoffs}
         (temporary / "state.json").write_text(json.dumps(whole, indent=2))
         for path in temporary.iterdir():
             with open(path, "rb") as f:
@@ -119,7 +119,7 @@ def load(path: Path, engine: Engine) -> dict[str, Any]:
         torch.manual_seed(1000 * state["step"] + engine.world.rank)
     engine.backoffs = state["backoffs"]
     if engine.adapt:  # a budget that was asked for may have been asked for anew
-        engine.budget = state["budget"]
+        engine.budget.tokens = state["budget"]
     return state
 
 

@@ -1,4 +1,4 @@
-"""Prepare, accumulate, clip, step: the only place that knows about processes, precision and memory.
+"""Prepare, accumulate, clip, step: what makes an update of an objective, in micro-batches, over all processes.
 
 An objective returns unreduced terms, each naming its denominator; the engine divides by that denominator's count over
 the whole update, all micro-batches and processes together, so that neither changes loss or gradient. What runs out of
@@ -7,24 +7,27 @@ memory, or overflows in fp16, is repeated with smaller micro-batches, or a small
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prefiere.models.measure import Budget, Found, autocast, measure
 from prefiere.models.trunk import Trunk
 from prefiere.stats import Moments
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch, pack
 from prefiere.tokens.schedule import split
-from prefiere.train.objective import Objective, add_metrics, sum_terms
+from prefiere.train.objective import Objective, Over, add_metrics, sum_terms
 from prefiere.world import World
 
-T = TypeVar("T")
+Out = TypeVar("Out")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class TrainingError(ValueError):
@@ -51,18 +54,11 @@ class Measured:
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 class Engine:
     """Runs objectives over stores of groups and steps the optimizer.
 
-    ``budget`` is the number of tokens in a micro-batch; with ``adapt`` it is halved when memory runs out. ``compute``
-    is the autocast dtype, or None for plain fp32.
+    ``budget`` is the number of tokens in a micro-batch; with ``adapt`` one process alone halves it when memory runs
+    out. ``compute`` is the autocast dtype, or None for plain fp32.
     """
 
     def __init__(
@@ -80,14 +76,15 @@ class Engine:
     ):
         self.trunk, self.optimizer, self.scheduler = trunk, optimizer, scheduler
         self.world, self.compute = world, compute
-        self.max_grad_norm, self.budget, self.adapt, self.notice = max_grad_norm, budget, adapt, notice
+        self.max_grad_norm, self.adapt = max_grad_norm, adapt
+        self.budget = Budget(budget, adapt and world.size == 1, notice)
         self.parameters = [p for p in trunk.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
         self.backoffs = 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward of the run is computed in."""
-        return torch.autocast(self.trunk.device.type, self.compute) if self.compute else nullcontext()
+        return autocast(self.trunk.device, self.compute)
 
     def forward(self, objective: Objective, batch: PackedBatch) -> Any:
         """What an objective needs of the trunk, in the run's precision."""
@@ -100,13 +97,12 @@ class Engine:
         """One optimizer step on these groups, whatever the number of micro-batches and processes.
 
         Several objectives (policy and critic) add up; each runs forward and backward in turn, so that memory holds
-        one at a time. Raises TrainingError when the loss or gradient is not finite, or a single group does not fit
-        into memory.
+        one at a time. Raises TrainingError when the loss or gradient is not finite, OutOfMemory when a single
+        group does not fit into memory.
         """
         while True:
-            update = self.fitting(
-                lambda: self._accumulate(store, members, objectives), int(store.lengths[members].max())
-            )
+            longest = int(store.lengths[members].max())
+            update = self.budget.fitting(lambda: self._accumulate(store, members, objectives), longest, self._forget)
             if self._finite(update.loss + update.grad_norm, store, members, objectives):
                 break
         if self.max_grad_norm is not None:
@@ -118,22 +114,12 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         return update
 
-    def fitting(self, work: Callable[[], T], longest: int) -> T:
-        """Do something in micro-batches of ``budget`` tokens, again with half of it whenever memory runs out."""
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e):
-                    raise
-                self._shrink(longest, e)
-
     def _accumulate(self, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]) -> Update:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget()
         for objective in objectives:
-            objective.prepare(self, members)
+            objective.prepare(members, self._over(objective))
         counts = store.counts(members)
-        mine = split(members, store.lengths, budget=self.budget, world_size=self.world.size).ranks[self.world.rank]
+        mine = self._mine(members, store.lengths, self.budget.tokens)
         sums: dict[str, Tensor] = {}
         tokens = 0
         total = torch.zeros((), dtype=torch.float64, device=self.trunk.device)
@@ -157,6 +143,9 @@ class Engine:
         moments = {name: Moments(*found[2 + 3 * i : 5 + 3 * i]) for i, name in enumerate(sums)}
         return Update(found[0], self._merge(moments), found[1], self._total(tokens), sum(bool(i) for i in mine))
 
+    def _forget(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _add_gradients(self) -> None:
         """Each process's gradient becomes the sum over all of them, in buckets of one message each."""
         if self.world.size == 1:
@@ -169,22 +158,6 @@ class Engine:
     def pack(self, store: GroupStore, indices: Sequence[int] | np.ndarray) -> PackedBatch:
         """These groups as one batch, on the device."""
         return pack([store[int(i)] for i in indices], [int(i) for i in indices]).to(self.trunk.device)
-
-    def _shrink(self, longest: int, error: BaseException) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not self.adapt or self.world.size > 1:
-            raise TrainingError(
-                f"out of memory with tokens_per_microbatch={self.budget}: set a smaller one (the result stays the same)"
-            ) from error
-        if self.budget <= longest // 2:
-            raise TrainingError(
-                f"out of memory on a single example of {longest} tokens: set a smaller max_length, "
-                "gradient_checkpointing=true, or lora=true"
-            ) from error
-        self.budget //= 2
-        self.notice(f"out of memory: going on with tokens_per_microbatch={self.budget}")
 
     def _finite(self, value: float, store: GroupStore, members: np.ndarray, objectives: Sequence[Objective]) -> bool:
         """True to go on; False to repeat the update under a smaller fp16 scale."""
@@ -219,7 +192,6 @@ class Engine:
 
     # -- measuring ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def measure(
         self,
         store: GroupStore,
@@ -229,49 +201,51 @@ class Engine:
     ) -> Measured:
         """Every metric of an objective for each group (default: all), without gradients, in the order given."""
         members = np.arange(len(store)) if members is None else members
-        longest = int(store.lengths[members].max())
-        return self.fitting(lambda: self._measure(store, objective, members, progress), longest)
+        objective.prepare(members, self._over(objective))
 
-    def _measure(
-        self, store: GroupStore, objective: Objective, members: np.ndarray, progress: Callable[[int], None]
-    ) -> Measured:
-        objective.prepare(self, members)
+        def columns(out: Any, batch: PackedBatch) -> dict[tuple[str, bool], Tensor]:
+            """Values by (name, False), weights by (name, True)."""
+            found = objective(out, batch).metrics
+            weights = {(n, True): m.weight_G for n, m in found.items() if m.weight_G is not None}
+            return {(n, False): m.values_G for n, m in found.items()} | weights
 
-        def metrics(batch: PackedBatch) -> dict[str, Tensor]:
-            found = objective(self.forward(objective, batch), batch).metrics
-            weights = {f"{n} weight": m.weight_G for n, m in found.items() if m.weight_G is not None}
-            return {n: m.values_G for n, m in found.items()} | weights
-
-        parts = []
+        parts = list[Found[tuple[str, bool]]]()
         for chunk in np.array_split(members, max(1, len(members) // 1024)):
-            parts += self.each(store, chunk, metrics, progress)
-        index = np.concatenate([np.asarray(indices) for indices, _ in parts])
+            parts += self.each(store, chunk, partial(objective.forward, self.trunk), columns, progress)
+        index = np.concatenate([np.asarray(part.groups) for part in parts])
         place = {int(i): at for at, i in enumerate(index)}
         order = np.asarray([place[int(i)] for i in members])
-        columns = {n: np.concatenate([found[n] for _, found in parts])[order] for n in parts[0][1]}
-        weights = {n.removesuffix(" weight"): x for n, x in columns.items() if n.endswith(" weight")}
-        return Measured(index[order], {n: x for n, x in columns.items() if not n.endswith(" weight")}, weights)
+        whole = {key: np.concatenate([part.arrays[key] for part in parts])[order] for key in parts[0].arrays}
+        values = {name: x for (name, is_weight), x in whole.items() if not is_weight}
+        return Measured(index[order], values, {name: x for (name, is_weight), x in whole.items() if is_weight})
 
-    @torch.no_grad()
     def each(
         self,
         store: GroupStore,
         members: np.ndarray,
-        work: Callable[[PackedBatch], dict[str, Tensor]],
+        forward: Callable[[PackedBatch], Out],
+        work: Callable[[Out, PackedBatch], Mapping[Name, Tensor]],
         progress: Callable[[int], None] = lambda n: None,
-    ) -> list[tuple[tuple[int, ...], dict[str, np.ndarray]]]:
-        """What ``work`` finds in each micro-batch of these groups, cut as an update cuts them: the groups of each, and
-        its arrays in fp32, of all processes."""
-        self.trunk.eval()
-        parts = []
-        plan = split(members, store.lengths, budget=self.budget, world_size=self.world.size)
-        for indices in plan.ranks[self.world.rank]:
-            if indices:
-                found = work(self.pack(store, indices))
-                parts.append((indices, {n: x.float().cpu().numpy() for n, x in found.items()}))
-                progress(len(indices))
-        self.trunk.train()
-        return self.world.gather(parts)
+    ) -> list[Found[Name]]:
+        """What `measure.measure` finds in the micro-batches of these groups, cut as an update cuts them, of all
+        processes."""
+        found = measure(
+            self.trunk, store, forward, work,
+            budget=self.budget, compute=self.compute, members=members, cut=self._mine, progress=progress,
+        )  # fmt: skip
+        return self.world.gather(found)
+
+    def _mine(self, members: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[tuple[int, ...]]:
+        """This process's micro-batches of an update."""
+        return split(members, lengths, budget=budget, world_size=self.world.size).ranks[self.world.rank]
+
+    def _over(self, objective: Objective) -> Over:
+        def over(
+            store: GroupStore, members: np.ndarray, work: Callable[[Any, PackedBatch], Mapping[Name, Tensor]]
+        ) -> list[Found[Name]]:
+            return self.each(store, members, partial(objective.forward, self.trunk), work)
+
+        return over
 
     # -- over processes -------------------------------------------------------------------------------------------
 

@@ -6,20 +6,19 @@ so that an objective never sees how an update was cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.measure import Found
 from prefiere.models.trunk import Trunk
+from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch
 
-if TYPE_CHECKING:
-    from prefiere.train.engine import Engine
-
+Name = TypeVar("Name", bound=Hashable)
 Denominator = Literal["groups", "weight", "tokens"]
 
 
@@ -46,26 +45,35 @@ class Result(NamedTuple):
     metrics: dict[str, Metric]
 
 
-class Objective(Protocol):
-    """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch."""
+class Over(Protocol):
+    """Runs an objective's forward over a store's groups, without gradients, cut into micro-batches as an update is."""
 
-    def prepare(self, engine: Engine, members: np.ndarray) -> None:
-        """Statistics of the whole update that the loss needs first, without gradients (KTO's baseline)."""
+    def __call__(
+        self, store: GroupStore, members: np.ndarray, work: Callable[[Any, PackedBatch], Mapping[Name, Tensor]]
+    ) -> list[Found[Name]]:
+        """What ``work`` makes of each micro-batch's forward, of all processes, in the same order in each of them."""
+
+
+class Objective:
+    """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch.
+
+    measures_noise: whether the margins of ``rewards/margins`` are 0 in truth before training, so that what is measured
+    then is rounding. noise: margins within it are ties.
+    """
+
+    measures_noise: bool = False
+    noise: float = 0.0
+
+    def prepare(self, members: np.ndarray, over: Over) -> None:
+        """Take what the loss needs to know of the whole update first (KTO's baseline): by default nothing."""
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> Any:
-        """What the loss needs of the trunk (log-probs, scores, values), computed in the run's precision."""
+        """What the loss needs of the trunk, computed in the run's precision: by default `TargetLogprobs`."""
+        return trunk(batch)
 
     def __call__(self, out: Any, batch: PackedBatch) -> Result:
         """Loss terms and metrics of one micro-batch, given its forward."""
-
-
-class OfLogprobs:
-    """The forward of an objective that reads log-probs of targets alone."""
-
-    def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
-        """`TargetLogprobs` of the micro-batch."""
-        out: TargetLogprobs = trunk(batch)
-        return out
+        raise NotImplementedError
 
 
 def sum_terms(terms: Sequence[Term], counts: dict[str, float]) -> Tensor:
