@@ -175,10 +175,10 @@ def test_one_prompt_cannot_be_split(tmp_path) -> None:
 
 
 def test_a_nan_loss_fails_the_run_with_a_name(tmp_path, monkeypatch) -> None:
-    from prefiere import launch
+    from prefiere.algorithms import dpo
 
-    real = launch.reference_logps
-    monkeypatch.setattr(launch, "reference_logps", lambda s, store: np.full_like(real(s, store), np.nan))
+    real = dpo.reference_logps
+    monkeypatch.setattr(dpo, "reference_logps", lambda s, store: np.full_like(real(s, store), np.nan))
     ended = []
     with pytest.raises(TrainingError, match=r"not finite.*pairs\.jsonl:\d+"):
         train(runs.settings(tmp_path), display=QUIET, on_end=ended.append)
@@ -189,15 +189,15 @@ def test_a_nan_loss_fails_the_run_with_a_name(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
 def test_the_reference_is_asked_only_of_what_an_update_sees(tmp_path, monkeypatch, loss) -> None:
     """A few updates on much data do not wait for a pass over all of it, and are the same updates."""
-    from prefiere import launch
+    from prefiere.algorithms import dpo
 
     asked = []
-    real = launch.reference_logps
-    monkeypatch.setattr(launch, "reference_logps", lambda s, store: asked.append(len(store)) or real(s, store))
+    real = dpo.reference_logps
+    monkeypatch.setattr(dpo, "reference_logps", lambda s, store: asked.append(len(store)) or real(s, store))
     given = {"max_steps": 2, "batch_size": 4, "eval_size": 6, "loss_type": loss}
     few = go(tmp_path, **given, out=str(tmp_path / "few"))
     assert set(asked) == {6, 8}
-    monkeypatch.setattr(launch, "visited", lambda n, *args, **options: np.arange(n))
+    monkeypatch.setattr(dpo, "visited", lambda n, *args, **options: np.arange(n))
     whole = go(tmp_path, **given, out=str(tmp_path / "whole"))
     for name in ("loss", "eval_loss"):
         np.testing.assert_allclose([r[name] for r in few.metrics], [r[name] for r in whole.metrics], rtol=1e-5)
