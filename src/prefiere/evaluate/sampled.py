@@ -18,6 +18,7 @@ import torch
 from prefiere.data.schema import Text, question
 from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.rows import flat
+from prefiere.models.measure import Budget
 from prefiere.models.reference import Reference, sequence_logps
 from prefiere.models.trunk import Trunk
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
@@ -52,7 +53,7 @@ class AnswerEvaluator:
     decode: Callable[[np.ndarray], str]
     rollouts: Rollouts
     sampling: Sampling
-    budget: int = 4096
+    budget: Budget | int = 4096
     autocast: torch.dtype | None = None
     judge: Judge | None = None
     reward: Judge | None = None
