@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tiny
 from prefiere.console import Display
 from prefiere.launch import train
 from prefiere.methods import METHODS
+from prefiere.metrics import BOUNDS, COLUMNS, HELD_OUT
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
@@ -155,3 +157,13 @@ def kill(settings: Settings, after: int) -> None:
         patch.setattr(Engine, "update", update)
         with pytest.raises(Killed):
             train(settings, display=Display(quiet=True))
+
+
+def unknown_columns(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Columns of a log that the table does not have, or not with ``eval_``, or not with bounds."""
+    plain = {c.name for c in COLUMNS}
+    held_out = {HELD_OUT + c.name for c in COLUMNS if c.held_out}
+    measured = {c.name for c in COLUMNS if c.interval != "none"}
+    measured |= {HELD_OUT + name for name in measured} & held_out
+    allowed = plain | held_out | {name + end for name in measured for end in BOUNDS}
+    return {key for row in rows for key in row} - allowed

@@ -296,6 +296,7 @@ STOPPED_BY_KL: dict[str, Any] = {
         "state": "stopped",
         "step": 62,
         "reason": "guard: KL to the reference is 31.0 nats per sequence, above max_kl=30",
+        "stop": {"kind": "kl_budget", "text": "guard: KL to the reference is 31.0 nats per sequence, above max_kl=30"},
     },
     "recipe": {"max_kl": 30.0},
 }

@@ -42,6 +42,7 @@ WITHOUT_TORCH = [
     "prefiere.cli.feedback",
     "prefiere.feedback.exchange",
     "prefiere.feedback.figures",
+    "prefiere.metrics",
     "prefiere.recipe",
     "prefiere.report.page",
     "prefiere.run",

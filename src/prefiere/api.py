@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefiere import recipe as recipes
-from prefiere.run import Run
+from prefiere.run import Run, Stop
 from prefiere.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 
 class TrainedRun(Run):
-    """A run after training. ``stopped`` says why before its end, if so; ``already``, that nothing was left to do."""
+    """A run after training.
 
-    stopped: str | None = None
+    stopped: why it ended before its last step, if it did. already: nothing was left to do.
+    """
+
+    stopped: Stop | None = None
     already: bool = False
 
     def compare(self, **options: Any) -> Compared:

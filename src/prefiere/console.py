@@ -25,11 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from prefiere.run import Stop
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")]
 Body = Callable[..., dict[str, Any] | None]
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
-GUARDED = 3  # the run was stopped because its answers degenerated
+GUARDED = 3  # a guard stopped the run
 
 
 def main_process() -> bool:
@@ -93,9 +95,9 @@ def command(body: Body) -> Callable[..., None]:
             raise typer.Exit(2) from None
         if as_json and main_process():
             print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))
-        stopped = (result or {}).get("stopped")
-        if stopped:
-            raise typer.Exit(INTERRUPTED if stopped == "interrupted" else GUARDED)
+        stop = Stop.read((result or {}).get("stop"))
+        if stop is not None and not stop.finished:
+            raise typer.Exit(INTERRUPTED if stop.kind == "interrupted" else GUARDED)
 
     return run
 

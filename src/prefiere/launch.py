@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 from prefiere.console import Display
 from prefiere.methods import METHODS
 from prefiere.recipe import changed
-from prefiere.run import Run, RunError
+from prefiere.run import Run, RunError, Stop
 from prefiere.settings import Settings
 from prefiere.train.engine import TrainingError
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import resume_command
-from prefiere.train.loop import INTERRUPTED, Loop
+from prefiere.train.loop import Loop
 from prefiere.train.setup import Session, make_evaluator, prepare
 from prefiere.world import World
 
@@ -31,7 +31,7 @@ class Outcome:
 
     run: Run
     already: bool = False
-    stopped: str | None = None
+    stopped: Stop | None = None
 
 
 LOGS = (
@@ -130,8 +130,9 @@ def _record_failure(run: Run, error: BaseException) -> None:
     stopped = isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(OSError):  # the disk may be full: what went wrong is raised all the same
         if (run.folder / "recipe.yaml").is_file():
-            reason = "interrupted" if stopped else str(error)
-            run.status = {**run.status, "state": "stopped" if stopped else "failed", "reason": reason}
+            stop = Stop("interrupted", "interrupted") if stopped else None
+            ended = {"reason": stop.text if stop else str(error), "stop": asdict(stop) if stop else None}
+            run.status = {**run.status, "state": "stopped" if stopped else "failed", **ended}
 
 
 def _leave(run: Run, on_end: Callable[[Run], None]) -> None:
@@ -159,20 +160,27 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         run.data = session.data.account
         run.environment = before or environment(session)
         run.recipe = settings.model_dump()
-        run.status = {"state": "running", "step": 0, "total_steps": session.total_steps, "reason": None, "seconds": 0.0}
+        run.status = {
+            "state": "running",
+            "step": 0,
+            "total_steps": session.total_steps,
+            "reason": None,
+            "stop": None,
+            "seconds": 0.0,
+        }
     world.start_trackers(settings.model_dump())
     algorithm = import_module(method.home).build(session)
     evaluator = make_evaluator(session) if settings.sample_steps != 0 else None
     loop = Loop(session, algorithm, evaluator)
     with contextlib.closing(session.rollouts):
-        reason = loop.run()
-        loop.finish(reason)
+        stop = loop.run()
+        loop.finish(stop)
     world.barrier()
-    if reason == INTERRUPTED:
+    if stop is not None and stop.kind == "interrupted":
         display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
-    elif reason:
-        display.say(reason)
-    return Outcome(run, stopped=None if run.status["state"] == "finished" else reason)
+    elif stop is not None:
+        display.say(stop.text)
+    return Outcome(run, stopped=None if stop is None or stop.finished else stop)
 
 
 def _same_as_before(session: Session, before: dict[str, Any]) -> None:

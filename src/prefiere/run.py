@@ -6,7 +6,7 @@
     metrics.jsonl      flat rows: step, loss, loss_low, loss_high, loss_n, eval_loss, ...
     samples.jsonl      sampled answers along the run
     calibration.json   of a reward model: how right it is, how sure, and how much of it is length
-    status.json        running, finished, stopped or failed; step; why
+    status.json        running, finished, stopped or failed; step; why, as a sentence and as a kind (`Stop`)
     checkpoints/       what a resume needs
     model/             the result: a plain transformers or PEFT folder
     report.html        written at every end, good or bad
@@ -20,8 +20,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 
@@ -30,6 +31,60 @@ from prefiere.files import write_text
 
 class RunError(ValueError):
     """A run folder that cannot be opened, continued or read."""
+
+
+StopKind = Literal["interrupted", "early", "degenerate", "exploited", "kl_budget"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a run ended before its last step: a kind, by which programs decide, and a sentence, which people read.
+
+    kind: interrupted (by a person), early (early stopping), or a guard's: degenerate (the answers fell apart),
+    exploited (the reward rose and the judge's score fell), kl_budget (the policy is as far from the reference as max_kl
+    allows).
+    """
+
+    kind: StopKind
+    text: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run counts as finished: its settings asked for this end."""
+        return self.kind == "early"
+
+    @property
+    def usable(self) -> bool:
+        """Whether the weights at the stop are a result, so that model/ is written."""
+        return self.kind in ("early", "kl_budget")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a guard stopped the run."""
+        return self.kind in ("degenerate", "exploited", "kl_budget")
+
+    @classmethod
+    def read(cls, recorded: object) -> Self | None:
+        """What a status or a checkpoint records; None where that is no stop.
+
+        Folders from before the kind was recorded hold the sentence alone: its first words tell the kind.
+        """
+        if isinstance(recorded, Mapping) and recorded.get("kind") in get_args(StopKind):
+            return cls(recorded["kind"], str(recorded.get("text", "")))
+        if isinstance(recorded, str):
+            kind = next((kind for start, kind in _SENTENCES if recorded.startswith(start)), None)
+            return cls(kind, recorded) if kind is not None else None
+        return None
+
+
+_SENTENCES: tuple[tuple[str, StopKind], ...] = (
+    ("interrupted", "interrupted"),
+    ("early stopping", "early"),
+    ("guard: KL", "kl_budget"),
+    ("guard: the reward rises", "exploited"),
+    ("guard", "degenerate"),
+)
+"""How a stop's sentence begins in a folder that records no kind: the first that fits."""
 
 
 def _clean(value: Any) -> Any:
@@ -131,12 +186,23 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """``state`` (running, finished, stopped, failed), ``step``, ``total_steps``, ``reason``, ``seconds``."""
+        """What the run is at.
+
+        ``state`` (running, finished, stopped, failed), ``step``, ``total_steps``, ``seconds``; ``reason``, a sentence
+        on why it ended; ``stop``, why it ended before its last step: ``kind`` and ``text`` of a `Stop`, or None.
+        """
         return self._read_json("status.json")
 
     @status.setter
     def status(self, data: Mapping[str, Any]) -> None:
         self._write_json("status.json", data)
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why the run ended before its last step; None where it did not."""
+        status = self.status
+        ended = status.get("state") in ("stopped", "finished")
+        return Stop.read(status["stop"] if "stop" in status else status.get("reason")) if ended else None
 
     @property
     def calibration(self) -> dict[str, Any]:

@@ -110,9 +110,7 @@ class Settings(BaseModel):
     metric_for_best_model: str | None = Field(
         None, description="metric that names the best checkpoint, such as eval_loss"
     )
-    greater_is_better: bool | None = Field(
-        None, description="of that metric; none: false for a loss or a KL, else true"
-    )
+    greater_is_better: bool | None = Field(None, description="of that metric; none: as docs/metrics.md has it")
     early_stopping_patience: Count | None = Field(None, description="stop after so many validations without a new best")
     sample_steps: Whole | Auto = Field("auto", description="steps between sampled answers; 0: none, and no guard")
     sample_prompts: Count | str = Field(32, description="how many held-out prompts to answer, or a file of prompts")

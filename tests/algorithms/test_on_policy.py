@@ -54,6 +54,7 @@ def test_each_method_runs_learns_and_leaves_a_model_that_transformers_loads(tmp_
     }  # fmt: skip
     critic = {"loss/value_avg", "val/explained_variance"}
     assert needed <= rows[1].keys()
+    assert runs.unknown_columns(rows) == set()
     assert critic <= rows[1].keys() if method == "ppo" else not critic & rows[1].keys()
     assert 1 < rows[1]["completions/mean_length"] < 8
     assert 0 < rows[1]["completions/eos_rate"] < 1

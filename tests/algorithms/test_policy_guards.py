@@ -18,7 +18,7 @@ from prefiere.launch import train
 from prefiere.models.critic import rescale_critic
 from prefiere.models.trunk import CRITIC
 from prefiere.recipe import RecipeError
-from prefiere.run import Run
+from prefiere.run import Run, Stop
 from prefiere.settings import Reward
 from prefiere.train.engine import Engine
 from updates import method_of
@@ -60,10 +60,14 @@ def test_a_spent_kl_budget_stops_the_run_and_says_so(tmp_path) -> None:
     assert status["state"] == "stopped"
     assert status["step"] < 30
     assert "max_kl allows 0.5" in status["reason"]
-    assert outcome.stopped == status["reason"]
+    assert outcome.stopped == Stop("kl_budget", status["reason"])
+    assert status["stop"] == {"kind": "kl_budget", "text": status["reason"]}
     assert outcome.run.metrics[-1]["objective/kl_k1"] > 0.5
     assert all(r["objective/kl_k1"] <= 0.5 for r in outcome.run.metrics[1:-1])
     assert (outcome.run.model / "config.json").exists(), "the policy within the budget is what was asked for"
+    unguarded = runs.policy_settings(tmp_path, "rloo", max_kl=0.5, guard=False, **given)
+    again = train(unguarded, display=QUIET)
+    assert again.run.status["step"] == status["step"], "max_kl is no guard that guard=false takes away"
 
 
 def test_a_reward_that_is_exploited_stops_the_run(tmp_path) -> None:
@@ -74,6 +78,8 @@ def test_a_reward_that_is_exploited_stops_the_run(tmp_path) -> None:
     outcome = train(runs.policy_settings(tmp_path, "rloo", **given), display=QUIET)
     assert outcome.run.status["state"] == "stopped"
     assert "exploiting the reward" in outcome.run.status["reason"]
+    assert outcome.stopped == Stop("exploited", outcome.run.status["reason"])
+    assert not outcome.run.model.exists()
     first, last = outcome.run.metrics[0], outcome.run.metrics[-1]
     assert last["samples/reward"] > first["samples/reward"]
     assert last["samples/score"] < first["samples/score"]

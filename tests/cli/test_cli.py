@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from prefiere import api, recipe
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
+from prefiere.run import Stop, StopKind
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -139,19 +141,27 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("dpo", "--model", "m", "--data", "d", "--out", "o").exit_code == 130
 
 
-@pytest.mark.parametrize(("why", "code"), [("interrupted", 130), ("guard: answers repeat themselves", 3), (None, 0)])
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("interrupted", 130), ("degenerate", 3), ("exploited", 3), ("kl_budget", 3), ("early", 0), (None, 0)],
+)
 def test_a_run_that_was_stopped_says_so_by_its_exit_code(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str | None, code: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: StopKind | None, code: int
 ) -> None:
+    stop = Stop(kind, "for a reason that names no guard") if kind else None
+
     def stopped(settings: recipe.Settings, **_: Any) -> api.TrainedRun:
         made = api.TrainedRun.create(tmp_path / "o")
-        made.status, made.stopped = {"state": "stopped"}, why
+        made.status = {"state": "stopped", "stop": asdict(stop) if stop else None}
+        made.stopped = stop
         return made
 
     monkeypatch.setattr(api, "train", stopped)
     done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
     assert done.exit_code == code
-    assert json.loads(done.stdout)["stopped"] == why
+    said = json.loads(done.stdout)
+    assert said["stopped"] == (stop.text if stop else None)
+    assert said["stop"] == (asdict(stop) if stop else None)
 
 
 def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:

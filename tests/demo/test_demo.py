@@ -70,7 +70,8 @@ def test_the_guard_stops_a_run_that_destroys_the_model_behind_perfect_accuracy(t
         tmp_path, learning_rate=5e-4, lr_scheduler_type="constant", warmup_ratio=0.0, max_steps=50, max_new_tokens=48
     )
     assert run.stopped is not None
-    assert "less likely under the reference" in run.stopped
+    assert run.stopped.kind == "degenerate"
+    assert "less likely under the reference" in run.stopped.text
     assert run.status["step"] < 40
     last = run.metrics[-1]
     assert last["eval_rewards/accuracies"] == 1.0
@@ -112,7 +113,7 @@ def test_rewards_turn_the_model_over_seeds_and_do_not_break_it(
     )  # fmt: skip
     if run.stopped:
         assert times > 1
-        assert run.stopped.startswith("guard: ")
+        assert run.stopped.guarded
         return
     figures = main._measured({method: run}, base, judge.encyclopedic, tmp_path / "cache", main.Display(QUIET))
     assert_turned(figures, method)

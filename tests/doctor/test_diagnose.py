@@ -233,14 +233,16 @@ def test_gradient_spikes(tmp_path: Path) -> None:
 
 def test_guard(tmp_path: Path) -> None:
     reason = "guard: 62% of the answers no longer end (3% at the start)"
-    d = diagnose(make(tmp_path, status={"state": "stopped", "step": 31, "reason": reason}))
+    stop = {"kind": "degenerate", "text": reason}
+    d = diagnose(make(tmp_path, status={"state": "stopped", "step": 31, "reason": reason, "stop": stop}))
     assert d.findings[0].key == "guard"
     assert "step 31" in d.headline
     assert d.findings[0].evidence == (reason,)
 
 
 def test_stopped_by_hand_is_no_alarm(tmp_path: Path) -> None:
-    d = diagnose(make(tmp_path, status={"state": "stopped", "step": 31, "reason": "interrupted"}))
+    stop = {"kind": "interrupted", "text": "interrupted"}
+    d = diagnose(make(tmp_path, status={"state": "stopped", "step": 31, "reason": "interrupted", "stop": stop}))
     assert [f.key for f in d.findings] == ["learnt", "stopped"]
 
 

@@ -15,7 +15,6 @@ from synthetic_runs import (
     DEAD_CRITIC,
     KL_BLOWN_UP,
     REWARD_HACKED_BY_LENGTH,
-    STOPPED_BY_KL,
     make_policy,
     peak,
     to,
@@ -133,15 +132,17 @@ def test_an_adaptive_coefficient_is_told(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "title"),
+    ("kind", "title"),
     [
-        (STOPPED_BY_KL["status"]["reason"], "the policy had spent its KL budget"),
-        ("guard: the judge's score fell from 0.80 to 0.52 while the reward rose", "the judge's score fell"),
-        ("guard: 62% of the answers no longer end (3% at the start)", "the answers were falling apart"),
+        ("kl_budget", "the policy had spent its KL budget"),
+        ("exploited", "the judge's score fell"),
+        ("degenerate", "the answers were falling apart"),
     ],
 )
-def test_a_guard_is_named(tmp_path: Path, reason: str, title: str) -> None:
-    d = diagnose(make_policy(tmp_path, status={"state": "stopped", "step": 62, "reason": reason}))
+def test_a_guard_is_named_by_its_kind_whatever_its_sentence(tmp_path: Path, kind: str, title: str) -> None:
+    reason = "a sentence about KL, the judge's score and answers that fall apart"
+    status = {"state": "stopped", "step": 62, "reason": reason, "stop": {"kind": kind, "text": reason}}
+    d = diagnose(make_policy(tmp_path, status=status))
     assert d.findings[0].key == "guard"
     assert title in d.headline
     assert "step 62" in d.headline

@@ -90,7 +90,7 @@ def test_who_has_not_moved_sets_no_budget(tmp_path: Path) -> None:
     a, b = walk(tmp_path / "a", [(0, 0.2), (2, 0.7)]), walk(tmp_path / "b", [(0, 0.2), (4, 0.7)])
     assert between(still, a, b).equal_kl == 2
     assert between(still, a).equal_kl is None
-    shown = reward_against_kl([still, a, b], ["still", "a", "b"], METHODS)
+    shown = reward_against_kl([still, a, b], ["still", "a", "b"])
     assert shown is not None
     assert shown.still == ("still",)
     assert [row[1] for row in shown.table] == ["a", "b"]

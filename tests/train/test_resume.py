@@ -16,7 +16,7 @@ import runs
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.launch import train
-from prefiere.run import Run, RunError
+from prefiere.run import Run, RunError, Stop
 from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop
 from prefiere.train.engine import Engine, TrainingError
@@ -156,7 +156,7 @@ def test_ctrl_c_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsy
     reported = []
     outcome = train(s, display=Display(), on_end=reported.append)
     monkeypatch.setattr(Engine, "update", real)
-    assert outcome.stopped == "interrupted"
+    assert outcome.stopped == outcome.run.stop == Stop("interrupted", "interrupted")
     assert outcome.run.status["state"] == "stopped"
     assert outcome.run.status["step"] == 3
     assert len(reported) == 1
@@ -265,6 +265,17 @@ def test_early_stopping(tmp_path, monkeypatch) -> None:
     assert run.status["step"] == 4
     assert run.status["state"] == "finished"
     assert "early stopping" in run.status["reason"]
+    assert run.stop is not None
+    assert run.stop.kind == "early"
+    assert (run.model / "config.json").exists()
+
+
+def test_a_metric_without_a_better_direction_needs_one(tmp_path) -> None:
+    given = {"max_steps": 2, "eval_steps": 1, "sample_steps": 1, "metric_for_best_model": "samples/length"}
+    with pytest.raises(TrainingError, match=r"samples/length is better in neither direction: set greater_is_better"):
+        train(runs.settings(tmp_path, **given), display=QUIET)
+    short = train(runs.settings(tmp_path, greater_is_better=False, **given), display=QUIET, fresh=True).run
+    assert short.status["state"] == "finished"
 
 
 def test_an_unknown_metric_names_those_there_are(tmp_path) -> None:
@@ -370,7 +381,7 @@ def test_early_stopping_is_remembered_by_a_resumed_run(tmp_path, monkeypatch) ->
     monkeypatch.setattr(Offline, "validate", lambda self: {"eval_loss": float(steps(self))})
     s = runs.settings(tmp_path, max_steps=9, eval_steps=1, metric_for_best_model="eval_loss", early_stopping_patience=2)
     real = loop.Loop.finish
-    monkeypatch.setattr(loop.Loop, "finish", lambda self, reason: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(loop.Loop, "finish", lambda self, stop: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(s, display=QUIET)
     monkeypatch.setattr(loop.Loop, "finish", real)

@@ -17,6 +17,7 @@ from prefiere.launch import train
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT
+from prefiere.train import checkpoint
 from prefiere.train.engine import TrainingError
 
 QUIET = Display(quiet=True)
@@ -42,6 +43,7 @@ def test_every_loss_runs_and_learns(tmp_path, loss_type) -> None:
     first, last = run.metrics[0], run.metrics[-1]
     assert first["step"] == 0
     assert last["step"] == 12
+    assert runs.unknown_columns(run.metrics) == set()
     assert last["loss"] < first["loss"]
     assert last["rewards/margins"] > first["rewards/margins"]
     if loss_type in LOSS_AT_START:
@@ -225,8 +227,9 @@ HEALTHY = {"eos_rate": 0.95, "repetition": 0.05, "ref_logp": -0.5}
     ],
 )
 def test_the_guard(change, says) -> None:
-    reason = degenerate(answers(**HEALTHY), answers(**{**HEALTHY, **change}))
-    assert (reason is None) if says is None else (says in reason)
+    stop = degenerate(answers(**HEALTHY), answers(**{**HEALTHY, **change}))
+    assert (stop is None) if says is None else (says in stop.text)
+    assert stop is None or stop.kind == "degenerate"
 
 
 def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, monkeypatch) -> None:
@@ -243,10 +246,23 @@ def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, 
     monkeypatch.setattr(AnswerEvaluator, "__call__", broken)
     s = runs.settings(tmp_path, max_steps=6, sample_steps=2, samples_per_prompt=3)
     outcome = train(s, display=QUIET)
-    assert outcome.stopped.startswith("guard:")
+    assert outcome.stopped == outcome.run.stop
+    assert outcome.stopped.kind == "degenerate"
+    assert outcome.stopped.text == outcome.run.status["reason"]
     assert outcome.run.status["step"] == 2
     assert not outcome.run.model.exists()
+    as_before_stops_had_kinds(outcome.run)
+    assert train(s, display=QUIET).stopped == outcome.stopped
+    assert outcome.run.status["step"] == 2
+    as_before_stops_had_kinds(outcome.run)
     assert train(s.model_copy(update={"guard": False}), display=QUIET).stopped is None
+
+
+def as_before_stops_had_kinds(run: Run) -> None:
+    """The folder as an earlier version left it: sentences alone, in status.json and in the last checkpoint."""
+    run.status = {k: v for k, v in run.status.items() if k != "stop"}
+    state = checkpoint.found(run.checkpoints)[-1] / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"stop": run.status["reason"]}))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 from prefiere.evaluate.rows import flat
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.plan.examples import ExampleData
+from prefiere.run import Stop
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import Measured, Update
 from prefiere.train.objective import Objective
@@ -67,7 +68,7 @@ class Offline:
         measured = self.session.engine.measure(held, self.held)
         return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
 
-    def stop(self, row: dict[str, Any]) -> str | None:
+    def stop(self, row: dict[str, Any]) -> Stop | None:
         """Never."""
         return None
 

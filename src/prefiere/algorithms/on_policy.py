@@ -22,12 +22,12 @@ from prefiere.models.reference import Reference
 from prefiere.objectives.masked import masked_moments
 from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3
 from prefiere.plan.examples import PromptData, Prompts
+from prefiere.run import Stop
 from prefiere.sample.sampling import Sampling
 from prefiere.settings import PolicyGradient
 from prefiere.stats import Moments
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import Update
-from prefiere.train.loop import BUDGET
 from prefiere.train.objective import Objective
 from prefiere.train.setup import Session
 
@@ -220,12 +220,13 @@ class OnPolicy:
         """Nothing: likewise."""
         return {}
 
-    def stop(self, row: dict[str, Any]) -> str | None:
+    def stop(self, row: dict[str, Any]) -> Stop | None:
         """Why to stop: the KL budget is spent. By k1: a single answer that the reference likes can make k3 huge."""
         kl, most = row.get("objective/kl_k1"), self.settings.max_kl
         if kl is None or most is None or kl <= most:
             return None
-        return f"{BUDGET} spent: the policy is {kl:.2f} nats per answer from the reference, and max_kl allows {most:g}"
+        far = f"the policy is {kl:.2f} nats per answer from the reference, and max_kl allows {most:g}"
+        return Stop("kl_budget", f"guard: KL budget spent: {far}")
 
     # -- what a checkpoint keeps ----------------------------------------------------------------------------------
 

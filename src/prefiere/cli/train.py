@@ -33,4 +33,9 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
         say(f"Try it: prefiere {use.format(shlex.quote(str(run.folder)))}")
     say(f"Report: {page}")
     made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
-    return {**made, **run.status, "stopped": run.stopped, "metrics": rows[-1] if rows else {}}
+    return {
+        **made,
+        **run.status,
+        "stopped": run.stopped.text if run.stopped else None,
+        "metrics": rows[-1] if rows else {},
+    }

@@ -135,7 +135,7 @@ def demo(
         settings = recipes.load(method, None, {"model": str(base), "data": str(data), "out": str(folder), **flags})
         run = train(settings, fresh=_changed(out / f".{folder.name}", settings, inputs), console=console)
         if run.stopped:
-            raise ValueError(f"the demo's run {folder.name} did not finish: {run.stopped}")
+            raise ValueError(f"the demo's run {folder.name} did not finish: {run.stopped.text}")
         return run
 
     inputs = [base / "model.safetensors", data]

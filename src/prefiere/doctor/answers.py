@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.series import Change
-from prefiere.doctor.words import before_and_after
+from prefiere.doctor.words import evidence_line
 
 SIGNALS = ("samples/eos_rate", "samples/repetition", "samples/ref_logp", "samples/length", "samples/score")
 
@@ -90,7 +90,7 @@ def never_end(case: Case) -> Finding | None:
         "They are cut off at the limit of tokens. Either that limit is short for this model's answers, or the model "
         "does not know the end token: a base model without a supervised start, or another chat template than the one "
         "it was trained with.",
-        (before_and_after("samples/eos_rate", change),) if change else (),
+        (evidence_line("samples/eos_rate", change),) if change else (),
         (
             "a larger max_new_tokens",
             "`prefiere data --model ...`: each answer must end with the model's end token, once",

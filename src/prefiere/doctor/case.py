@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any, Literal
 
 from prefiere.doctor.series import Change, Level, Series
-from prefiere.doctor.words import ROLLOUTS, before_and_after
+from prefiere.doctor.words import evidence_line
 from prefiere.methods import METHODS, Family
-from prefiere.run import Run
+from prefiere.metrics import column, measured_again
+from prefiere.run import Run, Stop
 from prefiere.settings import NEEDS_REFERENCE
 
 Severity = Literal["good", "info", "warning", "bad"]
@@ -37,7 +38,7 @@ class Seen:
 
     @property
     def held_out(self) -> bool:
-        return self.key.startswith(("eval_", "samples/"))
+        return measured_again(self.key)
 
 
 @dataclass
@@ -49,10 +50,11 @@ class Case:
     status: dict[str, Any] = field(init=False)
     rows: list[dict[str, Any]] = field(init=False)
     calibration: dict[str, Any] = field(init=False)
+    stop: Stop | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.metrics
-        self.calibration = self.run.calibration
+        self.calibration, self.stop = self.run.calibration, self.run.stop
         self.series = cache(self._series)
 
     def _series(self, key: str) -> Series:
@@ -64,8 +66,7 @@ class Case:
 
     def seen(self, name: str) -> Seen | None:
         """How a metric changed: on held-out data or prompts where it was measured twice, else in training."""
-        held_out = name if name.startswith("samples/") else f"eval_{name}"
-        for key in (held_out, ROLLOUTS.get(name, name)):
+        for key in (column(name).measured, column(name).training):
             if (change := self.change(key)) is not None:
                 return Seen(key, change)
         return None
@@ -80,12 +81,17 @@ class Case:
 
     def evidence(self, *keys: str) -> tuple[str, ...]:
         """One line for each of these metrics that was measured twice."""
-        return tuple(before_and_after(k, c) for k in keys if (c := self.change(k)) is not None)
+        return tuple(evidence_line(k, c, *self.where) for k in keys if (c := self.change(k)) is not None)
 
     @property
     def family(self) -> Family:
         method = METHODS.get(str(self.recipe.get("method")))
         return method.family if method else "preference"
+
+    @property
+    def where(self) -> tuple[str, str]:
+        """What decides which row of the table of metrics a column has: the loss type, and the family."""
+        return str(self.recipe.get("loss_type", "")), self.family
 
     @property
     def sft(self) -> bool:

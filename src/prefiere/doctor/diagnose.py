@@ -7,13 +7,12 @@ which checks each family of methods gets, and the one sentence that all findings
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
-from prefiere.run import Run
+from prefiere.run import Run, StopKind
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 
@@ -76,12 +75,14 @@ def failed(case: Case) -> Finding | None:
 
 
 def stopped(case: Case) -> Finding | None:
-    """The run was stopped: by its guard, by early stopping or by hand."""
+    """The run was stopped: by a guard, or by hand."""
     if case.status.get("state") != "stopped":
         return None
     reason = str(case.status.get("reason") or "no reason was recorded")
-    if "guard" in reason.lower():
-        return _guarded(case, reason)
+    if case.stop is not None and case.stop.guarded:
+        title, meaning = _GUARDS[case.stop.kind]
+        title = f"The guard stopped the run at step {case.steps}: {title}"
+        return Finding("guard", title, "bad", meaning, (reason,), case.gentler())
     return Finding(
         "stopped",
         f"The run was stopped at step {case.steps}{_of_total(case)}.",
@@ -91,30 +92,24 @@ def stopped(case: Case) -> Finding | None:
     )
 
 
-def _guarded(case: Case, reason: str) -> Finding:
-    """Which guard it was can be told from its words."""
-    told = reason.lower()
-    if re.search(r"\bkl\b|max_kl", told):
-        title, meaning = (
-            "the policy had spent its KL budget.",
-            "Its answers had moved further from the model before than max_kl allows. model/ holds "
-            "the policy as it was then, which may be sound: see the findings and the answers.",
-        )
-    elif re.search(r"\bjudge|\bscore", told):
-        title, meaning = (
-            "the judge's score fell while the reward rose.",
-            "The policy found answers that the reward rates too highly and the judge does not. Going on would only "
-            "have made more of them.",
-        )
-    else:
-        title, meaning = (
-            "the answers were falling apart.",
-            "Answers sampled along the way got worse than any change of style explains, so going on would only have "
-            "ruined the model further, however good the curves look.",
-        )
-    return Finding(
-        "guard", f"The guard stopped the run at step {case.steps}: {title}", "bad", meaning, (reason,), case.gentler()
-    )
+_GUARDS: dict[StopKind, tuple[str, str]] = {
+    "kl_budget": (
+        "the policy had spent its KL budget.",
+        "Its answers had moved further from the model before than max_kl allows. model/ holds "
+        "the policy as it was then, which may be sound: see the findings and the answers.",
+    ),
+    "exploited": (
+        "the judge's score fell while the reward rose.",
+        "The policy found answers that the reward rates too highly and the judge does not. Going on would only "
+        "have made more of them.",
+    ),
+    "degenerate": (
+        "the answers were falling apart.",
+        "Answers sampled along the way got worse than any change of style explains, so going on would only have "
+        "ruined the model further, however good the curves look.",
+    ),
+}
+"""What each guard saw, and what that means."""
 
 
 def unfinished(case: Case) -> Finding | None:

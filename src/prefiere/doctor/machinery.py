@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from prefiere.doctor.answers import broken
 from prefiere.doctor.case import Case, Finding
-from prefiere.doctor.words import NAMES, number, with_interval
+from prefiere.doctor.words import number, with_interval
+from prefiere.metrics import column
 
 
 def dead_critic(case: Case) -> Finding | None:
@@ -43,11 +44,11 @@ def too_far(case: Case) -> Finding | None:
     stops, ratio = case.end("policy/early_stops"), case.end("val/ratio")
     signs = []
     if clipped is not None and clipped.above(0.3):
-        signs.append(f"{NAMES['policy/clipfrac_avg']}: {with_interval(clipped, 'policy/clipfrac_avg')}")
+        signs.append(f"{column('policy/clipfrac_avg').words}: {with_interval(clipped, 'policy/clipfrac_avg')}")
     if moved is not None and moved.above(0.1):
-        signs.append(f"{NAMES['policy/approxkl_avg']}: {with_interval(moved)} nats per token")
+        signs.append(f"{column('policy/approxkl_avg').words}: {with_interval(moved)} nats per token")
     if ratio is not None and (ratio.above(1.1) or ratio.below(0.9)):
-        signs.append(f"{NAMES['val/ratio']}: {with_interval(ratio)}, where 1 is no change")
+        signs.append(f"{column('val/ratio').words}: {with_interval(ratio)}, where 1 is no change")
     if stops is not None and stops.above(0.5):
         signs.append(
             f"updates cut short because they had gone beyond max_approx_kl: {number(stops.mean)} of each at the end"
@@ -99,7 +100,7 @@ def sampler_off(case: Case) -> Finding | None:
         "warning",
         "Answers are sampled by one path through the model and learnt from by another. Their rounding differs a "
         "little; at this size the policy that learns is not the one that wrote.",
-        (f"{NAMES['sampler_drift']} {with_interval(drift)} nats per token at the end",),
+        (f"{column('sampler_drift').words} {with_interval(drift)} nats per token at the end",),
         (
             "dtype=float32, to see whether it is rounding",
             "the same model folder without custom attention, if it is not",

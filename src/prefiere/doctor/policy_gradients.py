@@ -12,7 +12,8 @@ from prefiere.doctor import answers, curves
 from prefiere.doctor.answers import broken
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.series import Change
-from prefiere.doctor.words import NAMES, number, with_interval
+from prefiere.doctor.words import number, with_interval
+from prefiere.metrics import column
 
 MORE = "more updates: a larger num_train_epochs, or max_steps"
 
@@ -173,7 +174,7 @@ def length_hack(case: Case) -> Finding | None:
         "reward model learns that as a rule without an end"
         + (", and the policy follows it." if grew else ". The answers have not grown by it so far."),
         (
-            f"{NAMES['length_reward_correlation']} at the end: {with_interval(paid)}",
+            f"{column('length_reward_correlation').words} at the end: {with_interval(paid)}",
             *case.evidence("samples/length", "completions/mean_length", "samples/score", "samples/reward"),
         ),
         (

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import stdtrit
 
+from prefiere.metrics import measured_again
 from prefiere.stats import Moments
 
 
@@ -112,7 +113,7 @@ class Series:
             column(f"{key}_low", math.nan),
             column(f"{key}_high", math.nan),
             column(f"{key}_n", 0.0),
-            key.startswith(("eval_", "samples/")),
+            measured_again(key),
         )
 
     def __len__(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prefiere.run import Stop
+
 MAX_LOST_LOGP = 1.0
 """Nats per token that answers may lose under the reference. Sampling the reference itself loses 0; a policy that a
 good run has turned stays within a few tenths; word salad costs several."""
@@ -21,8 +23,8 @@ MIN_ANSWERS = 8
 """Fewer answers than this say nothing."""
 
 
-def exploited(before: Mapping[str, float], now: Mapping[str, float]) -> str | None:
-    """Why the reward is being exploited, or None: it rose, and the judge's score fell, each beyond both intervals.
+def exploited(before: Mapping[str, float], now: Mapping[str, float]) -> Stop | None:
+    """A stop where the reward rose and the judge's score fell, each beyond both intervals.
 
     Takes columns as `Answers.columns` gives them.
     """
@@ -33,14 +35,16 @@ def exploited(before: Mapping[str, float], now: Mapping[str, float]) -> str | No
     fell = now["samples/score_high"] < before["samples/score_low"]
     if not (rose and fell):
         return None
-    return (
-        f"the reward rises ({before['samples/reward']:.2f} -> {now['samples/reward']:.2f}) while the judge's score "
-        f"falls ({before['samples/score']:.2f} -> {now['samples/score']:.2f}): the policy is exploiting the reward"
+    said = {name: f"({before[f'samples/{name}']:.2f} -> {now[f'samples/{name}']:.2f})" for name in ("reward", "score")}
+    return Stop(
+        "exploited",
+        f"guard: the reward rises {said['reward']} while the judge's score falls {said['score']}: the policy is "
+        "exploiting the reward",
     )
 
 
-def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> str | None:
-    """Why the answers of now are broken compared with those from before the run, or None.
+def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> Stop | None:
+    """A stop where the answers are broken, compared with those from before the run.
 
     Takes columns as `Answers.columns` gives them. A signal counts when its mean has moved by more than its bound and
     the two 95% intervals do not touch.
@@ -65,5 +69,5 @@ def degenerate(before: Mapping[str, float], now: Mapping[str, float]) -> str | N
         moved = sign * (now[key] - before[key])
         apart = sign * (now[key + far] - before[key + edge]) > 0
         if moved > bound and apart:
-            return words.format(abs(moved), before[key], now[key])
+            return Stop("degenerate", f"guard: {words.format(abs(moved), before[key], now[key])}")
     return None

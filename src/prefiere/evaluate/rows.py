@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from prefiere.metrics import column
 from prefiere.stats import clustered_mean
-
-SHARES = ("accuracies", "eos_rate")
-"""Metrics whose values are 0, 1/2 or 1 for each example: their intervals stay honest at 0 and 1."""
 
 
 def flat(
@@ -28,8 +26,8 @@ def flat(
     row: dict[str, float] = {}
     for name, x in values.items():
         w = weights.get(name) if weights else None
-        # A judge may be a rule that says 0 or 1, or a reward model: the values tell.
-        share = None if name == "score" else name.endswith(SHARES)
+        interval = column(prefix + name).interval
+        share = None if interval == "seen" else interval == "share"
         e = clustered_mean(x, clusters, weights=w, share=share)
         row |= {prefix + name: e.mean, f"{prefix}{name}_low": e.low, f"{prefix}{name}_high": e.high}
         row[f"{prefix}{name}_n"] = e.n if not math.isnan(e.mean) else 0

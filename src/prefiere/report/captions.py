@@ -13,6 +13,7 @@ from prefiere.doctor import reward_models
 from prefiere.doctor.case import Case
 from prefiere.doctor.words import number, with_interval
 from prefiere.methods import METHODS
+from prefiere.metrics import Column
 from prefiere.report import curves, figures
 from prefiere.report.frontier import Frontier, frontier
 from prefiere.report.panels import Panel
@@ -22,18 +23,22 @@ Line = tuple[str, str, str]
 Figure = tuple[Panel, Markup, list[Line]]
 
 RELIABILITY = Panel(
-    "reliability",
-    "Sure and right?",
-    "How often the answer that it scores higher is the preferred one, by how sure its scores claim to be. Below the "
-    "dotted line it is too sure of itself.",
-    unit_name="share right",
+    Column(
+        *("reliability", "how often it is right, by how sure it is", "", "pair", None),
+        "How often the answer that it scores higher is the preferred one, by how sure its scores claim to be. Below "
+        "the dotted line it is too sure of itself.",
+        "Sure and right?",
+        "share right",
+    )
 )
 BY_LENGTH = Panel(
-    "by_length",
-    "How much is length?",
-    "Accuracy where the preferred answer is shorter (left) and longer (right). A model that measures quality is right "
-    "on both sides; one that measures length, on one.",
-    unit_name="accuracy",
+    Column(
+        *("by_length", "accuracy by difference of length", "", "pair", None),
+        "Accuracy where the preferred answer is shorter (left) and longer (right). A model that measures quality is "
+        "right on both sides; one that measures length, on one.",
+        "How much is length?",
+        "accuracy",
+    )
 )
 TIMES = ("sampling", "scoring", "measuring", "learning")
 
@@ -51,12 +56,12 @@ def captioned(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[st
         lines: list[Line] = []
         for i, case in enumerate(cases):
             told = not panel.of(case)
-            for key, kind in ((panel.measured, _measured(panel)), (panel.training, _training(case))):
-                series = case.series(key or "")
+            for key, kind in ((panel.column.measured, _measured(panel)), (panel.column.training, _training(case))):
+                series = case.series(key)
                 if not len(series) or told:
                     continue
                 told = len(cases) > 1
-                colour = "train" if key == panel.training and len(cases) == 1 else curves.colour(i)
+                colour = "train" if key == panel.column.training and len(cases) == 1 else curves.colour(i)
                 who = f"{names[i]}, {kind}" if len(cases) > 1 else kind
                 lines.append((colour, who, with_interval(series.end, panel.key)))
         found.append((panel, Markup(svg), lines))
@@ -64,7 +69,7 @@ def captioned(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[st
 
 
 def _measured(panel: Panel) -> str:
-    return "sampled" if panel.key.startswith("samples/") else "held out"
+    return "sampled" if panel.column.sampled else "held out"
 
 
 def _training(case: Case) -> str:

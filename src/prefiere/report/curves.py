@@ -20,7 +20,6 @@ from scipy.ndimage import gaussian_filter1d
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.series import Series
-from prefiere.doctor.words import is_share
 from prefiere.report.panels import Panel
 
 COLOURS = 8
@@ -70,7 +69,7 @@ def draw(panel: Panel, cases: Sequence[Case]) -> str | None:
     """
     none = Series.of((), "")
     curves = [
-        (case.series(panel.training or ""), case.series(panel.measured)) if panel.of(case) else (none, none)
+        (case.series(panel.column.training), case.series(panel.column.measured)) if panel.of(case) else (none, none)
         for case in cases
     ]
     shown = [s for pair in curves for s in pair if len(s)]
@@ -161,7 +160,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
         room = 0.14 * (high - low)
         low, high = (low, max(high, panel.reference + room)) if above else (min(low, panel.reference - room), high)
     low, high = low - pad, high + pad
-    if is_share(panel.key):
+    if panel.column.share:
         low, high = max(low, -0.03), min(high, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.04 else 1))
     axes.set_ylim(low, high)
@@ -173,7 +172,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
             color=MUTED, fontsize=9,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if is_share(panel.key) else [1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if panel.column.share else [1, 2, 2.5, 5, 10]))
     axes.set_xlabel("update", loc="right", fontsize=10)
 
 

@@ -19,9 +19,10 @@ from markupsafe import Markup, escape
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
-from prefiere.doctor.words import NAMES, ROLLOUTS, account, bare, duration, number, visible, with_interval
+from prefiere.doctor.words import data_in_words, duration, number, visible, with_interval
 from prefiere.files import write_text
 from prefiere.methods import METHODS
+from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
@@ -122,7 +123,7 @@ def _sheet(case: Case, name: str, colour: str) -> Sheet:
         answers=tuple(answers),
         answer_steps=steps,
         answers_left_out=left_out,
-        data=account(case.run.data),
+        data=data_in_words(case.run.data),
         environment={k: v for k, v in environment.items() if k != "choices"},
         choices=_choices(environment),
     )
@@ -169,11 +170,11 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
 
 def _tiles(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
     """The numbers that say most: (name, (before, after with interval))."""
-    for key in (k if len(case.series(k)) else ROLLOUTS.get(k, k) for k in TILES):
+    for key in (k if len(case.series(k)) else column(k).rollouts or k for k in TILES):
         if key == "samples/length" and case.family != "policy":
             continue  # where answers are paid for, length is what they cheat with
         if (change := case.change(key)) is not None:
-            name = NAMES[bare(key)] + (" on held-out data" if key.startswith("eval_") else "")
+            name = column(key).words + (" on held-out data" if key != column(key).name else "")
             yield name, (number(change.before.mean, key), with_interval(change.after, key))
 
 

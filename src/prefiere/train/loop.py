@@ -16,8 +16,10 @@ import torch
 from safetensors import SafetensorError
 
 from prefiere.evaluate.guards import degenerate, exploited
-from prefiere.evaluate.rows import SHARES, derived
+from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
+from prefiere.metrics import BOUNDS, column, measured_again
+from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train import checkpoint
@@ -38,16 +40,11 @@ class State:
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
-    stop: str | None = None
+    stop: Stop | None = None
     baseline: dict[str, float] = field(default_factory=dict)
     pending: dict[str, list[float]] = field(default_factory=dict)
     pending_tokens: int = 0
     pending_seconds: float = 0.0
-
-
-INTERRUPTED = "interrupted"
-BUDGET = "guard: KL budget"
-"""How the reason begins where a run stops with a policy that is as good as its user's budget allows."""
 
 
 def every(setting: int | str, total: int, parts: int) -> int:
@@ -72,7 +69,7 @@ class Loop:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def run(self) -> str | None:
+    def run(self) -> Stop | None:
         """Train to the last step, from the last checkpoint if there is one."""
         self._resume()
         s, total = self.state, self.session.total_steps
@@ -100,10 +97,10 @@ class Loop:
                 interrupted = self._stop_asked()
                 if s.stop or interrupted:
                     self._save()
-                    return s.stop or INTERRUPTED
+                    return s.stop or Stop("interrupted", "interrupted")
         return None
 
-    def _after(self, grad_norm: float, rate: float) -> str | None:
+    def _after(self, grad_norm: float, rate: float) -> Stop | None:
         """Everything that is due after an update; returns why to stop, if there is a reason."""
         s, last = self.state, self.state.step == self.session.total_steps
         due = {n: last or s.step % n == 0 for n in (self.log_every, self.eval_every, self.save_every)}
@@ -157,7 +154,7 @@ class Loop:
         for name, parts in s.pending.items():
             m = Moments(*parts)
             row[name] = m.mean
-            share = name.endswith(SHARES) and m.count
+            share = column(name).interval == "share" and m.count
             row[f"{name}_low"], row[f"{name}_high"] = wilson(m.total, m.count) if share else m.interval()
             row[f"{name}_n"] = m.count
         row = derived(row) | {
@@ -183,31 +180,34 @@ class Loop:
             self._status("running")
         self.session.world.track(row, self.state.step)
 
-    def _status(self, state: str, reason: str | None = None) -> None:
+    def _status(self, state: str, reason: str | None = None, stop: Stop | None = None) -> None:
         self.run_folder.status = {
             "state": state,
             "step": self.state.step,
             "total_steps": self.session.total_steps,
             "reason": reason,
+            "stop": asdict(stop) if stop else None,
             "seconds": round(self.state.seconds, 3),
         }
 
     # -- reasons to stop ------------------------------------------------------------------------------------------
 
-    def _watch_best(self, row: dict[str, Any], *, begin: bool = False) -> tuple[bool, str | None]:
+    def _watch_best(self, row: dict[str, Any], *, begin: bool = False) -> tuple[bool, Stop | None]:
         """Whether this validation is the best so far, and why to stop. To ``begin``, it only looks for the metric."""
         name, s = self.settings.metric_for_best_model, self.state
         if name is None:
             return False, None
         if name not in row or not np.isfinite(row[name]):
-            parts = ("_low", "_high", "_n")
-            known = ", ".join(sorted(k for k in row if k.startswith(("eval_", "samples/")) and not k.endswith(parts)))
+            known = ", ".join(sorted(k for k in row if measured_again(k) and not k.endswith(BOUNDS)))
             raise TrainingError(f"metric_for_best_model={name} is not measured. There are: {known}")
+        greater, better = self.settings.greater_is_better, column(name).better
         if begin:
+            if greater is None and better is None:
+                what = f"metric_for_best_model={name} is better in neither direction: set greater_is_better"
+                raise TrainingError(what)
             return False, None
-        greater = self.settings.greater_is_better
         if greater is None:
-            greater = not any(w in name for w in ("loss", "kl", "repetition"))
+            greater = better != "lower"
         value = float(row[name]) * (1 if greater else -1)
         best = s.best is None or value > s.best
         if best:
@@ -216,14 +216,13 @@ class Loop:
             s.stale += 1
         patience = self.settings.early_stopping_patience
         if patience is not None and s.stale >= patience:
-            return best, f"early stopping: {name} has not improved in {patience} validations"
+            return best, Stop("early", f"early stopping: {name} has not improved in {patience} validations")
         return best, None
 
-    def _guard(self, row: dict[str, Any]) -> str | None:
+    def _guard(self, row: dict[str, Any]) -> Stop | None:
         if not (self.settings.guard and self.method.guarded):
             return None
-        reason = degenerate(self.state.baseline, row) or exploited(self.state.baseline, row)
-        return None if reason is None else f"guard: {reason}"
+        return degenerate(self.state.baseline, row) or exploited(self.state.baseline, row)
 
     def _stop_asked(self) -> bool:
         flag = torch.tensor(float(self.interrupt.asked), device=self.session.trunk.device)
@@ -256,27 +255,28 @@ class Loop:
         if self.main:
             self.run_folder.cut_logs(saved["logs"])
         names = State.__dataclass_fields__
-        self.state = State(**{k: v for k, v in saved.items() if k in names})
-        if self.state.stop and self.state.stop.startswith("guard") and not self.settings.guard:
+        self.state = State(**{k: v for k, v in saved.items() if k in names} | {"stop": Stop.read(saved["stop"])})
+        lifted = self.state.stop is not None and self.state.stop.kind in ("degenerate", "exploited")
+        if lifted and not self.settings.guard:
             self.state.stop = None
         self.method.restore(saved["method"])
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
 
-    def finish(self, reason: str | None) -> None:
-        """Write model/ (the best checkpoint's weights where a metric names one) and the final status.
+    def finish(self, stop: Stop | None) -> None:
+        """Write the final status and, unless the weights at a stop are no result, model/.
 
-        A run that a guard or a person stopped has no model/, unless what it spent was its budget.
+        model/ holds the best checkpoint's weights where a metric names one, else the last.
         """
-        s = self.state
-        ended = reason is None or reason.startswith("early stopping")
+        s, reason = self.state, stop.text if stop else None
+        ended = stop is None or stop.finished
         if ended and s.best_step is not None and s.best_step != s.step:
             checkpoint.load_weights(self.run_folder.checkpoints / f"step-{s.best_step:08d}", self.engine)
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
-        usable = ended or str(reason).startswith(BUDGET)
+        usable = stop is None or stop.usable
         if usable:
             self.method.complete()
         if usable and self.main:
             checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
         if self.main:
-            self._status("finished" if ended else "stopped", reason)
+            self._status("finished" if ended else "stopped", reason, stop)
         self.session.world.finish_trackers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from prefiere.models.reference import Reference
+from prefiere.run import Stop
 from prefiere.train.engine import Update
 
 
@@ -34,7 +35,7 @@ class Method(Protocol):
     def validate(self) -> dict[str, Any]:
         """Columns of the held-out data."""
 
-    def stop(self, row: dict[str, Any]) -> str | None:
+    def stop(self, row: dict[str, Any]) -> Stop | None:
         """Why to stop after this row, for a reason of the method's own."""
 
     def state(self) -> dict[str, Any]:
