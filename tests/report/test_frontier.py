@@ -13,7 +13,7 @@ from prefiere.doctor.case import Case
 from prefiere.report import figures
 from prefiere.report.captions import reward_against_kl
 from prefiere.report.frontier import Frontier, frontier
-from prefiere.report.page import METHODS, render
+from prefiere.report.page import render
 from prefiere.run import Run
 from synthetic_runs import KL_BLOWN_UP, make, make_policy, make_reward, mean, to
 
