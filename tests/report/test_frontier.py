@@ -137,7 +137,7 @@ def test_different_prompts_are_said(tmp_path: Path) -> None:
 
 def test_a_runaway_leaves_room_for_the_others(tmp_path: Path) -> None:
     near, far = Case(make_policy(tmp_path / "a")), Case(make_policy(tmp_path / "b", **KL_BLOWN_UP))
-    _, roots = figures.frontier(between(near, far))
+    _, roots = figures.draw_frontier(between(near, far))
     assert roots
-    _, roots = figures.frontier(between(near, Case(make_policy(tmp_path / "c", answers={"samples/kl": to(9.0)}))))
+    _, roots = figures.draw_frontier(between(near, Case(make_policy(tmp_path / "c", answers={"samples/kl": to(9.0)}))))
     assert not roots

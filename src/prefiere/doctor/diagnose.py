@@ -1,8 +1,8 @@
 """What a run's curves and answers mean, in plain language, with the remedy.
 
-The checks live in checks.py (curves of given answers), account.py (what was cut of the data), reward.py (reward
-models), policy.py and updates.py (policy gradients) and answers.py (sampled text); here is how the run itself went,
-which checks each family of methods gets, and the one sentence that all findings add up to.
+The checks live in curves.py (curves of given answers), truncation.py (what was cut of the data), reward_models.py,
+policy_gradients.py and machinery.py (policy gradients) and answers.py (sampled text). This file holds the checks of how
+the run itself went, the list of checks of each family of methods, and the verdict: one sentence over all findings.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether the machinery of a policy-gradient run is sound: its critic, the size of its updates, its sampler.
 
-The curves of policy.py say what came out; these say why it may not have. Each check is one function.
+policy_gradients.py reads what came out of the run; this file reads why it may not have. Each check is one function.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What can be read off a policy-gradient run: whether it earned its reward honestly, and at what price.
 
 Here a model is paid for what it writes, so whatever the reward overlooks will be found and used. Each check is one
-function, as in checks.py; thresholds are stated where they are used.
+function, as in curves.py; thresholds are stated where they are used.
 """
 
 from __future__ import annotations

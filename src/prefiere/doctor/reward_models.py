@@ -1,7 +1,7 @@
 """What can be read off a reward model: whether its scores order answers as people do, and for which reason.
 
 A reward model is not the end but the measure that a policy will be pushed against: a fault here becomes a habit there.
-Each check is one function, as in checks.py.
+Each check is one function, as in curves.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prefiere.doctor.series import Level
 from prefiere.doctor.words import number, with_interval
 from prefiere.stats import wilson
 
-SHARE = "rewards/accuracies"
+ACCURACY = "rewards/accuracies"
 
 
 def level(triple: Any, n: Any = 0) -> Level | None:
@@ -39,7 +39,7 @@ def bins(case: Case, *path: str) -> list[Mapping[str, Any]]:
 def accuracy(case: Case) -> Level | None:
     """Held-out accuracy: of calibration.json, else of the curve's end."""
     measured = level(case.calibration.get("accuracy"), case.calibration.get("n"))
-    if measured is None and len(series := case.series(f"eval_{SHARE}")):
+    if measured is None and len(series := case.series(f"eval_{ACCURACY}")):
         measured = series.end
     return measured
 
@@ -55,13 +55,13 @@ def baseline(case: Case) -> tuple[str, Level] | None:
 def learnt(case: Case) -> Finding | None:
     """Held-out accuracy is above chance beyond its interval."""
     right = accuracy(case)
-    trained = case.change(SHARE)
+    trained = case.change(ACCURACY)
     if right is None:
         if trained is None or not trained.after.above(0.5):
             return None
-        title, severity = f"{with_interval(trained.after, SHARE)} of the time on its training comparisons.", "info"
+        title, severity = f"{with_interval(trained.after, ACCURACY)} of the time on its training comparisons.", "info"
     elif right.above(0.5):
-        title, severity = f"{with_interval(right, SHARE)} of the time on comparisons it never saw.", "good"
+        title, severity = f"{with_interval(right, ACCURACY)} of the time on comparisons it never saw.", "good"
     else:
         return None
     return Finding(
@@ -70,7 +70,7 @@ def learnt(case: Case) -> Finding | None:
         "good" if severity == "good" else "info",
         "Choosing at random is right half the time. Two people who judge the same pair agree about three times in "
         "four, so on people's judgements nothing gets near 100%.",
-        (*_evidence(case, SHARE, "rewards/margins", "loss"), *_length(case)),
+        (*_evidence(case, ACCURACY, "rewards/margins", "loss"), *_length(case)),
     )
 
 
@@ -86,25 +86,25 @@ def chance(case: Case) -> Finding | None:
             "bad",
             "No reward model gets there by chance. The labels of training and held-out data contradict each other, or "
             "chosen and rejected are swapped in one of them.",
-            _evidence(case, SHARE, "rewards/margins"),
+            _evidence(case, ACCURACY, "rewards/margins"),
             ("`prefiere data`: check that `chosen` is the better answer in both files",),
         )
     half = right.mean - right.low
     needed = ""
     if right.n and right.mean > 0.5:
-        needed = f" If its {number(right.mean, SHARE)} is the truth, it takes about "
+        needed = f" If its {number(right.mean, ACCURACY)} is the truth, it takes about "
         needed += f"{pairs_needed(right.n, half, right.mean - 0.5):,} held-out pairs instead of {right.n:,} to tell."
-    trained = case.end(SHARE)
+    trained = case.end(ACCURACY)
     by_heart = trained is not None and trained.mean > right.high
     return Finding(
         "chance",
         "It cannot be told from a coin flip: it scores the preferred answer higher "
-        f"{with_interval(right, SHARE)} of the time.",
+        f"{with_interval(right, ACCURACY)} of the time.",
         "warning",
         ("It knows its training pairs, and that does not carry over to others. " if by_heart else "")
         + "A policy that is trained on such a reward learns noise."
         + needed,
-        _evidence(case, SHARE, "rewards/margins", "loss"),
+        _evidence(case, ACCURACY, "rewards/margins", "loss"),
         (
             "fewer num_train_epochs, or early_stopping_patience=3" if by_heart else case.scaled_learning_rate(3),
             "a model that has read text like this first (`prefiere sft` on the preferred answers)",
@@ -133,7 +133,7 @@ def mostly_length(case: Case) -> Finding | None:
         title = f"It measures length: choosing the {rule} answer would do as well."
     lines = []
     if against is not None:
-        lines.append(f"right where the preferred answer is not the {rule} one: {with_interval(against, SHARE)}")
+        lines.append(f"right where the preferred answer is not the {rule} one: {with_interval(against, ACCURACY)}")
     return Finding(
         "mostly_length",
         title,
@@ -141,7 +141,7 @@ def mostly_length(case: Case) -> Finding | None:
         f"In this data the preferred answer is often the {rule} one, and the model has learnt "
         + ("little else. " if blind else "nothing that is shown to go beyond it. ")
         + f"A policy that is trained on it will write ever {rule} answers, whatever they say.",
-        (*_evidence(case, SHARE), *_length(case), *lines),
+        (*_evidence(case, ACCURACY), *_length(case), *lines),
         (
             "pairs of answers of similar length",
             "`prefiere data`: see how often the chosen answer is the longer one",
@@ -161,7 +161,7 @@ def saturated(case: Case) -> Finding | None:
         "warning",
         "At a margin of 5 the model claims to be right 99 times in 100. It is not, so the distance between two scores "
         "says nothing, and a policy is paid ever more for what is no better.",
-        _evidence(case, "rewards/margins", SHARE, "loss"),
+        _evidence(case, "rewards/margins", ACCURACY, "loss"),
         (
             "fewer num_train_epochs: one pass is usual for a reward model",
             case.scaled_learning_rate(0.3),
@@ -185,8 +185,8 @@ def miscalibrated(case: Case) -> Finding | None:
         off += n
         lean += n * (predicted - observed) * (1 if predicted > 0.5 else -1)
         lines.append(
-            f"where it is {number(predicted, SHARE)} sure, it is right "
-            f"{with_interval(Level(observed, low, high), SHARE)} of the time"
+            f"where it is {number(predicted, ACCURACY)} sure, it is right "
+            f"{with_interval(Level(observed, low, high), ACCURACY)} of the time"
         )
     if not total or off < 0.2 * total:
         return None
@@ -230,7 +230,7 @@ def _evidence(case: Case, *names: str) -> tuple[str, ...]:
 def _length(case: Case) -> Iterator[str]:
     """The baseline of length, as a line of evidence."""
     if (rule := baseline(case)) is not None:
-        yield f"always choosing the {rule[0]} answer: right {with_interval(rule[1], SHARE)} of the time"
+        yield f"always choosing the {rule[0]} answer: right {with_interval(rule[1], ACCURACY)} of the time"
 
 
 def _against(case: Case, rule: str) -> Level | None:

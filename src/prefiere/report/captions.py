@@ -76,7 +76,7 @@ def _training(case: Case) -> str:
     return "rollouts" if case.family == "policy" else "training"
 
 
-def calibration(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
+def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
     """Reliability and accuracy by length of the reward models among the runs."""
     sure, length = figures.reliability(cases), figures.by_length(cases)
     said: list[Line] = []
@@ -92,9 +92,9 @@ def calibration(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
         said += _joined(mine, names[i]) if len(cases) > 1 else mine
         mine = []
         if right is not None:
-            mine.append((curves.colour(i), "the model", with_interval(right, reward_models.SHARE)))
+            mine.append((curves.colour(i), "the model", with_interval(right, reward_models.ACCURACY)))
         if rule is not None:
-            mine.append(("train", f"always the {rule[0]}", with_interval(rule[1], reward_models.SHARE)))
+            mine.append(("train", f"always the {rule[0]}", with_interval(rule[1], reward_models.ACCURACY)))
         ruled += _joined(mine, names[i]) if len(cases) > 1 else mine
     found = [(RELIABILITY, sure, said), (BY_LENGTH, length, ruled)]
     return [(panel, Markup(svg), lines) for panel, svg, lines in found if svg is not None]
@@ -133,7 +133,7 @@ def reward_against_kl(cases: Sequence[Case], names: Sequence[str]) -> Frontiers 
     found = frontier(cases)
     if found is None:
         return None
-    svg, roots = figures.frontier(found)
+    svg, roots = figures.draw_frontier(found)
     return Frontiers(
         svg=Markup(svg),
         score="judge's score" if found.key == "samples/score" else "reward",

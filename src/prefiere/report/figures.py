@@ -21,7 +21,7 @@ so that the near run is not a dot in the corner."""
 _NICE = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
-def frontier(shown: Frontier) -> tuple[str, bool]:
+def draw_frontier(shown: Frontier) -> tuple[str, bool]:
     """Each run's path, its steps as dots with the intervals of both axes, the last one larger; and whether the axis of
     KL is drawn by roots."""
     last = [float(p.kl.values[-1]) for p in shown.paths if p.moved]

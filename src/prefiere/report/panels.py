@@ -42,7 +42,7 @@ def _panels(family: Family, *shown: tuple[str, float | None, str]) -> tuple[Pane
     return tuple(Panel(column(key, family), value, name) for key, value, name in shown)
 
 
-PREFERENCE = _panels(
+PREFERENCE_PANELS = _panels(
     "preference",
     ("loss", None, ""),
     ("rewards/margins", 0.0, "as before"),
@@ -51,7 +51,7 @@ PREFERENCE = _panels(
     ("rewards/rejected", 0.0, "as before"),
     ("samples/kl", 0.0, "not moved"),
 )
-NO_REFERENCE = _panels(
+NO_REFERENCE_PANELS = _panels(
     "preference",
     ("loss", None, ""),
     ("rewards/margins", 0.0, "no difference"),
@@ -61,10 +61,10 @@ NO_REFERENCE = _panels(
     ("samples/kl", 0.0, "not moved"),
 )
 """Of the losses that compare with no model from before."""
-IMITATION = _panels(
+IMITATION_PANELS = _panels(
     "imitation", ("loss", None, ""), ("samples/kl", 0.0, "not moved"), ("mean_token_accuracy", None, "")
 )
-REWARD = _panels(
+REWARD_PANELS = _panels(
     "reward",
     ("loss", math.log(2), "coin flip"),
     ("rewards/margins", 0.0, "no difference"),
@@ -72,7 +72,7 @@ REWARD = _panels(
     ("rewards/chosen", None, ""),
     ("rewards/rejected", None, ""),
 )
-POLICY = (
+POLICY_PANELS = (
     *_panels(
         "policy",
         ("samples/reward", None, ""),
@@ -86,15 +86,15 @@ POLICY = (
     ),
     Panel(column("kl_coef"), varies=True),
 )
-ANSWERS = tuple(
+ANSWERS_PANELS = tuple(
     Panel(column(f"samples/{name}"))
     for name in ("score", "reward_disagreement", "eos_rate", "length", "repetition", "ref_logp")
 )
 _PANELS: dict[Family, tuple[Panel, ...]] = {
-    "preference": PREFERENCE,
-    "imitation": IMITATION,
-    "reward": REWARD,
-    "policy": POLICY,
+    "preference": PREFERENCE_PANELS,
+    "imitation": IMITATION_PANELS,
+    "reward": REWARD_PANELS,
+    "policy": POLICY_PANELS,
 }
 
 
@@ -103,7 +103,7 @@ def panels_of(cases: Sequence[Case]) -> Iterable[Panel]:
     by_key: dict[tuple[str, bool], Panel] = {}
     for case in cases:
         alone = case.family == "preference" and not case.has_reference
-        for panel in NO_REFERENCE if alone else _PANELS[case.family]:
+        for panel in NO_REFERENCE_PANELS if alone else _PANELS[case.family]:
             told = replace(panel, column=column(panel.key, *case.where))
             by_key.setdefault((told.key, told.scores), _coin_flip(told, cases) if told.key == "loss" else told)
     return by_key.values()

@@ -10,7 +10,7 @@ from typing import Any
 
 LONGEST = 1500
 """Characters shown of a prompt, an answer or a setting; the rest is counted."""
-SHOWN = 48
+MOST_ANSWERS = 48
 """Answers shown of a run, the first ones open; the rest is counted."""
 
 
@@ -55,13 +55,13 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Answer], t
         return unchanged and len(by_step) == 2, str(sample).zfill(9)
 
     varied = sorted(found.items(), key=late)
-    for (prompt, _), by_step in varied[:SHOWN]:
+    for (prompt, _), by_step in varied[:MOST_ANSWERS]:
         before, after = by_step.get(first), by_step.get(last) if last != first else None
         texts = [None if r is None else _cut(str(r.get("completion") or "")) for r in (before, after)]
         if texts[0] and texts[1]:
             texts = list(_compared(texts[0], texts[1]))
         answers.append(Answer(_cut(prompt), texts[0], texts[1], before or {}, after or {}))
-    return answers, (first, last), max(0, len(found) - SHOWN)
+    return answers, (first, last), max(0, len(found) - MOST_ANSWERS)
 
 
 def _prompt(prompt: Any) -> str:
