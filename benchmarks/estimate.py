@@ -154,10 +154,12 @@ def _measure(folder: str, method: str, options: str, keep: str) -> None:
 
 def case(name: str, given: tuple[str, tuple[int, int], str, dict[str, Any]]) -> dict[str, Any]:
     """Predict a case, run it both ways, and compare."""
+    import torch
+
     from prefiere.console import Display
-    from prefiere.estimate.cards import here
     from prefiere.estimate.estimate import estimate
-    from prefiere.estimate.forecast import workload
+    from prefiere.estimate.workload import workload
+    from prefiere.plan.device import Device
 
     model, words, method, options = given
     measured: dict[str, dict[str, float]] = {}
@@ -166,7 +168,7 @@ def case(name: str, given: tuple[str, tuple[int, int], str, dict[str, Any]]) -> 
         build(folder, model, words)
         if "reward" in options:
             reward_model(folder, options["reward"])
-        work = workload(settings_of(folder, method, options), None, here()[1], Display(quiet=True))
+        work = workload(settings_of(folder, method, options), Device.of(torch.device("cpu")), Display(quiet=True))
         found = estimate(work, None)
         for keep in ("no", "yes"):
             # Told so, malloc gives back what is freed: the resident set is then what is in use.

@@ -38,9 +38,12 @@ from prefiere.console import Display
 from prefiere.models.reference import Reference, sequence_logps
 from prefiere.models.trunk import CRITIC, POLICY, REWARD
 from prefiere.objectives.preference import LOSSES
+from prefiere.plan.device import Device
+from prefiere.plan.plan import resolve
 from prefiere.run import Run
 from prefiere.tokens.pack import pack
-from prefiere.train.setup import Session, prepare
+from prefiere.train.setup import Session
+from prefiere.train.setup import build as build_session
 from prefiere.world import World
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -62,10 +65,9 @@ def session_of(method: str, name: str, folder: Path, size: Size, **given: Any) -
         options["dtype"] = "bfloat16"
     settings = recipe.load(method, RECIPES / name, options)
     assert settings.gradient_checkpointing
-    return prepare(
-        settings, Run.create(settings.out), Display(quiet=True), world=World.open(), kind="pairs",
-        recorded={},
-    )  # fmt: skip
+    world = World.open()
+    plan = resolve(settings, Device.of(world.device))
+    return build_session(plan, Run.create(settings.out), Display(quiet=True), world=world)
 
 
 def dpo(folder: Path, size: Size) -> dict[str, float]:

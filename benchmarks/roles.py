@@ -66,19 +66,20 @@ def _reward(base: Path, folder: Path) -> None:
 def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     quiet()
     from prefiere.console import Display
+    from prefiere.plan.device import Device
+    from prefiere.plan.plan import resolve
     from prefiere.run import Run
     from prefiere.settings import PPO, SFT
-    from prefiere.train.setup import prepare
+    from prefiere.train.setup import build
     from prefiere.world import World
 
     place = Path(out)
     given = {**SETTINGS, "model": str(place / "models" / shape), "data": data, "out": str(place / f"run-{who}-{shape}")}
     reward = str(place / f"reward-{shape}")
     settings: Any = PPO(reward=reward, num_ppo_epochs=1, **given) if who == "ppo" else SFT(**given)
-    session = prepare(
-        settings, Run.create(settings.out), Display(quiet=True), world=World.open(),
-        kind="demonstrations", recorded={},
-    )  # fmt: skip
+    world = World.open()
+    plan = resolve(settings, Device.of(world.device))
+    session = build(plan, Run.create(settings.out), Display(quiet=True), world=world)
     tokens = place / f"sampled-{shape}"
     work = {"ppo": _ppo, "sft": _sft, "nothing": lambda session, folder: 0}[who]
     return {"tokens": work(session, tokens), "peak": peak_mb()}

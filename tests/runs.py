@@ -17,10 +17,12 @@ from prefiere.console import Display
 from prefiere.launch import train
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, COLUMNS, HELD_OUT
+from prefiere.plan.device import Device
+from prefiere.plan.plan import resolve
 from prefiere.run import Run
-from prefiere.settings import DPO, SFT, PolicyGradient, Reward, Settings
+from prefiere.settings import DPO, PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
-from prefiere.train.setup import Session, prepare
+from prefiere.train.setup import Session, build
 from prefiere.world import World
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
@@ -130,14 +132,19 @@ def policy_session(tmp: Path, method: str = "ppo", **options: Any) -> Session:
     """The parts of such a run."""
     s = policy_settings(tmp, method, **options)
     run = Run.create(s.out)
-    return prepare(s, run, Display(quiet=True), world=World.open(), kind="prompts", recorded={})
+    return built(s, run)
 
 
 def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:
     """The parts of such a run."""
     s = settings(tmp, method, **options)
-    kind: Any = "demonstrations" if method is SFT else "pairs"
-    return prepare(s, Run.create(s.out), Display(quiet=True), world=World.open(), kind=kind, recorded={})
+    return built(s, Run.create(s.out))
+
+
+def built(settings: Settings, run: Run) -> Session:
+    """What a run of these settings is built of."""
+    world = World.open()
+    return build(resolve(settings, Device.of(world.device)), run, Display(quiet=True), world=world)
 
 
 class Killed(BaseException):

@@ -13,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefiere.console import Display
-from prefiere.methods import METHODS
+from prefiere.plan.device import Device
+from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
 from prefiere.run import Run, RunError, Stop
 from prefiere.settings import Settings
@@ -21,7 +22,7 @@ from prefiere.train.engine import TrainingError
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import Loop
-from prefiere.train.setup import Session, make_evaluator, prepare
+from prefiere.train.setup import Session, build, make_evaluator
 from prefiere.world import World
 
 
@@ -150,8 +151,8 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
         return Outcome(run, already=True)
     recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
-    method = METHODS[settings.method]
-    session = prepare(settings, run, display, world=world, kind=method.reads(settings), recorded=recorded)
+    plan = resolve(settings, Device.of(world.device), recorded)
+    session = build(plan, run, display, world=world, recorded=recorded)
     _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")
@@ -169,7 +170,7 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
             "seconds": 0.0,
         }
     world.start_trackers(settings.model_dump())
-    algorithm = import_module(method.home).build(session)
+    algorithm = import_module(plan.method.home).build(session)
     evaluator = make_evaluator(session) if settings.sample_steps != 0 else None
     loop = Loop(session, algorithm, evaluator)
     with contextlib.closing(session.rollouts):

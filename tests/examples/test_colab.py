@@ -18,7 +18,7 @@ from transformers import MistralConfig, PreTrainedTokenizerFast
 
 from prefiere import recipe
 from prefiere.console import Display
-from prefiere.estimate.forecast import forecast
+from prefiere.estimate.estimate import forecast
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "colab.ipynb"
@@ -107,7 +107,8 @@ def test_the_recipe_takes_less_than_four_hours_on_a_t4(tmp_path: Path) -> None:
     given = {"model": str(mistral_7b(tmp_path / "model")), "out": str(tmp_path / "run"),
              "data": str(ultrafeedback_like(tmp_path / "pairs.jsonl", 3400))}  # fmt: skip
     settings = recipe.load(None, RECIPE, given, ["data_split=null"])
-    _, found, available, card, changes, fits = forecast(settings, "t4", Display(quiet=True))
+    f = forecast(settings, "t4", Display(quiet=True))
+    found, available, card, changes, fits = f.estimate, f.available, f.card, f.changes, f.fits
     assert card is not None
     assert card.name == "T4"
     assert (changes, fits) == ([], True)

@@ -84,7 +84,7 @@ def build(session: Session) -> Offline:
 
     def objective(store: GroupStore, rows: np.ndarray) -> Objective:
         if loss.per == "completion":
-            other = mismatch(store, settings.seed, session.settings.max_length)
+            other = mismatch(store, settings.seed, session.plan.max_length)
             options = {name: x for name, x in options_of(settings).items() if name != "beta"}
             return Unpaired(other, logps(store, rows), logps(other, rows), settings.beta, options)
         pairs = Pairs(loss, options_of(settings), settings.beta, logps(store, rows), settings.rpo_alpha)

@@ -58,9 +58,10 @@ def estimate(
 
 def show(settings: Settings, gpu: str | None, display: Display, console: Console) -> dict[str, Any]:
     """Print what a recipe needs and what to change until it fits."""
-    from prefiere.estimate.forecast import forecast
+    from prefiere.estimate.estimate import forecast
 
-    _, found, available, card, made, fits = forecast(settings, gpu, display)
+    f = forecast(settings, gpu, display)
+    found, available, card, made, fits = f.estimate, f.available, f.card, f.changes, f.fits
     gib = 2**30
     name = card.name if card else "this processor"
     rows = [[WORDS[part], f"{getattr(found.memory, part) / gib:.2f}"] for part in WORDS]

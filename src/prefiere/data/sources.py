@@ -68,6 +68,11 @@ class Parts:
     splits: tuple[str, ...]
 
 
+def on_hub(name: str) -> bool:
+    """Whether a name that is no file or folder here is written as a data set of the hub is."""
+    return bool(_HUB_ID.match(name)) and not name.startswith(".") and not name.endswith((*SUFFIXES, ".gz"))
+
+
 def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
     """What a user's name for data stands for. Raises FileNotFoundError or DataError, with what to do."""
     if is_votes(source):
@@ -81,9 +86,8 @@ def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
     if path.is_dir():
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
         return _saved(path, kind, split) if saved else _folder(path, kind, split)
-    name = str(source)
-    if _HUB_ID.match(name) and not name.startswith(".") and not name.endswith((*SUFFIXES, ".gz")):
-        return _hub(name, kind, split)
+    if on_hub(str(source)):
+        return _hub(str(source), kind, split)
     raise FileNotFoundError(f"{source}: no such file or folder (a data set of the hub is written owner/name)")
 
 

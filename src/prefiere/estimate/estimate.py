@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from transformers import AutoConfig
 
-from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, processor
-from prefiere.estimate.simulate import ROWS, Simulation, Workload, cache, longest, simulate
-from prefiere.methods import METHODS
-from prefiere.models.adapter import Adapter
-from prefiere.models.load import base_scheme
+from prefiere.console import Display
+from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, card_of, here, processor
+from prefiere.estimate.simulate import Simulation, cache, simulate
+from prefiere.estimate.workload import ROWS, Workload, longest, workload
 from prefiere.models.source import Source
-from prefiere.objectives.preference import LOSSES
+from prefiere.plan.device import Device
+from prefiere.plan.plan import resolve
 from prefiere.sample.packed_weights import SHARE
-from prefiere.settings import DPO, PolicyGradient, Settings
+from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train.loop import every
@@ -73,21 +74,18 @@ def _stored(source: Source) -> int:
 
 def estimate(work: Workload, card: Card | None) -> Estimate:
     """Memory and time of a run on a card, or on this machine's processor where there is none."""
-    s = work.settings
     groups, parts, tokens = longest(work)
     sim = simulate(work, groups, parts)
-    update, weights = sim.update.peak - sim.weights, sim.weights + work.beside
-    if not work.adapters and _needs_copy(s):
-        weights += 4 * sim.policy
+    update, weights = sim.update.peak - sim.trunk, sim.weights
     sampling = 0
     if work.rows:
         sampling = cache(work) + max(sim.fill.peak, work.rows * _vocabulary(work) * DRAWING)
     fixed = 0
     if card is None:
         fixed, update = CPU_FIXED, int(CPU_SLACK * update)
-        if work.rows and sim.copied <= SHARE * psutil.virtual_memory().available:
-            sampling += sim.copied
-    loading = weights + (_stored(work.source) if card is None else 0)
+        if work.rows and sim.laid_out <= SHARE * psutil.virtual_memory().available:
+            sampling += sim.laid_out
+    loading = weights + (_stored(work.plan.policy) if card is None else 0)
     state = 8 * sim.trained  # two moments in fp32; gradients are in the update
     memory = Memory(weights, state, update, sampling, loading, fixed)
     here = sum(g.length for g in groups)
@@ -95,30 +93,24 @@ def estimate(work: Workload, card: Card | None) -> Estimate:
 
 
 def _vocabulary(work: Workload) -> int:
-    config = AutoConfig.from_pretrained(work.source.base, trust_remote_code=work.source.trust)
+    config = AutoConfig.from_pretrained(work.plan.policy.base, trust_remote_code=work.plan.policy.trust)
     return int(config.get_text_config().vocab_size)
-
-
-def _needs_copy(s: Settings) -> bool:
-    return isinstance(s, PolicyGradient) or (
-        isinstance(s, DPO) and LOSSES[s.loss_type].needs_reference and s.sample_steps != 0
-    )
 
 
 def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, tokens: float) -> float:
     """Updates, passes without gradients (reference, validation), and answers, all as long as they may become."""
-    s = work.settings
-    pace = (card.peak * SHARE_OF_PEAK, card.bandwidth * SHARE_OF_BANDWIDTH, CALL) if card else processor(work.compute)
+    s, plan = work.plan.settings, work.plan
+    pace = (card.peak * SHARE_OF_PEAK, card.bandwidth * SHARE_OF_BANDWIDTH, CALL) if card else processor(plan.dtype)
     update, look, fill, step = (x.seconds(*pace) for x in (sim.update, sim.look, sim.fill, sim.step))
     answers = fill + s.max_new_tokens * step
     seen = work.steps * tokens / here  # micro-batches
     if isinstance(s, PolicyGradient):
         turns = -(-s.batch_size * s.num_generations // ROWS)
-        passes = 4 if METHODS[s.method].critic else 3  # policy, reference, critic, reward
+        passes = 4 if plan.method.critic else 3  # policy, reference, critic, reward
         return work.steps * turns * answers + seen * (passes * look + s.num_ppo_epochs * update)
-    total = seen * update + _events(s.eval_steps, work.steps) * work.held / here * look
-    if isinstance(s, DPO) and LOSSES[s.loss_type].needs_reference:
-        once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held
+    total = seen * update + _events(s.eval_steps, work.steps) * work.held_out / here * look
+    if plan.method.reference(s):
+        once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held_out
         total += once / here * look
     return total + (_events(s.sample_steps, work.steps) * answers if work.rows else 0)
 
@@ -131,30 +123,31 @@ def _events(setting: int | str, steps: int) -> int:
 def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
     """What to change, one after the other, each on top of the last, until a run fits; in words and as a workload."""
     most = int(work.lengths.max())
-    while work.budget > most:
-        work = replace(work, budget=max(most, work.budget // 2))
-        yield f"tokens_per_microbatch={work.budget}", work
-    if not work.settings.gradient_checkpointing:
-        work = _set(work, gradient_checkpointing=True)
+    while work.plan.budget > most:
+        work = _changed(work, tokens_per_microbatch=max(most, work.plan.budget // 2))
+        yield f"tokens_per_microbatch={work.plan.budget}", work
+    if not work.plan.settings.gradient_checkpointing:
+        work = _changed(work, gradient_checkpointing=True)
         yield "gradient_checkpointing=true", work
-    if work.adapters and base_scheme(work.source) is None:
-        work = replace(_set(work, quantize="nf4"), source=replace(work.source, quantize="nf4"))
+    if work.plan.adapter is not None and work.plan.scheme is None:
+        work = _changed(work, quantize="nf4")
         yield "quantize=nf4", work
-    while work.adapters and work.settings.peft_config is None and work.settings.lora_r > 4:
-        r = work.settings.lora_r // 2
-        work = _set(work, lora_r=r)
-        made = Adapter.lora(r=r, alpha=2 * r, dropout=0, targets=work.settings.lora_target_modules, dora=False,
-                            rslora=False)  # fmt: skip
-        work = replace(work, adapters=(made,) * len(work.adapters))
+    own = work.plan.policy.adapter is not None or work.plan.settings.peft_config is not None
+    while work.plan.adapter is not None and not own and work.plan.settings.lora_r > 4:
+        r = work.plan.settings.lora_r // 2
+        work = _changed(work, lora_r=r)
         yield f"lora_r={r}", work
     while most > 128:
         most //= 2
-        work = replace(_set(work, max_length=most), store=[_cut(g, most) for g in work.store], budget=most)
+        changed = _changed(work, max_length=most, tokens_per_microbatch=most)
+        work = replace(changed, store=[_cut(g, most) for g in work.store])
         yield f"max_length={most}", work
 
 
-def _set(work: Workload, **values: Any) -> Workload:
-    return replace(work, settings=work.settings.model_copy(update=values))
+def _changed(work: Workload, **values: Any) -> Workload:
+    """The same data under other settings: the run is decided anew."""
+    settings = work.plan.settings.model_copy(update=values)
+    return replace(work, plan=resolve(settings, work.device, must_fit=False))
 
 
 def _cut(group: PromptGroup, length: int) -> PromptGroup:
@@ -177,3 +170,31 @@ def until_it_fits(
         if found.memory.peak <= available:
             break
     return made, work, found, found.memory.peak <= available
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a recipe needs on a device, after the ``changes`` under which it fits, and whether it then does.
+
+    card: None for this machine's processor. available: bytes.
+    """
+
+    estimate: Estimate
+    available: int
+    card: Card | None
+    changes: list[str]
+    fits: bool
+
+
+def forecast(settings: Settings, gpu: str | None, display: Display) -> Forecast:
+    """What a recipe needs on a card by its name, on "cpu", or on this machine (None), and what to change until it fits.
+
+    Raises ValueError as the run would.
+    """
+    card, available = here() if gpu is None else (card_of(gpu), 0)
+    if gpu is not None:
+        available = card.memory - card.reserved if card else int(psutil.virtual_memory().available)
+    bf16 = card.bf16 if card else Device.of(torch.device("cpu")).bf16
+    device = Device("cuda" if card else "cpu", available, bf16, torch.get_num_threads())
+    changes, _, found, fits = until_it_fits(workload(settings, device, display), card, available, display.say)
+    return Forecast(found, available, card, changes, fits)

@@ -28,6 +28,11 @@ Combine: TypeAlias = Literal["mean", "min", "lower"]
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
+def names_function(name: str) -> bool:
+    """Whether a judge's name means a Python function (``module:function``), not a model."""
+    return _FUNCTION.fullmatch(name) is not None
+
+
 class JudgeError(ValueError):
     """A judge that cannot be loaded, or whose scores cannot be used."""
 
@@ -69,7 +74,7 @@ class Judge:
         asked = [names] if isinstance(names, str) else list(names)
         if not asked or len(set(asked)) < len(asked):
             raise JudgeError(f"{asked} {'names no judge' if not asked else 'names a judge twice'}.")
-        functions = {n: Function(n, load_scorer(n)) for n in asked if _FUNCTION.fullmatch(n)}
+        functions = {n: Function(n, load_scorer(n)) for n in asked if names_function(n)}
         judge = cls({n: functions.get(n) or model(n) for n in asked}, combine, k)
         judge(["?"], ["a"])
         return judge

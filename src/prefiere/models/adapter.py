@@ -36,6 +36,20 @@ class Adapter:
         )
 
     @classmethod
+    def saved(cls, folder: str) -> Adapter:
+        """The configuration of an adapter that exists, in a folder or on the hub. Raises ModelError where it cannot be
+        read."""
+        try:
+            return cls(PeftConfig.from_pretrained(folder))
+        except (OSError, ValueError, TypeError) as e:
+            raise ModelError(f"{folder}: its adapter_config.json cannot be read ({str(e).splitlines()[0]}).") from e
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: PEFT's own."""
+        plain: dict[str, Any] = json.loads(json.dumps(self.config.to_dict(), default=_plain, sort_keys=True))
+        return plain
+
+    @classmethod
     def of(cls, config: str | Mapping[str, Any]) -> Adapter:
         """Any PEFT configuration, from a map or the path of an adapter_config.json."""
         from peft import get_peft_config
@@ -58,3 +72,7 @@ class Adapter:
         if found.is_prompt_learning:
             raise ModelError(f"peft_config: {values['peft_type']} learns a prompt, not layers: use LORA or its kin.")
         return cls(found)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)

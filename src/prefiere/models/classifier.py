@@ -132,7 +132,7 @@ def load_reward(
     kind = AutoModelForSequenceClassification
     with _quiet():  # of a head that is missing: it is made here
         base, missing = loaded(source, compute if adapted else torch.float32, device, kind, **options)
-    name = _install_head(base, source)
+    name = install_head(base, source)
     fresh = any(key.startswith(name) for key in missing)
     if has_head and not source.adapter and fresh:
         raise ModelError(f"{source.base} says it is a classifier, but has no weights of its score head ({name}).")
@@ -144,7 +144,7 @@ def load_reward(
     if packed:
         base.set_attn_implementation(attention.NAME)
     quantize.norms_in_fp32(base)
-    model: PreTrainedModel | PeftModel = _adapted(base, source, adapter, name.split(".")[0]) if adapted else base
+    model: PreTrainedModel | PeftModel = _adapted(base, source, adapter, name) if adapted else base
     for p in model.parameters() if adapted else ():
         if p.requires_grad:
             p.data = p.data.float()
@@ -187,7 +187,7 @@ def _rows(base: PreTrainedModel, decoder: bool, packed: bool | None, max_length:
     return packed, "packed rows with shared prefixes" if packed else "padded rows, as asked"
 
 
-def _install_head(model: PreTrainedModel, source: Source) -> str:
+def install_head(model: PreTrainedModel, source: Source) -> str:
     """Put a `Head` in the place of the last linear map to one number; returns its name."""
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == 1]
     if not found:
@@ -199,13 +199,23 @@ def _install_head(model: PreTrainedModel, source: Source) -> str:
     return name
 
 
-def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, head: str) -> PeftModel:
+def scoring_config(config: PeftConfig, head: str) -> PeftConfig:
+    """An adapter's configuration as one that classifies, with the score head trained beside it.
+
+    head: the name of the linear map within the model. Raises ModelError for a kind of adapter that cannot.
+    """
+    made: Any = copy.deepcopy(config)
+    if not hasattr(made, "modules_to_save"):
+        raise ModelError(f"peft_config: {made.peft_type} cannot train a score head beside it: use LORA or its kin.")
+    made.task_type, made.inference_mode = "SEQ_CLS", False
+    made.modules_to_save = list(dict.fromkeys([*(made.modules_to_save or []), head.split(".")[0]]))
+    return made
+
+
+def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, name: str) -> PeftModel:
     """An adapter of the kind that classifies, with the score head beside it; a source's own weights go on in it."""
-    config = copy.deepcopy(adapter.config) if adapter else PeftConfig.from_pretrained(str(source.adapter))
-    if not hasattr(config, "modules_to_save"):
-        raise ModelError(f"peft_config: {config.peft_type} cannot train a score head beside it: use LORA or its kin.")
-    config.task_type, config.inference_mode = "SEQ_CLS", False
-    config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
+    head = name.split(".")[0]
+    config = scoring_config((adapter or Adapter.saved(str(source.adapter))).config, head)
     weights = load_peft_weights(str(source.adapter), device="cpu") if source.adapter else {}
     _make_room(base, weights)
     try:

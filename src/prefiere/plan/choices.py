@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from prefiere.methods import METHODS
 from prefiere.models.quantize import Scheme, held
+from prefiere.plan.device import Device
 from prefiere.settings import PPO, Settings
 
 BYTES_FULL = 20
 """Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
-
-
 BYTES_CRITIC = 16
 """The same of a critic of its own, which has no reference."""
-
-
 LORA_FROM = 1_000_000_000
-
-
 SMALL = 5_000_000
 
 
@@ -37,55 +32,62 @@ class Choice:
     why: str
 
 
-def choose_dtype(settings: Settings, device: torch.device, parameters: int) -> Choice:
+class Picked:
+    """The automatic choices of a run, each noted as it is made; a resumed run's are given back as it recorded them."""
+
+    def __init__(self, recorded: Mapping[str, Any]):
+        self.recorded, self.choices = recorded, list[Choice]()
+
+    def __call__(self, choice: Choice) -> Any:
+        """Note a choice; returns its value."""
+        if choice.name in self.recorded:
+            choice = Choice(choice.name, self.recorded[choice.name], "as when this run began")
+        self.choices.append(choice)
+        return choice.value
+
+
+def choose_dtype(settings: Settings, device: Device, parameters: int) -> Choice:
     """The dtype of matrix products."""
     if settings.dtype != "auto":
         return Choice("dtype", settings.dtype, "as asked")
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.kind == "cuda":
+        if device.bf16:
             return Choice("dtype", "bfloat16", "this GPU computes in bfloat16")
         return Choice("dtype", "float16", "this GPU has no bfloat16; the loss is scaled against underflow")
     if parameters < SMALL:
         return Choice("dtype", "float32", "a model this small gains nothing from less")
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    if device.bf16:
         return Choice("dtype", "bfloat16", "this processor has bfloat16 instructions")
-    return Choice("dtype", "float32", f"this {device.type} has no fast bfloat16")
+    return Choice("dtype", "float32", f"this {device.kind} has no fast bfloat16")
 
 
-def choose_threads(device: torch.device, parameters: int) -> Choice:
+def choose_threads(device: Device, parameters: int) -> Choice:
     """Processor threads of one process."""
-    now = torch.get_num_threads()
+    now = device.threads
     if os.environ.get("OMP_NUM_THREADS"):
         return Choice("threads", now, "OMP_NUM_THREADS says so")
-    if device.type == "cpu" and parameters < SMALL:
+    if device.kind == "cpu" and parameters < SMALL:
         return Choice("threads", 1, "a model this small spends more on handing work out than on doing it")
     return Choice("threads", now, "one for each core")
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes available on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
 def enough_memory(
-    settings: Settings, parameters: int, available: int, dtype: torch.dtype, scheme: Scheme | None, device: torch.device
+    settings: Settings, parameters: int, device: Device, dtype: torch.dtype, scheme: Scheme | None
 ) -> str | None:
     """Raise ValueError, before anything is loaded, where a frozen base alone does not fit; says what would.
 
     Returns what to know of a quantized base where there is no GPU, in words.
     """
     bits = scheme.bits + 0.6 if scheme is not None else 8 * dtype.itemsize  # scales and 16-bit ends included
-    needed, gib = parameters * bits / 8, 2**30
+    needed, gib, available = parameters * bits / 8, 2**30, device.memory
     if needed <= available:
-        if scheme is None or device.type != "cpu":
+        if scheme is None or device.kind != "cpu":
             return None
         return (
             f"no GPU is here: the {scheme.name} base ({needed / gib:.1f} GiB) is unpacked by the processor for every "
             "product, which is slow; prefiere estimate says how slow"
         )
-    free = f"{available / gib:.1f} are free" + (" (no GPU is here)" if device.type == "cpu" else "")
+    free = f"{available / gib:.1f} are free" + (" (no GPU is here)" if device.kind == "cpu" else "")
     size = f"{settings.model} takes {needed / gib:.1f} GiB in {scheme.name if scheme else dtype}, and "
     smaller = [n for n, b in (("int8", 8.6), ("nf4", 4.6)) if b < bits and parameters * b / 8 < 0.8 * available]
     fits = f"{0.8 * available * 8 / bits / 1e9:.1f}B parameters would fit so"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from prefiere.cache import digest_of, entry, hash_of
 from prefiere.console import Display
@@ -19,7 +18,7 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.settings import SFT, Reward, Settings
-from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation
+from prefiere.tokens.encoder import Encoder, EncodeReport
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.text_pairs import PairEncoder
 
@@ -63,23 +62,6 @@ class PromptData:
     train: Prompts
     account: dict[str, Any]
     watched: Prompts
-
-
-def truncation(settings: Settings) -> Truncation:
-    """What this run keeps of an example."""
-    return Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length)
-
-
-def make_encoder(settings: Settings, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int]) -> Encoder:
-    """How this run makes tokens of records."""
-    return Encoder(
-        tokenizer,
-        truncation(settings),
-        eos_ids=eos_ids,
-        completion_only=not isinstance(settings, SFT) or settings.completion_only_loss,
-        template=settings.template,
-        on_bad=settings.on_bad,
-    )
 
 
 def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> ExampleData:

@@ -23,18 +23,23 @@ def _keys(prompts: Prompts) -> np.ndarray:
 
 
 def read_prompts(
-    settings: PolicyGradient, tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], display: Display
+    settings: PolicyGradient,
+    tokenizer: PreTrainedTokenizerBase,
+    eos_ids: list[int],
+    display: Display,
+    *,
+    max_length: int,
 ) -> PromptData:
     """Read prompts to train on and to watch. A prompt that stands twice counts once.
 
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
     """
     encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, template=settings.template)
-    room = min(settings.max_prompt_length or settings.max_length, settings.max_length - settings.max_new_tokens)
+    room = min(settings.max_prompt_length or max_length, max_length - settings.max_new_tokens)
     if room < 1:
         raise ValueError(
             f"max_new_tokens: {settings.max_new_tokens} tokens of an answer leave no room for a prompt within "
-            f"max_length={settings.max_length}"
+            f"max_length={max_length}"
         )
 
     def encode(name: str, split: str | None) -> tuple[Prompts, dict[str, Any]]:
@@ -46,7 +51,8 @@ def read_prompts(
         long = [i for i, p in enumerate(whole.ids) if len(p) > room]
         if long and settings.on_bad != "drop":
             raise ValueError(
-                f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and {_limit(settings, room)} "
+                f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and "
+                f"{_limit(settings, max_length, room)} "
                 f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
             )
         kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
@@ -78,10 +84,10 @@ def read_prompts(
     return PromptData(train, accounts, watched)
 
 
-def _limit(settings: PolicyGradient, room: int) -> str:
+def _limit(settings: PolicyGradient, max_length: int, room: int) -> str:
     if room == settings.max_prompt_length:
         return f"max_prompt_length takes {room}"
-    return f"max_length={settings.max_length} less max_new_tokens={settings.max_new_tokens} leaves {room}"
+    return f"max_length={max_length} less max_new_tokens={settings.max_new_tokens} leaves {room}"
 
 
 def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder) -> Prompts:

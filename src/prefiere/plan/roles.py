@@ -1,78 +1,138 @@
-"""The roles that reinforcement learning adds to the policy's: what rewards it, and the critic."""
+"""Which models a run holds besides its policy, and where each lives, decided from configurations alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from prefiere.evaluate.judges import Judge
-from prefiere.models.classifier import normalisation
-from prefiere.models.critic import attach_critic
+from prefiere.evaluate.judges import names_function
+from prefiere.methods import METHODS
+from prefiere.models.adapter import Adapter
+from prefiere.models.classifier import is_classifier, normalisation
 from prefiere.models.reference import REWRITES_BASE
-from prefiere.models.reward_model import RewardModel
-from prefiere.models.source import resolve
-from prefiere.models.trunk import POLICY, REWARD, Trunk
-from prefiere.plan.choices import Choice
-from prefiere.settings import PPO, PolicyGradient, Settings
+from prefiere.models.source import ModelError, Source, resolve
+from prefiere.settings import PPO, Settings
+
+IDENTITIES = ("", "true", "gaussian", "eva")
+"""Values of ``init_lora_weights`` under which a new adapter changes nothing yet."""
 
 
-def opener(
-    settings: Settings, device: torch.device, dtype: torch.dtype, notice: Callable[[str], None]
-) -> Callable[[str], RewardModel]:
-    """How a run loads a reward model by name."""
-    trust = settings.trust_remote_code
-    return partial(RewardModel.load, device=device, dtype=dtype, trust=trust, notice=notice)
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Something that scores answers: a function, or a reward model that is an adapter on the policy's trunk
+    ("mounted"), or a model of its own ("beside"). adapter: of a model that is one, as it was saved."""
+
+    name: str
+    where: Literal["function", "mounted", "beside"]
+    source: Source | None = None
+    adapter: Adapter | None = None
 
 
-def load_reward_judge(
-    settings: PolicyGradient, trunk: Trunk, dtype: torch.dtype, held: str, notice: Callable[[str], None]
-) -> Judge:
-    """What answers are rewarded by, each asked once before anything else. Raises ValueError where one does not work.
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The models of a run besides its policy.
 
-    Reward models of ours that are adapters on the policy's own base, as it is, are mounted on it, so that its weights
-    are in memory once; any other is loaded beside it. ``held``: how that base is quantized, or "none".
+    reference: the policy as it was before the run: the base without its adapter, a frozen adapter, a copy of the whole
+    model, or none that is kept. critic: an adapter on the trunk, a head that shares the policy's states, or a model of
+    its own. rewards: what a policy is trained on. judges: what scores its sampled answers besides.
     """
-    beside = opener(settings, trunk.device, dtype, notice)
-    own = resolve(settings.model, trust=settings.trust_remote_code)
-    mounted: list[str] = []
 
-    def load(name: str) -> RewardModel:
-        source = resolve(name, trust=settings.trust_remote_code)
-        shares = trunk.adapted and source.adapter is not None and same(source.base, own.base)
-        if not (
-            shares and source.quantize in ("none", held) and normalisation(source) is not None and _untouched(trunk)
-        ):
-            return beside(name)
-        if source.quantize != held:
-            notice(f"{name}: mounted on a base held as {held}, and not known to have been trained on one")
-        mounted.append(name)
-        role = REWARD if len(mounted) == 1 else f"{REWARD}_{len(mounted)}"
-        return RewardModel.mounted(trunk, name, role, compute=dtype, trust=settings.trust_remote_code, notice=notice)
+    reference: Literal["none", "base", "adapter", "copy"] = "none"
+    critic: Literal["none", "adapter", "shared", "own"] = "none"
+    rewards: tuple[Scorer, ...] = ()
+    judges: tuple[Scorer, ...] = ()
 
-    return Judge.load(settings.reward, combine=settings.reward_ensemble, k=settings.reward_ensemble_k, model=load)
+    @property
+    def mounted(self) -> tuple[Scorer, ...]:
+        """Reward models that are adapters on the policy's base."""
+        return tuple(r for r in self.rewards if r.where == "mounted")
+
+    @property
+    def beside(self) -> tuple[Scorer, ...]:
+        """Reward models that are loaded on their own."""
+        return tuple(r for r in (*self.rewards, *self.judges) if r.where == "beside")
 
 
-def same(one: str, other: str) -> bool:
+def reference_of(
+    settings: Settings, source: Source, adapter: Adapter | None
+) -> Literal["none", "base", "adapter", "copy"]:
+    """Where the policy as it was before the run lives. ``adapter``: the one that is trained, where one is.
+
+    Log-probs of the data need none: the policy itself gives them before its first update. Sampled answers do.
+    """
+    method = METHODS[settings.method]
+    if method.family == "reward":
+        return "none"
+    if source.adapter is not None or (adapter is not None and not starts_as_nothing(adapter)):
+        return "adapter"
+    live = method.family == "policy" or (method.family == "preference" and settings.sample_steps != 0)
+    if not live:
+        return "none"
+    return "base" if adapter is not None else "copy"
+
+
+def starts_as_nothing(adapter: Adapter) -> bool:
+    """Whether a new adapter begins as the identity, so that the base alone is what the run starts from."""
+    return str(getattr(adapter.config, "init_lora_weights", "")).lower() in IDENTITIES
+
+
+def critic_of(settings: Settings, adapted: bool) -> Literal["none", "adapter", "shared", "own"]:
+    """Where the critic lives. Raises ValueError for a setting that would have no effect."""
+    if not isinstance(settings, PPO):
+        return "none"
+    if settings.share_critic and adapted:
+        raise ValueError(
+            "share_critic has no effect with an adapter, whose base the critic shares already: leave it out"
+        )
+    if adapted:
+        return "adapter"
+    return "shared" if settings.share_critic else "own"
+
+
+def scorers_of(names: str | Sequence[str], trust: bool) -> tuple[Scorer, ...]:
+    """What scores answers, by name: functions (``module:function``), and reward models, each on its own.
+
+    Raises ModelError for what is no reward model.
+    """
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        if names_function(name):
+            found.append(Scorer(name, "function"))
+            continue
+        source = resolve(name, trust=trust)
+        if not is_classifier(source):
+            raise ModelError(
+                f"{name} is no reward model: it has no score head. Train one with `prefiere reward --model {name} ...`."
+            )
+        found.append(Scorer(name, "beside", source, Adapter.saved(source.adapter) if source.adapter else None))
+    return tuple(found)
+
+
+def mounted_where_possible(
+    scorers: Sequence[Scorer], policy: Source, held: str, adapter: Adapter | None
+) -> tuple[Scorer, ...]:
+    """The same scorers; reward models of ours that are adapters on the policy's own base, as it is, are mounted on it,
+    so that its weights are in memory once.
+
+    held: how that base is quantized, or "none". adapter: what is trained on it; None: every weight.
+    """
+
+    def fits(s: Scorer) -> bool:
+        if adapter is None or rewrites_base(adapter) or s.source is None or s.adapter is None:
+            return False
+        same = same_base(s.source.base, policy.base) and s.source.quantize in ("none", held)
+        return same and normalisation(s.source) is not None
+
+    return tuple(replace(s, where="mounted") if fits(s) else s for s in scorers)
+
+
+def same_base(one: str, other: str) -> bool:
     """Whether two names mean the same base: the same folder, or the same hub id."""
     return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
 
 
-def _untouched(trunk: Trunk) -> bool:
-    """Whether the base is as published: some starts of an adapter take what they begin with out of it."""
-    config = trunk.model.peft_config[POLICY]
-    return not str(getattr(config, "init_lora_weights", "")).lower().startswith(REWRITES_BASE)
-
-
-def give_critic(settings: PPO, trunk: Trunk, reward: Judge) -> Choice:
-    """Attach the critic; it begins as the reward model where that has the policy's shape."""
-    start = next((m for m in reward.scorers.values() if isinstance(m, RewardModel)), None)
-    if settings.share_critic and trunk.adapted:
-        raise ValueError(
-            "share_critic has no effect with an adapter, whose base the critic shares already: leave it out"
-        )
-    shared = trunk.adapted or settings.share_critic
-    why = attach_critic(trunk, share=settings.share_critic, start=start, seed=settings.seed)
-    return Choice("critic", "on the policy's trunk" if shared else "a model of its own", why)
+def rewrites_base(adapter: Adapter) -> bool:
+    """Whether an adapter's start takes weights out of the base, which then is not as published."""
+    return str(getattr(adapter.config, "init_lora_weights", "")).lower().startswith(REWRITES_BASE)

@@ -43,6 +43,7 @@ def environment(session: Session) -> dict[str, Any]:
             "all": logical_parameters(session.trunk),
             "trained": sum(p.numel() for p in session.engine.parameters),
         },
+        "plan": session.plan.to_json(),
         "choices": [{"name": c.name, "value": c.value, "why": c.why} for c in session.choices],
         "pid": os.getpid(),
     }

@@ -1,0 +1,29 @@
+"""What a run is decided for: a GPU or a processor with so much memory, of this machine or of a card by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """kind: "cuda", "cpu" or another of torch's. memory: bytes that are free. bf16: products in bfloat16 are fast.
+    threads: of a process, on a processor."""
+
+    kind: str
+    memory: int
+    bf16: bool
+    threads: int = 1
+
+    @classmethod
+    def of(cls, device: torch.device) -> Self:
+        """A device of this machine, as it is now."""
+        if device.type == "cuda":
+            free = int(torch.cuda.mem_get_info(device)[0])
+            return cls("cuda", free, torch.cuda.is_bf16_supported(including_emulation=False), torch.get_num_threads())
+        bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return cls(device.type, int(psutil.virtual_memory().available), bf16, torch.get_num_threads())

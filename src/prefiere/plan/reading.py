@@ -1,0 +1,65 @@
+"""The data of a plan, as its model reads it: how text becomes tokens, and the examples or prompts that come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from prefiere.console import Display
+from prefiere.models.classifier import ends
+from prefiere.models.load import load_tokenizer
+from prefiere.models.reward_model import make_encoder as score_encoder
+from prefiere.models.source import generation_config
+from prefiere.plan.examples import ExampleData, PromptData, read_data
+from prefiere.plan.plan import Plan
+from prefiere.plan.prompts import read_prompts
+from prefiere.settings import SFT, PolicyGradient, Settings
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.schedule import updates_per_epoch
+from prefiere.tokens.text_pairs import PairEncoder
+from prefiere.tokens.tokenizer import eos_ids_of
+from prefiere.tokens.truncation import Truncation
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The tokenizer of a run's model, what ends its answers, and how it makes tokens of text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: list[int]
+    encoder: Encoder | PairEncoder
+
+    @classmethod
+    def of(cls, plan: Plan) -> Reader:
+        """Raises ModelError where the model has no tokenizer."""
+        settings, source = plan.settings, plan.policy
+        tokenizer = load_tokenizer(source)
+        eos_ids = ends(source, tokenizer) if plan.both_ways else eos_ids_of(generation_config(source), tokenizer)
+        kept = Truncation(plan.max_length, settings.max_prompt_length, settings.max_completion_length)
+        template, on_bad = settings.template, settings.on_bad
+        encoder: Encoder | PairEncoder
+        if plan.scores:
+            encoder = score_encoder(source, tokenizer, kept, both_ways=plan.both_ways, template=template, on_bad=on_bad)
+        else:
+            alone = not isinstance(settings, SFT) or settings.completion_only_loss
+            encoder = Encoder(tokenizer, kept, eos_ids=eos_ids, completion_only=alone, template=template, on_bad=on_bad)
+        return cls(tokenizer, eos_ids, encoder)
+
+    @property
+    def typed(self) -> bool:
+        """Whether the answer's tokens have a type of their own, as the tokenizer of a BERT pairs texts."""
+        return isinstance(self.encoder, PairEncoder) and self.encoder.typed
+
+    def read(self, plan: Plan, display: Display) -> ExampleData | PromptData:
+        """The run's data: prompts to answer, or examples to learn from. Raises ValueError where nothing is left."""
+        settings = plan.settings
+        if isinstance(settings, PolicyGradient):
+            return read_prompts(settings, self.tokenizer, self.eos_ids, display, max_length=plan.max_length)
+        return read_data(settings, self.encoder, plan.reads, display)
+
+
+def updates_of(settings: Settings, examples: int) -> int:
+    """How many updates a run makes on so many examples."""
+    per_epoch = updates_per_epoch(examples, settings.batch_size)
+    return settings.max_steps or max(1, round(settings.num_train_epochs * per_epoch))
