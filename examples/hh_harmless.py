@@ -31,7 +31,7 @@ from prefiere.data.audit import folds_by_prompt, prompt_key, text_length
 from prefiere.data.schema import Demonstration, PreferencePair
 from prefiere.demo.build import CHAT_TEMPLATE, make_tokenizer
 from prefiere.evaluate.calibration import score_data
-from prefiere.evaluate.pairs import PairScores, logps, rewards
+from prefiere.evaluate.pairs import PairScores, implicit_rewards, logps
 from prefiere.models.reward_model import RewardModel
 from prefiere.stats import Estimate, clustered_mean
 from prefiere.tokens.template import messages
@@ -161,7 +161,9 @@ def run_fold(
     length = recipe.load(a.method, tuned / "recipe.yaml").max_length
     read = logps(base, folder / "eval.jsonl", max_length=length)
     learnt = (
-        rewards(tuned, folder / "eval.jsonl") if a.method == "dpo" else scored(tuned, folder / "eval.jsonl", length)
+        implicit_rewards(tuned, folder / "eval.jsonl")
+        if a.method == "dpo"
+        else scored(tuned, folder / "eval.jsonl", length)
     )
     assert read.sources == learnt.sources
     place = [int(source.rpartition(":")[2]) - 1 for source in learnt.sources]

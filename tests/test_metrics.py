@@ -103,9 +103,11 @@ def test_which_way_is_better(key: str, better: str | None) -> None:
 
 def test_the_page_is_the_table() -> None:
     page = ROOT / "docs" / "metrics.md"
-    assert page.read_text(encoding="utf-8") == metrics.markdown(), "run `python -m prefiere.metrics > docs/metrics.md`"
+    assert page.read_text(encoding="utf-8") == metrics.metrics_page(), (
+        "run `python -m prefiere.metrics > docs/metrics.md`"
+    )
     done = subprocess.run([sys.executable, "-m", "prefiere.metrics"], capture_output=True, text=True, check=True)
-    assert done.stdout == metrics.markdown()
-    for line in metrics.markdown().splitlines():
+    assert done.stdout == metrics.metrics_page()
+    for line in metrics.metrics_page().splitlines():
         if line.startswith("| "):
             assert line.count("|") == 7, f"a bar within a cell of {line}"

@@ -222,7 +222,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_every_setting_is_explained() -> None:
     for method in METHODS:
-        for key, kinds, default, meaning in recipe.table(method):
+        for key, kinds, default, meaning in recipe.settings_table(method):
             assert kinds, key
             assert default, key
             assert len(meaning) >= 4, key
@@ -254,6 +254,6 @@ def test_there_are_shipped_recipes() -> None:
 
 def test_the_page_of_settings_is_up_to_date() -> None:
     page = Path(__file__).parents[1] / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == recipe.markdown(), (
+    assert page.read_text(encoding="utf-8") == recipe.settings_page(), (
         "run `prefiere recipe show --markdown > docs/settings.md`"
     )

@@ -256,7 +256,7 @@ def without_bounds(key: str) -> str:
     return next((key.removesuffix(end) for end in BOUNDS if key.endswith(end)), key)
 
 
-def markdown() -> str:
+def metrics_page() -> str:
     """The page docs/metrics.md."""
     lines = [
         "# Metrics",
@@ -282,4 +282,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    print(metrics_page(), end="")

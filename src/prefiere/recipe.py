@@ -285,7 +285,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "prefiere recipe", **inner}
 
 
-def table(method: str) -> list[tuple[str, str, str, str]]:
+def settings_table(method: str) -> list[tuple[str, str, str, str]]:
     """(key, what it may be, default, meaning) of every setting of a method, in the order of the file."""
     return _rows(METHODS[method].settings, METHODS[method].settings.model_fields)
 
@@ -302,7 +302,7 @@ def _rows(model: type[Settings], keys: Iterable[str]) -> list[tuple[str, str, st
     return [(k, accepts(model, k), default(k), model.model_fields[k].description or "") for k in keys]
 
 
-def markdown() -> str:
+def settings_page() -> str:
     """The text of docs/settings.md: the settings of every method, shared ones first."""
     sampling = [name for name, row in METHODS.items() if issubclass(row.settings, PolicyGradient)]
     shared = f"Commands that sample answers ({', '.join(sampling)})"

@@ -176,7 +176,7 @@ def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:
     assert {"key": "beta", "may_be": "a number above 0", "default": "0.1"}.items() <= {
         **next(row for row in shown["dpo"] if row["key"] == "beta")
     }.items()
-    assert prefiere("recipe", "show", "--markdown").stdout == recipe.markdown()
+    assert prefiere("recipe", "show", "--markdown").stdout == recipe.settings_page()
     assert json.loads(prefiere("recipe", "schema").stdout) == json.loads(json.dumps(recipe.schema()))
     listed = prefiere("recipe", "show", COLUMNS="200").stdout
     assert all(key in listed for model in METHODS.values() for key in model.settings.model_fields)

@@ -103,7 +103,7 @@ def test_grammar_of_the_table():
 
 
 def test_written_files_are_readable_json_lines(tmp_path):
-    paths = corpus.write(tmp_path / "demo", "casual")
+    paths = corpus.write_corpus(tmp_path / "demo", "casual")
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
     assert [len(rows[name]) for name in ("demonstrations", "preferences", "prompts")] == [
         len(corpus.demonstrations()),

@@ -55,7 +55,7 @@ def test_the_demo_turns_the_model_both_ways_and_is_not_done_twice(tmp_path: Path
 
 
 def dpo_on_the_demo(tmp_path: Path, **options) -> TrainedRun:
-    paths = corpus.write(tmp_path / "data", options.pop("prefer", "encyclopedic"))
+    paths = corpus.write_corpus(tmp_path / "data", options.pop("prefer", "encyclopedic"))
     given = {
         "model": str(base_model(tmp_path, QUIET, rebuild=False)),
         "data": str(paths["preferences"]),
@@ -103,9 +103,9 @@ def test_rewards_turn_the_model_over_seeds_and_do_not_break_it(
 
     monkeypatch.setattr(main, "SAMPLES", 16)
     base = base_model(tmp_path, QUIET, rebuild=False)
-    flags = {"model": str(base), "data": str(corpus.write(tmp_path / "data")["preferences"]), "seed": seed}
+    flags = {"model": str(base), "data": str(corpus.write_corpus(tmp_path / "data")["preferences"]), "seed": seed}
     scorer = train(recipe.load("reward", None, {**flags, "out": str(tmp_path / "reward")}), console=QUIET)
-    own = {"ppo": main.PPO, "rloo": {"batch_size": 32, "max_steps": 30}}[method]
+    own = {"ppo": main.PPO_OPTIONS, "rloo": {"batch_size": 32, "max_steps": 30}}[method]
     own = {**own, "max_steps": own["max_steps"] * times}
     run = train(
         recipe.load(method, None, {**flags, "out": str(tmp_path / "run"), "reward": str(scorer.folder), **own,

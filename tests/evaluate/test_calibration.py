@@ -101,7 +101,7 @@ def test_intervals_are_clustered_by_prompt() -> None:
 
 def test_disagreement_by_hand() -> None:
     one, two = pairs([1.0, 1.0, -1.0, 2.0]), pairs([3.0, -2.0, -1.0, 2.0])
-    found = calibration.disagreement([one, two])
+    found = calibration.model_disagreement([one, two])
     assert found["std"] == pytest.approx((1 + 1.5 + 0 + 0) / 4)
     assert found["split"][0] == pytest.approx(1 / 4)
     assert found["accuracy_split"][0] == 0  # the mean margin is -0.5

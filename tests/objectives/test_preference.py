@@ -114,40 +114,40 @@ def test_at_the_reference_by_hand() -> None:
     # With log-ratios of 0: sigmoid is -log sigmoid(0) = ln 2, whatever beta or smoothing; IPO is (1 / (2 beta))^2 =
     # 1 / (4 beta^2); hinge is 1; robust is ln 2 (1 - eps - eps) / (1 - 2 eps) = ln 2.
     b = batch([(-5.0, -9.0, -5.0, -9.0, 3, 4, 1.0)], torch.float32)
-    assert preference.dpo(b, beta=0.37, label_smoothing=0.1, dpop_lambda=50).item() == pytest.approx(LN2, abs=1e-7)
-    assert preference.ipo(b, beta=0.2).item() == pytest.approx(6.25)
-    assert preference.hinge(b, beta=0.3).item() == 1.0
-    assert preference.robust(b, label_smoothing=0.3).item() == pytest.approx(LN2)
+    assert preference.dpo_loss(b, beta=0.37, label_smoothing=0.1, dpop_lambda=50).item() == pytest.approx(LN2, abs=1e-7)
+    assert preference.ipo_loss(b, beta=0.2).item() == pytest.approx(6.25)
+    assert preference.hinge_loss(b, beta=0.3).item() == 1.0
+    assert preference.robust_loss(b, label_smoothing=0.3).item() == pytest.approx(LN2)
 
 
 def test_by_hand() -> None:
     # Log-ratios: chosen 2, rejected -1, so the difference is 3; 4 and 2 tokens, so per token 0.5 and -0.5: 1 apart.
     b = batch([(-8.0, -6.0, -10.0, -5.0, 4, 2, 1.0)])
-    assert preference.dpo(b, beta=1.0).item() == pytest.approx(math.log1p(math.exp(-3)))
-    assert preference.ipo(b, beta=1.0).item() == pytest.approx(0.25)  # (1 - 1/2)^2
-    assert preference.hinge(b, beta=0.25).item() == pytest.approx(0.25)
+    assert preference.dpo_loss(b, beta=1.0).item() == pytest.approx(math.log1p(math.exp(-3)))
+    assert preference.ipo_loss(b, beta=1.0).item() == pytest.approx(0.25)  # (1 - 1/2)^2
+    assert preference.hinge_loss(b, beta=0.25).item() == pytest.approx(0.25)
     # Mean log-probs are -2 and -3: sigmoid(2 * 1 - 1) for SimPO.
-    assert preference.simpo(b, beta=2.0, simpo_gamma=1.0).item() == pytest.approx(math.log1p(math.exp(-1)))
+    assert preference.simpo_loss(b, beta=2.0, simpo_gamma=1.0).item() == pytest.approx(math.log1p(math.exp(-1)))
     # Log-probs differ by -2: -log sigmoid(-0.2), and 2 nats per token.
-    assert preference.cpo(b, beta=0.1).item() == pytest.approx(math.log1p(math.exp(0.2)) + 2)
+    assert preference.cpo_loss(b, beta=0.1).item() == pytest.approx(math.log1p(math.exp(0.2)) + 2)
     # odds = 1 / (1/P - 1) = 1 / (e^2 - 1) and 1 / (e^3 - 1); -log sigmoid(log ratio) = log(1 + 1 / ratio).
     ratio = (math.exp(3) - 1) / (math.exp(2) - 1)
-    assert preference.orpo(b, beta=0.5).item() == pytest.approx(2 + 0.5 * math.log1p(1 / ratio))
+    assert preference.orpo_loss(b, beta=0.5).item() == pytest.approx(2 + 0.5 * math.log1p(1 / ratio))
     # DPOP: chosen is 2 nats below the reference, rejected 5: 3 - 10 * 2 = -17.
     below = batch([(-12.0, -10.0, -10.0, -5.0, 4, 2, 1.0)])
-    assert preference.dpo(below, beta=1.0, dpop_lambda=10).item() == pytest.approx(17 + math.log1p(math.exp(-17)))
+    assert preference.dpo_loss(below, beta=1.0, dpop_lambda=10).item() == pytest.approx(17 + math.log1p(math.exp(-17)))
 
 
 def test_robust_is_unbiased() -> None:
     # The mean over labels that are flipped with probability eps is the plain loss on the true label.
     b, eps = batch([(-8.0, -6.0, -10.0, -5.0, 4, 2, 1.0)]), 0.2
     true, flipped = (
-        preference.robust(x, beta=0.3, label_smoothing=eps) for x in (b, replace(swapped(b), label_G=b.label_G))
+        preference.robust_loss(x, beta=0.3, label_smoothing=eps) for x in (b, replace(swapped(b), label_G=b.label_G))
     )
-    plain = preference.dpo(b, beta=0.3)
+    plain = preference.dpo_loss(b, beta=0.3)
     torch.testing.assert_close((1 - eps) * true + eps * flipped, plain)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 0.5\)"):
-        preference.robust(b, label_smoothing=0.5)
+        preference.robust_loss(b, label_smoothing=0.5)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_soft_label_is_where_the_loss_is_lowest(label: float, eps: float, opti
     h = torch.tensor([optimum], dtype=torch.float64, requires_grad=True)
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1)
     b = PairBatch(h, zero, zero, zero, one, one, torch.tensor([label], dtype=torch.float64))
-    preference.dpo(b, beta=1.0, label_smoothing=eps).sum().backward()
+    preference.dpo_loss(b, beta=1.0, label_smoothing=eps).sum().backward()
     assert h.grad is not None
     assert abs(h.grad.item()) < 1e-12
 
@@ -167,7 +167,7 @@ def test_ipo_with_a_soft_label_rests_at_the_target_of_the_paper() -> None:
     # Azar et al.: the log-ratio gap regresses on (p - 1/2) / beta.
     h = torch.tensor([(0.8 - 0.5) / 0.4], dtype=torch.float64, requires_grad=True)
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1)
-    preference.ipo(PairBatch(h, zero, zero, zero, one, one, 0.8 * one), beta=0.4).sum().backward()
+    preference.ipo_loss(PairBatch(h, zero, zero, zero, one, one, 0.8 * one), beta=0.4).sum().backward()
     assert h.grad is not None
     assert abs(h.grad.item()) < 1e-6
 
@@ -192,7 +192,7 @@ def test_extreme_inputs_stay_finite(name: str, options: dict[str, float], dtype:
 def test_kto_against_the_oracle(policy: float, reference: float, label: float, z: float, weight: float) -> None:
     options = {"beta": 0.2, "desirable_weight": weight, "undesirable_weight": 1.5}
     h = torch.tensor([policy - reference], dtype=torch.float64, requires_grad=True)
-    y = preference.kto(h, torch.tensor([label], dtype=torch.float64), z, **options)
+    y = preference.kto_loss(h, torch.tensor([label], dtype=torch.float64), z, **options)
     assert y.item() == pytest.approx(oracles.kto(policy, reference, label, z, **options), abs=1e-12)
     y.sum().backward()
     expected = oracles.slope(lambda v: oracles.kto(v[0], reference, label, z, **options), [policy], 1e-3)
@@ -203,7 +203,7 @@ def test_kto_against_the_oracle(policy: float, reference: float, label: float, z
 def test_kto_by_hand_and_at_extremes() -> None:
     # At the baseline sigmoid(0) = 1/2 on both sides.
     h = torch.tensor([2.0, 2.0, 1e4, -1e4, 1e4, -1e4], requires_grad=True)
-    y = preference.kto(h, torch.tensor([True, False, True, True, False, False]), 2.0, undesirable_weight=3.0)
+    y = preference.kto_loss(h, torch.tensor([True, False, True, True, False, False]), 2.0, undesirable_weight=3.0)
     torch.testing.assert_close(y, torch.tensor([0.5, 1.5, 0.0, 1.0, 3.0, 0.0]))
     y.sum().backward()
     assert h.grad is not None
@@ -231,7 +231,7 @@ def test_half_precision_is_raised_before_the_subtraction() -> None:
     b = batch([(-1.0, -512.0, 0.0, 0.0, 1, 1, 1.0)], torch.bfloat16)
     for chosen, rejected in (b.logratios(), b.logps()):
         assert (chosen - rejected).item() == 511.0
-    assert preference.hinge(swapped(b), beta=1.0).dtype == torch.float32
+    assert preference.hinge_loss(swapped(b), beta=1.0).dtype == torch.float32
 
 
 def test_rewards() -> None:

@@ -109,7 +109,7 @@ def test_the_sft_term_of_a_single_pair(dpo_trainer: Any) -> None:
     one = {k: v[[0, 3]] for k, v in batch.items()}
     theirs = dpo_trainer._compute_loss(dpo_trainer.model, one, False)
     logp, tokens = sums(model("llama"), one["input_ids"], one["attention_mask"], one["completion_mask"])
-    ours = preference.sft(PairBatch.from_completions(logp, torch.zeros(2), tokens))
+    ours = preference.sft_loss(PairBatch.from_completions(logp, torch.zeros(2), tokens))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_kto(folder: str) -> None:
     z = preference.kto_baseline(mismatched.sum(), 3)
     h = sums(policy, *own)[0] - reference_logp
     label = torch.as_tensor(batch["label"])
-    ours = preference.kto(h, label, z, beta=0.3, desirable_weight=1.5, undesirable_weight=0.75).mean()
+    ours = preference.kto_loss(h, label, z, beta=0.3, desirable_weight=1.5, undesirable_weight=0.75).mean()
     assert z > 0
     assert trainer._metrics["eval"]["kl"][-1] == pytest.approx(z.item(), rel=1e-4)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
@@ -190,7 +190,7 @@ def test_losses_without_a_reference(name: str, options: dict[str, float]) -> Non
     chosen, rejected, pairs = leaves()
     ours = LOSSES[name].function(pairs, **options)
     if name != "simpo":
-        ours = ours - preference.sft(pairs)
+        ours = ours - preference.sft_loss(pairs)
     ours.sum().backward()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close((chosen.grad, rejected.grad), their_gradients, rtol=1e-4, atol=1e-6)

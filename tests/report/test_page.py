@@ -343,14 +343,14 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
 def test_figures_take_their_colours_from_the_page(tmp_path: Path) -> None:
     cases = [Case(make(tmp_path / str(i), i)) for i in range(10)]
     before = dict(matplotlib.rcParams)
-    svg = curves.draw(panels.PREFERENCE_PANELS[1], cases)
+    svg = curves.draw_panel(panels.PREFERENCE_PANELS[1], cases)
     assert dict(matplotlib.rcParams) == before
     assert svg is not None
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert set(re.findall(r"var\(--(run-\d)\)", svg)) == {f"run-{i}" for i in range(1, 9)}
     assert "<style" not in svg
     assert "font-family" not in svg
-    assert svg == curves.draw(panels.PREFERENCE_PANELS[1], cases)
+    assert svg == curves.draw_panel(panels.PREFERENCE_PANELS[1], cases)
 
 
 def test_bands_only_where_intervals_are(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_bands_only_where_intervals_are(tmp_path: Path) -> None:
     bare.recipe = measured.recipe
     for row in measured.metrics:
         bare.log({k: v for k, v in row.items() if not k.endswith(("_low", "_high"))})
-    with_band, without = (curves.draw(panels.PREFERENCE_PANELS[2], [Case(r)]) for r in (measured, bare))
+    with_band, without = (curves.draw_panel(panels.PREFERENCE_PANELS[2], [Case(r)]) for r in (measured, bare))
     assert with_band is not None
     assert without is not None
     assert "opacity: 0.16" in with_band
@@ -370,7 +370,7 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     run.recipe = {"method": "dpo"}
     run._append("metrics.jsonl", [{"step": i, "loss": 1.0 / (1 + i % 97)} for i in range(50_000)])
-    svg = curves.draw(panels.PREFERENCE_PANELS[0], [Case(run)])
+    svg = curves.draw_panel(panels.PREFERENCE_PANELS[0], [Case(run)])
     assert svg is not None
     assert len(svg) < 60_000
 

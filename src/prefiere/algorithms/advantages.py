@@ -51,12 +51,12 @@ class Credit:
     return_N: np.ndarray
 
 
-Estimate: TypeAlias = Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]
+Estimator: TypeAlias = Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]
 """What tells one algorithm from another: rewards per token [C, L] and the rollout -> advantages and returns [C, L], in
 scaled rewards. What stands beyond a completion's end is not read."""
 
 
-def assign(rollout: Rollout, score_C: np.ndarray, kl_coef: float, estimate: Estimate, *, whitened: bool) -> Credit:
+def assign(rollout: Rollout, score_C: np.ndarray, kl_coef: float, estimate: Estimator, *, whitened: bool) -> Credit:
     """The credit of each token: r_t = -kl_coef k1_t, plus the score at the last token, as ``estimate`` spreads it.
 
     score_C: float64 [C], from `RewardScale`. whitened: advantages to mean 0 and deviation 1 over the rollout's tokens.

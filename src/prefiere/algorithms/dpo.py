@@ -12,7 +12,7 @@ from prefiere.algorithms.offline import Offline, reference_logps, rows_of
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.models.reference import Reference
 from prefiere.objectives.masked import segment_sum
-from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, rewards, sft
+from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, rewards, sft_loss
 from prefiere.plan.examples import ExampleData
 from prefiere.settings import DPO
 from prefiere.tokens.groups import GroupStore
@@ -50,7 +50,7 @@ class Pairs(Objective):
         losses_G = self.loss.function(pairs, **self.options)
         metrics = {}
         if self.rpo_alpha:
-            nll_G = sft(pairs)
+            nll_G = sft_loss(pairs)
             losses_G = losses_G + self.rpo_alpha * nll_G
             metrics["nll_loss"] = Metric(nll_G)
         chosen_G, rejected_G = rewards(pairs, self.loss, beta=self.beta)

@@ -12,7 +12,7 @@ from torch import Tensor
 from prefiere.algorithms.offline import rows_of
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.objectives.masked import segment_sum
-from prefiere.objectives.preference import kto, kto_baseline
+from prefiere.objectives.preference import kto_baseline, kto_loss
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch
 from prefiere.train.objective import Metric, Objective, Over, Result, Term
@@ -46,7 +46,7 @@ class Unpaired(Objective):
         """Loss of a micro-batch; rewards are shown for desirable ("chosen") and undesirable ("rejected") answers."""
         policy_C = segment_sum(out.logp_N, batch.owner_N, batch.completions)
         logratio_C = policy_C - rows_of(self.reference, batch.index_G, policy_C)
-        losses_C = kto(logratio_C, batch.label_G, self.baseline, beta=self.beta, **self.options)
+        losses_C = kto_loss(logratio_C, batch.label_G, self.baseline, beta=self.beta, **self.options)
         reward_C = self.beta * logratio_C.detach()
         good, bad = batch.label_G, 1 - batch.label_G
         metrics = {

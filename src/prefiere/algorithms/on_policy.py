@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefiere.algorithms.advantages import Credit, Estimate, RewardScale, assign
+from prefiere.algorithms.advantages import Credit, Estimator, RewardScale, assign
 from prefiere.algorithms.policy_loss import Policy
-from prefiere.algorithms.rollout import Rollout, collect, measure, minibatches, step_seed
+from prefiere.algorithms.rollout import Rollout, collect, measure_roles, minibatches, step_seed
 from prefiere.evaluate.judges import Judge
 from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
@@ -48,7 +48,7 @@ class OnPolicy:
     prompts: Prompts
     rewards: Judge
     reference: Reference
-    advantages: Estimate
+    advantages: Estimator
     objectives: Callable[[Rollout, Credit, int], list[Objective]]
     critic: bool = False
     guarded: bool = True
@@ -66,7 +66,7 @@ class OnPolicy:
     def of(
         cls,
         session: Session,
-        advantages: Estimate,
+        advantages: Estimator,
         objectives: Callable[[Rollout, Credit, int], list[Objective]] | None = None,
         *,
         critic: bool = False,
@@ -147,7 +147,7 @@ class OnPolicy:
         )
         rollout = collect(session.engine, session.rollouts, asked, chosen, sampling, self._score, version=step)
         rollout.reward_C = self.rewards.combined(rollout.each_CM)
-        measure(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
+        measure_roles(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
         return rollout
 
     def _score(self, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:

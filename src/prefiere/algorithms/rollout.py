@@ -95,7 +95,7 @@ def collect(
 
     number_G: int64 [G], the prompts' numbers in the data, and in the random stream. score: prompts' numbers and
     completions' tokens -> float64 [n, M]. version: of the policy (`Rollouts`). Log-probs are not there yet: see
-    `measure`. Raises TrainingError where an answer comes from another version.
+    `measure_roles`. Raises TrainingError where an answer comes from another version.
     """
     began = time.perf_counter()
     mine = np.arange(len(prompts))[engine.world.rank :: engine.world.size]
@@ -126,7 +126,7 @@ def _arranged(prompts: Sequence[np.ndarray], samples: Sequence[Sample], each_CM:
     return Rollout(GroupStore.build(groups, k), first, each_CM.mean(1), each_CM, ended, tokens)
 
 
-def measure(
+def measure_roles(
     engine: Engine,
     reference: Reference,
     rollout: Rollout,

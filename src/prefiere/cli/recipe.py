@@ -26,9 +26,9 @@ def show(
     if method is not None and method not in METHODS:
         raise recipe.RecipeError(f"{method} is not a method: there are {', '.join(METHODS)}.")
     names = [method] if method else list(METHODS)
-    tables = {name: recipe.table(name) for name in names}
+    tables = {name: recipe.settings_table(name) for name in names}
     if markdown:
-        typer.echo(recipe.markdown(), nl=False)
+        typer.echo(recipe.settings_page(), nl=False)
     else:
         for name, rows in tables.items():
             console().print(

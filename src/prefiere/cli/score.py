@@ -93,7 +93,7 @@ def _pairs(found: dict[str, PairScores], scales: dict[str, float], console: Cons
     console.print(_reliability(described[last], last))
     result: dict[str, Any] = {"models": described}
     if len(found) > 1:
-        apart = calibration.disagreement([odds[n] for n in found])
+        apart = calibration.model_disagreement([odds[n] for n in found])
         result["disagreement"] = apart
         console.print(f"the models choose different answers in {_share(apart['split'])} of the pairs", markup=False)
         console.print(

@@ -92,7 +92,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCau
     return model
 
 
-def build(folder: Path, seed: int = 0) -> Path:
+def build_base(folder: Path, seed: int = 0) -> Path:
     """Write the untrained model and its tokenizer as a transformers folder; returns the folder."""
     tokenizer = make_tokenizer()
     make_model(tokenizer, seed).save_pretrained(folder)

@@ -151,7 +151,7 @@ def held_out_prompts(level: Literal["both", "either"] = "both") -> list[tuple[Me
     ]
 
 
-def write(folder: Path, prefer: Style = "encyclopedic") -> dict[str, Path]:
+def write_corpus(folder: Path, prefer: Style = "encyclopedic") -> dict[str, Path]:
     """Write ``demonstrations.jsonl``, ``preferences.jsonl`` and ``prompts.jsonl`` (held out) in the conversational
     layout that every command reads; returns their paths by name."""
     rows: dict[str, list[dict[str, Any]]] = {

@@ -23,8 +23,8 @@ from prefiere import recipe as recipes
 from prefiere.api import TrainedRun, train
 from prefiere.console import Display, table
 from prefiere.demo import corpus, judge
-from prefiere.demo.build import build
-from prefiere.evaluate.judges import Function, Judge, Scorer
+from prefiere.demo.build import build_base
+from prefiere.evaluate.judges import Function, Judge, ScoreFunction
 from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.files import write_text
 from prefiere.models.load import load_model, load_tokenizer
@@ -38,12 +38,12 @@ from prefiere.settings import Settings
 from prefiere.stats import Estimate, clustered_mean
 from prefiere.tokens.encoder import Encoder, eos_ids_of
 
-SAMPLES = 8
+ANSWERS_PER_PROMPT = 8
 TEMPERATURES = (0.7, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class DemoFigures:
     """Answers of one model to the held-out prompts at one temperature: shares with 95% intervals, and, at temperature 1
     after training, the KL to the model before (nats per sequence, sampled)."""
 
@@ -62,20 +62,20 @@ def base_model(out: Path, console: Console, *, rebuild: bool) -> Path:
     console.print("Training the base model from its own corpus.")
     untrained = out / "untrained"
     if not untrained.is_dir():
-        build(untrained)
+        build_base(untrained)
     flags = {"model": str(untrained), "data": str(out / "data" / "demonstrations.jsonl"), "out": str(out / "base")}
     with as_file(files("prefiere.demo").joinpath("assets/base.yaml")) as recipe:
         return train(recipes.load("sft", recipe, flags), console=console).model
 
 
-def measure(
+def measure_answers(
     model: Path,
-    style: Scorer,
+    style: ScoreFunction,
     temperature: float,
     *,
     reference: Path | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Measured:
+) -> DemoFigures:
     """Sample every held-out prompt and judge the answers."""
     source = resolve(model)
     tokenizer, policy = load_tokenizer(source), load_model(source)
@@ -88,7 +88,7 @@ def measure(
         asked=prompts,
         decode=encoder.decode,
         rollouts=LocalRollouts(trunk.lm, Vocabulary.of(tokenizer, eos_ids)),
-        sampling=Sampling(SAMPLES, temperature, max_new_tokens=64, seed=1),
+        sampling=Sampling(ANSWERS_PER_PROMPT, temperature, max_new_tokens=64, seed=1),
         judge=Judge({"style": Function("style", style)}),
     )
     answers = evaluator(trunk, None, progress=progress)
@@ -101,7 +101,7 @@ def measure(
         groups = [evaluator.group(s) for s in answers.samples]
         before, after = (sequence_logps(t, groups, budget=8192)[:, 0] for t in (frozen, trunk))
         kl = clustered_mean(after - before, answers.prompts)
-    return Measured(
+    return DemoFigures(
         clustered_mean(answers.signals["score"], answers.prompts, share=True),
         clustered_mean(topic, answers.prompts, share=True),
         len(asked),
@@ -110,7 +110,7 @@ def measure(
 
 
 ROADS = {"dpo": "DPO", "ppo": "PPO"}
-PPO = {"batch_size": 64, "num_ppo_epochs": 2, "max_steps": 30}
+PPO_OPTIONS = {"batch_size": 64, "num_ppo_epochs": 2, "max_steps": 30}
 """For a model and a set of prompts this small: 64 answers a rollout instead of 128, and half as many passes."""
 
 
@@ -126,7 +126,7 @@ def demo(
     Raises ValueError where a run stopped early, with its reason.
     """
     console = console or Console()
-    data = corpus.write(out / "data", prefer)["preferences"]
+    data = corpus.write_corpus(out / "data", prefer)["preferences"]
     base = base_model(out, console, rebuild=rebuild)
     own = {"judge": f"prefiere.demo.judge:{prefer}", "max_new_tokens": 64}
 
@@ -142,10 +142,10 @@ def demo(
     roads = {"dpo": trained("dpo", inputs, **own)}
     scorer = trained("reward", inputs)
     inputs.append(scorer.model / "model.safetensors")
-    roads["ppo"] = trained("ppo", inputs, reward=str(scorer.folder), **own, **PPO)
+    roads["ppo"] = trained("ppo", inputs, reward=str(scorer.folder), **own, **PPO_OPTIONS)
     figures = _measured(roads, base, getattr(judge, prefer), out / "cache", Display(console))
     report = render(list(roads.values()), out / "report.html")
-    show(prefer, figures, roads, data, base, report, console)
+    show_roads(prefer, figures, roads, data, base, report, console)
     return {
         "prefer": prefer,
         "figures": figures,
@@ -165,7 +165,7 @@ def _changed(mark: Path, settings: Settings, inputs: Sequence[Path]) -> bool:
     return before != key.hexdigest()
 
 
-def show(
+def show_roads(
     prefer: str,
     figures: dict[str, Any],
     roads: dict[str, TrainedRun],
@@ -207,10 +207,12 @@ def show(
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _measured(roads: dict[str, TrainedRun], base: Path, style: Scorer, cache: Path, display: Display) -> dict[str, Any]:
+def _measured(
+    roads: dict[str, TrainedRun], base: Path, style: ScoreFunction, cache: Path, display: Display
+) -> dict[str, Any]:
     """Every model at each temperature, measured once for the same weights."""
     models = {"before": base, **{name: run.model for name, run in roads.items()}}
-    count = len(corpus.held_out_prompts()) * SAMPLES
+    count = len(corpus.held_out_prompts()) * ANSWERS_PER_PROMPT
     figures: dict[str, Any] = {}
     cache.mkdir(exist_ok=True)
     with display.stage("asking held-out questions", len(models) * len(TEMPERATURES) * count) as advance:
@@ -219,10 +221,10 @@ def _measured(roads: dict[str, TrainedRun], base: Path, style: Scorer, cache: Pa
             for path in (base, model):
                 key.update((path / "model.safetensors").read_bytes())
             for temperature in TEMPERATURES:
-                known = cache / f"{key.hexdigest()}-{style.__name__}-{SAMPLES}-{temperature}.json"
+                known = cache / f"{key.hexdigest()}-{style.__name__}-{ANSWERS_PER_PROMPT}-{temperature}.json"
                 if not known.is_file():
                     reference = base if name != "before" else None
-                    m = measure(model, style, temperature, reference=reference, progress=advance)
+                    m = measure_answers(model, style, temperature, reference=reference, progress=advance)
                     bounds = {"style": _bounds(m.style), "on_topic": _bounds(m.on_topic)}
                     kl = _bounds(m.kl) if m.kl else None
                     write_text(known, json.dumps({**bounds, "answers": m.answers, "kl": kl}))

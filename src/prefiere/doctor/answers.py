@@ -13,7 +13,7 @@ def _multiplied(change: Change | None, factor: float) -> bool:
     return change is not None and change.rises((factor - 1) * max(1.0, change.before.mean))
 
 
-def broken(case: Case) -> list[str]:
+def answers_broken(case: Case) -> list[str]:
     """Which signals say that the answers fell apart, in words. Each is far beyond what a change of style does."""
     eos, repetition, natural, length = (case.change(k) for k in SIGNALS[:4])
     signs = []
@@ -28,9 +28,9 @@ def broken(case: Case) -> list[str]:
     return signs
 
 
-def degenerate(case: Case) -> Finding | None:
+def answers_degenerate(case: Case) -> Finding | None:
     """Sampled answers fell apart, whatever the curves say."""
-    signs = broken(case)
+    signs = answers_broken(case)
     if not signs:
         return None
     paid = case.family == "policy"
@@ -78,7 +78,7 @@ def worse_score(case: Case) -> Finding | None:
 def never_end(case: Case) -> Finding | None:
     """Fewer than half of the answers end by themselves, before training and after."""
     ends = case.series("samples/eos_rate")
-    if not len(ends) or not (ends.start.mean < 0.5 and ends.end.mean < 0.5) or broken(case):
+    if not len(ends) or not (ends.start.mean < 0.5 and ends.end.mean < 0.5) or answers_broken(case):
         return None
     if ends.end.known and not ends.end.below(0.5):
         return None
@@ -102,7 +102,7 @@ def never_end(case: Case) -> Finding | None:
 def longer(case: Case) -> Finding | None:
     """Answers grew by half: people, and judges even more, tend to prefer the longer answer."""
     length = case.change("samples/length")
-    if length is None or not _multiplied(length, 1.5) or broken(case):
+    if length is None or not _multiplied(length, 1.5) or answers_broken(case):
         return None
     return Finding(
         "longer",

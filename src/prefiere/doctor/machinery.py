@@ -5,7 +5,7 @@ policy_gradients.py reads what came out of the run; this file reads why it may n
 
 from __future__ import annotations
 
-from prefiere.doctor.answers import broken
+from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.words import number, with_interval
 from prefiere.metrics import column
@@ -73,7 +73,7 @@ def too_far(case: Case) -> Finding | None:
 def fewer_ends(case: Case) -> Finding | None:
     """A tenth of the answers stopped ending by themselves; where a fifth did, answers.degenerate speaks."""
     ends = case.seen("samples/eos_rate")
-    if ends is None or broken(case) or not ends.change.falls(0.1):
+    if ends is None or answers_broken(case) or not ends.change.falls(0.1):
         return None
     return Finding(
         "fewer_ends",

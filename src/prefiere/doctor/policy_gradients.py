@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from prefiere.doctor import answers, curves
-from prefiere.doctor.answers import broken
+from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import number, with_interval
 from prefiere.metrics import column
 
-MORE = "more updates: a larger num_train_epochs, or max_steps"
+MORE_ROLLOUTS = "more updates: a larger num_train_epochs, or max_steps"
 
 
 def _judge_fell(case: Case) -> tuple[Change, int] | None:
@@ -28,7 +28,7 @@ def _judge_fell(case: Case) -> tuple[Change, int] | None:
     return (fall, int(score.steps[best])) if fall.falls() else None
 
 
-def learnt(case: Case) -> Finding | None:
+def reward_learnt(case: Case) -> Finding | None:
     """The judge's score rose; where there is none, the reward."""
     reward, score = case.seen("samples/reward"), case.change("samples/score")
     told = score is not None and score.rises()
@@ -54,7 +54,7 @@ def learnt(case: Case) -> Finding | None:
     )
 
 
-def exploited(case: Case) -> Finding | None:
+def reward_exploited(case: Case) -> Finding | None:
     """The judge's score fell from its best while the reward went on rising (over-optimisation)."""
     fell, reward = _judge_fell(case), case.series("samples/reward")
     if fell is None:
@@ -93,15 +93,15 @@ def exploited(case: Case) -> Finding | None:
     )
 
 
-def worse_score(case: Case) -> Finding | None:
+def policy_worse_score(case: Case) -> Finding | None:
     """The judge likes the answers less than before, while the reward did not rise either."""
-    return None if exploited(case) else answers.worse_score(case)
+    return None if reward_exploited(case) else answers.worse_score(case)
 
 
 def not_followed(case: Case) -> Finding | None:
     """The reward rose clearly, the judge's score did not."""
     reward, score = case.seen("samples/reward"), case.change("samples/score")
-    if reward is None or score is None or not reward.change.rises() or score.moves() or exploited(case):
+    if reward is None or score is None or not reward.change.rises() or score.moves() or reward_exploited(case):
         return None
     return Finding(
         "not_followed",
@@ -138,7 +138,7 @@ def reward_falls(case: Case) -> Finding | None:
 def reward_flat(case: Case) -> Finding | None:
     """The reward's change is within the noise, in training and on held-out prompts."""
     seen = [c for k in ("samples/reward", "reward") if (c := case.change(k)) is not None and c.after.known]
-    if not seen or any(c.moves() for c in seen) or learnt(case):
+    if not seen or any(c.moves() for c in seen) or reward_learnt(case):
         return None
     kl, spread = case.seen("samples/kl"), case.end("reward_std")
     if spread is not None and spread.mean < 1e-6:
@@ -146,10 +146,10 @@ def reward_flat(case: Case) -> Finding | None:
         remedy: tuple[str, ...] = ("a reward that tells answers apart: `prefiere score` on a few of them",)
     elif kl is not None and not kl.change.rises(0.1):
         why = "The policy has hardly moved either (its KL is near zero), so the learning rate is likely too low."
-        remedy = (case.scaled_learning_rate(10), MORE)
+        remedy = (case.scaled_learning_rate(10), MORE_ROLLOUTS)
     else:
         why = "The policy moved, but not to where the reward is: the signal drowns in noise."
-        remedy = ("a larger batch_size (rollouts per update)", "whiten_advantages=true", MORE)
+        remedy = ("a larger batch_size (rollouts per update)", "whiten_advantages=true", MORE_ROLLOUTS)
     return Finding(
         "reward_flat",
         "The reward did not move beyond the noise.",
@@ -163,7 +163,7 @@ def reward_flat(case: Case) -> Finding | None:
 def length_hack(case: Case) -> Finding | None:
     """Within updates, longer answers earn more (correlation above 0.4), and the answers grew by a third."""
     paid, length = case.end("length_reward_correlation"), case.seen("samples/length")
-    if paid is None or not paid.above(0.4) or broken(case):
+    if paid is None or not paid.above(0.4) or answers_broken(case):
         return None
     grew = length is not None and length.change.rises(max(1.0, 0.33 * length.change.before.mean))
     return Finding(
@@ -187,10 +187,10 @@ def length_hack(case: Case) -> Finding | None:
     )
 
 
-def longer(case: Case) -> Finding | None:
+def rollouts_longer(case: Case) -> Finding | None:
     """Answers grew by half, without a reward for length within the updates."""
     length = case.seen("samples/length")
-    if length is None or broken(case) or length_hack(case):
+    if length is None or answers_broken(case) or length_hack(case):
         return None
     if not length.change.rises(max(1.0, 0.5 * length.change.before.mean)):
         return None
@@ -250,7 +250,7 @@ def kl_runaway(case: Case) -> Finding | None:
     )
 
 
-def drift(case: Case) -> Finding | None:
+def policy_drift(case: Case) -> Finding | None:
     """As for given answers, unless the policy ran away altogether."""
     return None if kl_runaway(case) else curves.drift(case)
 

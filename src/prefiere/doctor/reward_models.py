@@ -52,7 +52,7 @@ def baseline(case: Case) -> tuple[str, Level] | None:
     return "shorter" if length.get("rule") == "shorter" else "longer", right
 
 
-def learnt(case: Case) -> Finding | None:
+def scores_learnt(case: Case) -> Finding | None:
     """Held-out accuracy is above chance beyond its interval."""
     right = accuracy(case)
     trained = case.change(ACCURACY)

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from prefiere.console import Display
 from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, card_of, here, processor
 from prefiere.estimate.simulate import Simulation, cache, simulate
-from prefiere.estimate.workload import ROWS, Workload, longest, workload
+from prefiere.estimate.workload import ROWS_AT_ONCE, Workload, longest, workload
 from prefiere.models.source import Source
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
@@ -58,7 +58,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RunEstimate:
     """What a run needs. seconds: of the whole run, updates and sampled answers. tokens: of the longest micro-batch."""
 
     memory: Memory
@@ -72,7 +72,7 @@ def _stored(source: Source) -> int:
     return sum(p.stat().st_size for p in Path(source.base).glob("*.safetensors"))
 
 
-def estimate(work: Workload, card: Card | None) -> Estimate:
+def estimate(work: Workload, card: Card | None) -> RunEstimate:
     """Memory and time of a run on a card, or on this machine's processor where there is none."""
     groups, parts, tokens = longest(work)
     sim = simulate(work, groups, parts)
@@ -89,7 +89,7 @@ def estimate(work: Workload, card: Card | None) -> Estimate:
     state = 8 * sim.trained  # two moments in fp32; gradients are in the update
     memory = Memory(weights, state, update, sampling, loading, fixed)
     here = sum(g.length for g in groups)
-    return Estimate(memory, _seconds(work, sim, card, here, tokens), work.steps, here)
+    return RunEstimate(memory, _seconds(work, sim, card, here, tokens), work.steps, here)
 
 
 def _vocabulary(work: Workload) -> int:
@@ -105,7 +105,7 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
     answers = fill + s.max_new_tokens * step
     seen = work.steps * tokens / here  # micro-batches
     if isinstance(s, PolicyGradient):
-        turns = -(-s.batch_size * s.num_generations // ROWS)
+        turns = -(-s.batch_size * s.num_generations // ROWS_AT_ONCE)
         passes = 4 if plan.method.critic else 3  # policy, reference, critic, reward
         return work.steps * turns * answers + seen * (passes * look + s.num_ppo_epochs * update)
     total = seen * update + _events(s.eval_steps, work.steps) * work.held_out / here * look
@@ -159,7 +159,7 @@ def _cut(group: PromptGroup, length: int) -> PromptGroup:
 
 def until_it_fits(
     work: Workload, card: Card | None, available: int, tell: Callable[[str], None] = lambda text: None
-) -> tuple[list[str], Workload, Estimate, bool]:
+) -> tuple[list[str], Workload, RunEstimate, bool]:
     """The changes under which a run fits into ``available`` bytes, what it then is, and whether it does at all."""
     made: list[str] = []
     found = estimate(work, card)
@@ -179,7 +179,7 @@ class Forecast:
     card: None for this machine's processor. available: bytes.
     """
 
-    estimate: Estimate
+    estimate: RunEstimate
     available: int
     card: Card | None
     changes: list[str]

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from prefiere.estimate.counter import Ledger
 from prefiere.estimate.meta_model import bytes_of, materialise, meta_scorer, meta_trunk
-from prefiere.estimate.workload import ROWS, Workload
+from prefiere.estimate.workload import ROWS_AT_ONCE, Workload
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
 from prefiere.plan.plan import Plan
 from prefiere.sample.kv_cache import alike
@@ -104,7 +104,7 @@ def _answer(trunk: Trunk, rows: int, length: int) -> None:
 
 def _heaviest(work: Workload) -> tuple[int, int]:
     """Rows and columns of the largest prefill."""
-    ordered = [np.zeros(n) for n in sorted(work.prompts)[-ROWS:]]
+    ordered = [np.zeros(n) for n in sorted(work.prompts)[-ROWS_AT_ONCE:]]
     parts = [(len(part), max(len(p) for p in part)) for part in alike(ordered)]
     return max(parts, key=lambda part: part[0] * part[1])
 

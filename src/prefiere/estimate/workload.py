@@ -15,7 +15,7 @@ from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.schedule import members, split
 
-ROWS = 64
+ROWS_AT_ONCE = 64
 """Sequences that decode at once."""
 STEPS = 200
 """Updates whose micro-batches are looked at for the longest."""
@@ -48,7 +48,7 @@ class Workload:
         if self.plan.scores or (s.sample_steps == 0 and not isinstance(s, PolicyGradient)):
             return 0
         each = s.num_generations if isinstance(s, PolicyGradient) else s.samples_per_prompt
-        return min(ROWS, len(self.prompts) * each)
+        return min(ROWS_AT_ONCE, len(self.prompts) * each)
 
 
 def workload(settings: Settings, device: Device, display: Display) -> Workload:

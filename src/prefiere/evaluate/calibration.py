@@ -48,8 +48,8 @@ def calibration(pairs: PairScores) -> dict[str, Any]:
         )
     return {
         "n": len(sure),
-        "accuracy": plain(pairs.accuracy()),
-        "log_loss": plain(clustered_mean(log_loss(pairs), pairs.prompts, share=False)),
+        "accuracy": as_list(pairs.accuracy()),
+        "log_loss": as_list(clustered_mean(log_loss(pairs), pairs.prompts, share=False)),
         "ece": sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins) / max(1, len(sure)),
         "reliability": bins,
         "length": of_length(pairs),
@@ -80,12 +80,12 @@ def of_length(pairs: PairScores) -> dict[str, Any]:
             chosen = own[members]
             seen = clustered_mean(pairs.right()[chosen], pairs.prompts[chosen], share=True)
             span = {"low": int(difference[chosen].min()), "high": int(difference[chosen].max())}
-            bins.append({**span, "accuracy": plain(seen), "n": len(chosen)})
+            bins.append({**span, "accuracy": as_list(seen), "n": len(chosen)})
     hit = longer if rule == "longer" else 1 - longer
-    return {"baseline": plain(clustered_mean(hit, pairs.prompts, share=True)), "rule": rule, "by_difference": bins}
+    return {"baseline": as_list(clustered_mean(hit, pairs.prompts, share=True)), "rule": rule, "by_difference": bins}
 
 
-def plain(e: Estimate) -> list[float]:
+def as_list(e: Estimate) -> list[float]:
     """Mean, low, high: for JSON."""
     return [e.mean, e.low, e.high]
 
@@ -125,7 +125,7 @@ class AnswerScores:
 
 
 def _mean(x: np.ndarray) -> list[float]:
-    return plain(clustered_mean(x, np.arange(len(x)), share=False))
+    return as_list(clustered_mean(x, np.arange(len(x)), share=False))
 
 
 def score_data(
@@ -197,7 +197,7 @@ def ensemble(several: Sequence[PairScores]) -> PairScores:
     return replace(several[0], scores=np.mean([p.scores for p in several], 0))
 
 
-def disagreement(several: Sequence[PairScores]) -> dict[str, Any]:
+def model_disagreement(several: Sequence[PairScores]) -> dict[str, Any]:
     """How far apart models are on aligned pairs: the standard deviation of their margins, the share of pairs
     on which they choose different answers, and the accuracy of their mean on those and on the others."""
     margins = np.stack([p.margins for p in several])
@@ -205,11 +205,11 @@ def disagreement(several: Sequence[PairScores]) -> dict[str, Any]:
     mean = ensemble(several)
 
     def right(where: np.ndarray) -> list[float]:
-        return plain(clustered_mean(mean.right()[where], mean.prompts[where], share=True))
+        return as_list(clustered_mean(mean.right()[where], mean.prompts[where], share=True))
 
     return {
         "std": float(margins.std(0).mean()),
-        "split": plain(clustered_mean(split.astype(float), mean.prompts, share=True)),
+        "split": as_list(clustered_mean(split.astype(float), mean.prompts, share=True)),
         "accuracy_split": right(split),
         "accuracy_agreed": right(~split),
     }

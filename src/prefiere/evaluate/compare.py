@@ -125,7 +125,7 @@ def ask_both(
         )
         for model in (first, second)
     ]
-    return judged(first, second, answers[0], answers[1], judge)
+    return compared(first, second, answers[0], answers[1], judge)
 
 
 def validation_prompts(run: Run, limit: int) -> list[Text]:
@@ -172,7 +172,7 @@ def ask(
     return evaluator(trunk, None, progress=progress)
 
 
-def judged(first: str, second: str, before: Answers, after: Answers, judge: str | None) -> Compared:
+def compared(first: str, second: str, before: Answers, after: Answers, judge: str | None) -> Compared:
     """Put two sets of answers side by side and count who wins."""
     pairings = [
         Pairing(b["prompt"], b["completion"], a["completion"], b["score"], a["score"])

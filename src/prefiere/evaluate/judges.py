@@ -21,7 +21,7 @@ import numpy as np
 from prefiere.data.schema import Text, question
 from prefiere.models.reward_model import RewardModel
 
-Scorer: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
+ScoreFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 """prompts [n], completions [n] -> scores [n], higher is better."""
 Combine: TypeAlias = Literal["mean", "min", "lower"]
 
@@ -42,11 +42,11 @@ class Function:
     """A Python function as a scorer."""
 
     name: str
-    function: Scorer
+    function: ScoreFunction
 
     def score(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
         """float64 [n]: what the function says of each completion. Raises JudgeError where that cannot be used."""
-        return np.asarray(score(self.function, [question(p) for p in prompts], completions, self.name), np.float64)
+        return np.asarray(scores_of(self.function, [question(p) for p in prompts], completions, self.name), np.float64)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Judge:
         return self.combined(self.each(prompts, completions))
 
 
-def load_scorer(name: str) -> Scorer:
+def load_scorer(name: str) -> ScoreFunction:
     """A scorer from ``module:function``, looked for in the current folder as well.
 
     Raises JudgeError, naming what is missing. Importing the module runs its code.
@@ -117,11 +117,13 @@ def load_scorer(name: str) -> Scorer:
         raise JudgeError(f"judge {name}: module {module_name} has no function {function!r}.") from e
     if not callable(found):
         raise JudgeError(f"judge {name}: {function} is not a function.")
-    scorer: Scorer = found
+    scorer: ScoreFunction = found
     return scorer
 
 
-def score(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str], name: str = "the judge") -> list[float]:
+def scores_of(
+    scorer: ScoreFunction, prompts: Sequence[str], completions: Sequence[str], name: str = "the judge"
+) -> list[float]:
     """Scores of completions; raises JudgeError unless there is one finite number for each."""
     try:
         found = scorer(list(prompts), list(completions))

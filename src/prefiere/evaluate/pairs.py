@@ -26,7 +26,7 @@ from prefiere.stats import Estimate, clustered_mean
 from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation, eos_ids_of
 from prefiere.tokens.groups import GroupStore
 
-BUDGET = 4096
+PAIR_BUDGET = 4096
 """Tokens in a batch."""
 LIMITS = ("max_length", "max_prompt_length", "max_completion_length")
 
@@ -94,7 +94,9 @@ def logps(
     return paired(store, _logps(_trunk(source, store, dtype), store, dtype, progress), account)
 
 
-def rewards(run: Run | str | Path, data: str | Path, *, progress: Callable[[int], None] | None = None) -> PairScores:
+def implicit_rewards(
+    run: Run | str | Path, data: str | Path, *, progress: Callable[[int], None] | None = None
+) -> PairScores:
     """Score answers by the rewards that a preference run implies: beta (log pi - log pi_ref), or as its loss has it.
 
     Policy and reference run in the precision of the run, and the data is read as the run read its own, whatever its
@@ -155,7 +157,7 @@ def _trunk(source: Source, store: GroupStore, dtype: torch.dtype) -> Trunk:
 
 def _logps(trunk: Trunk, store: GroupStore, dtype: torch.dtype, progress: Callable[[int], None] | None) -> np.ndarray:
     autocast = None if dtype == torch.float32 else dtype
-    return sequence_logps(trunk, store, budget=BUDGET, autocast=autocast, progress=progress)
+    return sequence_logps(trunk, store, budget=PAIR_BUDGET, autocast=autocast, progress=progress)
 
 
 def _tokens(store: GroupStore) -> np.ndarray:

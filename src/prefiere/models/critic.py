@@ -41,7 +41,7 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
         # Huang et al. 2024, "The N+ implementation details"
         nn.init.normal_(head.weight, std=(width + 1) ** -0.5, generator=draw)
         if not share:
-            source = start if start is not None and same_shape(start.trunk, trunk) else None
+            source = start if start is not None and same_architecture(start.trunk, trunk) else None
             body = copy.deepcopy(source.trunk.decoder if source else trunk.decoder)
             rows = source.trunk.packed if source else trunk.packed
             trunk.bodies[CRITIC] = Trunk(body.requires_grad_(True).float(), packed=rows)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def rescale_critic(trunk: Trunk, std: float) -> bool:
     return True
 
 
-def same_shape(one: Trunk, other: Trunk) -> bool:
+def same_architecture(one: Trunk, other: Trunk) -> bool:
     """Whether two models are the same kind of decoder with weights of the same shapes."""
     a, b = ({n: p.shape for n, p in t.decoder.named_parameters()} for t in (one, other))
     return type(one.decoder) is type(other.decoder) and a == b

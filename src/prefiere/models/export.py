@@ -89,14 +89,14 @@ def export(
         return Moved(how, changed, float(np.mean(off)), float(max(off)), exact)
 
     if scheme is None:
-        found = [moved("as transformers loads it", plain(out), True)]
+        found = [moved("as transformers loads it", load_plain(out), True)]
     elif merged:
-        found = [moved("as transformers loads it, in dense 16-bit weights", plain(out), False)]
+        found = [moved("as transformers loads it, in dense 16-bit weights", load_plain(out), False)]
     else:
         here = replace(source, adapter=str(out) if source.adapter else None)
         found = [moved(f"on its base in {scheme.name}, as it was trained", load_model(here), True)]
         if scheme.config is None:  # the base is published dense: what happens to whoever does not quantize it
-            found.append(moved("on its base as published, not quantized", plain(out), False))
+            found.append(moved("on its base as published, not quantized", load_plain(out), False))
     what = "merged model" if merged else "adapter" if source.adapter else "model"
     return Export(out, what, None if scheme is None else scheme.name, len(answers), found)
 
@@ -115,7 +115,7 @@ def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bo
     return model
 
 
-def plain(folder: Path) -> PreTrainedModel:
+def load_plain(folder: Path) -> PreTrainedModel:
     """A folder as anybody would load it, without anything of ours."""
     if (folder / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM

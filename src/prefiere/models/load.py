@@ -96,7 +96,7 @@ def loaded(
         if lost:
             raise ModelError(f"{source.base} lacks weights that its configuration names ({lost[0]}, ...).")
         quantize.make_safe(model)
-        quantize.check(model, scheme, source.base)
+        quantize.check_quantized(model, scheme, source.base)
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
         if getattr(model.config, name, 0):
             setattr(model.config, name, 0.0)

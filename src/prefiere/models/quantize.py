@@ -175,7 +175,7 @@ def held(model: PreTrainedModel) -> Held:
     return Held(len(quantized), len(quantized) + len(dense), few / max(1, few + rest))
 
 
-def check(model: PreTrainedModel, scheme: Scheme, name: str) -> Held:
+def check_quantized(model: PreTrainedModel, scheme: Scheme, name: str) -> Held:
     """Raise ValueError where a base that should be held in few bits is not, or where its groups are damaged."""
     found = held(model)
     if found.share < LEAST:

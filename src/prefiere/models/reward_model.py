@@ -26,7 +26,7 @@ from prefiere.tokens.pack import PackedBatch
 from prefiere.tokens.text_pairs import PairEncoder
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
-BUDGET = 8192
+SCORE_BUDGET = 8192
 """Tokens in a batch, to begin with."""
 
 
@@ -74,7 +74,7 @@ class RewardModel:
         self.normalised, self.normalisation = saved is not None, saved or Normalisation()
         self.report = EncodeReport()
         self._notice, self._told, self._unseen = notice, False, unseen
-        self._budget = Budget(BUDGET)
+        self._budget = Budget(SCORE_BUDGET)
 
     @classmethod
     def load(

@@ -10,7 +10,7 @@ from peft import PeftConfig
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefiere.models.weight_files import broken
+from prefiere.models.weight_files import damaged_file
 
 
 class ModelError(ValueError):
@@ -83,7 +83,7 @@ def explain(name: str, error: Exception) -> ModelError:
             f"{name} has no safetensors weights. Pickled checkpoints can run code and are refused; "
             "set trust_remote_code=true only if you trust their author."
         )
-    if found := broken(Path(name)):
+    if found := damaged_file(Path(name)):
         return ModelError(f"cannot load {name}: {found}")
     if "ignore_mismatched_sizes" in text:
         return ModelError(

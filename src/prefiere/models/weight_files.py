@@ -11,7 +11,7 @@ INDEX = "model.safetensors.index.json"
 """Says which tensor is in which file."""
 
 
-def broken(folder: Path) -> str | None:
+def damaged_file(folder: Path) -> str | None:
     """Which file is missing or damaged, and what to do; None where nothing is, or ``folder`` is no folder."""
     try:
         text = (folder / INDEX).read_text() if (folder / INDEX).is_file() else '{"weight_map": {}}'

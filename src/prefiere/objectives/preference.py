@@ -94,7 +94,7 @@ def _margin(preferred: Tensor, other: Tensor, dpop_lambda: float) -> Tensor:
     return difference - dpop_lambda * F.relu(-preferred) if dpop_lambda else difference
 
 
-def dpo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0) -> Tensor:
+def dpo_loss(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0) -> Tensor:
     """-log sigmoid(beta (h_w - h_l)), h = log pi(y|x) - log pi_ref(y|x), summed over tokens. Returns [G].
 
     Rafailov et al. 2023, eq. 7. label_smoothing: Mitchell 2023 (cDPO). dpop_lambda: Pal et al. 2024 (DPOP), who
@@ -107,7 +107,7 @@ def dpo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dp
     return _expected(loss, batch.logratios(), batch.probability(label_smoothing))
 
 
-def ipo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0) -> Tensor:
+def ipo_loss(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0) -> Tensor:
     """(h_w - h_l - 1 / (2 beta))^2, h = mean over tokens of log pi - log pi_ref. Returns [G].
 
     Azar et al. 2023, eq. 17, where beta is tau and h is the sum over tokens; the mean is what its authors use, and TRL.
@@ -119,7 +119,9 @@ def ipo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dp
     return _expected(loss, batch.logratios(per_token=True), batch.probability(label_smoothing))
 
 
-def hinge(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0) -> Tensor:
+def hinge_loss(
+    batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0
+) -> Tensor:
     """max(0, 1 - beta (h_w - h_l)), h = log pi - log pi_ref, summed over tokens. Returns [G].
 
     SLiC's hinge (Zhao et al. 2023) on log-ratios, as Liu et al. 2023 (RSO) have it: "hinge-norm".
@@ -131,7 +133,9 @@ def hinge(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, 
     return _expected(loss, batch.logratios(), batch.probability(label_smoothing))
 
 
-def robust(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0) -> Tensor:
+def robust_loss(
+    batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0, dpop_lambda: float = 0.0
+) -> Tensor:
     """((1 - eps) l(h_w - h_l) - eps l(h_l - h_w)) / (1 - 2 eps), l = DPO's loss, eps = label_smoothing. Returns [G].
 
     Chowdhury et al. 2024: the mean over labels flipped with probability eps is DPO's loss on the true ones. Unbounded
@@ -148,7 +152,9 @@ def robust(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0,
     return _expected(loss, batch.logratios(), batch.probability())
 
 
-def simpo(batch: PairBatch, *, beta: float = 2.0, simpo_gamma: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
+def simpo_loss(
+    batch: PairBatch, *, beta: float = 2.0, simpo_gamma: float = 1.0, label_smoothing: float = 0.0
+) -> Tensor:
     """-log sigmoid(beta (m_w - m_l) - gamma), m = mean over tokens of log pi(y|x). No reference. Returns [G].
 
     Meng et al. 2024, eq. 6. A flipped label asks the other answer to win by gamma.
@@ -160,8 +166,8 @@ def simpo(batch: PairBatch, *, beta: float = 2.0, simpo_gamma: float = 1.0, labe
     return _expected(loss, batch.logps(per_token=True), batch.probability(label_smoothing))
 
 
-def cpo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """-log sigmoid(beta (log pi(y_w|x) - log pi(y_l|x))) plus `sft`. No reference. Returns [G].
+def cpo_loss(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """-log sigmoid(beta (log pi(y_w|x) - log pi(y_l|x))) plus `sft_loss`. No reference. Returns [G].
 
     Xu et al. 2024, eq. 3, with the behaviour-cloning term taken per token.
     """
@@ -169,11 +175,11 @@ def cpo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0) ->
     def loss(preferred: Tensor, other: Tensor) -> Tensor:
         return -F.logsigmoid(beta * (preferred - other))
 
-    return _expected(loss, batch.logps(), batch.probability(label_smoothing)) + sft(batch)
+    return _expected(loss, batch.logps(), batch.probability(label_smoothing)) + sft_loss(batch)
 
 
-def orpo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """`sft` plus -beta log sigmoid(log odds_w - log odds_l). No reference. Returns [G].
+def orpo_loss(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """`sft_loss` plus -beta log sigmoid(log odds_w - log odds_l). No reference. Returns [G].
 
     odds = P / (1 - P), log P = mean over tokens of log pi(y|x). Hong et al. 2024, eq. 4, 6 and 7, where beta is lambda.
     """
@@ -185,10 +191,10 @@ def orpo(batch: PairBatch, *, beta: float = 0.1, label_smoothing: float = 0.0) -
     def loss(preferred: Tensor, other: Tensor) -> Tensor:
         return -beta * F.logsigmoid(log_odds(preferred) - log_odds(other))
 
-    return sft(batch) + _expected(loss, batch.logps(per_token=True), batch.probability(label_smoothing))
+    return sft_loss(batch) + _expected(loss, batch.logps(per_token=True), batch.probability(label_smoothing))
 
 
-def sft(batch: PairBatch) -> Tensor:
+def sft_loss(batch: PairBatch) -> Tensor:
     """-mean over tokens of log pi(y_w|x): imitate the preferred answer. Returns [G], nats per token.
 
     Added with a weight to a preference loss it gives RPO (Pang et al. 2024, section 2). With a soft label both answers
@@ -197,7 +203,7 @@ def sft(batch: PairBatch) -> Tensor:
     return _expected(lambda preferred, other: -preferred, batch.logps(per_token=True), batch.probability())
 
 
-def kto(
+def kto_loss(
     logratio_C: Tensor,
     label_C: Tensor,
     baseline: Tensor | float,
@@ -247,14 +253,14 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {
-    "sigmoid": Loss(dpo),
-    "ipo": Loss(ipo, per_token=True),
-    "hinge": Loss(hinge),
-    "robust": Loss(robust),
-    "simpo": Loss(simpo, needs_reference=False, per_token=True),
-    "orpo": Loss(orpo, needs_reference=False, per_token=True),
-    "cpo": Loss(cpo, needs_reference=False),
-    "kto": Loss(kto, per="completion"),
+    "sigmoid": Loss(dpo_loss),
+    "ipo": Loss(ipo_loss, per_token=True),
+    "hinge": Loss(hinge_loss),
+    "robust": Loss(robust_loss),
+    "simpo": Loss(simpo_loss, needs_reference=False, per_token=True),
+    "orpo": Loss(orpo_loss, needs_reference=False, per_token=True),
+    "cpo": Loss(cpo_loss, needs_reference=False),
+    "kto": Loss(kto_loss, per="completion"),
 }
 """Every ``loss_type`` of a recipe."""
 

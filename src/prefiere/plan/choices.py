@@ -20,7 +20,7 @@ BYTES_FULL = 20
 BYTES_CRITIC = 16
 """The same of a critic of its own, which has no reference."""
 LORA_FROM = 1_000_000_000
-SMALL = 5_000_000
+SMALL_MODEL = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def choose_dtype(settings: Settings, device: Device, parameters: int) -> Choice:
         if device.bf16:
             return Choice("dtype", "bfloat16", "this GPU computes in bfloat16")
         return Choice("dtype", "float16", "this GPU has no bfloat16; the loss is scaled against underflow")
-    if parameters < SMALL:
+    if parameters < SMALL_MODEL:
         return Choice("dtype", "float32", "a model this small gains nothing from less")
     if device.bf16:
         return Choice("dtype", "bfloat16", "this processor has bfloat16 instructions")
@@ -66,7 +66,7 @@ def choose_threads(device: Device, parameters: int) -> Choice:
     now = device.threads
     if os.environ.get("OMP_NUM_THREADS"):
         return Choice("threads", now, "OMP_NUM_THREADS says so")
-    if device.kind == "cpu" and parameters < SMALL:
+    if device.kind == "cpu" and parameters < SMALL_MODEL:
         return Choice("threads", 1, "a model this small spends more on handing work out than on doing it")
     return Choice("threads", now, "one for each core")
 

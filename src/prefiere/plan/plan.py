@@ -36,7 +36,7 @@ from prefiere.plan.roles import (
 from prefiere.settings import PolicyGradient, Settings
 
 T = TypeVar("T")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PlanError(ValueError):
@@ -216,7 +216,7 @@ def _planned(
     if policy.limit is not None and max_length > policy.limit:
         max_length = int(picked(Choice("max_length", policy.limit, f"the model takes {policy.limit} tokens")))
     threads = int(picked(choices.choose_threads(device, parameters)))
-    dtype = DTYPES[str(picked(choices.choose_dtype(settings, device, parameters)))]
+    dtype = TORCH_DTYPES[str(picked(choices.choose_dtype(settings, device, parameters)))]
     adapter = None
     if source.adapter:
         adapter = Adapter.saved(source.adapter)

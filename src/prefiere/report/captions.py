@@ -50,7 +50,7 @@ def captioned(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[st
     """
     found: list[Figure] = []
     for panel in panels:
-        svg = curves.draw(panel, cases)
+        svg = curves.draw_panel(panel, cases)
         if svg is None:
             continue
         lines: list[Line] = []
@@ -78,7 +78,7 @@ def _training(case: Case) -> str:
 
 def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
     """Reliability and accuracy by length of the reward models among the runs."""
-    sure, length = figures.reliability(cases), figures.by_length(cases)
+    sure, length = figures.reliability_figure(cases), figures.by_length(cases)
     said: list[Line] = []
     ruled: list[Line] = []
     for i, case in enumerate(cases):

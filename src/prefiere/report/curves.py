@@ -61,7 +61,7 @@ def colour(run: int) -> str:
     return f"run-{run % COLOURS + 1}"
 
 
-def draw(panel: Panel, cases: Sequence[Case]) -> str | None:
+def draw_panel(panel: Panel, cases: Sequence[Case]) -> str | None:
     """One figure with every run that has the metric, as ``<svg>``; None where none has it.
 
     Validation and sampled answers are solid lines with a 95% band. Training is thin: with one run the rows as logged

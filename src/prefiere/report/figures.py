@@ -62,7 +62,7 @@ def _path(axes: Axes, path: Path) -> None:
     axes.plot(path.kl.values[-1:], path.score.values[-1:], color=own, marker="o", ms=8.5)
 
 
-def reliability(cases: Sequence[Case]) -> str | None:
+def reliability_figure(cases: Sequence[Case]) -> str | None:
     """How often each model is right where it says it is p sure, against p; None where none was measured."""
     found = [(i, _points(reward_models.bins(case, "reliability"))) for i, case in enumerate(cases)]
     if not any(len(points) for _, points in found):

@@ -100,7 +100,7 @@ def load_weights(path: Path, engine: Engine) -> None:
             p.copy_(weights[name])
 
 
-def load(path: Path, engine: Engine) -> dict[str, Any]:
+def restore(path: Path, engine: Engine) -> dict[str, Any]:
     """Put everything back as it was; returns the ``state`` that `save` was given, with ``step``."""
     load_weights(path, engine)
     # weights_only: a checkpoint folder can come from anywhere, and a pickle can run code.

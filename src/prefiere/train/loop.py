@@ -251,7 +251,7 @@ class Loop:
         if not whole:
             self.run_folder.cut_logs({})
             return
-        saved = checkpoint.load(whole[-1], self.engine)
+        saved = checkpoint.restore(whole[-1], self.engine)
         if self.main:
             self.run_folder.cut_logs(saved["logs"])
         names = State.__dataclass_fields__
