@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from prefiere.data import formats
 from prefiere.data.schema import PreferencePair
 from prefiere.demo.build import make_tokenizer
 from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation
-from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.groups import GroupStore, GroupWriter, PromptGroup
 
 WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling")
 """The files of this folder that measure something, in the order of the table."""
@@ -46,6 +46,13 @@ PLANNED: dict[str, list[tuple[str, float]]] = {}
 
 Seconds = list[float]
 Contender = Callable[[int], float]
+
+
+def write_groups(groups: Iterable[PromptGroup], k: int, folder: Path) -> None:
+    """Write groups of k completions each into a folder, for `GroupStore.open`."""
+    with GroupWriter(folder, k) as writer:
+        for group in groups:
+            writer.add(group)
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class Bench:
             tokenizer = self.tokenizer(vocabulary)
             encoder = Encoder(tokenizer, Truncation(MAX_LENGTH), eos_ids=[tokenizer.eos_token_id])
             folder.mkdir(parents=True)
-            GroupStore.write(encoder.encode(self.pairs, EncodeReport()), 2, folder)
+            write_groups(encoder.encode(self.pairs, EncodeReport()), 2, folder)
         return GroupStore.open(folder, 2)
 
     def folder(self, shape: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Bench, Row, clock
+from benchmarks.common import Bench, Row, clock, write_groups
 from benchmarks.memory import peak_mb
 from benchmarks.workload import BATCH, MAX_LENGTH
 from prefiere.cache import entry
@@ -85,17 +85,15 @@ def _ours(bench: Bench, *, kept: bool) -> Any:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"  # its threads; TRL forks, and has processes instead
         began = clock()
         encoder = Encoder(tokenizer, Truncation(MAX_LENGTH), eos_ids=[tokenizer.eos_token_id])
-
-        def make(folder: Path) -> dict[str, Any]:
-            GroupStore.write(encoder.encode(records[:size], EncodeReport()), 2, folder)
-            return {}
-
-        folder, _ = entry("bench", {"ids": encoder.key(), "size": size, "kept": kept}, make)
-        _plan(GroupStore.open(folder, 2), BATCH)
+        with entry("bench", {"ids": encoder.key(), "size": size, "kept": kept}) as held:
+            if not held.whole:
+                with held.making() as (folder, _):
+                    write_groups(encoder.encode(records[:size], EncodeReport()), 2, folder)
+        _plan(GroupStore.open(held.folder, 2), BATCH)
         took = clock() - began
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if not kept:
-            shutil.rmtree(folder)
+            shutil.rmtree(held.folder)
         return took
 
     return run
@@ -145,12 +143,11 @@ def _random(n: int) -> Iterator[PromptGroup]:
 
 def _entry(n: int, out: str) -> Path:
     os.environ["PREFIERE_CACHE"] = str(Path(out) / "cache")
-
-    def make(folder: Path) -> dict[str, Any]:
-        GroupStore.write(_random(n), 2, folder)
-        return {}
-
-    return entry("bench", {"n": n}, make)[0]
+    with entry("bench", {"n": n}) as held:
+        if not held.whole:
+            with held.making() as (folder, _):
+                write_groups(_random(n), 2, folder)
+    return held.folder
 
 
 def _measure(n: int, out: str) -> dict[str, float]:

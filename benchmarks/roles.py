@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Bench, Row, quiet
+from benchmarks.common import Bench, Row, quiet, write_groups
 from benchmarks.memory import peak_mb
 from benchmarks.workload import SHAPES, write_pairs
 
@@ -89,14 +89,13 @@ def _ppo(session: Any, folder: Path) -> int:
     """So many PPO steps; what they sampled is kept for SFT."""
     from prefiere.algorithms.ppo import build
     from prefiere.algorithms.rollout import Rollout
-    from prefiere.tokens.groups import GroupStore
 
     method = build(session)
     kept: list[Rollout] = []
     real = method.advantages
     method.advantages = lambda reward, rollout: kept.append(rollout) or real(reward, rollout)  # type: ignore[func-returns-value]
     tokens = sum(method.step(step).tokens for step in range(STEPS))
-    GroupStore.write([g for rollout in kept for g in rollout.store], 1, _fresh(folder))
+    write_groups([g for rollout in kept for g in rollout.store], 1, _fresh(folder))
     return tokens
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
-from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.tokens.groups import GroupStore, GroupWriter, PromptGroup
 
 
 def group(
@@ -40,3 +43,11 @@ def store(
     return GroupStore.build(
         (group(rng, k, vocab, prompt, completion, partly=partly, source=f"random:{i}") for i in range(n)), k
     )
+
+
+def written(groups: Iterable[PromptGroup], k: int, folder: Path) -> GroupStore:
+    """These groups as a store on disk."""
+    with GroupWriter(folder, k) as writer:
+        for one in groups:
+            writer.add(one)
+    return GroupStore.open(folder, k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from prefiere.cache import cache_folder, entry
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "cache"))
+
+
+def kept(make: Callable[[Path], dict[str, Any]], key: dict[str, Any] | None = None) -> tuple[Path, dict[str, Any]]:
+    """The entry of this key and what its making said of it; made where it is not there."""
+    with entry("x", key or {}) as found:
+        if not found.whole:
+            with found.making() as (folder, about):
+                about |= make(folder)
+    return found.folder, found.about
 
 
 class Maker:
@@ -30,9 +40,9 @@ class Maker:
 
 def test_an_entry_is_made_once_for_a_key() -> None:
     make = Maker()
-    first, about = entry("x", {"a": 1}, make)
-    again, same = entry("x", {"a": 1}, make)
-    other, _ = entry("x", {"a": 2}, make)
+    first, about = kept(make, {"a": 1})
+    again, same = kept(make, {"a": 1})
+    other, _ = kept(make, {"a": 2})
     assert (first, about) == (again, same)
     assert first != other
     assert make.times == 2
@@ -42,7 +52,7 @@ def test_an_entry_is_made_once_for_a_key() -> None:
 @pytest.mark.parametrize("damage", ["bit", "cut", "file", "manifest", "garbage", "foreign"])
 def test_a_damaged_entry_is_made_anew(damage: str) -> None:
     make = Maker()
-    folder, _ = entry("x", {}, make)
+    folder, _ = kept(make)
     data, manifest = folder / "a.bin", folder / "entry.json"
     if damage == "bit":
         data.write_bytes(b"Whole" + data.read_bytes()[5:])
@@ -56,10 +66,10 @@ def test_a_damaged_entry_is_made_anew(damage: str) -> None:
         manifest.write_text(manifest.read_text()[:-3])
     else:
         manifest.write_text('{"files": []}')
-    _, about = entry("x", {}, make)
+    _, about = kept(make)
     assert about == {"n": 2}
     assert data.read_bytes() == b"whole" * 1000
-    assert entry("x", {}, make)[1] == {"n": 2}
+    assert kept(make)[1] == {"n": 2}
 
 
 def test_a_making_that_fails_leaves_nothing() -> None:
@@ -68,7 +78,7 @@ def test_a_making_that_fails_leaves_nothing() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        entry("x", {}, fails)
+        kept(fails)
     assert [p.suffix for p in cache_folder().iterdir()] == [".lock"]
 
 
@@ -83,7 +93,7 @@ def _slow(folder: Path) -> dict[str, Any]:
 
 
 def _ask(_: int) -> bytes:
-    return (entry("x", {}, _slow)[0] / "a.bin").read_bytes()
+    return (kept(_slow)[0] / "a.bin").read_bytes()
 
 
 def test_processes_wait_for_the_one_that_makes_it() -> None:
@@ -96,7 +106,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "file" / "under"))
     with pytest.raises(ValueError, match=r"cannot write to .*under .*set PREFIERE_CACHE"):
-        entry("x", {}, Maker())
+        kept(Maker())
 
 
 def test_it_lies_beside_the_caches_of_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:

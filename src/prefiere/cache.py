@@ -1,8 +1,13 @@
 """What took long to make, kept on disk for other runs: each thing under a key of all that it depends on.
 
-An entry is a folder of files, made beside its place and renamed into it when it is whole, with the size and hash of
-each file written down. One that does not agree with them (a full disk, a copy that broke off) is made anew. Several
-processes that want the same entry wait for the one that makes it. Deleting the folder is always safe.
+An entry is a folder of files, written atomically, with the size and hash of each file written down. One that does not
+agree with them (a full disk, a copy that broke off) is made anew. Several processes that want the same entry wait for
+the one that makes it. Deleting the folder is always safe.
+
+    with entry("tokens", key) as kept:
+        if not kept.whole:
+            with kept.making() as (folder, about):
+                ...  # fill the folder, say in ``about`` what is in it
 """
 
 from __future__ import annotations
@@ -10,13 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from prefiere.files import atomic_folder
 
 _MANIFEST = "entry.json"
 
@@ -41,11 +48,36 @@ def digest_of(key: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def entry(kind: str, key: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The folder of an entry and the plain values that its making returned.
+@dataclass
+class Entry:
+    """A place in the cache, held by this process.
 
-    key: everything that the entry depends on and nothing else, as plain values. make: fills an empty folder; called
-    only where there is no whole entry. Raises ValueError where the cache cannot be written.
+    whole: whether it is there; otherwise it is to be made. about: the plain values that its making left.
+    """
+
+    folder: Path
+    whole: bool
+    about: dict[str, Any]
+
+    @contextmanager
+    def making(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield an empty folder to fill with files, and a dict to fill with plain values that are read back as
+        ``about``. Nothing is kept where the filling fails."""
+        with atomic_folder(self.folder) as filled:
+            about: dict[str, Any] = {}
+            yield filled, about
+            files = {f.name: [f.stat().st_size, hash_of(f)] for f in sorted(filled.iterdir())}
+            manifest = json.dumps({"files": files, "about": about})
+            (filled / _MANIFEST).write_text(manifest)
+        self.whole, self.about = True, dict(json.loads(manifest)["about"])
+
+
+@contextmanager
+def entry(kind: str, key: Mapping[str, Any]) -> Iterator[Entry]:
+    """The entry of a key, held until the block ends: another process that wants it waits.
+
+    key: everything that the entry depends on and nothing else, as plain values. Raises ValueError where the cache
+    cannot be written.
     """
     path = cache_folder() / f"{kind}-{digest_of(key)}"
     try:
@@ -55,30 +87,13 @@ def entry(kind: str, key: Mapping[str, Any], make: Callable[[Path], dict[str, An
     except OSError as e:
         raise ValueError(f"cannot write to {path.parent} ({e.strerror}): set PREFIERE_CACHE to another folder") from e
     try:
-        about = _whole(path)
-        return path, about if about is not None else _made(path, make)
+        about = _about(path)
+        yield Entry(path, about is not None, about or {})
     finally:
         lock.release()
 
 
-def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    beside = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        about = json.loads(json.dumps(make(beside)))
-        files = {f.name: [f.stat().st_size, hash_of(f)] for f in sorted(beside.iterdir())}
-        (beside / _MANIFEST).write_text(json.dumps({"files": files, "about": about}))
-        for name in os.listdir(beside):
-            with (beside / name).open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(path, ignore_errors=True)
-        beside.rename(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    return dict(about)
-
-
-def _whole(path: Path) -> dict[str, Any] | None:
+def _about(path: Path) -> dict[str, Any] | None:
     """What an entry's making returned; None where it is missing or damaged."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text())

@@ -14,7 +14,7 @@ import matplotlib
 import pytest
 
 from prefiere.doctor.case import Case
-from prefiere.doctor.words import duration, number, visible
+from prefiere.doctor.words import duration, number
 from prefiere.report import curves, panels
 from prefiere.report.page import render
 from prefiere.report.side_by_side import LONGEST, MOST_ANSWERS
@@ -153,7 +153,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 def test_characters_that_hide_or_reorder_are_spelt_out(tmp_path: Path) -> None:
     run = asked(tmp_path / "run")
-    run.log_samples([answer(0, "abc\u202edef\u0000\u0007\u2066ghi"), answer(4, "línea\nuna\tñ 狗 🐕 \u200d")])
+    run.log_samples([answer(0, "abc\u202edef\u0000\u0007\u2066ghi"), answer(4, "línea\r\nuna\tñ 狗 🐕 \u200d")])
     with open(run.folder / "samples.jsonl", "a") as f:
         f.write(json.dumps(answer(4, "half \ud83d of a pair", sample=1)) + "\n")
     source = page(tmp_path, run).source
@@ -413,12 +413,6 @@ def test_the_account_of_data_is_readable(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (8, 200, 3900, None)] == ["8 s", "3 min 20 s", "1 h 5 min", ""]
-
-
-def test_visible_keeps_ordinary_text() -> None:
-    text = "¿Qué es un perro?\n\tעברית عربي 狗 👩‍👧"
-    assert visible(text) == text
-    assert visible("a\r\nb") == "a\nb"
 
 
 def test_report_does_not_import_torch() -> None:

@@ -587,10 +587,10 @@ def test_describe(kind: Any) -> None:
     [group], _ = encode(tok, pair(ASKED, nasty, "no", source="f\x1b:1"))
     shown = describe(group, tok)
     assert not set("\x1b\x9b\r‮") & set(shown.plain)
-    assert "a dog \\x1b[2J\\x9b31m\\r[bold]x[/bold]\\u202e perro</s>" in shown.plain
+    assert "a dog ⟨U+001B⟩[2J⟨U+009B⟩31m⟨U+000D⟩[bold]x[/bold]⟨U+202E⟩ perro</s>" in shown.plain
     assert "What is a dog?</s>" in shown.plain
     green = "".join(shown.plain[s.start : s.end] for s in shown.spans if "green" in str(s.style))
-    assert green == "a dog \\x1b[2J\\x9b31m\\r[bold]x[/bold]\\u202e perro</s>no</s>"
+    assert green == "a dog ⟨U+001B⟩[2J⟨U+009B⟩31m⟨U+000D⟩[bold]x[/bold]⟨U+202E⟩ perro</s>no</s>"
     assert {shown.plain[s.start : s.end] for s in shown.spans if "reverse" in str(s.style)} == {"</s>"}
     assert "chosen" in shown.plain
     assert "rejected" in shown.plain

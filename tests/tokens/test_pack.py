@@ -10,7 +10,7 @@ import pytest
 
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import Segment, pack, unpack
-from random_groups import store
+from random_groups import store, written
 
 
 def ids(*values: int) -> np.ndarray:
@@ -76,19 +76,19 @@ def test_a_store_returns_what_it_was_given() -> None:
 
 def test_a_store_on_disk_is_the_one_in_memory(tmp_path) -> None:
     groups = list(store(9, 2, partly=True))
-    built, written = GroupStore.build(groups, 2), GroupStore.write(iter(groups), 2, tmp_path)
-    assert str(list(written)) == str(list(built)) == str(list(GroupStore.open(tmp_path, 2)))
-    assert written.fingerprint() == built.fingerprint()
+    built, on_disk = GroupStore.build(groups, 2), written(iter(groups), 2, tmp_path)
+    assert str(list(on_disk)) == str(list(built)) == str(list(GroupStore.open(tmp_path, 2)))
+    assert on_disk.fingerprint() == built.fingerprint()
     assert len(GroupStore.build([], 2)) == 0
 
 
 def test_a_store_on_disk_is_read_not_mapped_and_goes_to_another_process(tmp_path) -> None:
     groups = list(store(9, 2, partly=True))
-    written = GroupStore.write(iter(groups), 2, tmp_path)
-    assert str(list(written)) == str(groups)
+    on_disk = written(iter(groups), 2, tmp_path)
+    assert str(list(on_disk)) == str(groups)
     held = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
     assert not any(str(tmp_path / name) in held for name in ("tokens.bin", "mask.bin"))
-    sent = pickle.loads(pickle.dumps(written.select([8, 0])))
+    sent = pickle.loads(pickle.dumps(on_disk.select([8, 0])))
     assert str(list(sent)) == str([groups[8], groups[0]])
 
 
@@ -159,7 +159,7 @@ def test_what_looks_things_up_on_the_host_stays_there() -> None:
 
 
 def test_a_file_of_ids_that_is_cut_short_is_named(tmp_path) -> None:
-    GroupStore.write(store(4, 2), 2, tmp_path)
+    written(store(4, 2), 2, tmp_path)
     opened = GroupStore.open(tmp_path, 2)
     path = tmp_path / "tokens.bin"
     path.write_bytes(path.read_bytes()[:-8])

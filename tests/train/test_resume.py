@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import runs
+from prefiere import files
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.launch import train
@@ -325,15 +326,15 @@ def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
 def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> None:
     whole = train(runs.settings(tmp_path, out=str(tmp_path / "whole"), save_steps=1), display=QUIET).run
     s = runs.settings(tmp_path, save_steps=1)
-    real = checkpoint.shutil.rmtree
+    real = files.shutil.rmtree
 
     def killed(path, **options):
-        if ".old" in str(path) and Path(path).is_dir():
+        if Path(path).name.startswith(".step-"):
             (Path(path) / "trained.safetensors").unlink()
             raise Killed
         real(path, **options)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    monkeypatch.setattr(files.shutil, "rmtree", killed)
     with pytest.raises(Killed):
         train(s, display=QUIET)
     monkeypatch.undo()

@@ -11,8 +11,8 @@ from rich.text import Text as Styled
 from prefiere.data import formats
 from prefiere.data.audit import audit
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
+from prefiere.files import visible
 from prefiere.settings import DPO
-from prefiere.tokens.tokenizer import visible
 
 EXAMPLES = 3
 SHOWN = 1000  # characters of a text without a model; more is said to be there

@@ -17,6 +17,7 @@ from prefiere.console import Display, table
 from prefiere.data import formats
 from prefiere.data.schema import Message, Text
 from prefiere.evaluate.compare import Compared, ask, validation_prompts
+from prefiere.files import visible
 from prefiere.models import export as exporting
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import ModelError, resolve
@@ -24,7 +25,6 @@ from prefiere.run import Run
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.encoder import Encoder, eos_ids_of
-from prefiere.tokens.tokenizer import visible
 
 SHOWN = 8  # prompts shown side by side; --json has all
 

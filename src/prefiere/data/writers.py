@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from prefiere.data.convert import Record
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Prompt, Text
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; on success it is synced and renamed over it, on failure removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from prefiere.files import atomic
 
 
 def write(records: Iterable[Record], path: str | Path) -> int:
@@ -46,7 +27,7 @@ def write(records: Iterable[Record], path: str | Path) -> int:
     if path.suffix not in writers:
         raise ValueError(f"{path}: write to a name that ends in .jsonl or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _atomic(path) as temporary:
+    with atomic(path) as temporary:
         return writers[path.suffix](records, temporary)
 
 

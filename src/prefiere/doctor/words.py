@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from prefiere.doctor.series import Change, Level
 from prefiere.metrics import column
-
-# Invisible or reordering characters: C0 but tab and newline, DEL and C1, bidirectional controls, surrogates.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-
-
-def visible(text: str) -> str:
-    """Text in which no character hides, reorders its neighbours or breaks the encoding: such ones show as ⟨U+202E⟩."""
-    return _UNSAFE.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", text.replace("\r\n", "\n"))
 
 
 def number(value: float, key: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from prefiere.files import atomic_folder
 from prefiere.models.load import base_scheme, load_model, load_tokenizer
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
@@ -69,16 +69,12 @@ def export(
     scheme = base_scheme(source)
     model = load_model(source)
     answers, logps = _answers(model, prompts, eos_ids, max_new_tokens)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     merged = merge and isinstance(model, PeftModel)
-    _written(model, source, merged, scheme is not None).save_pretrained(str(temporary))
-    load_tokenizer(source).save_pretrained(temporary)
-    del model
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        out.rmdir()
-    temporary.rename(out)
+    with atomic_folder(out) as temporary:
+        _written(model, source, merged, scheme is not None).save_pretrained(str(temporary))
+        load_tokenizer(source).save_pretrained(temporary)
+    del model
 
     def moved(how: str, again: PreTrainedModel, exact: bool) -> Moved:
         new_answers, _ = _answers(again, prompts, eos_ids, max_new_tokens)

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -100,12 +99,11 @@ def cached_logps(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> n
 
     key: everything that the values depend on and nothing else: `model_key`, token ids, compute dtype.
     """
-
-    def make(folder: Path) -> dict[str, str]:
-        np.save(folder / "logps.npy", compute())
-        return {}
-
-    values: np.ndarray = np.load(entry("reference", key, make)[0] / "logps.npy")
+    with entry("reference", key) as kept:
+        if not kept.whole:
+            with kept.making() as (folder, _):
+                np.save(folder / "logps.npy", compute())
+    values: np.ndarray = np.load(kept.folder / "logps.npy")
     return values
 
 

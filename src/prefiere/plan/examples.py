@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.tokens.encoder import Encoder, EncodeReport
-from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.groups import GroupStore, GroupWriter
 from prefiere.tokens.text_pairs import PairEncoder
 
 MAX_EVAL = 512
@@ -66,34 +66,12 @@ class PromptData:
 
 def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> ExampleData:
     """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
-    k = 2 if kind == "pairs" else 1
-    options: Any = {"columns": settings.columns, "on_bad": settings.on_bad}
-    if isinstance(settings, Reward):
-        options["pairs_per_prompt"] = settings.pairs_per_prompt
-
-    def encode(name: str, split: str | None) -> tuple[GroupStore, dict[str, Any]]:
-        source: Any = formats.read(name, kind=kind, split=split, **options)
-
-        def make(folder: Path) -> dict[str, Any]:
-            report = EncodeReport()
-            groups = _counted(encoder.encode(source, report), display, f"reading {name}")
-            if not len(GroupStore.write(groups, k, folder)):
-                what = f"{source.counts}; {'; '.join(report.lines())}"
-                raise ValueError(f"{name} holds no example to learn from ({what})")
-            said = [f"{name}: {source.layout}; {source.counts}", *(f"  {line}" for line in report.lines()[1:])]
-            return {"said": said, "read": source.describe(), "tokens": report.to_dict()}
-
-        folder, about = entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}, make)
-        for line in about["said"]:
-            display.say(line)
-        return GroupStore.open(folder, k), {"data": name, "read": about["read"], "tokens": about["tokens"]}
-
-    store, account = encode(settings.data, settings.data_split)
-    account = {"train": account}
+    store, read = _tokenized(settings, settings.data, settings.data_split, encoder, kind, display)
+    account: dict[str, Any] = {"train": read}
+    validation: GroupStore | None
     if settings.eval_data is not None:
-        train, held = store, encode(settings.eval_data, None)
-        account["eval"] = held[1]
-        validation: GroupStore | None = held[0]
+        train = store
+        validation, account["eval"] = _tokenized(settings, settings.eval_data, None, encoder, kind, display)
     elif settings.eval_size:
         train_at, eval_at = split_by_prompt(store.prompt_keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
@@ -132,12 +110,37 @@ def held_out(size: float, n: int) -> int:
     return int(size) if size >= 1 else max(1, min(MAX_EVAL, round(size * n)))
 
 
-def _counted(groups: Iterable[Any], display: Display, name: str) -> Iterable[Any]:
-    with display.console.status(name) as status:
-        for i, group in enumerate(groups, 1):
-            if i % 1000 == 0:
-                status.update(f"{name}: {i:,} examples")
-            yield group
+def _tokenized(
+    settings: Settings,
+    name: str,
+    split: str | None,
+    encoder: Encoder | PairEncoder,
+    kind: formats.Kind,
+    display: Display,
+) -> tuple[GroupStore, dict[str, Any]]:
+    """The examples of a source as token ids, from the cache where they are there, and what became of its records."""
+    options: Any = {"columns": settings.columns, "on_bad": settings.on_bad}
+    if isinstance(settings, Reward):
+        options["pairs_per_prompt"] = settings.pairs_per_prompt
+    source: Any = formats.read(name, kind=kind, split=split, **options)
+    k = 2 if kind == "pairs" else 1
+    with entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}) as kept:
+        if not kept.whole:
+            report = EncodeReport()
+            with kept.making() as (folder, about), display.console.status(f"reading {name}") as status:
+                with GroupWriter(folder, k) as writer:
+                    for group in encoder.encode(source, report):
+                        writer.add(group)
+                        if len(writer) % 1000 == 0:
+                            status.update(f"reading {name}: {len(writer):,} examples")
+                if not len(writer):
+                    what = f"{source.counts}; {'; '.join(report.lines())}"
+                    raise ValueError(f"{name} holds no example to learn from ({what})")
+                said = [f"{name}: {source.layout}; {source.counts}", *(f"  {line}" for line in report.lines()[1:])]
+                about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}
+    for line in kept.about["said"]:
+        display.say(line)
+    return GroupStore.open(kept.folder, k), {"data": name, "read": kept.about["read"], "tokens": kept.about["tokens"]}
 
 
 def prompts_of_file(name: str, encoder: Encoder) -> Prompts:

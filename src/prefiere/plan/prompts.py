@@ -35,40 +35,11 @@ def read_prompts(
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
     """
     encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, template=settings.template)
-    room = min(settings.max_prompt_length or max_length, max_length - settings.max_new_tokens)
-    if room < 1:
-        raise ValueError(
-            f"max_new_tokens: {settings.max_new_tokens} tokens of an answer leave no room for a prompt within "
-            f"max_length={max_length}"
-        )
-
-    def encode(name: str, split: str | None) -> tuple[Prompts, dict[str, Any]]:
-        source = formats.read(name, kind="prompts", split=split, columns=settings.columns, on_bad=settings.on_bad)
-        records = {repr(r.prompt): r for r in source}
-        found = list(records.values())
-        whole = Prompts(encoder.encode_prompts([r.prompt for r in found]), [r.prompt for r in found],
-                        [r.source for r in found])  # fmt: skip
-        long = [i for i, p in enumerate(whole.ids) if len(p) > room]
-        if long and settings.on_bad != "drop":
-            raise ValueError(
-                f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and "
-                f"{_limit(settings, max_length, room)} "
-                f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
-            )
-        kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
-        display.say(f"{name}: {source.layout}; {len(kept):,} distinct prompts")
-        if long:
-            display.say(f"  {len(long):,} left out: longer than {room} tokens ({whole.sources[long[0]]}, ...)")
-        if not len(kept):
-            raise ValueError(f"{name} holds no prompt to answer ({source.counts})")
-        dropped = {"too_long": len(long), "sources": [whole.sources[i] for i in long[:10]]}
-        return kept, {"data": name, "read": source.describe(), "distinct": len(kept), "dropped": dropped}
-
-    read, account = encode(settings.data, settings.data_split)
+    read, account = _tokenized(settings, settings.data, settings.data_split, encoder, max_length, display)
     accounts: dict[str, Any] = {"train": account}
     train, validation = read, read.select([])
     if settings.eval_data is not None:
-        validation, accounts["eval"] = encode(settings.eval_data, None)
+        validation, accounts["eval"] = _tokenized(settings, settings.eval_data, None, encoder, max_length, display)
     elif settings.eval_size:
         train_at, eval_at = split_by_prompt(_keys(read), held_out(settings.eval_size, len(read)), settings.seed)
         if not len(train_at) or not len(eval_at):
@@ -82,6 +53,44 @@ def read_prompts(
     watched = _watched(settings, validation if len(validation) else train, encoder)
     display.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
     return PromptData(train, accounts, watched)
+
+
+def _room(settings: PolicyGradient, max_length: int) -> int:
+    """Tokens that a prompt may take. Raises ValueError where answers leave none."""
+    room = min(settings.max_prompt_length or max_length, max_length - settings.max_new_tokens)
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens: {settings.max_new_tokens} tokens of an answer leave no room for a prompt within "
+            f"max_length={max_length}"
+        )
+    return room
+
+
+def _tokenized(
+    settings: PolicyGradient, name: str, split: str | None, encoder: Encoder, max_length: int, display: Display
+) -> tuple[Prompts, dict[str, Any]]:
+    """The distinct prompts of a source that leave room for an answer, and what became of its records."""
+    room = _room(settings, max_length)
+    source = formats.read(name, kind="prompts", split=split, columns=settings.columns, on_bad=settings.on_bad)
+    records = {repr(r.prompt): r for r in source}
+    found = list(records.values())
+    whole = Prompts(encoder.encode_prompts([r.prompt for r in found]), [r.prompt for r in found],
+                    [r.source for r in found])  # fmt: skip
+    long = [i for i, p in enumerate(whole.ids) if len(p) > room]
+    if long and settings.on_bad != "drop":
+        raise ValueError(
+            f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and "
+            f"{_limit(settings, max_length, room)} "
+            f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
+        )
+    kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
+    display.say(f"{name}: {source.layout}; {len(kept):,} distinct prompts")
+    if long:
+        display.say(f"  {len(long):,} left out: longer than {room} tokens ({whole.sources[long[0]]}, ...)")
+    if not len(kept):
+        raise ValueError(f"{name} holds no prompt to answer ({source.counts})")
+    dropped = {"too_long": len(long), "sources": [whole.sources[i] for i in long[:10]]}
+    return kept, {"data": name, "read": source.describe(), "distinct": len(kept), "dropped": dropped}
 
 
 def _limit(settings: PolicyGradient, max_length: int, room: int) -> str:

@@ -19,8 +19,8 @@ from markupsafe import Markup, escape
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
-from prefiere.doctor.words import data_in_words, duration, number, visible, with_interval
-from prefiere.files import write_text
+from prefiere.doctor.words import data_in_words, duration, number, with_interval
+from prefiere.files import visible, write_text
 from prefiere.methods import METHODS
 from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
@@ -96,7 +96,7 @@ def _environment() -> Environment:
     """Escaping for everything, and no invisible character in any text that is put in."""
 
     def finalize(value: Any) -> Any:
-        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return _safe(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
         loader=PackageLoader("prefiere.report", ""),
@@ -205,9 +205,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
 
 
+def _safe(text: str) -> str:
+    """Text in which no character hides or reorders others; Windows' line ends are line ends."""
+    return visible(text.replace("\r\n", "\n"))
+
+
 def _prose(text: str) -> Markup:
     """A sentence of a finding, escaped, with what stands in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_safe(text)))))
 
 
 def _label(key: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from prefiere.tokens.truncation import EncodeReport, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-T = TypeVar("T")
 
 __all__ = ["EncodeReport", "Encoder", "Truncation", "decode", "describe", "eos_ids_of"]
 
@@ -83,20 +81,16 @@ class Encoder:
         ``batch`` records are tokenized at a time, while the next ones are written out by the template: two batches at
         once, as one's ids are handed over while the other keeps the cores busy. Raises ValueError as ``on_bad`` says.
         """
-        stream = iter(records)
+        stream, waiting = iter(records), deque[tuple[list[tuple[Record, Script]], Future[dict[str, array[int]]]]]()
         with ThreadPoolExecutor(2) as beside:
-
-            def chunks() -> Iterator[tuple[list[tuple[Record, Script]], Future[dict[str, array[int]]]]]:
-                while chunk := list(islice(stream, batch)):
-                    scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]
-                    yield scripts, beside.submit(self._tokens.known, list(self._texts(s for _, s in scripts)))
-
-            for scripts, known in _ahead(chunks(), 2):
-                for record, script in scripts:
-                    group = self._group(record, script, known.result(), report)
-                    if group is not None:
-                        report.add(group)
-                        yield group
+            while chunk := list(islice(stream, batch)):
+                scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]
+                texts = list(self._texts(script for _, script in scripts))
+                waiting.append((scripts, beside.submit(self._tokens.known, texts)))
+                if len(waiting) > 2:
+                    yield from self._groups(*waiting.popleft(), report)
+            for scripts, known in waiting:
+                yield from self._groups(scripts, known, report)
 
     def encode_prompts(self, prompts: Sequence[Text], tools: Sequence[Mapping[str, Any]] = ()) -> list[np.ndarray]:
         """int32 [P_i] each: prompts as training sees them, cut to ``max_prompt_length`` (or ``max_length`` - 1).
@@ -215,6 +209,16 @@ class Encoder:
             return ids, len(prefix)
         return ids, int(bool(ids) and ids[0] == bos)
 
+    def _groups(
+        self, scripts: list[tuple[Record, Script]], known: Future[dict[str, array[int]]], report: EncodeReport
+    ) -> Iterator[PromptGroup]:
+        ids = known.result()
+        for record, script in scripts:
+            group = self._group(record, script, ids, report)
+            if group is not None:
+                report.add(group)
+                yield group
+
     def _group(
         self, record: Record, script: Script, known: dict[str, array[int]], report: EncodeReport
     ) -> PromptGroup | None:
@@ -272,16 +276,6 @@ class Encoder:
             margin=_margin(record),
             source=record.source,
         )
-
-
-def _ahead(items: Iterable[T], n: int) -> Iterator[T]:
-    """The same items, each given out when the next n are under way."""
-    waiting = deque[T]()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > n:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _answers(record: Record) -> tuple[Text, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
@@ -95,28 +95,19 @@ class GroupStore(Sequence[PromptGroup]):
 
     @classmethod
     def build(cls, groups: Iterable[PromptGroup], k: int) -> GroupStore:
-        """Groups of k completions each, in memory; raises ValueError at one that has another number."""
-        parts = list(_chunks(groups, k))
+        """Groups of k completions each, in memory. Raises ValueError as `GroupWriter.add` does."""
+        parts, stream = list[dict[str, np.ndarray]](), iter(groups)
+        while chunk := list(islice(stream, _CHUNK)):
+            for group in chunk:
+                _check(group, k)
+            parts.append(_columns(chunk, k))
         empty: dict[str, np.ndarray] = {name: np.zeros(0, dtype) for name, dtype in TYPES.items()}
         return cls({name: np.concatenate([p[name] for p in parts or [empty]]) for name in TYPES}, k)
 
     @classmethod
-    def write(cls, groups: Iterable[PromptGroup], k: int, folder: Path) -> GroupStore:
-        """As `build`, but in files of this folder, which holds none yet; never more than a chunk is in memory."""
-        files = {name: (folder / f"{name}.bin").open("xb") for name in TYPES}
-        try:
-            for part in _chunks(groups, k):
-                for name, file in files.items():
-                    file.write(part[name].tobytes())
-        finally:
-            for file in files.values():
-                file.close()
-        return cls.open(folder, k)
-
-    @classmethod
     def open(cls, folder: Path, k: int) -> GroupStore:
-        """The store that `write` left in this folder: what grows with the text is read where it is asked for, the few
-        numbers of each group are mapped into memory."""
+        """The store that a `GroupWriter` left in this folder: what grows with the text is read where it is asked for,
+        the few numbers of each group are mapped into memory."""
 
         def mapped(path: Path, dtype: type) -> np.ndarray:
             return np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
@@ -194,20 +185,53 @@ class GroupStore(Sequence[PromptGroup]):
         return hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=16).hexdigest()
 
 
+class GroupWriter:
+    """Writes groups of k completions each into files of a folder that holds none yet, for `GroupStore.open`.
+
+    Never more than a chunk of them is in memory. The store is whole once the ``with`` block has ended.
+    """
+
+    def __init__(self, folder: Path, k: int):
+        self._files = {name: (folder / f"{name}.bin").open("xb") for name in TYPES}
+        self._k, self._chunk, self._written = k, list[PromptGroup](), 0
+
+    def __len__(self) -> int:
+        return self._written + len(self._chunk)
+
+    def add(self, group: PromptGroup) -> None:
+        """Append a group. Raises ValueError at one that has not k completions, or an empty part."""
+        _check(group, self._k)
+        self._chunk.append(group)
+        if len(self._chunk) == _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        for name, column in _columns(self._chunk, self._k).items():
+            self._files[name].write(column.tobytes())
+        self._written += len(self._chunk)
+        self._chunk = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error is None and self._chunk:
+                self._flush()
+        finally:
+            for file in self._files.values():
+                file.close()
+
+
 def _offsets(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
-def _chunks(groups: Iterable[PromptGroup], k: int) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of some groups at a time. Raises ValueError at one that has not k completions, or an empty part."""
-    stream = iter(groups)
-    while chunk := list(islice(stream, _CHUNK)):
-        for g in chunk:
-            if len(g.completions) != k:
-                raise ValueError(f"{g.source or 'a group'} has {len(g.completions)} completions, expected {k}")
-            if not len(g.prompt) or not all(len(c) for c in g.completions):
-                raise ValueError(f"{g.source or 'a group'} has an empty prompt or completion")
-        yield _columns(chunk, k)
+def _check(group: PromptGroup, k: int) -> None:
+    if len(group.completions) != k:
+        raise ValueError(f"{group.source or 'a group'} has {len(group.completions)} completions, expected {k}")
+    if not len(group.prompt) or not all(len(c) for c in group.completions):
+        raise ValueError(f"{group.source or 'a group'} has an empty prompt or completion")
 
 
 def _columns(chunk: Sequence[PromptGroup], k: int) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 from rich.text import Text as Styled
 
 from prefiere.cache import digest_of, hash_of
+from prefiere.files import visible
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.template import Piece
 
@@ -153,14 +154,6 @@ def eos_ids_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "or eos_token_id in generation_config.json"
         )
     return ids
-
-
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    """Untrusted text for a terminal: control and direction characters are spelt out (``\\x1b``), the rest is kept."""
-    return _UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 def describe(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> Styled:

@@ -1,13 +1,11 @@
 """Checkpoints: everything that makes a resumed run equal an uninterrupted one, written so that a kill cannot harm it.
 
-A checkpoint is a folder ``checkpoints/step-00000010``, filled under a temporary name, synced, and renamed; a folder
-with its final name is therefore whole.
+A checkpoint is a folder ``checkpoints/step-00000010``, written atomically: one that has this name is whole.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from prefiere.files import sync_folder
+from prefiere.files import atomic_folder, clean, remove_folder
 from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.score_head import save_normalisation
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
@@ -30,38 +28,31 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
     Every process calls it; the first writes. Raises OSError when it cannot be written, leaving earlier ones whole.
     """
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    main = engine.world.main
-    if main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    engine.world.barrier()
-    rank = engine.world.rank
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, temporary / f"rng-{rank}.pt")
-    engine.world.barrier()
-    if main:
-        weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
-        save_file(weights, temporary / "trained.safetensors")
-        torch.save(
-            {
-                "optimizer": engine.optimizer.state_dict(),
-                "scheduler": engine.scheduler.state_dict(),
-                "scaler": engine.scaler.state_dict(),
-            },
-            temporary / "optimizer.pt",
-        )
-        whole = {**state, "step": step, "budget": engine.budget.tokens, "backoffs": engine.backoffs}
-        (temporary / "state.json").write_text(json.dumps(whole, indent=2))
-        for path in temporary.iterdir():
-            with open(path, "rb") as f:
-                os.fsync(f.fileno())
-        sync_folder(temporary)
-        _remove(final)
-        temporary.rename(final)
-        sync_folder(folder)
+    random = engine.world.gather([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+    if engine.world.main:
+        with atomic_folder(final) as temporary:
+            _fill(temporary, engine, random, {**state, "step": step})
     engine.world.barrier()
     return final
+
+
+def _fill(folder: Path, engine: Engine, random: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """Write the files of a checkpoint. random: torch's random state in each process."""
+    for rank, one in enumerate(random):
+        torch.save(one, folder / f"rng-{rank}.pt")
+    weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
+    save_file(weights, folder / "trained.safetensors")
+    torch.save(
+        {
+            "optimizer": engine.optimizer.state_dict(),
+            "scheduler": engine.scheduler.state_dict(),
+            "scaler": engine.scaler.state_dict(),
+        },
+        folder / "optimizer.pt",
+    )
+    whole = {**state, "budget": engine.budget.tokens, "backoffs": engine.backoffs}
+    (folder / "state.json").write_text(json.dumps(whole, indent=2))
 
 
 def found(folder: Path) -> list[Path]:
@@ -69,23 +60,13 @@ def found(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
 
 
-def _remove(path: Path) -> None:
-    """Delete a checkpoint, out of sight first: a kill in the middle must not leave half of one under its name."""
-    if path.is_dir():
-        doomed = path.with_name(f".{path.name}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-
-
 def rotate(folder: Path, keep: int, best: int | None) -> None:
     """Delete all but the last ``keep`` checkpoints and the best one, and what a kill left half-written."""
+    clean(folder)
     spared = {f"step-{best:08d}"} if best is not None else set()
     for path in found(folder)[:-keep]:
         if path.name not in spared:
-            _remove(path)
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path)
+            remove_folder(path)
 
 
 def load_weights(path: Path, engine: Engine) -> None:
@@ -125,26 +106,22 @@ def restore(path: Path, engine: Engine) -> dict[str, Any]:
 
 def save_model(trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not."""
-    temporary = folder.with_name(".model.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     model: Any = trunk.model
-    if not trunk.adapted:
-        model.save_pretrained(temporary)
-    elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
-        _save_as_lora(trunk, temporary)
-    else:
-        model.save_pretrained(temporary, selected_adapters=[POLICY])
-    tokenizer.save_pretrained(temporary)
-    save_normalisation(trunk, temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_folder(folder) as temporary:
+        if not trunk.adapted:
+            model.save_pretrained(temporary)
+        elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
+            _save_as_lora(trunk, temporary)
+        else:
+            model.save_pretrained(temporary, selected_adapters=[POLICY])
+        tokenizer.save_pretrained(temporary)
+        save_normalisation(trunk, temporary)
 
 
 def _save_as_lora(trunk: Trunk, folder: Path) -> None:
     """An adapter whose start took weights out of the base, as plain LoRA of twice the rank on the untouched base."""
     model: Any = trunk.model
-    start = folder.with_name(".start.tmp")
-    shutil.rmtree(start, ignore_errors=True)
+    start = folder / "start"
     model.save_pretrained(start, selected_adapters=[REFERENCE])
     (start / REFERENCE).rename(start / "initial")
     model.save_pretrained(

@@ -6,7 +6,6 @@ one that can be resumed from its last checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -240,7 +239,6 @@ class Loop:
             checkpoint.save(folder, s.step, self.engine, state)
         except (OSError, SafetensorError, RuntimeError) as e:
             whole = checkpoint.found(folder)
-            shutil.rmtree(folder / f".step-{s.step:08d}.tmp", ignore_errors=True)
             kept = f"{whole[-1]} is whole" if whole else "there is no earlier one"
             raise TrainingError(f"cannot write a checkpoint to {folder}: {e}. Free some space; {kept}") from e
         if self.main:
