@@ -37,8 +37,9 @@ from benchmarks.workload import MAX_LENGTH, SHAPES, generated, make_model, texts
 from prefiere.data import formats
 from prefiere.data.schema import PreferencePair
 from prefiere.demo.build import make_tokenizer
-from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation
+from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, GroupWriter, PromptGroup
+from prefiere.tokens.truncation import EncodeReport, Truncation
 
 WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling")
 """The files of this folder that measure something, in the order of the table."""

@@ -17,11 +17,12 @@ from benchmarks.workload import BATCH, MAX_LENGTH
 from prefiere.cache import entry
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.schema import PreferencePair
-from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation
+from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import pack
 from prefiere.tokens.schedule import members, split, updates_per_epoch
-from prefiere.tokens.template import messages, plain
+from prefiere.tokens.template import hh_transcript, messages
+from prefiere.tokens.truncation import EncodeReport, Truncation
 from prefiere.train.host import leave_imports_alone
 
 MILLION = 1_000_000
@@ -72,7 +73,7 @@ TITLES = {
 def _strings(pair: PreferencePair) -> dict[str, str]:
     """A pair as plain text, which TRL takes as well."""
     said = [" " + messages(a, "assistant")[0].content.strip() for a in (pair.chosen, pair.rejected)]
-    prompt = plain([m.as_dict() for m in messages(pair.prompt, "user")], None, ask=True)
+    prompt = hh_transcript([m.as_dict() for m in messages(pair.prompt, "user")], None, ask=True)
     return {"prompt": prompt, "chosen": said[0], "rejected": said[1]}
 
 

@@ -21,9 +21,11 @@ from benchmarks.workload import BATCH, MAX_LENGTH, write_pairs
 from prefiere.console import Display
 from prefiere.models.load import load_tokenizer
 from prefiere.models.source import resolve
-from prefiere.plan.examples import make_encoder, read_data
+from prefiere.plan.examples import read_data
 from prefiere.settings import DPO
+from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.schedule import members, updates_per_epoch
+from prefiere.tokens.truncation import Truncation
 
 UPDATES = 30
 
@@ -58,7 +60,8 @@ def _child(path: str, out: str) -> dict[str, float]:
     settings = DPO(model=str(folder), data=path, out="", max_length=MAX_LENGTH, sample_steps=0, template="never")
     tokenizer = load_tokenizer(resolve(folder))
     began = clock()
-    encoder = make_encoder(settings, tokenizer, [tokenizer.eos_token_id])
+    eos_ids = [tokenizer.eos_token_id]
+    encoder = Encoder(tokenizer, Truncation(MAX_LENGTH), eos_ids=eos_ids, template=settings.template)
     store = read_data(settings, encoder, "pairs", Display(quiet=True)).train
     prepared = clock() - began
     began = clock()

@@ -43,7 +43,8 @@ from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.stats import Moments
-from prefiere.tokens.encoder import Encoder, eos_ids_of
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.tokenizer import eos_ids_of
 
 HELD_OUT = 100
 CURVES = ("chosen", "rejected", "margins", "accuracies")

@@ -21,7 +21,7 @@ numbers = st.lists(st.floats(-1e6, 1e6), max_size=20)
 @given(numbers, numbers, numbers)
 def test_moments_merge_like_one_evaluation(a: list[float], b: list[float], c: list[float]) -> None:
     left = (Moments.of(a) + Moments.of(b)) + Moments.of(c)
-    right = Moments.of(a).merge(Moments.of(b).merge(Moments.of(c)))
+    right = Moments.of(a) + (Moments.of(b) + Moments.of(c))
     whole = Moments.of(a + b + c)
     for m in (left, right):
         assert m.count == len(a + b + c)

@@ -40,8 +40,8 @@ class Settings(BaseModel):
     )
     on_bad: Literal["content", "error", "drop"] = Field(
         "content",
-        description="an unusable example (an empty answer, chosen equal to rejected) or a damaged line is an error, or"
-        " left out and counted. content: the first is left out, the second an error; error: both are; drop: neither",
+        description="content: an example without content (an empty answer, chosen equal to rejected) is left out and"
+        " counted, a damaged line is an error; error: both are errors; drop: both are left out and counted",
     )
     max_length: Count = Field(1024, description="tokens of prompt and completion together; longer ones are truncated")
     max_prompt_length: Count | None = Field(

@@ -31,11 +31,8 @@ class Moments:
         return cls(float(x.size), float(x.sum()), float(x @ x))
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
-
-    def merge(self, other: Moments) -> Moments:
         """The moments of both sets of numbers together."""
-        return self + other
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
     @property
     def mean(self) -> float:

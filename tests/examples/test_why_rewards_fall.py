@@ -61,7 +61,9 @@ def test_swapped_pairs_and_dressed_ones(examples: dict[str, ModuleType]) -> None
 def test_foreign_templates_and_ends(examples: dict[str, ModuleType], tmp_path: Path) -> None:
     from prefiere.models.load import load_tokenizer
     from prefiere.models.source import generation_config, resolve
-    from prefiere.tokens.encoder import Encoder, EncodeReport, eos_ids_of
+    from prefiere.tokens.encoder import Encoder
+    from prefiere.tokens.tokenizer import eos_ids_of
+    from prefiere.tokens.truncation import EncodeReport
 
     def written(name: str | None) -> tuple[str, str]:
         folder = tmp_path / str(name)

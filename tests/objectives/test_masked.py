@@ -40,16 +40,6 @@ def test_segment_sum_of_half_precision_is_fp32() -> None:
     assert y.item() == 16.0
 
 
-def test_masked_mean_ignores_what_is_masked_even_nan() -> None:
-    x = torch.tensor([[1.0, math.nan], [4.0, math.inf]], requires_grad=True)
-    y = masked.masked_mean(x, torch.tensor([[True, False], [True, False]]))
-    assert y.item() == 2.5
-    y.backward()
-    assert x.grad is not None
-    assert x.grad.tolist() == [[0.5, 0.0], [0.5, 0.0]]
-    assert masked.masked_mean(x, torch.zeros(2, 2, dtype=torch.bool)).isnan()
-
-
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.integers(1, 29))
 def test_moments_of_parts_add_up(values: list[float], cut: int) -> None:
     x = torch.tensor(values, dtype=torch.float64)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 import runs
 import tiny
 from prefiere.data.schema import Message, PreferencePair
-from prefiere.tokens.text_pairs import PairEncoder, plain
+from prefiere.tokens.text_pairs import PairEncoder, unmarked
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
 
@@ -33,10 +33,10 @@ def test_ids_are_the_tokenizer_s_own(tokenizer) -> None:
 
 def test_messages_become_text_without_markup() -> None:
     one = (Message("user", "What is a dog?"),)
-    assert plain(one) == plain("What is a dog?") == "What is a dog?"
+    assert unmarked(one) == unmarked("What is a dog?") == "What is a dog?"
     talk = (*one, Message("assistant", "An animal."), Message("user", "And a house?"))
-    assert plain(talk) == "Human: What is a dog?\n\nAssistant: An animal.\n\nHuman: And a house?"
-    assert plain("") == ""
+    assert unmarked(talk) == "Human: What is a dog?\n\nAssistant: An animal.\n\nHuman: And a house?"
+    assert unmarked("") == ""
 
 
 @pytest.mark.parametrize("longest", [8, 10, 14])

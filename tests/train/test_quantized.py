@@ -27,8 +27,8 @@ from prefiere.models.reward_model import RewardModel, mount
 from prefiere.models.source import Source, resolve
 from prefiere.models.trunk import REFERENCE, REWARD, Trunk
 from prefiere.settings import DPO, SFT, Reward
-from prefiere.tokens.encoder import EncodeReport
 from prefiere.tokens.pack import pack
+from prefiere.tokens.truncation import EncodeReport
 from prefiere.train import checkpoint
 from prefiere.train.engine import Engine
 from prefiere.world import World

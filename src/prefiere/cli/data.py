@@ -35,7 +35,7 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
         console.print(f"  {line}", markup=False, soft_wrap=True)
     result: dict[str, Any] = {"read": read, "audit": found.to_dict()}
     if model is None:
-        shown: list[Styled] = [plain(record) for record in islice(source, EXAMPLES)]
+        shown: list[Styled] = [as_text(record) for record in islice(source, EXAMPLES)]
     else:
         shown, result["tokens"] = tokenized(settings, model, source, console)
     for example in shown:
@@ -47,25 +47,27 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     return result
 
 
-def open_source(settings: DPO) -> formats.Source[Any]:
+def open_source(settings: DPO) -> formats.Records[Any]:
     """The source as the richest kind of record that its layout holds."""
     options: dict[str, Any] = {"split": settings.data_split, "columns": settings.columns, "on_bad": "drop"}
     holds = formats.read(settings.data, kind="prompts", **options).layout.layout.holds
-    return formats.Source(settings.data, "pairs" if holds == "comparisons" else holds, **options)
+    return formats.Records(settings.data, "pairs" if holds == "comparisons" else holds, **options)
 
 
 def tokenized(
-    settings: DPO, model: str, source: formats.Source[Any], console: Console
+    settings: DPO, model: str, source: formats.Records[Any], console: Console
 ) -> tuple[list[Styled], dict[str, Any]]:
     """The first examples with their scored tokens coloured, and the account of all of them."""
     from prefiere.models.load import load_tokenizer
     from prefiere.models.source import generation_config, resolve
-    from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation, describe, eos_ids_of
+    from prefiere.tokens.encoder import Encoder
+    from prefiere.tokens.tokenizer import describe, eos_ids_of
+    from prefiere.tokens.truncation import EncodeReport, Truncation
 
     found = resolve(model, trust=settings.trust_remote_code)
     tokenizer = load_tokenizer(found)
     if source.kind == "prompts":
-        return [plain(record) for record in islice(source, EXAMPLES)], {}
+        return [as_text(record) for record in islice(source, EXAMPLES)], {}
     encoder = Encoder(
         tokenizer,
         Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length),
@@ -84,7 +86,7 @@ def tokenized(
     return shown, report.to_dict()
 
 
-def plain(record: Any) -> Styled:
+def as_text(record: Any) -> Styled:
     """A record as text: what it is, then each part under its name."""
     parts = {"prompt": record.prompt}
     if isinstance(record, PreferencePair):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from prefiere.data.convert import Record, check
+from prefiere.data.convert import AnyRecord, check_content
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Text
 from prefiere.data.values import BadRow
 
@@ -50,7 +50,7 @@ def text_length(text: Text) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class CountedShare:
     """``count`` of ``n``, with the 95% Wilson interval; ``value`` is nan where n is 0."""
 
     count: int
@@ -60,17 +60,17 @@ class Share:
     high: float
 
 
-def share(count: int, n: int) -> Share:
+def share(count: int, n: int) -> CountedShare:
     """Wilson's score interval (Wilson 1927): for z the normal quantile and p = count/n,
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     """
     if n == 0:
-        return Share(0, 0, math.nan, 0.0, 1.0)
+        return CountedShare(0, 0, math.nan, 0.0, 1.0)
     p, z2 = count / n, _Z * _Z
     centre, half = p + z2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low = (centre - half) / (1 + z2 / n) if count > 0 else 0.0
     high = (centre + half) / (1 + z2 / n) if count < n else 1.0
-    return Share(count, n, p, low, high)
+    return CountedShare(count, n, p, low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ class Audit:
     prompt_lengths: Lengths | None
     chosen_lengths: Lengths | None
     rejected_lengths: Lengths | None
-    longer_preferred: Share | None
-    shorter_preferred: Share | None
+    longer_preferred: CountedShare | None
+    shorter_preferred: CountedShare | None
     in_both: int | None
     examples: dict[str, list[str]]
 
@@ -161,7 +161,7 @@ class _Tally:
             named.append(source)
 
 
-def audit(records: Iterable[Record], against: Iterable[Record] | None = None) -> Audit:
+def audit(records: Iterable[AnyRecord], against: Iterable[AnyRecord] | None = None) -> Audit:
     """Look through records of one kind. ``against`` is other data (to evaluate on) whose prompts should not be here."""
     t, n, overlap = _Tally(), 0, 0
     others = None if against is None else {prompt_key(r.prompt) for r in against}
@@ -191,7 +191,7 @@ def audit(records: Iterable[Record], against: Iterable[Record] | None = None) ->
     )
 
 
-def _answers(record: Record) -> tuple[Text | None, Text | None, float]:
+def _answers(record: AnyRecord) -> tuple[Text | None, Text | None, float]:
     """The preferred answer, the other, and the probability that the first is preferred."""
     if isinstance(record, PreferencePair):
         return record.chosen, record.rejected, record.label
@@ -204,10 +204,10 @@ def _answers(record: Record) -> tuple[Text | None, Text | None, float]:
     return None, None, 1.0
 
 
-def _count(t: _Tally, record: Record) -> None:
+def _count(t: _Tally, record: AnyRecord) -> None:
     first, second, label = _answers(record)
     try:
-        check(record)
+        check_content(record)
     except BadRow as bad:
         t.unusable[bad.reason] = t.unusable.get(bad.reason, 0) + 1
         t.example(bad.reason, record.source)
@@ -225,7 +225,7 @@ def _count(t: _Tally, record: Record) -> None:
     _repeats(t, record, first, second, label)
 
 
-def _repeats(t: _Tally, record: Record, first: Text | None, second: Text | None, label: float) -> None:
+def _repeats(t: _Tally, record: AnyRecord, first: Text | None, second: Text | None, label: float) -> None:
     """Duplicates and contradictions: the same prompt and answers in either order, and their verdicts so far."""
     a, b = ("" if answer is None else _flat(answer) for answer in (first, second))
     turned = a > b and second is not None
@@ -242,7 +242,7 @@ def _repeats(t: _Tally, record: Record, first: Text | None, second: Text | None,
         t.example("contradictions", record.source)
 
 
-def _by_length(t: _Tally) -> tuple[Share | None, Share | None]:
+def _by_length(t: _Tally) -> tuple[CountedShare | None, CountedShare | None]:
     good, bad = np.asarray(t.decided[0]), np.asarray(t.decided[1])
     if not len(good):
         return None, None
@@ -253,7 +253,7 @@ def _by_length(t: _Tally) -> tuple[Share | None, Share | None]:
 # -- holding out by prompt --------------------------------------------------------------------------------------------
 
 
-def _keys(items: Iterable[Record] | np.ndarray) -> np.ndarray:
+def _keys(items: Iterable[AnyRecord] | np.ndarray) -> np.ndarray:
     if isinstance(items, np.ndarray):
         return items.astype(np.int64, copy=False)
     return np.fromiter((prompt_key(r.prompt) for r in items), np.int64)
@@ -268,7 +268,9 @@ def _shuffled_prompts(keys: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
     return place[inverse], counts[ranks]
 
 
-def split_by_prompt(items: Iterable[Record] | np.ndarray, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_by_prompt(
+    items: Iterable[AnyRecord] | np.ndarray, held_out: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices (train, held out), each ascending, with no prompt on both sides.
 
     items: records, or int64 keys of their prompts [n] (equal prompts, equal keys). held_out: how many records at least
@@ -286,7 +288,7 @@ def split_by_prompt(items: Iterable[Record] | np.ndarray, held_out: float, seed:
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def folds_by_prompt(items: Iterable[Record] | np.ndarray, k: int, seed: int) -> np.ndarray:
+def folds_by_prompt(items: Iterable[AnyRecord] | np.ndarray, k: int, seed: int) -> np.ndarray:
     """The fold 0..k-1 of each record [n]: all records of a prompt in one fold, each prompt in the fold that is
     smallest so far. No fold is empty.
 

@@ -25,17 +25,19 @@ from prefiere.data.schema import (
 )
 from prefiere.data.values import BadRow
 
-Record: TypeAlias = PreferencePair | Comparison | Judgement | Demonstration | Prompt
+AnyRecord: TypeAlias = PreferencePair | Comparison | Judgement | Demonstration | Prompt
 PairsPerPrompt: TypeAlias = Literal["best_worst", "all"]
 Note: TypeAlias = Callable[[str], None]
 
 
-def records(native: Native, kind: Kind, *, pairs_per_prompt: PairsPerPrompt, note: Note) -> Iterator[Record | BadRow]:
+def records(
+    native: Native, kind: Kind, *, pairs_per_prompt: PairsPerPrompt, note: Note
+) -> Iterator[AnyRecord | BadRow]:
     """The records of this kind in what one row holds; a BadRow in the place of each that is unusable.
 
     ``note`` is called with the name of each change made to a record. Raises BadRow where the row gives none at all.
     """
-    made: list[Record]
+    made: list[AnyRecord]
     if kind == "pairs":
         made = [*_pairs(native, pairs_per_prompt)]
     elif kind == "comparisons":
@@ -48,7 +50,7 @@ def records(native: Native, kind: Kind, *, pairs_per_prompt: PairsPerPrompt, not
         made = [_prompt(native)]
     for record in made:
         try:
-            check(record)
+            check_content(record)
         except BadRow as bad:
             yield bad
         else:
@@ -130,7 +132,7 @@ def _decided(native: Native) -> PreferencePair:
     )
 
 
-def _judgements(native: Native) -> list[Record]:
+def _judgements(native: Native) -> list[AnyRecord]:
     """The preferred answer is desirable, the other is not; two bad ones are both not."""
     if isinstance(native, Judgement):
         return [native]
@@ -180,7 +182,7 @@ def _prompt(native: Native) -> Prompt:
 # -- what is worth learning from --------------------------------------------------------------------------------------
 
 
-def check(record: Record) -> None:
+def check_content(record: AnyRecord) -> None:
     """Raises BadRow (content) at an empty prompt or answer, two equal answers, or half a character."""
     if isinstance(record, PreferencePair):
         _check_prompt(record.prompt)

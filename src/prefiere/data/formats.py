@@ -26,7 +26,7 @@ from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, Pre
 from prefiere.data.values import BadRow, DataError, Row
 from prefiere.data.writers import write
 
-__all__ = ["Counts", "DataError", "Kind", "Prompt", "Source", "read", "read_comparisons", "write"]
+__all__ = ["Counts", "DataError", "Kind", "Prompt", "Records", "read", "read_comparisons", "write"]
 
 OnBad: TypeAlias = Literal["content", "error", "drop"]
 R = TypeVar("R")
@@ -55,7 +55,7 @@ class Counts:
         return ", ".join(parts)
 
 
-class Options(TypedDict, total=False):
+class ReadOptions(TypedDict, total=False):
     """What `read` takes besides the source and the kind."""
 
     split: str | None
@@ -66,7 +66,7 @@ class Options(TypedDict, total=False):
     pairs_per_prompt: PairsPerPrompt
 
 
-class Source(Generic[R]):
+class Records(Generic[R]):
     """Records of one kind, read lazily, from the start at every iteration. Made by `read`.
 
     ``layout`` says what was detected and why (of the first file; ``layouts`` has each file's), ``files`` what is read,
@@ -192,18 +192,20 @@ def _parse(layout: Layout, row: Row) -> list[Native]:
 
 
 @overload
-def read(source: str | Path, *, kind: Literal["pairs"], **options: Unpack[Options]) -> Source[PreferencePair]: ...
+def read(source: str | Path, *, kind: Literal["pairs"], **options: Unpack[ReadOptions]) -> Records[PreferencePair]: ...
 @overload
-def read(source: str | Path, *, kind: Literal["judgements"], **options: Unpack[Options]) -> Source[Judgement]: ...
+def read(source: str | Path, *, kind: Literal["judgements"], **options: Unpack[ReadOptions]) -> Records[Judgement]: ...
 @overload
 def read(
-    source: str | Path, *, kind: Literal["demonstrations"], **options: Unpack[Options]
-) -> Source[Demonstration]: ...
+    source: str | Path, *, kind: Literal["demonstrations"], **options: Unpack[ReadOptions]
+) -> Records[Demonstration]: ...
 @overload
-def read(source: str | Path, *, kind: Literal["prompts"], **options: Unpack[Options]) -> Source[Prompt]: ...
+def read(source: str | Path, *, kind: Literal["prompts"], **options: Unpack[ReadOptions]) -> Records[Prompt]: ...
 @overload
-def read(source: str | Path, *, kind: Literal["comparisons"], **options: Unpack[Options]) -> Source[Comparison]: ...
-def read(source: str | Path, *, kind: Kind, **options: Unpack[Options]) -> Source[Any]:
+def read(
+    source: str | Path, *, kind: Literal["comparisons"], **options: Unpack[ReadOptions]
+) -> Records[Comparison]: ...
+def read(source: str | Path, *, kind: Kind, **options: Unpack[ReadOptions]) -> Records[Any]:
     """Records of one kind from a file, a folder, a saved data set or a hub id (``owner/name``, ``owner/name:config``).
 
     kind: "pairs", "judgements" (KTO), "demonstrations" (SFT), "prompts" or "comparisons". One is made of the other
@@ -227,9 +229,9 @@ def read(source: str | Path, *, kind: Kind, **options: Unpack[Options]) -> Sourc
     Raises DataError (a ValueError) with file, line and field, or FileNotFoundError; the layout is settled, and its
     errors raised, before the first record is asked for.
     """
-    return Source(source, kind, **options)
+    return Records(source, kind, **options)
 
 
-def read_comparisons(source: str | Path, **options: Unpack[Options]) -> Source[Comparison]:
+def read_comparisons(source: str | Path, **options: Unpack[ReadOptions]) -> Records[Comparison]:
     """What people said, with ties, who, when and how strongly where the layout keeps it; plain pairs prefer a."""
-    return Source(source, "comparisons", **options)
+    return Records(source, "comparisons", **options)

@@ -62,7 +62,7 @@ def wrong_type(field: str, expected: str, value: Any) -> BadRow:
     )
 
 
-def plain(value: Any, field: str) -> str:
+def required_text(value: Any, field: str) -> str:
     """A string that may not be absent."""
     if value is None:
         raise BadRow(field, f"empty {field}", content=True)
@@ -107,7 +107,7 @@ def message(value: Any, field: str) -> Message:
     return Message(ROLES.get(name, name), _content(value.get(body_key) if body_key else None, field), extra)
 
 
-def messages(value: Any, field: str) -> tuple[Message, ...]:
+def message_list(value: Any, field: str) -> tuple[Message, ...]:
     """A conversation: a list of messages, or one message by itself."""
     if value is None:
         raise BadRow(field, f"empty {field}", content=True)
@@ -120,7 +120,7 @@ def messages(value: Any, field: str) -> tuple[Message, ...]:
 
 def text(value: Any, field: str) -> Text:
     """Raw text, or messages."""
-    return value if isinstance(value, str) else messages(value, field)
+    return value if isinstance(value, str) else message_list(value, field)
 
 
 def is_messages(value: Any) -> bool:
@@ -260,7 +260,7 @@ def flag(value: Any, field: str) -> bool:
     return known
 
 
-def number(value: Any, field: str) -> float | None:
+def finite_number(value: Any, field: str) -> float | None:
     """A finite number, also written as text; None where there is none."""
     if value is None or value == "":
         return None

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefiere.data.convert import Record
+from prefiere.data.convert import AnyRecord
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Prompt, Text
 from prefiere.files import atomic
 
 
-def write(records: Iterable[Record], path: str | Path) -> int:
+def write(records: Iterable[AnyRecord], path: str | Path) -> int:
     """Write records to ``path`` (.jsonl or .parquet), atomically. Returns how many.
 
     Columns: prompt, chosen, rejected (and soft_label, margin); prompt, completion, label; prompt, completion; prompt,
@@ -35,7 +35,7 @@ def _text(value: Text) -> Any:
     return value if isinstance(value, str) else [m.as_dict() for m in value]
 
 
-def as_row(record: Record) -> dict[str, Any]:
+def as_row(record: AnyRecord) -> dict[str, Any]:
     """The record as a JSON object, with defaults left out."""
     row: dict[str, Any] = {"prompt": _text(record.prompt)}
     optional: dict[str, tuple[Any, Any]] = {}
@@ -57,7 +57,7 @@ def as_row(record: Record) -> dict[str, Any]:
     return row | {k: value for k, (value, default) in optional.items() if value != default}
 
 
-def _write_jsonl(records: Iterable[Record], path: Path) -> int:
+def _write_jsonl(records: Iterable[AnyRecord], path: Path) -> int:
     count = 0
     with open(path, "w", encoding="utf-8", newline="\n") as f:
         for record in records:
@@ -73,7 +73,7 @@ _TEXTS = ("prompt", "chosen", "rejected", "completion", "answer_a", "answer_b")
 _NUMBERS = ("weight", "margin", "soft_label", "strength")
 
 
-def _write_parquet(records: Iterable[Record], path: Path) -> int:
+def _write_parquet(records: Iterable[AnyRecord], path: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -40,11 +40,6 @@ _EMPTY_WORDS = frozenset(
 _ENOUGH = 0.75
 
 
-def well_formed(prompts: list[str], completions: list[str]) -> list[float]:
-    """1.0 for text that looks like a sentence: begins and ends like one, has four words, does not repeat itself."""
-    return [float(_is_sentence(completion)) for completion in completions]
-
-
 def encyclopedic(prompts: list[str], completions: list[str]) -> list[float]:
     """1.0 for a sentence that defines: "X is a ... <class> ..." and then what sets X apart, in a neutral tone.
 

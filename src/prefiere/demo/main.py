@@ -36,7 +36,8 @@ from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.settings import Settings
 from prefiere.stats import Estimate, clustered_mean
-from prefiere.tokens.encoder import Encoder, eos_ids_of
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.tokenizer import eos_ids_of
 
 ANSWERS_PER_PROMPT = 8
 TEMPERATURES = (0.7, 1.0)

@@ -16,8 +16,8 @@ from prefiere.data.schema import Demonstration, Judgement
 from prefiere.evaluate.pairs import PairScores, Reading, paired
 from prefiere.models.reward_model import RewardModel
 from prefiere.stats import Estimate, clustered_mean
-from prefiere.tokens.encoder import EncodeReport
 from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.truncation import EncodeReport
 
 BINS, FEWEST = 10, 20
 """At most so many bins of equally many pairs, with so many in each at least (as far as there are)."""
@@ -141,7 +141,7 @@ def score_data(
     if holds == "prompts":
         raise ValueError(f"{data} holds prompts without answers: there is nothing to score")
     if holds in ("judgements", "demonstrations"):
-        return _score_answers(model, formats.Source(data, holds, **options), progress)
+        return _score_answers(model, formats.Records(data, holds, **options), progress)
     records = formats.read(data, kind="pairs", pairs_per_prompt=reading.get("pairs_per_prompt", "all"), **options)
     report = EncodeReport()
     store = GroupStore.build(model.encoder.encode(records, report), 2)

@@ -23,7 +23,9 @@ from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.stats import Estimate, clustered_mean, sign_test
-from prefiere.tokens.encoder import Encoder, Truncation, eos_ids_of
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.tokenizer import eos_ids_of
+from prefiere.tokens.truncation import Truncation
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from prefiere.objectives.preference import LOSSES, PairBatch, accuracies
 from prefiere.objectives.preference import rewards as implied
 from prefiere.run import Run, RunError
 from prefiere.stats import Estimate, clustered_mean
-from prefiere.tokens.encoder import Encoder, EncodeReport, Truncation, eos_ids_of
+from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.tokenizer import eos_ids_of
+from prefiere.tokens.truncation import EncodeReport, Truncation
 
 PAIR_BUDGET = 4096
 """Tokens in a batch."""

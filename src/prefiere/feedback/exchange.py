@@ -115,7 +115,7 @@ def _vote(c: sa.Connection, r: Comparison, pair_id: int, turned: bool, name: str
 def write_out(store: Store, path: Path, kind: Kind = "pairs", snapshot: int | None = None) -> int:
     """Write what a store teaches as a file that `data.formats` reads back; noted in the store. Returns the records."""
     name = store.name if snapshot is None else f"{store.name}#{snapshot}"
-    source = formats.Source[object](name, kind)
+    source = formats.Records[object](name, kind)
     written = formats.write(source, path)  # type: ignore[arg-type]
     part = source.files[0].removeprefix(hidden(store.name))
     number = part.removeprefix("#").partition("@")[0]

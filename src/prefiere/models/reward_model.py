@@ -20,17 +20,18 @@ from prefiere.models.measure import Budget, measure
 from prefiere.models.score_head import Head, Normalisation
 from prefiere.models.source import ModelError, Source, generation_config, positions, resolve
 from prefiere.models.trunk import POLICY, REWARD, Trunk, activate
-from prefiere.tokens.encoder import Encoder, eos_ids_of
+from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import PackedBatch
 from prefiere.tokens.text_pairs import PairEncoder
+from prefiere.tokens.tokenizer import eos_ids_of
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
 SCORE_BUDGET = 8192
 """Tokens in a batch, to begin with."""
 
 
-def make_encoder(
+def score_encoder(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
     truncation: Truncation,
@@ -105,7 +106,7 @@ class RewardModel:
         longest = min(limits, default=None)
         saved = normalisation(source)
         template = saved.template if saved else "auto"
-        encoder = make_encoder(
+        encoder = score_encoder(
             source, tokenizer, Truncation(longest), both_ways=both_ways, template=template, on_bad=on_bad
         )
         typed = isinstance(encoder, PairEncoder) and encoder.typed
@@ -141,7 +142,7 @@ class RewardModel:
         source = resolve(name, trust=trust)
         tokenizer = load_tokenizer(source)
         saved = mount(trunk, name, role, trust=trust)
-        encoder = make_encoder(
+        encoder = score_encoder(
             source, tokenizer, Truncation(positions(source)), both_ways=False, template=saved.template
         )
         return cls(str(name), trunk, encoder, saved, notice=notice, role=role, compute=compute)

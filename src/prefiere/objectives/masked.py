@@ -28,13 +28,6 @@ def segment_sum(values_N: Tensor, segment_N: Tensor, count: int) -> Tensor:
     return wide.new_zeros(count).index_add(0, segment_N, wide).to(torch.promote_types(values_N.dtype, torch.float32))
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` where ``mask`` is true (a scalar; nan where it is true nowhere). Other values may be nan."""
-    same_shape(values=values, mask=mask)
-    picked = torch.where(mask, values, torch.zeros_like(values))
-    return picked.sum() / mask.sum()
-
-
 def masked_moments(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Count, sum and sum of squares of ``values`` where ``mask`` is true: a tensor [3] without gradient.
 

@@ -18,9 +18,10 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.settings import SFT, Reward, Settings
-from prefiere.tokens.encoder import Encoder, EncodeReport
+from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, GroupWriter
 from prefiere.tokens.text_pairs import PairEncoder
+from prefiere.tokens.truncation import EncodeReport
 
 MAX_EVAL = 512
 

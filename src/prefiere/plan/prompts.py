@@ -13,7 +13,8 @@ from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
 from prefiere.plan.examples import PromptData, Prompts, held_out, prompts_of_file
 from prefiere.settings import PolicyGradient
-from prefiere.tokens.encoder import Encoder, Truncation
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.truncation import Truncation
 
 
 def _keys(prompts: Prompts) -> np.ndarray:

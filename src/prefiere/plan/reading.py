@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.console import Display
 from prefiere.models.classifier import ends
 from prefiere.models.load import load_tokenizer
-from prefiere.models.reward_model import make_encoder as score_encoder
+from prefiere.models.reward_model import score_encoder
 from prefiere.models.source import generation_config
 from prefiere.plan.examples import ExampleData, PromptData, read_data
 from prefiere.plan.plan import Plan

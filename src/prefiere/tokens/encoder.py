@@ -15,13 +15,11 @@ import numpy as np
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record, Text
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.template import Renderer, Rewritten, Script, TemplateRefusal, messages
-from prefiere.tokens.tokenizer import Tokens, contents, decode, describe, eos_ids_of
+from prefiere.tokens.tokenizer import Tokens, contents, decode
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["EncodeReport", "Encoder", "Truncation", "decode", "describe", "eos_ids_of"]
 
 
 class Encoder:
@@ -37,10 +35,10 @@ class Encoder:
     ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``. template_kwargs: further variables of the template, such as
     ``enable_thinking``.
 
-    on_bad: what happens to an example that cannot be used. ``content`` drops and counts one without content (an answer
-    that says nothing, a prompt without tokens), but raises ValueError naming the source of one that the template cannot
-    write; ``error`` raises for both, ``drop`` drops both. Pairs that truncation made identical, or left nothing to
-    score, are always dropped and counted.
+    on_bad: what happens to an example that cannot be used. ``content`` leaves out and counts one without content (an
+    answer that says nothing, a prompt without tokens), and raises ValueError, which names the source, for one that the
+    template cannot write. ``error`` raises for both kinds, ``drop`` leaves both out. Pairs that truncation made
+    identical, or left nothing to score, are always left out and counted.
     """
 
     def __init__(
@@ -81,7 +79,8 @@ class Encoder:
         ``batch`` records are tokenized at a time, while the next ones are written out by the template: two batches at
         once, as one's ids are handed over while the other keeps the cores busy. Raises ValueError as ``on_bad`` says.
         """
-        stream, waiting = iter(records), deque[tuple[list[tuple[Record, Script]], Future[dict[str, array[int]]]]]()
+        stream = iter(records)
+        waiting: deque[tuple[list[tuple[Record, Script]], Future[dict[str, array[int]]]]] = deque()
         with ThreadPoolExecutor(2) as beside:
             while chunk := list(islice(stream, batch)):
                 scripts = [pair for record in chunk for pair in self._counted_scripts(record, report)]

@@ -2,7 +2,7 @@
 
 Prompt and completion are told apart by construction: the template renders the conversation up to a turn, asking for an
 answer, and the conversation with that turn; the completion is what the second has after the first. Nobody searches for
-role markers. Messages without a chat template are written in the manner of HH-RLHF (`plain`).
+role markers. Messages without a chat template are written in the manner of HH-RLHF (`hh_transcript`).
 
 What people write is data, never markup. Where a message spells out a control token (``<|im_end|>`` in a question), a
 private-use character stands in for it while the template renders, and it comes back cut in two, so that the tokenizer
@@ -59,7 +59,7 @@ class Script:
     open_turns: bool = False
 
 
-def plain(conversation: Sequence[Mapping[str, Any]], tools: Any, *, ask: bool) -> str:
+def hh_transcript(conversation: Sequence[Mapping[str, Any]], tools: Any, *, ask: bool) -> str:
     """A conversation in the manner of HH-RLHF: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``. Raises `TemplateRefusal`."""
     for what in ["tools"] * bool(tools) + ["tool calls" for m in conversation if m.get("tool_calls")]:
         raise TemplateRefusal(f"{what} need a chat template")
@@ -177,7 +177,7 @@ class Renderer:
 
     def _render(self, conversation: list[dict[str, Any]], tools: Any, *, ask: bool) -> str:
         if not self.has_template:
-            return plain(conversation, tools, ask=ask)
+            return hh_transcript(conversation, tools, ask=ask)
         try:
             text = self._tokenizer.apply_chat_template(
                 conversation,

@@ -25,7 +25,7 @@ class PairEncoder:
     A question is its text and an answer is its text, without roles; a conversation of several turns is written as
     ``Human: ...``, ``Assistant: ...``. The special tokens between and after them are the tokenizer's own. An example
     that is too long loses the beginning of its prompt and the end of its answer, never a special token. on_bad: as for
-    `chat.Encoder`. Raises ValueError where the tokenizer does not pair texts.
+    `encoder.Encoder`. Raises ValueError where the tokenizer does not pair texts.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class PairEncoder:
 
     def _has_content(self, record: Record, report: EncodeReport) -> bool:
         report.examples += 1
-        if all(plain(a).strip() for a in _answers(record)):
+        if all(unmarked(a).strip() for a in _answers(record)):
             return True
         if self._on_bad == "error":
             raise ValueError(f"{record.source}: an answer says nothing (on_bad=drop leaves such examples out)")
@@ -95,7 +95,7 @@ class PairEncoder:
 
     def _ids(self, records: Sequence[Record]) -> Iterator[list[list[int]]]:
         """For each record the ids of its prompt and of its answers, without special tokens."""
-        texts = [[plain(r.prompt), *(plain(a) for a in _answers(r))] for r in records]
+        texts = [[unmarked(r.prompt), *(unmarked(a) for a in _answers(r))] for r in records]
         flat = [t for row in texts for t in row]
         found = iter(self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else [])
         return (list(islice(found, len(row))) for row in texts)
@@ -129,7 +129,7 @@ class PairEncoder:
         )
 
 
-def plain(text: Text) -> str:
+def unmarked(text: Text) -> str:
     """A text without markup: a single message is what it says, a conversation says who speaks."""
     if isinstance(text, str) or len(text) == 1:
         return messages(text, "user")[0].content if text else ""

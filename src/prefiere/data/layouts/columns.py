@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, Message, PreferencePair, Prompt, Text
-from prefiere.data.values import BadRow, messages, need, number, plain, text, wrong_type
+from prefiere.data.values import BadRow, finite_number, message_list, need, required_text, text, wrong_type
 
 RowMap: TypeAlias = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ def with_system(row: RowMap, prompt: Text) -> Text:
     if not system or not (isinstance(prompt, str) or not prompt or prompt[0].role != "system"):
         return prompt
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    return (Message("system", plain(system, "system")), *turns)
+    return (Message("system", required_text(system, "system")), *turns)
 
 
 def given(field: str = "prompt") -> Context:
@@ -66,7 +66,7 @@ def implicit(row: RowMap) -> None:
 
 def conversation(field: str) -> Context:
     """Messages up to the answer."""
-    return lambda row: with_system(row, messages(need(row, field), field))
+    return lambda row: with_system(row, message_list(need(row, field), field))
 
 
 def instruction(field: str) -> Context:
@@ -81,7 +81,10 @@ def instruction(field: str) -> Context:
         for turn in row.get("history") or ():
             if isinstance(turn, str) or len(turn) != 2:
                 raise wrong_type("history", "pairs [question, answer]", turn)
-            turns += [Message("user", plain(turn[0], "history")), Message("assistant", plain(turn[1], "history"))]
+            turns += [
+                Message("user", required_text(turn[0], "history")),
+                Message("assistant", required_text(turn[1], "history")),
+            ]
         return with_system(row, (*turns, Message("user", f"{asked}\n{more}" if more.strip() else asked)))
 
     return build
@@ -97,11 +100,11 @@ _SCORES = (
 
 def margin(row: RowMap) -> float | None:
     """The stated reward difference: ``margin``, or the difference of the two scores."""
-    stated = number(row.get("margin"), "margin")
+    stated = finite_number(row.get("margin"), "margin")
     if stated is not None:
         return stated
     for better, worse in _SCORES:
-        high, low = number(row.get(better), better), number(row.get(worse), worse)
+        high, low = finite_number(row.get(better), better), finite_number(row.get(worse), worse)
         if high is not None and low is not None:
             return high - low
     return None
@@ -109,7 +112,7 @@ def margin(row: RowMap) -> float | None:
 
 def weight(row: RowMap) -> float:
     """The ``weight`` column, 1 where there is none. Raises BadRow below 0."""
-    value = number(row.get("weight"), "weight")
+    value = finite_number(row.get("weight"), "weight")
     if value is None:
         return 1.0
     if value < 0:

@@ -14,12 +14,12 @@ from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap, given
 from prefiere.data.schema import Comparison, Message, Preference, Text
 from prefiere.data.values import (
     BadRow,
+    finite_number,
     message,
-    messages,
+    message_list,
     moment,
     need,
-    number,
-    plain,
+    required_text,
     settle,
     text,
     tools,
@@ -107,7 +107,7 @@ def _own(row: RowMap) -> Iterator[Native]:
         a,
         b,
         verdict(need(row, "preference"), "preference"),
-        strength=number(row.get("strength"), "strength"),
+        strength=finite_number(row.get("strength"), "strength"),
         annotator=row.get("annotator"),
         created_at=moment(row.get("created_at")),
     )
@@ -115,8 +115,8 @@ def _own(row: RowMap) -> Iterator[Native]:
 
 def _arena(row: RowMap) -> Iterator[Native]:
     """Chatbot Arena and MT-bench: two whole conversations; only the first ``turn`` rounds were judged."""
-    a, b = (messages(need(row, f"conversation_{s}"), f"conversation_{s}") for s in "ab")
-    rounds = number(row.get("turn"), "turn")
+    a, b = (message_list(need(row, f"conversation_{s}"), f"conversation_{s}") for s in "ab")
+    rounds = finite_number(row.get("turn"), "turn")
     if rounds:
         a, b = _first_rounds(a, int(rounds)), _first_rounds(b, int(rounds))
     judge = row.get("judge") or row.get("judge_hash")
@@ -138,7 +138,7 @@ def _arena_csv(row: RowMap) -> Iterator[Native]:
         turns = [t for q, s in zip(asked, answers, strict=False) for t in (Message("user", q), Message("assistant", s))]
         sides.append(tuple(turns))
     flags: dict[str, Preference] = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
-    won = [preference for field, preference in flags.items() if number(row.get(field), field)]
+    won = [preference for field, preference in flags.items() if finite_number(row.get(field), field)]
     if len(won) != 1:
         raise BadRow(
             "winner_model_a", "unknown verdict", "not exactly one of winner_model_a, winner_model_b, winner_tie is 1"
@@ -154,12 +154,12 @@ def _rounds(value: Any, field: str) -> list[str]:
             decoded = None
         if isinstance(decoded, list) and all(isinstance(x, str | None) for x in decoded):
             value = decoded
-    return [plain(value, field)] if not isinstance(value, list) else [x or "" for x in value]
+    return [required_text(value, field)] if not isinstance(value, list) else [x or "" for x in value]
 
 
 def _helpsteer(row: RowMap) -> Iterator[Native]:
     """HelpSteer3: -3 (the first is much better) to 3 (the second is), 0 a tie. The verdict of all, not of each."""
-    score = number(need(row, "overall_preference"), "overall_preference")
+    score = finite_number(need(row, "overall_preference"), "overall_preference")
     if score is None:
         raise BadRow("overall_preference", "unanswered", "nobody gave a preference", content=True)
     preference: Preference = "tie" if score == 0 else "a" if score < 0 else "b"
@@ -172,7 +172,7 @@ def _summaries(row: RowMap) -> Iterator[Native]:
 
     ``confidence`` is a point on a scale of 9 between the two summaries, with 5 in the middle.
     """
-    about, two, choice = need(row, "info"), need(row, "summaries"), number(need(row, "choice"), "choice")
+    about, two, choice = need(row, "info"), need(row, "summaries"), finite_number(need(row, "choice"), "choice")
     if not isinstance(two, Sequence) or len(two) != 2 or choice not in (0, 1):
         raise BadRow("summaries", "wrong type in summaries", "expected two summaries and a choice of 0 or 1")
     if about.get("post") is not None:
@@ -180,17 +180,17 @@ def _summaries(row: RowMap) -> Iterator[Native]:
             f"SUBREDDIT: r/{about.get('subreddit')}\n\nTITLE: {about.get('title')}\n\nPOST: {about['post']}\n\nTL;DR:"
         )
     else:
-        prompt = f"{plain(about.get('article'), 'info.article')}\n\nTL;DR:"
-    confidence = number((row.get("extra") or {}).get("confidence"), "extra.confidence")
+        prompt = f"{required_text(about.get('article'), 'info.article')}\n\nTL;DR:"
+    confidence = finite_number((row.get("extra") or {}).get("confidence"), "extra.confidence")
     lean = 0.0 if confidence is None else (confidence - 5) / 4 * (1 if choice else -1)
-    a, b = (plain(s.get("text"), "summaries.text") for s in two)
+    a, b = (required_text(s.get("text"), "summaries.text") for s in two)
     strength = lean if lean > 0 else None
     yield comparison(row, prompt, a, b, "b" if choice else "a", strength=strength, annotator=row.get("worker"))
 
 
 def _gemini(row: RowMap) -> Iterator[Native]:
     """Gemini: two completions with a score each; the higher one is preferred."""
-    context = messages(need(row, "contents"), "contents")
+    context = message_list(need(row, "contents"), "contents")
     rules = row.get("system_instruction") or row.get("systemInstruction")
     if rules:
         system = message({"role": "system", **rules}, "system_instruction")
@@ -198,8 +198,8 @@ def _gemini(row: RowMap) -> Iterator[Native]:
     two = need(row, "completions")
     if not isinstance(two, Sequence) or len(two) != 2:
         raise wrong_type("completions", "two completions", two)
-    a, b = (messages(need(c, "completion"), "completions.completion") for c in two)
-    high, low = (number(need(c, "score"), "completions.score") or 0.0 for c in two)
+    a, b = (message_list(need(c, "completion"), "completions.completion") for c in two)
+    high, low = (finite_number(need(c, "score"), "completions.score") or 0.0 for c in two)
     yield comparison(row, context, a, b, "a" if high > low else "b" if low > high else "tie")
 
 
@@ -232,7 +232,7 @@ def _argilla(row: RowMap) -> Iterator[Native]:
 def _argilla_verdict(value: Any, question: str) -> Preference:
     """A label such as "response_2", or a ranking [{value, rank}] of the two."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        ranks = {_argilla_verdict(v["value"], question): number(v.get("rank"), question) or 0.0 for v in value}
+        ranks = {_argilla_verdict(v["value"], question): finite_number(v.get("rank"), question) or 0.0 for v in value}
         if set(ranks) != {"a", "b"}:
             raise wrong_type(f"{question}.responses", "a ranking of two answers", value)
         return "tie" if ranks["a"] == ranks["b"] else "a" if ranks["a"] < ranks["b"] else "b"
@@ -265,8 +265,8 @@ def _nectar(row: RowMap) -> Iterator[Native]:
     prompt = text(need(row, "prompt"), "prompt")
     ranked: list[tuple[float, Text]] = []
     for entry in need(row, "answers"):
-        rank = number(need(entry, "rank"), "answers.rank")
-        answer = plain(need(entry, "answer"), "answers.answer")
+        rank = finite_number(need(entry, "rank"), "answers.rank")
+        answer = required_text(need(entry, "answer"), "answers.answer")
         prompt_form, settled, _ = settle(prompt, answer, answer)
         ranked.append((float("inf") if rank is None else rank, settled))
     if len(ranked) < 2:

@@ -25,11 +25,11 @@ from prefiere.data.layouts.columns import (
 from prefiere.data.schema import PreferencePair
 from prefiere.data.values import (
     BadRow,
+    finite_number,
     is_messages,
     is_transcript,
-    messages,
+    message_list,
     need,
-    number,
     settle,
     text,
     tools,
@@ -48,7 +48,7 @@ def pair(context: Context, chosen: str = "chosen", rejected: str = "rejected") -
     def parse(row: RowMap) -> Iterator[Native]:
         good, bad = text(need(row, chosen), chosen), text(need(row, rejected), rejected)
         prompt, good, bad = settle(context(row), good, bad)
-        soft = number(row.get("soft_label"), "soft_label")
+        soft = finite_number(row.get("soft_label"), "soft_label")
         if soft is not None and not 0 <= soft <= 1:
             raise BadRow("soft_label", "wrong type in soft_label", f"expected a probability, found {soft}")
         yield PreferencePair(
@@ -69,14 +69,14 @@ def _openai(row: RowMap) -> Iterator[Native]:
     inside = need(row, "input")
     if not isinstance(inside, Mapping):
         raise wrong_type("input", "an object with messages", inside)
-    context = messages(need(inside, "messages"), "input.messages")
+    context = message_list(need(inside, "messages"), "input.messages")
     flat = {**row, "tools": inside.get("tools") or row.get("tools")}
     yield from pair(lambda _: context, "preferred_output", "non_preferred_output")(flat)
 
 
 def _swift(row: RowMap) -> Iterator[Native]:
     """ms-swift: the messages end with the chosen answer; the rejected one replaces it."""
-    turns = with_system(row, messages(need(row, "messages"), "messages"))
+    turns = with_system(row, message_list(need(row, "messages"), "messages"))
     if not turns or isinstance(turns, str) or turns[-1].role != "assistant":
         raise BadRow("messages", "no chosen answer", "the messages do not end with the chosen answer", content=True)
     if row.get("rejected_messages") is not None:
@@ -89,7 +89,7 @@ def _swift(row: RowMap) -> Iterator[Native]:
 def _chat_continues(row: RowMap) -> bool:
     """``chosen`` is the next turn after ``messages``, not a whole conversation by itself."""
     value = row["chosen"]
-    return isinstance(value, str) or (is_messages(value) and messages(value, "chosen")[0].role == "assistant")
+    return isinstance(value, str) or (is_messages(value) and message_list(value, "chosen")[0].role == "assistant")
 
 
 def _any_messages(row: RowMap) -> bool:

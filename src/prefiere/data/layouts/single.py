@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, conversation, given, instruction, weight
 from prefiere.data.schema import Demonstration, Judgement, Kind, Message, Prompt, Text
-from prefiere.data.values import BadRow, as_flag, flag, need, plain, settle, text, tools
+from prefiere.data.values import BadRow, as_flag, flag, need, required_text, settle, text, tools
 
 
 def answered(context: Context, field: str) -> Callable[[RowMap], tuple[Text, Text]]:
@@ -47,7 +47,7 @@ def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
     return build
 
 
-def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
+def with_verdict(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
     """A parser of one answer that the column ``verdict`` calls good or bad."""
 
     def parse(row: RowMap) -> Iterator[Native]:
@@ -82,7 +82,7 @@ def _whole_text(row: RowMap) -> tuple[Text, Text]:
     """Plain text without a prompt; messages under this name are a conversation."""
     value = need(row, "text")
     if value is None or isinstance(value, str):
-        return "", plain(value, "text")
+        return "", required_text(value, "text")
     return all_turns("text")(row)
 
 
@@ -108,11 +108,11 @@ SINGLE = (
         "TRL unpaired (KTO)",
         "judgements",
         "prompt completion",
-        judged(answered(given(), "completion"), "label"),
+        with_verdict(answered(given(), "completion"), "label"),
         verdict="label",
     ),
     *(
-        _layout("ShareGPT KTO", "judgements", field, judged(last_turn(field), verdict), verdict)
+        _layout("ShareGPT KTO", "judgements", field, with_verdict(last_turn(field), verdict), verdict)
         for field in ("conversations", "messages")
         for verdict in ("kto_tag", "label")
     ),
@@ -120,7 +120,7 @@ SINGLE = (
         "Alpaca KTO",
         "judgements",
         "instruction output",
-        judged(answered(instruction("instruction"), "output"), "kto_tag"),
+        with_verdict(answered(instruction("instruction"), "output"), "kto_tag"),
         verdict="kto_tag",
     ),
     _layout(
