@@ -19,7 +19,7 @@ from prefiere.algorithms.dpo import Pairs
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import load_policy
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.objectives.preference import LOSSES
 from prefiere.settings import DPO
 from prefiere.tokens.groups import GroupStore
@@ -46,7 +46,7 @@ class Ours:
         settings = DPO(model=str(folder), data="", out="", learning_rate=1e-6)
         adapter = Adapter.lora(r=16, alpha=32, dropout=0.0, targets="all-linear", dora=False, rslora=False)
         self.trunk, _ = load_policy(
-            resolve(folder), compute=compute or torch.float32, adapter=adapter if lora else None, packed=packed
+            find_model(folder), compute=compute or torch.float32, adapter=adapter if lora else None, packed=packed
         )
         apply_products(self.trunk, str(choose_products(self.trunk.device, compute or torch.float32).value))
         optimizer = make_optimizer(self.trunk, settings, 1e-6, 1e-6)

@@ -146,7 +146,7 @@ def _measure(folder: str, method: str, options: str, keep: str) -> None:
         return found
 
     start.Loop.run = run  # type: ignore[method-assign]
-    start.train(settings, display=Display(quiet=True))
+    start.launch(settings, display=Display(quiet=True))
     # Not ru_maxrss, which begins with the size of the process that started this one.
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"peak": peak - before, "seconds": seconds[0]}))

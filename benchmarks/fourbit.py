@@ -43,7 +43,7 @@ from prefiere.plan.plan import resolve
 from prefiere.run import Run
 from prefiere.tokens.pack import pack
 from prefiere.train.setup import Session
-from prefiere.train.setup import build as build_session
+from prefiere.train.setup import build_session as build_session
 from prefiere.world import World
 
 RECIPES = Path(__file__).parents[1] / "recipes"

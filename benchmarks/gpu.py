@@ -70,7 +70,7 @@ def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str
     from prefiere.models.adapter import Adapter
     from prefiere.models.load import load_policy
     from prefiere.models.reference import Reference, sequence_logps
-    from prefiere.models.source import resolve
+    from prefiere.models.source import find_model
     from prefiere.objectives.preference import LOSSES
     from prefiere.settings import DPO
     from prefiere.train.engine import Engine
@@ -80,7 +80,7 @@ def ours(folder: Path, store: GroupStore, batches: list[np.ndarray]) -> dict[str
     world = World.open()
     settings = DPO(model=str(folder), data="", out="")
     adapter = Adapter.lora(r=16, alpha=32, dropout=0.0, targets="all-linear", dora=False, rslora=False)
-    trunk, how = load_policy(resolve(folder), compute=torch.bfloat16, adapter=adapter, device=world.device)
+    trunk, how = load_policy(find_model(folder), compute=torch.bfloat16, adapter=adapter, device=world.device)
     print(how, file=sys.stderr)
     optimizer = make_optimizer(trunk, settings, 1e-5, 1e-5)
     engine = Engine(

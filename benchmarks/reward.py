@@ -16,7 +16,7 @@ from benchmarks.contenders import BUDGET, Apart, installed
 from benchmarks.workload import BATCH, SHAPES, window
 from prefiere.algorithms.reward import Scores
 from prefiere.models.classifier import load_reward
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.settings import Reward
 from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
@@ -51,7 +51,7 @@ class Ours:
         keep_freed_memory(torch.device("cpu"))
         keep_few_kernels(torch.device("cpu"))
         settings = Reward(model=str(folder), data="", out="", learning_rate=1e-6)
-        trunk, _ = load_reward(resolve(folder), compute=torch.bfloat16, adapter=None, packed=True)
+        trunk, _ = load_reward(find_model(folder), compute=torch.bfloat16, adapter=None, packed=True)
         apply_products(trunk, str(choose_products(trunk.device, torch.bfloat16).value))
         optimizer = make_optimizer(trunk, settings, 1e-6, 1e-6)
         self.engine = Engine(

@@ -70,7 +70,7 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     from prefiere.plan.plan import resolve
     from prefiere.run import Run
     from prefiere.settings import PPO, SFT
-    from prefiere.train.setup import build
+    from prefiere.train.setup import build_session
     from prefiere.world import World
 
     place = Path(out)
@@ -79,7 +79,7 @@ def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
     settings: Any = PPO(reward=reward, num_ppo_epochs=1, **given) if who == "ppo" else SFT(**given)
     world = World.open()
     plan = resolve(settings, Device.of(world.device))
-    session = build(plan, Run.create(settings.out), Display(quiet=True), world=world)
+    session = build_session(plan, Run.create(settings.out), Display(quiet=True), world=world)
     tokens = place / f"sampled-{shape}"
     work = {"ppo": _ppo, "sft": _sft, "nothing": lambda session, folder: 0}[who]
     return {"tokens": work(session, tokens), "peak": peak_mb()}

@@ -20,7 +20,7 @@ from benchmarks.memory import peak_mb
 from benchmarks.workload import BATCH, MAX_LENGTH, write_pairs
 from prefiere.console import Display
 from prefiere.models.load import load_tokenizer
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.plan.examples import read_data
 from prefiere.settings import DPO
 from prefiere.tokens.encoder import Encoder
@@ -58,7 +58,7 @@ def _child(path: str, out: str) -> dict[str, float]:
     os.environ["PREFIERE_CACHE"] = f"{path}.cache"
     folder = Bench(Path(out)).folder("tiny")
     settings = DPO(model=str(folder), data=path, out="", max_length=MAX_LENGTH, sample_steps=0, template="never")
-    tokenizer = load_tokenizer(resolve(folder))
+    tokenizer = load_tokenizer(find_model(folder))
     began = clock()
     eos_ids = [tokenizer.eos_token_id]
     encoder = Encoder(tokenizer, Truncation(MAX_LENGTH), eos_ids=eos_ids, template=settings.template)

@@ -19,7 +19,7 @@ import torch
 from prefiere.data.schema import Message, PreferencePair
 from prefiere.models.load import load_policy
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 
 SANE: dict[str, Any] = {
     "max_steps": 50,
@@ -128,7 +128,7 @@ def dense_reference() -> Iterator[None]:
     """The reference is the dense model, the policy starts from its 4-bit copy."""
 
     def logps(session: Any, store: Any) -> np.ndarray:
-        source = replace(resolve(session.settings.model), quantize="none")
+        source = replace(find_model(session.settings.model), quantize="none")
         trunk = load_policy(source, compute=torch.float32, adapter=None, packed=session.trunk.packed)[0]
         return sequence_logps(trunk, store, budget=4096)
 

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefiere import ppo, rloo, sft
 from prefiere.evaluate.compare import ask
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.sample.sampling import Sampling
 
 NODES = "abcdefghijklmnopqrstu"
@@ -105,7 +105,7 @@ def measured(model: Path, samples: int = 64) -> float:
     """Mean optimality of walks from every node, sampled at temperature 1."""
     starts = sorted(SHORTEST)
     sampling = Sampling(samples=samples, max_new_tokens=LONGEST, seed=7)
-    rows = ask(resolve(model), starts, sampling).rows
+    rows = ask(find_model(model), starts, sampling).rows
     return float(np.mean(optimality([r["prompt"] for r in rows], [r["completion"] for r in rows])))
 
 

@@ -37,7 +37,7 @@ from prefiere.demo import corpus, judge
 from prefiere.doctor.diagnose import diagnose
 from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.models.load import load_model, load_tokenizer
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
@@ -132,8 +132,12 @@ def once(out: Path, base: Path, name: str, seed: int, steps: int) -> dict[str, A
 def judged(model: Path, base: Path) -> dict[str, float]:
     """Two answers at temperature 1 to each question that no pair contained, asked as the base model is used: the share
     in the preferred style, and the share that is right about the thing asked."""
-    policy, tokenizer, prompts = load_model(resolve(model)), load_tokenizer(resolve(base)), corpus.held_out_prompts()
-    eos_ids = eos_ids_of(load_model(resolve(base)), tokenizer)
+    policy, tokenizer, prompts = (
+        load_model(find_model(model)),
+        load_tokenizer(find_model(base)),
+        corpus.held_out_prompts(),
+    )
+    eos_ids = eos_ids_of(load_model(find_model(base)), tokenizer)
     encoder = Encoder(tokenizer, eos_ids=eos_ids)
     trunk = Trunk(policy, packed=False)
     rollouts, sampling = LocalRollouts(trunk.lm, Vocabulary(tuple(eos_ids))), Sampling(samples=2, max_new_tokens=32)

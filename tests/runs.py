@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, GenerationConfig
 
 import tiny
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, COLUMNS, HELD_OUT
 from prefiere.plan.device import Device
@@ -22,7 +22,7 @@ from prefiere.plan.plan import resolve
 from prefiere.run import Run
 from prefiere.settings import DPO, PolicyGradient, Reward, Settings
 from prefiere.train.engine import Engine
-from prefiere.train.setup import Session, build
+from prefiere.train.setup import Session, build_session
 from prefiere.world import World
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
@@ -144,7 +144,7 @@ def session(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Session:
 def built(settings: Settings, run: Run) -> Session:
     """What a run of these settings is built of."""
     world = World.open()
-    return build(resolve(settings, Device.of(world.device)), run, Display(quiet=True), world=world)
+    return build_session(resolve(settings, Device.of(world.device)), run, Display(quiet=True), world=world)
 
 
 class Killed(BaseException):
@@ -163,7 +163,7 @@ def kill(settings: Settings, after: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "update", update)
         with pytest.raises(Killed):
-            train(settings, display=Display(quiet=True))
+            launch(settings, display=Display(quiet=True))
 
 
 def unknown_columns(rows: Iterable[Mapping[str, Any]]) -> set[str]:

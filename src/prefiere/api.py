@@ -45,7 +45,7 @@ class TrainedRun(Run):
 def train(settings: Settings, *, fresh: bool = False, console: Console | None = None) -> TrainedRun:
     """Run settings to their end, from the last checkpoint where there is one, and write the report however it ends."""
     from prefiere.console import Display
-    from prefiere.launch import train as start
+    from prefiere.launch import launch as start
 
     outcome = start(settings, fresh=fresh, display=Display(console), on_end=_write_report)
     trained = TrainedRun(outcome.run.folder)

@@ -22,13 +22,13 @@ from prefiere.train.engine import TrainingError
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import resume_command
 from prefiere.train.loop import Loop
-from prefiere.train.setup import Session, build, make_evaluator
+from prefiere.train.setup import Session, build_session, make_evaluator
 from prefiere.world import World
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call to `train` ended: the run, whether it had finished before, and why it stopped early, if it did."""
+    """How a call to `launch` ended: the run, whether it had finished before, and why it stopped early, if it did."""
 
     run: Run
     already: bool = False
@@ -87,7 +87,7 @@ def open_run(run: Run, settings: Settings, *, fresh: bool) -> dict[str, Any]:
     return run.environment
 
 
-def train(
+def launch(
     settings: Settings,
     *,
     fresh: bool = False,
@@ -152,7 +152,7 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         return Outcome(run, already=True)
     recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
     plan = resolve(settings, Device.of(world.device), recorded)
-    session = build(plan, run, display, world=world, recorded=recorded)
+    session = build_session(plan, run, display, world=world, recorded=recorded)
     _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")

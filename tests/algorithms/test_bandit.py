@@ -22,7 +22,7 @@ import rewarding
 import runs
 import tiny
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.settings import PolicyGradient
 
 WORDS = [f"w{i}" for i in range(12)]
@@ -54,7 +54,7 @@ def trained(tmp: Path, method: str, **options: Any) -> tuple[np.ndarray, np.ndar
     }  # fmt: skip
     s = runs.policy_settings(tmp, method, **{**given, **options})
     assert isinstance(s, PolicyGradient)
-    run = train(s, display=Display(quiet=True)).run
+    run = launch(s, display=Display(quiet=True)).run
     assert run.status["state"] == "finished"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp / "model")
     ids = torch.tensor([[tokenizer.convert_tokens_to_ids(w)] for w in WORDS])

@@ -20,7 +20,7 @@ from prefiere.algorithms.advantages import RewardScale
 from prefiere.algorithms.on_policy import OnPolicy
 from prefiere.algorithms.rollout import Rollout
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.trunk import CRITIC, POLICY, REFERENCE, REWARD
 from prefiere.settings import Reward
@@ -49,7 +49,7 @@ def starting_adapter(folder: Path, base: Path, dropout: float = 0.0) -> Path:
 def reward_run(tmp: Path, **options: Any) -> Path:
     """A reward model trained on the policy's base for a few steps."""
     given = {"model": str(tmp / "model"), "max_steps": 6, "eval_size": 4, "learning_rate": 1e-2, **options}
-    return train(runs.settings(tmp, Reward, out=str(tmp / "reward"), **given), display=QUIET).run.folder
+    return launch(runs.settings(tmp, Reward, out=str(tmp / "reward"), **given), display=QUIET).run.folder
 
 
 @pytest.fixture(scope="module")
@@ -226,10 +226,10 @@ def test_four_roles_killed_and_resumed_equal_uninterrupted(tmp_path, four) -> No
     """The reward model is mounted anew, and the critic, which began as that, is what it was when the run was killed."""
     tmp, options = four
     given = {"max_steps": 5, "save_steps": 2, "target_kl": 0.01, "kl_horizon": 50, **options}
-    whole = train(runs.policy_settings(tmp, out=str(tmp_path / "whole"), **given), display=QUIET).run
+    whole = launch(runs.policy_settings(tmp, out=str(tmp_path / "whole"), **given), display=QUIET).run
     s = runs.policy_settings(tmp, out=str(tmp_path / "killed"), **given)
     runs.kill(s, 3)
-    resumed = train(s, display=QUIET).run
+    resumed = launch(s, display=QUIET).run
     a, b = (checkpoint.found(r.checkpoints)[-1] for r in (whole, resumed))
     assert a.name == b.name == "step-00000005"
     x, y = (load_file(p / "trained.safetensors") for p in (a, b))
@@ -253,7 +253,7 @@ def test_four_roles_on_a_base_in_few_bits(tmp_path, held) -> None:
         quantized.folder(dense, tmp_path / "gptq", "gptq")
         options = {"model": str(tmp_path / "gptq")}
     reward = reward_run(tmp_path, **options)
-    run = train(runs.policy_settings(tmp_path, reward=str(reward), max_steps=2, **options), display=QUIET).run
+    run = launch(runs.policy_settings(tmp_path, reward=str(reward), max_steps=2, **options), display=QUIET).run
     assert run.status["state"] == "finished"
     choices = {c["name"]: c["value"] for c in run.environment["choices"]}
     assert choices["quantization"] == held

@@ -20,7 +20,7 @@ import oracles
 import rewarding
 import runs
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.run import Run
 from prefiere.settings import PolicyGradient
 from prefiere.train.engine import Engine
@@ -31,7 +31,7 @@ METHODS = ("ppo", "rloo", "grpo", "reinforce")
 
 
 def go(tmp: Path, method: str = "ppo", **options: Any) -> Run:
-    return train(runs.policy_settings(tmp, method, **options), display=QUIET).run
+    return launch(runs.policy_settings(tmp, method, **options), display=QUIET).run
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------

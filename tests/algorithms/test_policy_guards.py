@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import runs
 from prefiere import recipe
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.critic import rescale_critic
 from prefiere.models.trunk import CRITIC
 from prefiere.recipe import RecipeError
@@ -27,7 +27,7 @@ QUIET = Display(quiet=True)
 
 
 def go(tmp: Path, method: str = "ppo", **options: Any) -> Run:
-    return train(runs.policy_settings(tmp, method, **options), display=QUIET).run
+    return launch(runs.policy_settings(tmp, method, **options), display=QUIET).run
 
 
 # -- guards -----------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_a_policy_that_is_far_from_its_rollout_makes_no_further_pass(tmp_path, m
 
 def test_a_spent_kl_budget_stops_the_run_and_says_so(tmp_path) -> None:
     given = {"learning_rate": 2e-2, "warmup_ratio": 0.0, "max_steps": 30, "max_approx_kl": None, "kl_coef": 0.0}
-    outcome = train(runs.policy_settings(tmp_path, "rloo", max_kl=0.5, **given), display=QUIET)
+    outcome = launch(runs.policy_settings(tmp_path, "rloo", max_kl=0.5, **given), display=QUIET)
     status = outcome.run.status
     assert status["state"] == "stopped"
     assert status["step"] < 30
@@ -66,7 +66,7 @@ def test_a_spent_kl_budget_stops_the_run_and_says_so(tmp_path) -> None:
     assert all(r["objective/kl_k1"] <= 0.5 for r in outcome.run.metrics[1:-1])
     assert (outcome.run.model / "config.json").exists(), "the policy within the budget is what was asked for"
     unguarded = runs.policy_settings(tmp_path, "rloo", max_kl=0.5, guard=False, **given)
-    again = train(unguarded, display=QUIET)
+    again = launch(unguarded, display=QUIET)
     assert again.run.status["step"] == status["step"], "max_kl is no guard that guard=false takes away"
 
 
@@ -75,7 +75,7 @@ def test_a_reward_that_is_exploited_stops_the_run(tmp_path) -> None:
     runs.prompts_file(tmp_path / "prompts.txt", n=40)
     given = {"learning_rate": 5e-3, "max_steps": 40, "sample_steps": 4, "eval_size": 16, "sample_prompts": 16}
     given |= {"reward": "rewarding:vowels", "judge": "rewarding:consonants", "samples_per_prompt": 8, "batch_size": 12}
-    outcome = train(runs.policy_settings(tmp_path, "rloo", **given), display=QUIET)
+    outcome = launch(runs.policy_settings(tmp_path, "rloo", **given), display=QUIET)
     assert outcome.run.status["state"] == "stopped"
     assert "exploiting the reward" in outcome.run.status["reason"]
     assert outcome.stopped == Stop("exploited", outcome.run.status["reason"])
@@ -188,7 +188,7 @@ def test_a_model_that_is_no_reward_model(tmp_path) -> None:
 def test_a_reward_adapter_that_does_not_fit_its_base(tmp_path) -> None:
     runs.model_folder(tmp_path / "model")
     given = runs.settings(tmp_path, Reward, lora=True, max_steps=2, out=str(tmp_path / "reward"))
-    reward = train(given, display=QUIET).run
+    reward = launch(given, display=QUIET).run
     runs.model_folder(tmp_path / "model", hidden=64)
     for lora in (True, False):
         with pytest.raises(ValueError) as e:
@@ -321,11 +321,11 @@ def test_a_reward_model_that_changed_is_noticed_on_resume(tmp_path) -> None:
             "template": "never",
         }
         made = Reward(**options, max_steps=2, eval_size=4, learning_rate=1e-2, seed=seed)
-        return str(train(made, fresh=True, display=QUIET).run.folder)
+        return str(launch(made, fresh=True, display=QUIET).run.folder)
 
     settings = runs.policy_settings(tmp_path, "rloo", reward=reward(1), save_steps=1)
-    run = train(settings, display=QUIET).run
+    run = launch(settings, display=QUIET).run
     run.status = {**run.status, "state": "stopped"}
     reward(2)
     with pytest.raises(ValueError, match=r"reward model .* has changed since this run began"):
-        train(settings, display=QUIET)
+        launch(settings, display=QUIET)

@@ -26,13 +26,13 @@ import runs
 import tiny
 from prefiere.algorithms.reward import Scores
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import load_reward
 from prefiere.models.load import load_policy
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.score_head import Head, head_of
-from prefiere.models.source import ModelError, resolve
+from prefiere.models.source import ModelError, find_model
 from prefiere.models.trunk import POLICY
 from prefiere.recipe import RecipeError, load
 from prefiere.run import Run
@@ -81,7 +81,7 @@ def classifier_folder(folder: Path, family: Any = "llama") -> Path:
 
 def engine(folder: Path, *, packed: bool | None = None, budget: int = 10_000, compute=None, adapter=None) -> Engine:
     trunk, _ = load_reward(
-        resolve(folder), compute=compute or torch.float32, adapter=adapter, packed=packed, typed=True
+        find_model(folder), compute=compute or torch.float32, adapter=adapter, packed=packed, typed=True
     )
     optimizer = torch.optim.SGD([p for p in trunk.parameters() if p.requires_grad], lr=1.0)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -251,24 +251,24 @@ def test_an_sft_adapter_goes_on_as_a_reward_adapter(tmp_path) -> None:
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "sft")
-    policy, _ = load_policy(resolve(tmp_path / "sft"), compute=torch.float32, adapter=None)
-    reward, _ = load_reward(resolve(tmp_path / "sft"), compute=torch.float32, adapter=None)
+    policy, _ = load_policy(find_model(tmp_path / "sft"), compute=torch.float32, adapter=None)
+    reward, _ = load_reward(find_model(tmp_path / "sft"), compute=torch.float32, adapter=None)
     batch = Engine.pack(SimpleNamespace(trunk=policy), groups(), np.arange(12))
     with torch.no_grad():
         own = torch.arange(batch.completions)
         mine, theirs = (t.states(batch, batch.last_C, own) for t in (reward, policy))
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     assert all(p.requires_grad == ("lora" in n or "modules_to_save" in n) for n, p in reward.model.named_parameters())
-    run = train(runs.settings(tmp_path, Reward, model=str(tmp_path / "sft")), display=QUIET).run
+    run = launch(runs.settings(tmp_path, Reward, model=str(tmp_path / "sft")), display=QUIET).run
     saved = json.loads((run.model / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(base)
     assert RewardModel.load(run.folder).score(["a"], ["b"]).shape == (1,)
 
 
 def test_training_on_begins_where_the_scale_was_log_odds(tmp_path) -> None:
-    first = train(runs.settings(tmp_path, Reward, max_steps=8), display=QUIET).run
+    first = launch(runs.settings(tmp_path, Reward, max_steps=8), display=QUIET).run
     s = runs.settings(tmp_path, Reward, max_steps=1, model=str(first.model), out=str(tmp_path / "more"))
-    more = train(s, display=QUIET).run
+    more = launch(s, display=QUIET).run
     before, after = first.metrics[-1], more.metrics[0]
     assert first.calibration["normalisation"]["std"] != pytest.approx(1, abs=0.05)
     assert after["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-5)
@@ -281,7 +281,7 @@ def test_training_on_begins_where_the_scale_was_log_odds(tmp_path) -> None:
 def test_a_run_begins_at_chance_and_learns(tmp_path) -> None:
     runs.pairs_file(tmp_path / "pairs.jsonl", n=160)
     s = runs.settings(tmp_path, Reward, max_steps=60, learning_rate=3e-3, eval_size=30)
-    run = train(s, display=QUIET).run
+    run = launch(s, display=QUIET).run
     first, last = run.metrics[0], run.metrics[-1]
     assert first["loss"] == first["eval_loss"] == pytest.approx(math.log(2))
     assert first["rewards/accuracies"] == first["eval_rewards/accuracies"] == 0.5
@@ -304,7 +304,7 @@ def test_a_run_begins_at_chance_and_learns(tmp_path) -> None:
 
 def test_an_encoder_learns_and_plain_transformers_agrees(tmp_path) -> None:
     runs.encoder_folder(tmp_path / "model")
-    run = train(runs.settings(tmp_path, Reward, max_steps=30, learning_rate=3e-3), display=QUIET).run
+    run = launch(runs.settings(tmp_path, Reward, max_steps=30, learning_rate=3e-3), display=QUIET).run
     assert run.metrics[-1]["eval_rewards/accuracies"] == 1
     assert next(c["value"] for c in run.environment["choices"] if c["name"] == "rows") == "padded"
     asked, said = ["12 dog?", "what is the house"], ["perro un animal.", "pan"]
@@ -330,11 +330,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, options) -> Non
     if kind == "bert":
         runs.encoder_folder(tmp_path / "model")
     options = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, **options}
-    whole = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    whole = launch(runs.settings(tmp_path, Reward, out=str(tmp_path / "whole"), **options), display=QUIET).run
     s = runs.settings(tmp_path, Reward, out=str(tmp_path / "killed"), **options)
     for fatal in (3, 5):
         runs.kill(s, fatal)
-    resumed = train(s, display=QUIET).run
+    resumed = launch(s, display=QUIET).run
     name = "adapter_model.safetensors" if options.get("lora") else "model.safetensors"
     one, two = load_file(whole.model / name), load_file(resumed.model / name)
     assert one.keys() == two.keys()
@@ -347,7 +347,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, options) -> Non
 
 def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
     options = {"max_steps": 3, "tokens_per_microbatch": 120}
-    one = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "one"), **options), display=QUIET).run
+    one = launch(runs.settings(tmp_path, Reward, out=str(tmp_path / "one"), **options), display=QUIET).run
     s = runs.settings(tmp_path, Reward, out=str(tmp_path / "two"), **options)
     given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items()]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefiere"]
@@ -378,7 +378,7 @@ def test_ranked_answers_give_every_ordered_pair_or_the_extremes(tmp_path) -> Non
             tmp_path, Reward, data=str(tmp_path / "ranked.jsonl"), out=str(tmp_path / way), pairs_per_prompt=way,
             eval_size=2, max_steps=1,
         )  # fmt: skip
-        seen[way] = train(s, display=QUIET).run.data["examples"]
+        seen[way] = launch(s, display=QUIET).run.data["examples"]
     assert seen["all"]["train"] + seen["all"]["eval"] == 24
     assert seen["best_worst"]["train"] + seen["best_worst"]["eval"] == 8
 
@@ -392,7 +392,7 @@ def test_settings_of_sampled_answers_are_refused(text) -> None:
 def test_heads_stand_where_transformers_puts_them(tmp_path) -> None:
     for family, name in (("llama", "score"), ("bert", "classifier")):
         folder = runs.encoder_folder(tmp_path / family) if family == "bert" else runs.model_folder(tmp_path / family)
-        trunk, _ = load_reward(resolve(folder), compute=torch.float32, adapter=None)
+        trunk, _ = load_reward(find_model(folder), compute=torch.float32, adapter=None)
         assert type(trunk.lm.get_submodule(name)) is Head
         assert trunk.lm.get_submodule(name) is head_of(trunk)
 

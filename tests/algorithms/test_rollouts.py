@@ -15,7 +15,7 @@ from torch import nn
 import runs
 from prefiere.algorithms.rollout import step_seed
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.schedule import members
@@ -72,7 +72,7 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_rollouts_are_told_versions_and_change_nothing_by_being_wrapped(tmp_path) -> None:
     """Two steps of GRPO with answers along the run, before it and after it."""
-    plain = train(runs.policy_settings(tmp_path, "grpo", **GRPO), display=Display(quiet=True)).run
+    plain = launch(runs.policy_settings(tmp_path, "grpo", **GRPO), display=Display(quiet=True)).run
     m = method_of(tmp_path, "grpo", out=str(tmp_path / "wrapped"), **GRPO)
     recording = Recording(m.session.rollouts)
     m.session = replace(m.session, rollouts=recording)
@@ -163,7 +163,7 @@ def test_rollouts_are_closed_however_a_run_ends(tmp_path, monkeypatch, fails) ->
     if fails:
         settings = settings.model_copy(update={"reward": "rewarding:raises"})
         with pytest.raises(ValueError, match="raises"):
-            train(settings, display=Display(quiet=True))
+            launch(settings, display=Display(quiet=True))
     else:
-        train(settings, display=Display(quiet=True))
+        launch(settings, display=Display(quiet=True))
     assert closed == [True]

@@ -23,7 +23,7 @@ from prefiere import api
 from prefiere.cli.main import app
 from prefiere.data.schema import Message
 from prefiere.models.load import load_model
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 
 
 def run(*arguments: str | Path, stdin: str | None = None) -> Result:
@@ -184,7 +184,7 @@ def test_an_export_from_few_bits_says_how_far_answers_moved(tmp_path: Path, held
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert not hasattr(merged.config, "quantization_config")
-    ours = load_model(resolve(tmp_path / "run"))
+    ours = load_model(find_model(tmp_path / "run"))
     tokens = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         off = (merged.float()(tokens).logits.log_softmax(-1) - ours(tokens).logits.log_softmax(-1)).abs()

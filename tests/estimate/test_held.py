@@ -21,7 +21,7 @@ from prefiere import recipe
 from prefiere.console import Display
 from prefiere.estimate.simulate import Simulation, simulate
 from prefiere.estimate.workload import longest, workload
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.reward_model import RewardModel
 from prefiere.plan.device import Device
 from prefiere.settings import SFT, PolicyGradient, Reward, Settings
@@ -94,10 +94,10 @@ def reward_models(tmp: Path) -> dict[str, str]:
     """Reward models by kind: an adapter on the policy's base, one of ours and one of somebody else's; a whole decoder;
     an encoder."""
     own = {"model": str(base(tmp)), "max_steps": 1, "eval_size": 4}
-    ours = train(runs.settings(tmp, Reward, out=str(tmp / "ours"), lora=True, lora_r=3, **own), display=QUIET).run
-    whole = train(runs.settings(tmp, Reward, out=str(tmp / "whole"), lora=False, **own), display=QUIET).run
+    ours = launch(runs.settings(tmp, Reward, out=str(tmp / "ours"), lora=True, lora_r=3, **own), display=QUIET).run
+    whole = launch(runs.settings(tmp, Reward, out=str(tmp / "whole"), lora=False, **own), display=QUIET).run
     bert = {**own, "model": str(runs.encoder_folder(tmp / "bert"))}
-    encoder = train(runs.settings(tmp, Reward, out=str(tmp / "encoder"), **bert), display=QUIET).run
+    encoder = launch(runs.settings(tmp, Reward, out=str(tmp / "encoder"), **bert), display=QUIET).run
     foreign = tmp / "foreign"
     foreign.mkdir()
     for path in ours.model.iterdir():

@@ -15,7 +15,7 @@ from prefiere.cli.score import score as run_score
 from prefiere.console import Display, console
 from prefiere.evaluate import calibration
 from prefiere.evaluate.pairs import PairScores
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.source import ModelError
 from prefiere.settings import Reward
@@ -129,7 +129,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory):
     made = []
     for seed in (1, 2):
         s = runs.settings(tmp, Reward, out=str(tmp / f"run-{seed}"), seed=seed, max_steps=12, learning_rate=3e-3)
-        made.append(train(s, display=QUIET).run)
+        made.append(launch(s, display=QUIET).run)
     return tmp, made
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefiere.console import Display
 from prefiere.evaluate.pairs import PairScores, implicit_rewards, logps
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.run import RunError
 from prefiere.settings import SFT
 from runs import model_folder, pairs_file, settings
@@ -53,7 +53,7 @@ def test_log_probs_are_those_of_a_plain_forward(tmp_path: Path) -> None:
 def test_rewards_are_those_that_training_measured(tmp_path: Path, options: dict[str, object]) -> None:
     held_out = pairs_file(tmp_path / "held-out.jsonl", n=9, seed=1)
     given = settings(tmp_path, eval_data=str(held_out), learning_rate=1e-2, sample_steps=0, **options)
-    run = train(given, display=Display(quiet=True)).run
+    run = launch(given, display=Display(quiet=True)).run
     found, last = implicit_rewards(run, held_out), run.metrics[-1]
     near = 1e-4 if "dtype" not in options else 1e-2
     assert found.scores.mean(0) == pytest.approx([last["eval_rewards/chosen"], last["eval_rewards/rejected"]], abs=near)
@@ -63,11 +63,11 @@ def test_rewards_are_those_that_training_measured(tmp_path: Path, options: dict[
 
 
 def test_a_run_that_started_from_an_adapter_is_measured_against_it(tmp_path: Path) -> None:
-    first = train(settings(tmp_path, lora=True, sample_steps=0), display=Display(quiet=True)).run
+    first = launch(settings(tmp_path, lora=True, sample_steps=0), display=Display(quiet=True)).run
     given = settings(
         tmp_path, model=str(first.folder), out=str(tmp_path / "second"), learning_rate=1e-2, sample_steps=0
     )
-    second = train(given, display=Display(quiet=True)).run
+    second = launch(given, display=Display(quiet=True)).run
     data = tmp_path / "pairs.jsonl"
     expected = 0.1 * (logps(second, data).scores - logps(first, data).scores)
     assert implicit_rewards(second, data).scores == pytest.approx(expected, abs=1e-4)
@@ -86,6 +86,6 @@ def test_accuracy_counts_ties_labels_and_clusters() -> None:
 
 
 def test_a_run_without_pairs_says_what_to_do(tmp_path: Path) -> None:
-    run = train(settings(tmp_path, SFT, max_steps=1, sample_steps=0), display=Display(quiet=True)).run
+    run = launch(settings(tmp_path, SFT, max_steps=1, sample_steps=0), display=Display(quiet=True)).run
     with pytest.raises(RunError, match="not trained on pairs: score its answers with logps"):
         implicit_rewards(run, tmp_path / "pairs.jsonl")

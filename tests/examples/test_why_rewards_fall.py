@@ -60,7 +60,7 @@ def test_swapped_pairs_and_dressed_ones(examples: dict[str, ModuleType]) -> None
 
 def test_foreign_templates_and_ends(examples: dict[str, ModuleType], tmp_path: Path) -> None:
     from prefiere.models.load import load_tokenizer
-    from prefiere.models.source import generation_config, resolve
+    from prefiere.models.source import find_model, generation_config
     from prefiere.tokens.encoder import Encoder
     from prefiere.tokens.tokenizer import eos_ids_of
     from prefiere.tokens.truncation import EncodeReport
@@ -73,7 +73,7 @@ def test_foreign_templates_and_ends(examples: dict[str, ModuleType], tmp_path: P
                 (folder / path.name).write_bytes(path.read_bytes())
         if name:
             getattr(examples["falling_causes"], name)(folder)
-        source = resolve(folder)
+        source = find_model(folder)
         tokenizer = load_tokenizer(source)
         encoder = Encoder(tokenizer, eos_ids=eos_ids_of(generation_config(source), tokenizer))
         (group,) = encoder.encode(corpus.preferences()[:1], EncodeReport())

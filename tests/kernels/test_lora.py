@@ -202,12 +202,12 @@ def test_packed_weights(tmp_path, used) -> None:
     """LoRA on a GPTQ base: the same through PEFT's own forward."""
     import quantized
     from prefiere.models.load import load_model
-    from prefiere.models.source import resolve
+    from prefiere.models.source import find_model
 
     folder, _ = quantized.folder(quantized.mistral(tmp_path / "base"), tmp_path / "packed")
     torch.manual_seed(0)
     model = get_peft_model(
-        load_model(resolve(folder)), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        load_model(find_model(folder)), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     )
     assert any(isinstance(m, PackedLinear) for m in model.modules())
     ids = torch.arange(6, 30)[None]

@@ -19,7 +19,7 @@ from prefiere.kernels import packed
 from prefiere.models import quantize
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import fingerprint, load_model, load_policy
-from prefiere.models.source import ModelError, Source, resolve
+from prefiere.models.source import ModelError, Source, find_model
 from prefiere.models.trunk import Trunk
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
@@ -34,12 +34,12 @@ FORMATS = ["nf4", "int8", "gptq", "gptq act-order", "awq", "compressed-tensors"]
 def places(tmp_path_factory) -> dict[str, Source]:
     """A tiny Mistral, dense and in each format."""
     folder = tmp_path_factory.mktemp("models")
-    base = resolve(quantized.mistral(folder / "base"))
+    base = find_model(quantized.mistral(folder / "base"))
     made = {"dense": base, "nf4": replace(base, quantize="nf4"), "int8": replace(base, quantize="int8")}
     variants = {"gptq": {}, "gptq act-order": {"act_order": True}, "awq": {"method": "awq", "symmetric": False}}
     variants["compressed-tensors"] = {"method": "compressed-tensors"}
     for name, options in variants.items():
-        made[name] = resolve(quantized.folder(Path(base.base), folder / name, **options)[0])
+        made[name] = find_model(quantized.folder(Path(base.base), folder / name, **options)[0])
     return made
 
 
@@ -130,7 +130,7 @@ def test_precisions(places, name) -> None:
 def test_packed_weights_mean_what_was_rounded(tmp_path, options) -> None:
     base = quantized.mistral(tmp_path / "base")
     folder, meant = quantized.folder(base, tmp_path / "packed", **options)
-    layers = dict(load_model(resolve(folder)).named_modules())
+    layers = dict(load_model(find_model(folder)).named_modules())
     assert len(meant) == 14
     for name, weight in meant.items():
         assert torch.equal(quantize.weight_of(layers[name.removesuffix(".weight")]), weight), name
@@ -146,7 +146,7 @@ def test_an_input_in_a_group_that_there_is_not_is_named(tmp_path, group) -> None
     with pytest.raises(
         ValueError, match=r"packed is damaged: model.layers.1.mlp.up_proj has inputs in groups that there"
     ):
-        load_model(resolve(folder))
+        load_model(find_model(folder))
 
 
 def test_a_packed_layer_with_a_bias_and_a_short_last_group() -> None:
@@ -203,14 +203,14 @@ def test_a_saved_nf4_checkpoint_is_found_and_the_same(places, tmp_path) -> None:
     model = load_model(places["nf4"])
     model.save_pretrained(tmp_path / "nf4")
     assert json.loads((tmp_path / "nf4" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
-    again = load_model(resolve(tmp_path / "nf4"), dtype=torch.float32)
+    again = load_model(find_model(tmp_path / "nf4"), dtype=torch.float32)
     for name, module in again.named_modules():
         if quantize._kind(module) == "nf4":
             assert torch.equal(quantize.weight_of(module), quantize.weight_of(model.get_submodule(name)))
             assert module.compute_dtype == torch.float32
-    load_policy(replace(resolve(tmp_path / "nf4"), quantize="nf4"), compute=torch.float32, adapter=adapter())
+    load_policy(replace(find_model(tmp_path / "nf4"), quantize="nf4"), compute=torch.float32, adapter=adapter())
     with pytest.raises(ValueError, match=r"quantized already, as nf4\. Leave quantize out"):
-        load_model(replace(resolve(tmp_path / "nf4"), quantize="int8"))
+        load_model(replace(find_model(tmp_path / "nf4"), quantize="int8"))
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def pretending(folder: Path, **config) -> Source:
     """A model folder whose configuration claims a quantization."""
     path = quantized.mistral(folder) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
-    return resolve(folder)
+    return find_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_what_is_not_4_bit_is_not_called_so(tmp_path) -> None:
     with pytest.raises(
         ValueError, match=r"would not be 4-bit: nf4 holds 8 of its \d+ linear layers, \d+% of its weights"
     ):
-        load_model(replace(resolve(tmp_path / "mixtral"), quantize="nf4"))
+        load_model(replace(find_model(tmp_path / "mixtral"), quantize="nf4"))
 
 
 def test_a_checkpoint_that_is_not_what_it_says(tmp_path) -> None:
@@ -275,7 +275,7 @@ def test_a_checkpoint_that_is_not_what_it_says(tmp_path) -> None:
     config["quantization_config"]["group_size"] = 32
     (lying / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"cannot load .*lying: its weights do not have the shapes") as error:
-        load_model(resolve(lying))
+        load_model(find_model(lying))
     assert len(str(error.value).splitlines()) == 1
     dense = pretending(tmp_path / "dense", quant_method="gptq", bits=4, group_size=16)
     with pytest.raises(ModelError, match="lacks weights that its configuration names"):
@@ -287,7 +287,7 @@ def test_a_corrupted_shard_of_a_packed_checkpoint(tmp_path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ModelError, match=r"cannot load .*packed: model.safetensors is damaged .*: download it again"):
-        load_model(resolve(folder))
+        load_model(find_model(folder))
 
 
 # -- against the packages that others read these formats with -------------------------------------------------------
@@ -318,7 +318,7 @@ def test_compressed_tensors_itself_reads_the_same_weights(tmp_path, options) -> 
     folder, meant = quantized.folder(base, tmp_path / "packed", "compressed-tensors", **options)
     (group,) = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
     tensors = load_file(folder / "model.safetensors")
-    layers = dict(load_model(resolve(folder)).named_modules())
+    layers = dict(load_model(find_model(folder)).named_modules())
     for name in meant:
         stem = name.removesuffix("weight")
         own = {n.removeprefix(stem): t for n, t in tensors.items() if n.startswith(stem)}

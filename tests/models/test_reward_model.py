@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import runs
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import load_policy
 from prefiere.models.reward_model import RewardModel, mount
-from prefiere.models.source import ModelError, resolve
+from prefiere.models.source import ModelError, find_model
 from prefiere.models.trunk import POLICY, REWARD
 from prefiere.run import Run
 from prefiere.settings import Reward
@@ -41,7 +41,7 @@ def base(folder: Path, padding: str, **options) -> Path:
 
 def reward_run(tmp: Path, name: str = "run", **options) -> Run:
     given = {"max_steps": 3, "eval_size": 4, "out": str(tmp / name), **options}
-    return train(runs.settings(tmp, Reward, **given), display=Display(quiet=True)).run
+    return launch(runs.settings(tmp, Reward, **given), display=Display(quiet=True)).run
 
 
 def plain_scores(folder: Path) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_demonstrations_score_zero_with_unit_scale(tmp_path) -> None:
 
 def mounted(tmp_path: Path, run: Run):
     trunk, _ = load_policy(
-        resolve(tmp_path / "model"),
+        find_model(tmp_path / "model"),
         compute=torch.float32,
         adapter=Adapter.lora(r=2, alpha=4, dropout=0.0, targets="all-linear", dora=False, rslora=False),
     )
@@ -156,12 +156,12 @@ def test_what_cannot_be_mounted_is_named(tmp_path) -> None:
     trunk, _, _ = mounted(tmp_path, run)
     with pytest.raises(ModelError, match="not an adapter with a score head"):
         mount(trunk, whole.folder, "other")
-    full, _ = load_policy(resolve(tmp_path / "model"), compute=torch.float32, adapter=None)
+    full, _ = load_policy(find_model(tmp_path / "model"), compute=torch.float32, adapter=None)
     with pytest.raises(ModelError, match="the policy is not"):
         mount(full, run.folder)
     wide = runs.model_folder(tmp_path / "wide", hidden=64)
     lora = Adapter.lora(r=2, alpha=4, dropout=0.0, targets="all-linear", dora=False, rslora=False)
-    other, _ = load_policy(resolve(wide), compute=torch.float32, adapter=lora)
+    other, _ = load_policy(find_model(wide), compute=torch.float32, adapter=lora)
     with pytest.raises(ModelError, match="does not fit the policy's base"):
         mount(other, run.folder)
 

@@ -10,7 +10,7 @@ from prefiere.kernels import attention
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import fingerprint, load_policy
 from prefiere.models.reference import Reference
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 from prefiere.tokens.pack import pack
 from random_groups import store
@@ -98,7 +98,7 @@ def lora() -> Adapter:
 def start(tmp_path, kind: str) -> Trunk:
     adapter_folder(tmp_path)
     name = tmp_path / ("adapter" if kind == "adapter start" else "base")
-    trunk, _ = load_policy(resolve(name), compute=torch.float32, adapter=lora() if kind == "lora" else None)
+    trunk, _ = load_policy(find_model(name), compute=torch.float32, adapter=lora() if kind == "lora" else None)
     return trunk
 
 
@@ -160,7 +160,7 @@ def test_the_fingerprint_is_of_contents(tmp_path) -> None:
 
 def test_adapters_train_in_fp32_on_a_bf16_base(tmp_path) -> None:
     runs.model_folder(tmp_path / "base")
-    trunk, _ = load_policy(resolve(tmp_path / "base"), compute=torch.bfloat16, adapter=lora())
+    trunk, _ = load_policy(find_model(tmp_path / "base"), compute=torch.bfloat16, adapter=lora())
     for name, p in trunk.named_parameters():
         assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16), name
         assert p.requires_grad == ("lora" in name)

@@ -19,12 +19,12 @@ import tiny
 from prefiere.algorithms.sft import Imitate
 from prefiere.console import Display
 from prefiere.kernels import attention
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import load_policy
 from prefiere.models.reference import Reference
 from prefiere.models.reward_model import RewardModel, mount
-from prefiere.models.source import Source, resolve
+from prefiere.models.source import Source, find_model
 from prefiere.models.trunk import REFERENCE, REWARD, Trunk
 from prefiere.settings import DPO, SFT, Reward
 from prefiere.tokens.pack import pack
@@ -63,7 +63,7 @@ def test_trained_saved_and_loaded_back(tmp_path, held, method) -> None:
     real = start.Loop
     start.Loop = lambda s, *rest: session.append(s) or real(s, *rest)
     try:
-        run = train(runs.settings(tmp_path, method, **options(tmp_path, held)), display=QUIET).run
+        run = launch(runs.settings(tmp_path, method, **options(tmp_path, held)), display=QUIET).run
     finally:
         start.Loop = real
     assert run.status["state"] == "finished"
@@ -76,7 +76,7 @@ def test_trained_saved_and_loaded_back(tmp_path, held, method) -> None:
     assert run.metrics[-1]["loss"] < run.metrics[1]["loss"]
 
     trained = session[0].trunk
-    again, _ = load_policy(resolve(run.folder), compute=torch.float32, adapter=None)
+    again, _ = load_policy(find_model(run.folder), compute=torch.float32, adapter=None)
     assert torch.equal(logps(again), logps(trained))
     with again.role(None):
         assert (logps(again) - logps(trained)).abs().max() > 1e-3, "nothing was trained"
@@ -84,13 +84,13 @@ def test_trained_saved_and_loaded_back(tmp_path, held, method) -> None:
 
 @pytest.mark.parametrize("held", ["nf4", "int8", "gptq", "awq"])
 def test_a_reward_model(tmp_path, held) -> None:
-    run = train(runs.settings(tmp_path, Reward, **options(tmp_path, held)), display=QUIET).run
+    run = launch(runs.settings(tmp_path, Reward, **options(tmp_path, held)), display=QUIET).run
     (said,) = [c for c in run.environment["choices"] if c["name"] == "quantization"]
     assert (said["value"], "14 of 14 linear layers hold" in said["why"]) == (held, True)
     assert run.metrics[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert run.metrics[-1]["loss"] < np.log(2)
     scored = RewardModel.load(run.folder).score(["hola"] * 2, ["perro", "pan"])
-    trunk, _ = load_policy(Source(resolve(run.folder).base, None, quantize=said["value"]), compute=torch.float32,
+    trunk, _ = load_policy(Source(find_model(run.folder).base, None, quantize=said["value"]), compute=torch.float32,
                            adapter=Adapter.lora(r=4, alpha=8, dropout=0.0, targets="all-linear", dora=False,
                                                 rslora=False))  # fmt: skip
     mean = mount(trunk, run.folder).mean
@@ -101,7 +101,7 @@ def test_a_reward_model(tmp_path, held) -> None:
 
 
 def test_an_adapter_trained_on_nf4_loads_in_plain_peft(tmp_path) -> None:
-    run = train(runs.settings(tmp_path, **options(tmp_path, "nf4")), display=QUIET).run
+    run = launch(runs.settings(tmp_path, **options(tmp_path, "nf4")), display=QUIET).run
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, dtype=torch.float32)
@@ -109,7 +109,7 @@ def test_an_adapter_trained_on_nf4_loads_in_plain_peft(tmp_path) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     plain = Trunk(PeftModel.from_pretrained(base, run.model).eval(), packed=False)
-    ours, _ = load_policy(resolve(run.folder), compute=torch.float32, adapter=None)
+    ours, _ = load_policy(find_model(run.folder), compute=torch.float32, adapter=None)
     torch.testing.assert_close(logps(plain), logps(ours), rtol=1e-4, atol=1e-4)
 
 
@@ -117,8 +117,8 @@ def test_an_adapter_trained_on_nf4_loads_in_plain_peft(tmp_path) -> None:
 def test_four_roles(tmp_path, held) -> None:
     """PPO with a reward model that is an adapter on the same quantized base."""
     given = {**options(tmp_path, held), "learning_rate": 1e-2}
-    reward = train(runs.settings(tmp_path, Reward, out=str(tmp_path / "reward"), **given), display=QUIET).run.folder
-    run = train(runs.policy_settings(tmp_path, reward=str(reward), **given), display=QUIET).run
+    reward = launch(runs.settings(tmp_path, Reward, out=str(tmp_path / "reward"), **given), display=QUIET).run.folder
+    run = launch(runs.policy_settings(tmp_path, reward=str(reward), **given), display=QUIET).run
     said = {c["name"]: c["value"] for c in run.environment["choices"]}
     assert (said["quantization"], said["critic"]) == (held, "on the policy's trunk")
     assert run.status["state"] == "finished"
@@ -133,10 +133,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, held) -> None:
              "sample_steps": 2, "gradient_checkpointing": True}  # fmt: skip
     make: Any = runs.policy_settings if held.startswith("ppo") else runs.settings
     given |= {} if held.startswith("ppo") else {"lora_dropout": 0.1}
-    whole = train(make(tmp_path, out=str(tmp_path / "whole"), **given), display=QUIET).run
+    whole = launch(make(tmp_path, out=str(tmp_path / "whole"), **given), display=QUIET).run
     s = make(tmp_path, out=str(tmp_path / "killed"), **given)
     runs.kill(s, 3)
-    resumed = train(s, display=QUIET).run
+    resumed = launch(s, display=QUIET).run
     a, b = (load_file(r.model / "adapter_model.safetensors") for r in (whole, resumed))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[n], b[n]) for n in a)
@@ -150,7 +150,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, held) -> None:
 
 def test_full_fine_tuning_of_a_quantized_base_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"lora=false: .* is held as gptq, and quantized weights cannot be trained"):
-        train(runs.settings(tmp_path, lora=False, **options(tmp_path, "gptq")), display=QUIET)
+        launch(runs.settings(tmp_path, lora=False, **options(tmp_path, "gptq")), display=QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -161,16 +161,16 @@ def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(session, "load_policy", lambda *args, **options: pytest.fail("it was loaded"))
     given = runs.settings(tmp_path, lora=True, **options(tmp_path, "nf4"))
     with pytest.raises(ValueError, match=r"too little memory: .* in torch.float32, and .* quantize=nf4 would fit"):
-        train(given.model_copy(update={"quantize": "none"}), display=QUIET)
+        launch(given.model_copy(update={"quantize": "none"}), display=QUIET)
     monkeypatch.setattr(session, "free_memory", lambda device: 20_000)
     with pytest.raises(ValueError, match=r"in nf4, and .* 0.0B parameters would fit so"):
-        train(given, display=QUIET)
+        launch(given, display=QUIET)
 
 
 def test_without_a_gpu_a_tiny_quantized_model_goes_on_and_7b_stops(tmp_path, monkeypatch, capsys) -> None:
     import prefiere.train.setup as session
 
-    train(runs.settings(tmp_path, max_steps=1, **options(tmp_path, "gptq")), display=Display())
+    launch(runs.settings(tmp_path, max_steps=1, **options(tmp_path, "gptq")), display=Display())
     assert "no GPU is here: the gptq base" in capsys.readouterr().err
     folder = tmp_path / "7b"
     quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}
@@ -180,16 +180,16 @@ def test_without_a_gpu_a_tiny_quantized_model_goes_on_and_7b_stops(tmp_path, mon
     with pytest.raises(
         ValueError, match=r"takes 3\.9 GiB in gptq, and 2\.0 are free \(no GPU is here\): 3\.0B param"
     ) as e:
-        train(runs.settings(tmp_path, model=str(folder), out=str(tmp_path / "large")), display=QUIET)
+        launch(runs.settings(tmp_path, model=str(folder), out=str(tmp_path / "large")), display=QUIET)
     assert len(str(e.value).splitlines()) == 1
 
 
 def test_a_run_on_a_quantized_run_keeps_its_base(tmp_path) -> None:
-    first = train(runs.settings(tmp_path, SFT, **options(tmp_path, "nf4")), display=QUIET).run
-    second = train(runs.settings(tmp_path, model=str(first.folder), out=str(tmp_path / "second")), display=QUIET).run
+    first = launch(runs.settings(tmp_path, SFT, **options(tmp_path, "nf4")), display=QUIET).run
+    second = launch(runs.settings(tmp_path, model=str(first.folder), out=str(tmp_path / "second")), display=QUIET).run
     assert second.metrics[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert resolve(second.folder).quantize == "nf4"
-    assert resolve(second.folder).base == resolve(first.folder).base
+    assert find_model(second.folder).quantize == "nf4"
+    assert find_model(second.folder).base == find_model(first.folder).base
 
 
 # -- the reference ------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_the_reference_is_what_the_run_starts_from(tmp_path, init) -> None:
     def loaded() -> Trunk:
         torch.manual_seed(0)
         config = {"r": 4, "lora_alpha": 4, "target_modules": "all-linear", "init_lora_weights": init}
-        return load_policy(resolve(base), compute=torch.float32, adapter=Adapter.of(config))[0]
+        return load_policy(find_model(base), compute=torch.float32, adapter=Adapter.of(config))[0]
 
     trunk = loaded()
     first = logps(trunk)
@@ -233,7 +233,7 @@ def test_what_rewrote_the_base_is_saved_as_plain_lora(tmp_path, init) -> None:
     real = start.Loop
     start.Loop = lambda s, *rest: kept.append(s) or real(s, *rest)
     try:
-        run = train(runs.settings(tmp_path, **given), display=QUIET).run
+        run = launch(runs.settings(tmp_path, **given), display=QUIET).run
     finally:
         start.Loop = real
     assert run.metrics[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
@@ -246,13 +246,13 @@ def test_what_rewrote_the_base_is_saved_as_plain_lora(tmp_path, init) -> None:
 
 def test_loftq_is_one_line(tmp_path) -> None:
     with pytest.raises(ValueError, match="LoftQ"):
-        train(runs.settings(tmp_path, peft_config={"r": 4, "init_lora_weights": "loftq"}), display=QUIET)
+        launch(runs.settings(tmp_path, peft_config={"r": 4, "init_lora_weights": "loftq"}), display=QUIET)
 
 
 def test_pissa_on_a_quantized_base_is_one_line(tmp_path) -> None:
     peft = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "pissa"}
     with pytest.raises(ValueError, match="the adapter does not fit"):
-        train(runs.settings(tmp_path, peft_config=peft, **options(tmp_path, "nf4")), display=QUIET)
+        launch(runs.settings(tmp_path, peft_config=peft, **options(tmp_path, "nf4")), display=QUIET)
 
 
 # -- fp16 ---------------------------------------------------------------------------------------------------------

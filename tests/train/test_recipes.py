@@ -13,7 +13,7 @@ import runs
 from prefiere import recipe
 from prefiere.console import Display
 from prefiere.doctor.diagnose import diagnose
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.settings import Reward
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -26,7 +26,7 @@ def test_gptq_and_preferences(tmp_path: Path) -> None:
     data = runs.pairs_file(tmp_path / "pairs.jsonl")
     given = {"model": str(folder), "data": str(data), "out": str(tmp_path / "run")}
     settings = recipe.load(None, RECIPES / "openhermes-gptq-ultrafeedback.yaml", given, SHORT)
-    run = train(settings, display=QUIET).run
+    run = launch(settings, display=QUIET).run
     assert run.status["state"] == "finished"
     said = {c["name"]: c["value"] for c in run.environment["choices"]}
     assert said["quantization"] == "gptq"
@@ -37,10 +37,10 @@ def test_nf4_and_policy_gradients(tmp_path: Path) -> None:
     base = quantized.mistral(tmp_path / "base")
     data = runs.pairs_file(tmp_path / "pairs.jsonl")
     scored = runs.settings(tmp_path, Reward, model=str(base), quantize="nf4", out=str(tmp_path / "reward"), max_steps=2)
-    reward = train(scored, display=QUIET).run
+    reward = launch(scored, display=QUIET).run
     given = {"model": str(base), "data": str(data), "reward": str(reward.folder), "out": str(tmp_path / "run")}
     settings = recipe.load(None, RECIPES / "openhermes-nf4-rlhf.yaml", given, [*SHORT, "critic_warmup_steps=1"])
-    run = train(settings, display=QUIET).run
+    run = launch(settings, display=QUIET).run
     assert run.status["state"] == "finished"
     said = {c["name"]: c["value"] for c in run.environment["choices"]}
     assert said["quantization"] == "nf4"
@@ -58,7 +58,7 @@ def test_the_study_falls_and_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         asked = recipe.load(None, path)
         given = {"model": str(RECIPES.parent / asked.model), "data": str(tmp_path / Path(asked.data).name)}
         given |= {"eval_data": str(tmp_path / "eval.jsonl"), "out": str(tmp_path / name)}
-        run = train(
+        run = launch(
             recipe.load(None, path, given, ["max_steps=12", "eval_steps=12", "sample_steps=0"]), display=QUIET
         ).run
         assert run.status["state"] == "finished"

@@ -16,7 +16,7 @@ import runs
 from prefiere import files
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.run import Run, RunError, Stop
 from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop
@@ -80,7 +80,7 @@ class Killed(BaseException):
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, options) -> None:
     options = {"max_steps": 7, "save_steps": 2, "eval_steps": 3, "sample_steps": 2, **options}
-    whole = train(given(tmp_path, method, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    whole = launch(given(tmp_path, method, out=str(tmp_path / "whole"), **options), display=QUIET).run
     s = given(tmp_path, method, out=str(tmp_path / "killed"), **options)
     for fatal in (2, 5, 6):  # in the step after it: once before any checkpoint was used, then after some
         real = Engine.update
@@ -94,9 +94,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, 
 
         monkeypatch.setattr(Engine, "update", update)
         with pytest.raises(Killed):
-            train(s, display=QUIET)
+            launch(s, display=QUIET)
         monkeypatch.setattr(Engine, "update", real)
-    resumed = train(s, display=QUIET).run
+    resumed = launch(s, display=QUIET).run
     assert resumed.status["state"] == "finished"
     assert_same_run(whole, resumed)
     if isinstance(method, str):
@@ -125,7 +125,7 @@ def assert_same_checkpoint(one: Run, two: Run) -> None:
 
 def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
     options = {"max_steps": 40, "save_steps": 5, "eval_steps": 10, "sample_steps": 10}
-    whole = train(runs.settings(tmp_path, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    whole = launch(runs.settings(tmp_path, out=str(tmp_path / "whole"), **options), display=QUIET).run
     killed = tmp_path / "killed"
     s = runs.settings(tmp_path, out=str(killed), **options)
     given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items()]
@@ -155,7 +155,7 @@ def test_ctrl_c_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(Engine, "update", update)
     reported = []
-    outcome = train(s, display=Display(), on_end=reported.append)
+    outcome = launch(s, display=Display(), on_end=reported.append)
     monkeypatch.setattr(Engine, "update", real)
     assert outcome.stopped == outcome.run.stop == Stop("interrupted", "interrupted")
     assert outcome.run.status["state"] == "stopped"
@@ -163,24 +163,24 @@ def test_ctrl_c_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsy
     assert len(reported) == 1
     assert checkpoint.found(outcome.run.checkpoints)[-1].name == "step-00000003"
     assert "To continue:" in capsys.readouterr().err
-    whole = train(runs.settings(tmp_path, max_steps=6, out=str(tmp_path / "whole")), display=QUIET).run
-    assert_same_run(whole, train(s, display=QUIET).run)
+    whole = launch(runs.settings(tmp_path, max_steps=6, out=str(tmp_path / "whole")), display=QUIET).run
+    assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 def test_a_finished_run_is_left_alone(tmp_path) -> None:
     s = runs.settings(tmp_path)
-    first = train(s, display=QUIET)
+    first = launch(s, display=QUIET)
     stamp = (first.run.model / "model.safetensors").stat().st_mtime_ns
-    again = train(s, display=QUIET)
+    again = launch(s, display=QUIET)
     assert again.already
     assert (first.run.model / "model.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_changed_settings_are_named_and_fresh_starts_over(tmp_path) -> None:
-    train(runs.settings(tmp_path), display=QUIET)
+    launch(runs.settings(tmp_path), display=QUIET)
     with pytest.raises(RunError, match=r"beta, learning_rate|learning_rate, beta"):
-        train(runs.settings(tmp_path, beta=0.2, learning_rate=2e-3), display=QUIET)
-    run = train(runs.settings(tmp_path, beta=0.2), fresh=True, display=QUIET).run
+        launch(runs.settings(tmp_path, beta=0.2, learning_rate=2e-3), display=QUIET)
+    run = launch(runs.settings(tmp_path, beta=0.2), fresh=True, display=QUIET).run
     assert run.recipe["beta"] == 0.2
     assert [r["step"] for r in run.metrics] == [0, 1, 2, 3, 4]
 
@@ -190,21 +190,21 @@ def test_changed_data_or_model_is_noticed(tmp_path, monkeypatch, what) -> None:
     s = runs.settings(tmp_path)
     monkeypatch.setattr(Engine, "update", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        train(s, display=QUIET)
+        launch(s, display=QUIET)
     monkeypatch.undo()
     if what == "data":
         runs.pairs_file(tmp_path / "pairs.jsonl", seed=5)
     else:
         runs.model_folder(tmp_path / "model", seed=5)
     with pytest.raises(RunError, match="has changed since this run began"):
-        train(s, display=QUIET)
+        launch(s, display=QUIET)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match=r"thesis\.tex"):
-        train(runs.settings(tmp_path), display=QUIET)
+        launch(runs.settings(tmp_path), display=QUIET)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
@@ -212,11 +212,11 @@ def test_two_at_once_is_refused(tmp_path) -> None:
     from filelock import FileLock
 
     s = runs.settings(tmp_path)
-    train(s, display=QUIET)
+    launch(s, display=QUIET)
     before = sorted(p.name for p in (tmp_path / "run").iterdir())
     for fresh in (False, True):
         with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another process"):
-            train(s, fresh=fresh, display=QUIET)
+            launch(s, fresh=fresh, display=QUIET)
         assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
 
 
@@ -232,13 +232,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch) -> 
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(TrainingError, match=r"No space left.*step-00000002 is whole"):
-        train(s, display=QUIET)
+        launch(s, display=QUIET)
     run = Run.open(s.out)
     assert run.status["state"] == "failed"
     assert [p.name for p in checkpoint.found(run.checkpoints)] == ["step-00000002"]
     assert not list(run.checkpoints.glob(".*"))
     monkeypatch.setattr(checkpoint, "save_file", real)
-    assert train(s, display=QUIET).run.status["state"] == "finished"
+    assert launch(s, display=QUIET).run.status["state"] == "finished"
 
 
 def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeypatch) -> None:
@@ -250,7 +250,7 @@ def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeyp
     s = runs.settings(
         tmp_path, max_steps=5, save_steps=1, eval_steps=1, save_total_limit=2, metric_for_best_model="eval_loss"
     )
-    run = train(s, display=QUIET).run
+    run = launch(s, display=QUIET).run
     kept = checkpoint.found(run.checkpoints)
     assert [p.name[-1] for p in kept] == ["2", "4", "5"]
     best = load_file(kept[0] / "trained.safetensors")
@@ -262,7 +262,7 @@ def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeyp
 def test_early_stopping(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Offline, "validate", lambda self: {"eval_loss": float(steps(self))})
     s = runs.settings(tmp_path, max_steps=9, eval_steps=1, metric_for_best_model="eval_loss", early_stopping_patience=3)
-    run = train(s, display=QUIET).run
+    run = launch(s, display=QUIET).run
     assert run.status["step"] == 4
     assert run.status["state"] == "finished"
     assert "early stopping" in run.status["reason"]
@@ -274,19 +274,19 @@ def test_early_stopping(tmp_path, monkeypatch) -> None:
 def test_a_metric_without_a_better_direction_needs_one(tmp_path) -> None:
     given = {"max_steps": 2, "eval_steps": 1, "sample_steps": 1, "metric_for_best_model": "samples/length"}
     with pytest.raises(TrainingError, match=r"samples/length is better in neither direction: set greater_is_better"):
-        train(runs.settings(tmp_path, **given), display=QUIET)
-    short = train(runs.settings(tmp_path, greater_is_better=False, **given), display=QUIET, fresh=True).run
+        launch(runs.settings(tmp_path, **given), display=QUIET)
+    short = launch(runs.settings(tmp_path, greater_is_better=False, **given), display=QUIET, fresh=True).run
     assert short.status["state"] == "finished"
 
 
 def test_an_unknown_metric_names_those_there_are(tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"eval_rewards/margins"):
-        train(runs.settings(tmp_path, metric_for_best_model="eval_lost"), display=QUIET)
+        launch(runs.settings(tmp_path, metric_for_best_model="eval_lost"), display=QUIET)
 
 
 def test_a_half_written_log_line_is_cut_back(tmp_path, monkeypatch) -> None:
     s = runs.settings(tmp_path, max_steps=4, save_steps=2)
-    whole = train(runs.settings(tmp_path, max_steps=4, save_steps=2, out=str(tmp_path / "whole")), display=QUIET).run
+    whole = launch(runs.settings(tmp_path, max_steps=4, save_steps=2, out=str(tmp_path / "whole")), display=QUIET).run
     real = Run.log
 
     def log(self, row):
@@ -298,15 +298,15 @@ def test_a_half_written_log_line_is_cut_back(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(Run, "log", log)
     with pytest.raises(Killed):
-        train(s, display=QUIET)
+        launch(s, display=QUIET)
     monkeypatch.setattr(Run, "log", real)
     assert Run.open(s.out).metrics[-1]["step"] == 2
-    assert_same_run(whole, train(s, display=QUIET).run)
+    assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
     options = {"max_steps": 3, "tokens_per_microbatch": 120}
-    one = train(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
+    one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
     s = runs.settings(tmp_path, out=str(tmp_path / "two"), **options)
     given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items()]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefiere"]
@@ -324,7 +324,7 @@ def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> None:
-    whole = train(runs.settings(tmp_path, out=str(tmp_path / "whole"), save_steps=1), display=QUIET).run
+    whole = launch(runs.settings(tmp_path, out=str(tmp_path / "whole"), save_steps=1), display=QUIET).run
     s = runs.settings(tmp_path, save_steps=1)
     real = files.shutil.rmtree
 
@@ -336,13 +336,13 @@ def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> N
 
     monkeypatch.setattr(files.shutil, "rmtree", killed)
     with pytest.raises(Killed):
-        train(s, display=QUIET)
+        launch(s, display=QUIET)
     monkeypatch.undo()
-    assert_same_run(whole, train(s, display=QUIET).run)
+    assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 def test_a_killed_fresh_start_leaves_nothing_to_continue(tmp_path, monkeypatch) -> None:
-    train(runs.settings(tmp_path), display=QUIET)
+    launch(runs.settings(tmp_path), display=QUIET)
     real = Path.unlink
 
     def killed(path, **options):
@@ -353,9 +353,9 @@ def test_a_killed_fresh_start_leaves_nothing_to_continue(tmp_path, monkeypatch) 
     s = runs.settings(tmp_path, beta=0.5)
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(Killed):
-        train(s, fresh=True, display=QUIET)
+        launch(s, fresh=True, display=QUIET)
     monkeypatch.undo()
-    run = train(s, display=QUIET).run
+    run = launch(s, display=QUIET).run
     assert [r["step"] for r in run.metrics] == [0, 1, 2, 3, 4]
     assert run.recipe["beta"] == 0.5
 
@@ -373,8 +373,8 @@ def test_a_budget_may_be_changed_on_the_way(tmp_path, monkeypatch) -> None:
     budgets: list[int] = []
     monkeypatch.setattr(Engine, "update", update)
     with pytest.raises(Killed):
-        train(runs.settings(tmp_path, **options), display=QUIET)
-    train(runs.settings(tmp_path, tokens_per_microbatch=100, **options), display=QUIET)
+        launch(runs.settings(tmp_path, **options), display=QUIET)
+    launch(runs.settings(tmp_path, tokens_per_microbatch=100, **options), display=QUIET)
     assert budgets == [4096, 4096, 100, 100]
 
 
@@ -384,9 +384,9 @@ def test_early_stopping_is_remembered_by_a_resumed_run(tmp_path, monkeypatch) ->
     real = loop.Loop.finish
     monkeypatch.setattr(loop.Loop, "finish", lambda self, stop: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        train(s, display=QUIET)
+        launch(s, display=QUIET)
     monkeypatch.setattr(loop.Loop, "finish", real)
-    assert train(s, display=QUIET).run.status["step"] == 3
+    assert launch(s, display=QUIET).run.status["step"] == 3
 
 
 def test_the_resume_command_continues(monkeypatch) -> None:
@@ -398,7 +398,7 @@ def test_the_resume_command_continues(monkeypatch) -> None:
 
 def test_a_mistake_before_the_first_step_may_be_corrected(tmp_path) -> None:
     with pytest.raises(ValueError, match="no_such_module"):
-        train(runs.settings(tmp_path, judge="no_such_module:f"), display=QUIET)
+        launch(runs.settings(tmp_path, judge="no_such_module:f"), display=QUIET)
     assert not (tmp_path / "run").exists()
     with pytest.raises(TrainingError, match="is not measured"):
-        train(runs.settings(tmp_path, metric_for_best_model="eval_lost"), display=QUIET)
+        launch(runs.settings(tmp_path, metric_for_best_model="eval_lost"), display=QUIET)

@@ -13,7 +13,7 @@ import runs
 from prefiere.console import Display
 from prefiere.evaluate.guards import degenerate
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers, repetition
-from prefiere.launch import train
+from prefiere.launch import launch
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT
@@ -25,7 +25,7 @@ LOSS_AT_START = {"sigmoid": math.log(2), "ipo": 25.0, "hinge": 1.0, "robust": ma
 
 
 def go(tmp: Path, method=DPO, **options) -> Run:
-    return train(runs.settings(tmp, method, **options), display=QUIET).run
+    return launch(runs.settings(tmp, method, **options), display=QUIET).run
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo", "cpo", "kto"])
@@ -152,7 +152,7 @@ def test_examples_that_are_dropped_or_cut_are_in_the_account(tmp_path, capsys) -
     rows[4]["rejected"] = rows[4]["chosen"]
     rows[5]["chosen"] = "perro " * 200
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    run = train(runs.settings(tmp_path, max_length=64), display=Display()).run
+    run = launch(runs.settings(tmp_path, max_length=64), display=Display()).run
     said = capsys.readouterr().err
     assert "2 dropped" in said or "1 dropped" in said
     assert "1 examples with a completion cut from the right" in said
@@ -183,7 +183,7 @@ def test_a_nan_loss_fails_the_run_with_a_name(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(dpo, "reference_logps", lambda s, store: np.full_like(real(s, store), np.nan))
     ended = []
     with pytest.raises(TrainingError, match=r"not finite.*pairs\.jsonl:\d+"):
-        train(runs.settings(tmp_path), display=QUIET, on_end=ended.append)
+        launch(runs.settings(tmp_path), display=QUIET, on_end=ended.append)
     assert ended[0].status["state"] == "failed"
     assert "not finite" in ended[0].status["reason"]
 
@@ -245,17 +245,17 @@ def test_a_guarded_run_stops_without_a_model_and_goes_on_when_told_to(tmp_path, 
     broken.calls = 0
     monkeypatch.setattr(AnswerEvaluator, "__call__", broken)
     s = runs.settings(tmp_path, max_steps=6, sample_steps=2, samples_per_prompt=3)
-    outcome = train(s, display=QUIET)
+    outcome = launch(s, display=QUIET)
     assert outcome.stopped == outcome.run.stop
     assert outcome.stopped.kind == "degenerate"
     assert outcome.stopped.text == outcome.run.status["reason"]
     assert outcome.run.status["step"] == 2
     assert not outcome.run.model.exists()
     as_before_stops_had_kinds(outcome.run)
-    assert train(s, display=QUIET).stopped == outcome.stopped
+    assert launch(s, display=QUIET).stopped == outcome.stopped
     assert outcome.run.status["step"] == 2
     as_before_stops_had_kinds(outcome.run)
-    assert train(s.model_copy(update={"guard": False}), display=QUIET).stopped is None
+    assert launch(s.model_copy(update={"guard": False}), display=QUIET).stopped is None
 
 
 def as_before_stops_had_kinds(run: Run) -> None:
@@ -281,7 +281,7 @@ def test_the_caches_are_reused_only_where_they_may_be(tmp_path, monkeypatch) -> 
     def new(name: str, **options) -> tuple[int, int]:
         """How many entries of token ids and of reference log-probs a run adds."""
         before = set(cache.glob("*[0-9a-f]"))
-        train(runs.settings(tmp_path, out=str(tmp_path / "runs" / name), **{"max_steps": 5, **options}), display=QUIET)
+        launch(runs.settings(tmp_path, out=str(tmp_path / "runs" / name), **{"max_steps": 5, **options}), display=QUIET)
         added = [p.name.split("-")[0] for p in set(cache.glob("*[0-9a-f]")) - before]
         return added.count("tokens"), added.count("reference")
 

@@ -59,12 +59,12 @@ def tokenized(
 ) -> tuple[list[Styled], dict[str, Any]]:
     """The first examples with their scored tokens coloured, and the account of all of them."""
     from prefiere.models.load import load_tokenizer
-    from prefiere.models.source import generation_config, resolve
+    from prefiere.models.source import find_model, generation_config
     from prefiere.tokens.encoder import Encoder
     from prefiere.tokens.tokenizer import describe, eos_ids_of
     from prefiere.tokens.truncation import EncodeReport, Truncation
 
-    found = resolve(model, trust=settings.trust_remote_code)
+    found = find_model(model, trust=settings.trust_remote_code)
     tokenizer = load_tokenizer(found)
     if source.kind == "prompts":
         return [as_text(record) for record in islice(source, EXAMPLES)], {}

@@ -20,7 +20,7 @@ from prefiere.evaluate.compare import Compared, ask, validation_prompts
 from prefiere.files import visible
 from prefiere.models import export as exporting
 from prefiere.models.load import load_model, load_tokenizer
-from prefiere.models.source import ModelError, resolve
+from prefiere.models.source import ModelError, find_model
 from prefiere.run import Run
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
@@ -36,7 +36,7 @@ def sample(
     """Answer the prompts of a file, and show each answer under its prompt."""
     asked = read_prompts(prompts, limit)
     with display.stage("sampling", len(asked) * sampling.samples) as advance:
-        answers = ask(resolve(model, trust=trust), asked, sampling, progress=advance)
+        answers = ask(find_model(model, trust=trust), asked, sampling, progress=advance)
     for row in answers.rows:
         console.print(Styled(visible(row["prompt"]), "bold"))
         console.print(Styled(visible(row["completion"]) + ("" if row["ended"] else " […]")))
@@ -54,7 +54,7 @@ class Talker:
     """A model that answers a conversation. Without a chat template it continues each text on its own."""
 
     def __init__(self, model: str, sampling: Sampling, *, trust: bool = False):
-        source = resolve(model, trust=trust)
+        source = find_model(model, trust=trust)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(source)
         self.model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
@@ -129,7 +129,7 @@ def export(
 
     Raises ModelError where they differ and should not. A base that was quantized in training differs from any other.
     """
-    source = resolve(folder, trust=trust)
+    source = find_model(folder, trust=trust)
     tokenizer = load_tokenizer(source)
     eos_ids = eos_ids_of(None, tokenizer)
     asked = read_prompts(prompts, 16) if prompts else validation_prompts(Run.open(folder), 16)

@@ -29,7 +29,7 @@ from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.files import write_text
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import resolve
+from prefiere.models.source import find_model
 from prefiere.models.trunk import Trunk
 from prefiere.report.page import render
 from prefiere.sample.local import LocalRollouts
@@ -78,7 +78,7 @@ def measure_answers(
     progress: Callable[[int], None] | None = None,
 ) -> DemoFigures:
     """Sample every held-out prompt and judge the answers."""
-    source = resolve(model)
+    source = find_model(model)
     tokenizer, policy = load_tokenizer(source), load_model(source)
     eos_ids = eos_ids_of(policy, tokenizer)
     prompts = corpus.held_out_prompts()
@@ -98,7 +98,7 @@ def measure_answers(
     topic = np.asarray(judge.on_topic(asked, said))
     kl = None
     if reference is not None and temperature == 1.0:
-        frozen = Trunk(load_model(resolve(reference)), packed=False)
+        frozen = Trunk(load_model(find_model(reference)), packed=False)
         groups = [evaluator.group(s) for s in answers.samples]
         before, after = (sequence_logps(t, groups, budget=8192)[:, 0] for t in (frozen, trunk))
         kl = clustered_mean(after - before, answers.prompts)

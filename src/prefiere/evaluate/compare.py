@@ -17,7 +17,7 @@ from prefiere.data.schema import Text
 from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
 from prefiere.models.load import load_model, load_tokenizer
-from prefiere.models.source import Source, resolve
+from prefiere.models.source import Source, find_model
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
@@ -117,7 +117,7 @@ def ask_both(
     recipe = run.recipe if run is not None else {}
     answers = [
         ask(
-            resolve(model, trust=trust),
+            find_model(model, trust=trust),
             asked,
             sampling,
             template=recipe.get("template", "auto"),

@@ -17,7 +17,7 @@ import torch
 from prefiere.data import formats
 from prefiere.models.load import load_policy, load_tokenizer
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import Source, generation_config, resolve
+from prefiere.models.source import Source, find_model, generation_config
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES, PairBatch, accuracies
 from prefiere.objectives.preference import rewards as implied
@@ -91,7 +91,7 @@ def logps(
     model: hub id, folder of a model or adapter, or a finished run. Raises ValueError where it, or the data, cannot be
     used.
     """
-    source = resolve(model)
+    source = find_model(model)
     store, account = _read(source, data, reading)
     return paired(store, _logps(_trunk(source, store, dtype), store, dtype, progress), account)
 
@@ -109,7 +109,7 @@ def implicit_rewards(
     loss = LOSSES.get(recipe.get("loss_type", ""))
     if loss is None or loss.per != "pair":
         raise RunError(f"{run.folder} was not trained on pairs: score its answers with logps.")
-    policy, start = resolve(run.folder), resolve(recipe["model"])
+    policy, start = find_model(run.folder), find_model(recipe["model"])
     chosen = {c["name"]: c["value"] for c in run.environment.get("choices", [])}
     dtype: torch.dtype = getattr(torch, chosen.get("dtype", "float32"))
     reading: Any = {k: recipe[k] for k in (*LIMITS, "template", "on_bad") if k in recipe}

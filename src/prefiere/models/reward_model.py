@@ -18,7 +18,7 @@ from prefiere.models.classifier import decodes, ends, is_classifier, load_reward
 from prefiere.models.load import fingerprint, load_tokenizer
 from prefiere.models.measure import Budget, measure
 from prefiere.models.score_head import Head, Normalisation
-from prefiere.models.source import ModelError, Source, generation_config, positions, resolve
+from prefiere.models.source import ModelError, Source, find_model, generation_config, positions
 from prefiere.models.trunk import POLICY, REWARD, Trunk, activate
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import PromptGroup
@@ -95,7 +95,7 @@ class RewardModel:
         max_length: tokens of prompt and answer together (default: what the model takes). notice: told once when
         something is truncated. Raises ModelError for a model with several labels or without a score head.
         """
-        source = resolve(name, trust=trust)
+        source = find_model(name, trust=trust)
         if not is_classifier(source):
             raise ModelError(
                 f"{name} is no reward model: it has no score head. Train one with `prefiere reward --model {name} ...`."
@@ -139,7 +139,7 @@ class RewardModel:
         notice: Callable[[str], None] = lambda text: None,
     ) -> Self:
         """A reward model that is an adapter on a policy's own base, as a role on that policy's trunk (see `mount`)."""
-        source = resolve(name, trust=trust)
+        source = find_model(name, trust=trust)
         tokenizer = load_tokenizer(source)
         saved = mount(trunk, name, role, trust=trust)
         encoder = score_encoder(
@@ -216,7 +216,7 @@ def mount(trunk: Trunk, folder: str | Path, role: str = REWARD, *, trust: bool =
     ``trunk.scores(batch, role)`` less the returned ``mean`` is then what the reward model itself says. Raises
     ModelError for a reward model that is no adapter, or does not fit.
     """
-    source = resolve(folder, trust=trust)
+    source = find_model(folder, trust=trust)
     if source.adapter is None or not is_classifier(source):
         raise ModelError(f"{folder} is not an adapter with a score head: only such a one shares the policy's base.")
     if not isinstance(trunk.model, PeftModel):

@@ -35,7 +35,7 @@ class Source:
         return self.base
 
 
-def resolve(name: str | Path, *, trust: bool = False) -> Source:
+def find_model(name: str | Path, *, trust: bool = False) -> Source:
     """Find out what a hub id, model folder, adapter folder or run folder holds.
 
     Raises ModelError, naming what is there and what to give instead.
@@ -44,7 +44,7 @@ def resolve(name: str | Path, *, trust: bool = False) -> Source:
     if (path / "recipe.yaml").is_file():
         if not (path / "model").is_dir():
             raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
-        return replace(resolve(path / "model", trust=trust), quantize=_quantization_of_run(path))
+        return replace(find_model(path / "model", trust=trust), quantize=_quantization_of_run(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")

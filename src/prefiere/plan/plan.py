@@ -19,8 +19,7 @@ from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, room, skeleton
 from prefiere.models.load import base_scheme, count_parameters, load_tokenizer
 from prefiere.models.quantize import Scheme
-from prefiere.models.source import Source, positions
-from prefiere.models.source import resolve as resolve_model
+from prefiere.models.source import Source, find_model, positions
 from prefiere.plan import choices
 from prefiere.plan.choices import Choice, Picked
 from prefiere.plan.device import Device
@@ -189,7 +188,7 @@ class _Policy:
 
 
 def _policy(settings: Settings) -> _Policy:
-    source = resolve_model(settings.model, trust=settings.trust_remote_code)
+    source = find_model(settings.model, trust=settings.trust_remote_code)
     if settings.quantize != "none":
         source = replace(source, quantize=settings.quantize)
     scheme = base_scheme(source)

@@ -12,7 +12,7 @@ from prefiere.methods import METHODS
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import is_classifier, normalisation
 from prefiere.models.reference import REWRITES_BASE
-from prefiere.models.source import ModelError, Source, resolve
+from prefiere.models.source import ModelError, Source, find_model
 from prefiere.settings import PPO, Settings
 
 IDENTITIES = ("", "true", "gaussian", "eva")
@@ -101,7 +101,7 @@ def scorers_of(names: str | Sequence[str], trust: bool) -> tuple[Scorer, ...]:
         if names_function(name):
             found.append(Scorer(name, "function"))
             continue
-        source = resolve(name, trust=trust)
+        source = find_model(name, trust=trust)
         if not is_classifier(source):
             raise ModelError(
                 f"{name} is no reward model: it has no score head. Train one with `prefiere reward --model {name} ...`."

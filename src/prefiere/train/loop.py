@@ -1,4 +1,4 @@
-"""The loop that every method shares: step, log, validate, sample, guard, checkpoint.
+"""The loop that all algorithms share: step, log, validate, sample, guard, checkpoint.
 
 Whatever ends it (the last step, Ctrl-C, the guard, an error) leaves a run folder that can be read and reported, and
 one that can be resumed from its last checkpoint as if nothing had happened.
@@ -22,9 +22,9 @@ from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train import checkpoint
+from prefiere.train.algorithm import Algorithm
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
-from prefiere.train.method import Method
 from prefiere.train.optimizer import peak_memory_mb
 from prefiere.train.setup import Session
 
@@ -54,8 +54,8 @@ def every(setting: int | str, total: int, parts: int) -> int:
 class Loop:
     """One run of updates. ``run()`` returns why it ended early, or None when it reached the last step."""
 
-    def __init__(self, session: Session, method: Method, evaluator: AnswerEvaluator | None):
-        self.session, self.method, self.evaluator = session, method, evaluator
+    def __init__(self, session: Session, algorithm: Algorithm, evaluator: AnswerEvaluator | None):
+        self.session, self.algorithm, self.evaluator = session, algorithm, evaluator
         self.engine, self.run_folder, self.settings = session.engine, session.run, session.settings
         self.state = State()
         total = session.total_steps
@@ -82,7 +82,7 @@ class Loop:
             while s.step < total:
                 began = time.perf_counter()
                 rate = float(self.engine.scheduler.get_last_lr()[0])
-                update = self.method.step(s.step)
+                update = self.algorithm.step(s.step)
                 self.engine.scheduler.step()
                 s.step += 1
                 s.pending_tokens += update.tokens
@@ -91,7 +91,7 @@ class Loop:
                 s.pending_seconds += elapsed
                 s.seconds += elapsed
                 self._collect(update.metrics)
-                advance(1, note=f"{self.method.shown} {update.metrics[self.method.shown].mean:.4f}")
+                advance(1, note=f"{self.algorithm.shown} {update.metrics[self.algorithm.shown].mean:.4f}")
                 s.stop = self._after(update.grad_norm, rate)
                 interrupted = self._stop_asked()
                 if s.stop or interrupted:
@@ -108,14 +108,14 @@ class Loop:
         if due[self.log_every] or due[self.eval_every] or sample:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
             if due[self.eval_every]:
-                row |= self.method.validate()
+                row |= self.algorithm.validate()
             if sample:
                 row |= self._sample()
             of_samples = (self.settings.metric_for_best_model or "").startswith("samples/")
             if sample if of_samples else due[self.eval_every]:
                 best, stop = self._watch_best(row)
             self._write(row)
-            stop = (self._guard(row) if sample else None) or self.method.stop(row) or stop
+            stop = (self._guard(row) if sample else None) or self.algorithm.stop(row) or stop
             stop, best = self.session.world.broadcast((stop, best))  # one process's answers decide for all
         if not stop and (due[self.save_every] or best):
             self._save()
@@ -125,7 +125,7 @@ class Loop:
         """Step 0: the model before any update."""
         row = self._row()
         with self.session.display.stage("before training", 1) as advance:
-            row |= self.method.begin()
+            row |= self.algorithm.begin()
             if self.evaluator is not None:
                 columns = self._sample()
                 self.state.baseline = {k: v for k, v in columns.items() if np.isfinite(v)}
@@ -138,7 +138,7 @@ class Loop:
 
     def _row(self) -> dict[str, Any]:
         s = self.state
-        per_epoch = updates_per_epoch(self.method.examples, self.settings.batch_size)
+        per_epoch = updates_per_epoch(self.algorithm.examples, self.settings.batch_size)
         return {"step": s.step, "epoch": round(s.step / per_epoch, 4), "seconds": round(s.seconds, 3)}
 
     def _collect(self, metrics: dict[str, Moments]) -> None:
@@ -168,7 +168,7 @@ class Loop:
 
     def _sample(self) -> dict[str, Any]:
         assert self.evaluator is not None
-        answers = self.evaluator(self.session.trunk, self.method.reference, version=self.state.step)
+        answers = self.evaluator(self.session.trunk, self.algorithm.reference, version=self.state.step)
         if self.main:
             self.run_folder.log_samples([{"step": self.state.step, **row} for row in answers.rows])
         return answers.columns()
@@ -219,7 +219,7 @@ class Loop:
         return best, None
 
     def _guard(self, row: dict[str, Any]) -> Stop | None:
-        if not (self.settings.guard and self.method.guarded):
+        if not (self.settings.guard and self.algorithm.guarded):
             return None
         return degenerate(self.state.baseline, row) or exploited(self.state.baseline, row)
 
@@ -234,7 +234,7 @@ class Loop:
         folder = self.run_folder.checkpoints
         if (folder / f"step-{s.step:08d}").is_dir() and s.stop is None:
             return
-        state = asdict(s) | {"logs": self.run_folder.log_sizes(), "method": self.method.state()}
+        state = asdict(s) | {"logs": self.run_folder.log_sizes(), "method": self.algorithm.state()}
         try:
             checkpoint.save(folder, s.step, self.engine, state)
         except (OSError, SafetensorError, RuntimeError) as e:
@@ -257,7 +257,7 @@ class Loop:
         lifted = self.state.stop is not None and self.state.stop.kind in ("degenerate", "exploited")
         if lifted and not self.settings.guard:
             self.state.stop = None
-        self.method.restore(saved["method"])
+        self.algorithm.restore(saved["method"])
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
 
     def finish(self, stop: Stop | None) -> None:
@@ -272,7 +272,7 @@ class Loop:
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
         usable = stop is None or stop.usable
         if usable:
-            self.method.complete()
+            self.algorithm.complete()
         if usable and self.main:
             checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
         if self.main:

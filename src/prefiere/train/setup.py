@@ -82,7 +82,7 @@ class Session:
         return decode(self.tokenizer, tokens, skip_special=True)
 
 
-def build(
+def build_session(
     plan: Plan, run: Run, display: Display, *, world: World, recorded: Mapping[str, Any] | None = None
 ) -> Session:
     """Read the data, load the models, make the engine. ``recorded``: a resumed run's choices by name.

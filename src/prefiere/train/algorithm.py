@@ -1,4 +1,4 @@
-"""What a method brings to the loop that all of them share."""
+"""What an algorithm brings to the loop that all of them share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prefiere.run import Stop
 from prefiere.train.engine import Update
 
 
-class Method(Protocol):
-    """What a method brings to the loop.
+class Algorithm(Protocol):
+    """What an algorithm brings to the loop.
 
     guarded: whether the guard may judge sampled answers. shown: the metric beside the progress bar.
     """
