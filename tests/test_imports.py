@@ -127,3 +127,72 @@ def test_house_rules(path: Path) -> None:
 
 def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
     return any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list)
+
+
+# -- the house ------------------------------------------------------------------------------------------------------
+
+INTERFACE = {"build", "advantages"}
+"""What the file of every algorithm has, under the same name."""
+
+
+def modules() -> dict[str, Path]:
+    """Each module by its full name."""
+    return {f"prefiere.{module_of(path)}": path for path in FILES}
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Not in a circle of any length, wherever in a file the import stands, for type checking too."""
+    files = modules()
+    targets = {m: {n for n in imports_of(p) if n in files and not n.endswith("__init__")} for m, p in files.items()}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for target in targets[module]:
+                visit(target, (*above, module))
+            done.add(module)
+
+    for module in targets:
+        visit(module, ())
+
+
+def test_a_function_is_read_at_a_glance() -> None:
+    functions = [
+        (node.end_lineno - node.lineno + 1, f"{path.name}:{node.name}")
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+    ]
+    assert not [f for f in functions if f[0] > 60], "a function has at most 60 lines"
+
+
+def test_a_room_has_at_most_14_files() -> None:
+    rooms: dict[Path, int] = {}
+    for path in FILES:
+        if path.name != "__init__.py":
+            rooms[path.parent] = rooms.get(path.parent, 0) + 1
+    assert not {str(room): n for room, n in rooms.items() if n > 14}
+
+
+def public_names(path: Path) -> set[str]:
+    """What a file defines at its top, but for type variables and overloads."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign) and "TypeVar" not in ast.dump(node.value):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_public_name_has_one_home() -> None:
+    """A command (cli, demo) is named after what it does; all else is defined once."""
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        if room_of(module_of(path)) not in ("cli", "api") and "migrations" not in path.parts:
+            for name in public_names(path):
+                homes.setdefault(name, []).append(module_of(path))
+    assert not {name: found for name, found in homes.items() if len(found) > 1 and name not in INTERFACE}

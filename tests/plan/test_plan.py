@@ -1,0 +1,117 @@
+"""A plan: decided without weights, recorded as plain values, given back to a resumed run, and all mistakes at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import runs
+from prefiere.console import Display
+from prefiere.launch import launch
+from prefiere.plan.device import Device
+from prefiere.plan.plan import PlanError, resolve
+from prefiere.settings import PPO, Reward
+
+CPU = Device("cpu", 2**34, bf16=False, threads=2)
+GPU = Device("cuda", 2**34, bf16=True)
+QUIET = Display(quiet=True)
+
+
+def test_it_needs_no_weights(tmp_path: Path) -> None:
+    settings = runs.settings(tmp_path)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    plan = resolve(settings, CPU)
+    assert (plan.adapter, plan.scheme, plan.roles.reference, plan.reads) == (None, None, "copy", "pairs")
+    assert json.loads(json.dumps(plan.to_json())) == plan.to_json()
+
+
+def test_a_device_decides_dtype_and_budget(tmp_path: Path) -> None:
+    settings = runs.settings(tmp_path)
+    assert (resolve(settings, CPU).dtype, resolve(settings, CPU).budget) == (torch.float32, 4096)
+    assert (resolve(settings, GPU).dtype, resolve(settings, GPU).budget) == (torch.bfloat16, 16384)
+    assert resolve(settings, replace(GPU, bf16=False)).dtype == torch.float16
+    assert resolve(runs.settings(tmp_path, tokens_per_microbatch=99), GPU).budget == 99
+
+
+def test_too_little_memory_means_an_adapter_and_then_an_error(tmp_path: Path) -> None:
+    settings = runs.settings(tmp_path)
+    parameters = resolve(settings, CPU).parameters
+    small = replace(CPU, memory=8 * parameters)
+    plan = resolve(settings, small)
+    assert plan.adapter is not None
+    assert plan.roles.reference == "base"
+    assert "full training would take" in next(c.why for c in plan.choices if c.name == "lora")
+    with pytest.raises(ValueError, match="too little memory"):
+        resolve(settings, replace(CPU, memory=parameters))
+    assert resolve(settings, replace(CPU, memory=parameters), must_fit=False).parameters == parameters
+
+
+def test_the_adapter_is_the_one_that_there_is(tmp_path: Path) -> None:
+    """Of an adapter as the model, its own rank and targets are in the plan, not the defaults of new ones."""
+    runs.settings(tmp_path)
+    config = LoraConfig(r=7, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), config).save_pretrained(tmp_path / "start")
+    AutoTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "start")
+    plan = resolve(runs.settings(tmp_path, model=str(tmp_path / "start")), CPU)
+    written = plan.to_json()["adapter"]
+    assert (written["r"], written["target_modules"]) == (7, ["q_proj"])
+    assert plan.roles.reference == "adapter"
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    wrong = {"model": "gone", "data": "no.jsonl", "eval_data": "nor.jsonl", "judge": "nobody"}
+    with pytest.raises(PlanError) as e:
+        resolve(runs.settings(tmp_path, **{key: str(tmp_path / name) for key, name in wrong.items()}), CPU)
+    first, *lines = str(e.value).splitlines()
+    assert first == "4 things to put right:"
+    for name in wrong.values():
+        assert sum(name in line for line in lines) == 1
+    assert len(lines) == 4
+
+
+def test_a_reward_and_a_setting_that_cannot_be_are_said_beside_the_model(tmp_path: Path) -> None:
+    runs.policy_settings(tmp_path)
+    settings = PPO(model=str(tmp_path / "model"), data=str(tmp_path / "no.txt"), out=str(tmp_path / "run"), lora=True,
+                   share_critic=True, reward=str(tmp_path / "model"))  # fmt: skip
+    with pytest.raises(PlanError) as e:
+        resolve(settings, CPU)
+    lines = str(e.value).splitlines()[1:]
+    assert [w for w in ("no.txt", "no reward model", "share_critic") if sum(w in line for line in lines) == 1] == [
+        "no.txt", "no reward model", "share_critic",
+    ]  # fmt: skip
+
+
+def test_one_mistake_is_raised_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no\.jsonl"):
+        resolve(runs.settings(tmp_path, data=str(tmp_path / "no.jsonl")), CPU)
+
+
+def test_a_run_records_its_plan_and_gets_it_back(tmp_path: Path) -> None:
+    """The second plan is made on a machine that would choose otherwise, and is the first."""
+    settings = runs.settings(tmp_path, learning_rate="auto")
+    run = launch(settings, display=QUIET).run
+    written = run.environment
+    plan = resolve(settings, Device.of(torch.device("cpu")))
+    assert written["plan"] == plan.to_json()
+    recorded = {c["name"]: c["value"] for c in written["choices"]}
+    elsewhere = resolve(settings, GPU)
+    again = resolve(settings, GPU, recorded)
+    assert elsewhere.to_json() != written["plan"]
+    assert again.to_json() == written["plan"]
+    assert {c.why for c in again.choices} == {"as when this run began"}
+
+
+def test_a_reward_model_reads_pairs_and_keeps_no_reference(tmp_path: Path) -> None:
+    plan = resolve(runs.settings(tmp_path, Reward), CPU)
+    assert plan.scores
+    assert (plan.roles.reference, plan.roles.critic) == ("none", "none")
+    assert not plan.both_ways
+    bert = resolve(runs.settings(tmp_path, Reward, model=str(runs.encoder_folder(tmp_path / "bert"))), CPU)
+    assert bert.both_ways
+    assert bert.max_length == 64
