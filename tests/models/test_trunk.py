@@ -11,7 +11,7 @@ from prefiere.models.adapter import Adapter
 from prefiere.models.load import fingerprint, load_policy
 from prefiere.models.reference import Reference
 from prefiere.models.source import find_model
-from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
+from prefiere.models.trunk import CRITIC, POLICY, REFERENCE, Trunk, activate, role_of
 from prefiere.tokens.pack import pack
 from random_groups import store
 
@@ -164,3 +164,18 @@ def test_adapters_train_in_fp32_on_a_bf16_base(tmp_path) -> None:
     for name, p in trunk.named_parameters():
         assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16), name
         assert p.requires_grad == ("lora" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", POLICY),
+        ("model.base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector.reference.weight", REFERENCE),
+        ("bodies.critic.model.layers.0.mlp.up_proj.weight", CRITIC),
+        ("heads.reward_2.weight", "reward_2"),
+        ("model.base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", None),
+        ("model.model.embed_tokens.weight", None),
+    ],
+)
+def test_a_parameter_says_whose_it_is(name: str, role: str | None) -> None:
+    assert role_of(name) == role

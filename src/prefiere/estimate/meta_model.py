@@ -22,7 +22,7 @@ from prefiere.models.load import base_scheme
 from prefiere.models.quantize import Scheme
 from prefiere.models.score_head import EncoderTrunk, Head, head_of
 from prefiere.models.source import Source, explain
-from prefiere.models.trunk import CRITIC, POLICY, REFERENCE, REWARD, Trunk
+from prefiere.models.trunk import CRITIC, POLICY, REFERENCE, REWARD, Trunk, role_of
 from prefiere.plan.plan import Plan
 
 
@@ -94,7 +94,7 @@ def meta_trunk(plan: Plan) -> Trunk:
         if roles.critic != "none":
             trunk.heads[CRITIC] = nn.Linear(width, 1)
     for name, p in model.named_parameters() if adapter is not None else ():
-        p.requires_grad_(name in trained or CRITIC in name.split("."))
+        p.requires_grad_(name in trained or role_of(name) == CRITIC)
     for name in _mounted_names(plan):
         trunk.heads[name].requires_grad_(False)
     if plan.settings.gradient_checkpointing:
@@ -184,12 +184,8 @@ def _quantize(base: PreTrainedModel, scheme: Scheme) -> None:
 def materialise(trunk: nn.Module) -> None:
     """Move a model from "meta" to the device of the surrounding FakeTensorMode; adapters and heads in fp32."""
     made: dict[int, Tensor] = {}
-    roles = (POLICY, REFERENCE, CRITIC, "heads", "bodies")
-    added = {
-        id(p)
-        for name, p in trunk.named_parameters()
-        if any(part in roles or part.startswith(REWARD) for part in name.split(".")) and ".original_module." not in name
-    }
+    named = trunk.named_parameters()
+    added = {id(p) for name, p in named if role_of(name) is not None and ".original_module." not in name}
 
     def empty_like(old: Tensor) -> Tensor:
         if id(old) not in made:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prefiere.models.reward_model import RewardModel
-from prefiere.models.trunk import CRITIC, POLICY, Trunk, activate
+from prefiere.models.trunk import CRITIC, POLICY, Trunk, activate, role_of
 
 
 class ValueHead(nn.Linear):
@@ -92,8 +92,7 @@ def _copy_adapter(trunk: Trunk, role: str) -> None:
     activate(model, POLICY)
     named = dict(model.named_parameters())
     for name, parameter in named.items():
-        parts = name.split(".")
-        if CRITIC in parts:
-            own = ".".join(role if part == CRITIC else part for part in parts)
+        if role_of(name) == CRITIC:
+            own = ".".join(role if part == CRITIC else part for part in name.split("."))
             parameter.data = named[own].detach().float().clone()
             parameter.requires_grad_(True)

@@ -24,7 +24,7 @@ from prefiere.models.adapter import Adapter
 from prefiere.models.check import probe
 from prefiere.models.reference import keep_start
 from prefiere.models.source import ModelError, Source, explain
-from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
+from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate, role_of
 
 hf_logging.disable_progress_bar()  # ours say more, and do not flicker by for every small file
 
@@ -161,8 +161,8 @@ def load_policy(
         if source.adapter is None:
             keep_start(trunk)
         for name, p in model.named_parameters():
-            p.requires_grad_(p.requires_grad and f".{REFERENCE}." not in name)
-            if p.requires_grad or f".{REFERENCE}." in name:
+            p.requires_grad_(p.requires_grad and role_of(name) != REFERENCE)
+            if p.requires_grad or role_of(name) == REFERENCE:
                 p.data = p.data.float()
     if gradient_checkpointing:
         trunk.checkpoint_gradients()

@@ -19,7 +19,7 @@ from prefiere.models.load import fingerprint, load_tokenizer
 from prefiere.models.measure import Budget, measure
 from prefiere.models.score_head import Head, Normalisation
 from prefiere.models.source import ModelError, Source, find_model, generation_config, positions
-from prefiere.models.trunk import POLICY, REWARD, Trunk, activate
+from prefiere.models.trunk import POLICY, REWARD, Trunk, activate, role_of
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import PackedBatch
@@ -151,7 +151,7 @@ class RewardModel:
         """A hash of the weights that its scores depend on besides the base that it is mounted on."""
         if self.role == POLICY:
             return fingerprint(self.trunk.model)
-        return fingerprint(self.trunk, lambda name: self.role in name.split("."))
+        return fingerprint(self.trunk, lambda name: role_of(name) == self.role)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -33,6 +33,15 @@ REWARD = "reward"
 """The frozen adapter, and the head, that score a whole answer."""
 
 
+def role_of(parameter: str) -> str | None:
+    """The role that a parameter of a trunk belongs to, by its name; None for the base, which all roles share.
+
+    PEFT names the weights of an adapter after it (``lora_A.critic.weight``); heads and bodies are kept by role.
+    """
+    own = (POLICY, REFERENCE, CRITIC, REWARD)
+    return next((p for p in parameter.split(".") if p in own or p.startswith(f"{REWARD}_")), None)
+
+
 def activate(model: nn.Module, adapter: str | None) -> None:
     """Make every adapted layer use this adapter (None: the bare base), leaving ``requires_grad`` alone.
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from prefiere.models.trunk import CRITIC
+from prefiere.models.trunk import CRITIC, role_of
 from prefiere.settings import Settings
 
 
@@ -26,10 +26,10 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, at one rate but for the critic's (none: the same); weight decay on matrices
     only."""
-    named = [(n.split("."), p) for n, p in module.named_parameters() if p.requires_grad]
+    named = [(role_of(n), p) for n, p in module.named_parameters() if p.requires_grad]
     groups = [
         {
-            "params": [p for n, p in named if (CRITIC in n) == of_critic and (p.ndim >= 2) == matrix],
+            "params": [p for role, p in named if (role == CRITIC) == of_critic and (p.ndim >= 2) == matrix],
             "weight_decay": settings.weight_decay if matrix else 0.0,
             "lr": critic if of_critic and critic is not None else rate,
         }
