@@ -152,7 +152,7 @@ def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, d
         return Outcome(run, already=True)
     recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
     plan = resolve(settings, Device.of(world.device), recorded)
-    session = build_session(plan, run, display, world=world, recorded=recorded)
+    session = build_session(plan, run, display, world=world)
     _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")

@@ -50,7 +50,8 @@ class Plan:
     in its real configuration (None: every weight is). parameters: of the base. both_ways: it is an encoder, which reads
     an answer both ways. reads: what the data is read as. max_length: tokens of a row, as the model takes them. budget:
     tokens of a micro-batch; adapt: halved when memory runs out. rows: packed or padded; None: a check at load decides.
-    learning_rate, critic_rate: peaks. choices: what was decided for the user, and why. notes: what to know besides.
+    learning_rate, critic_rate: peaks. choices: what was decided for the user, and why. recorded: a resumed
+    run's choices by name, which what is chosen later repeats as well. notes: what to know besides.
     """
 
     settings: Settings
@@ -68,6 +69,7 @@ class Plan:
     critic_rate: float
     rows: bool | None
     choices: tuple[Choice, ...]
+    recorded: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
     @property
@@ -248,6 +250,7 @@ def _planned(
         critic_rate=choices.critic_rate(settings, rate),
         rows={"packed": True, "padded": False}.get(str(picked.recorded.get("rows", settings.attn))),
         choices=tuple(picked.choices),
+        recorded=picked.recorded,
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,10 +81,8 @@ class Session:
         return decode(self.tokenizer, tokens, skip_special=True)
 
 
-def build_session(
-    plan: Plan, run: Run, display: Display, *, world: World, recorded: Mapping[str, Any] | None = None
-) -> Session:
-    """Read the data, load the models, make the engine. ``recorded``: a resumed run's choices by name.
+def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Session:
+    """Read the data, load the models, make the engine.
 
     Raises ValueError, or OSError, for data and models that cannot be used.
     """
@@ -102,8 +99,8 @@ def build_session(
     display.say(f"loading {settings.model} ({plan.parameters / 1e6:,.1f}M parameters)")
     trunk, found = load_trunk(plan, device, typed=reader.typed)
     products = choose_products(device, plan.dtype)
-    if products.name in (recorded or {}):
-        products = Choice(products.name, (recorded or {})[products.name], "as when this run began")
+    if products.name in plan.recorded:
+        products = Choice(products.name, plan.recorded[products.name], "as when this run began")
     apply_products(trunk, str(products.value))
     found.append(products)
     if plan.scores:
