@@ -43,6 +43,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -203,6 +204,7 @@ def moved(old: Any, new: Any, where: str = "", tolerance: float = 0.0) -> Iterat
 def main(arguments: list[str]) -> int:
     """Record or compare; returns how many cases moved."""
     logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     write, names = "--write" in arguments, [a for a in arguments if a != "--write"] or list(CASES)
     here, known = canary(), HERE / CANARY

@@ -5,30 +5,21 @@ import torch
 
 import tiny
 from prefiere.kernels import attention
-from prefiere.kernels.linear import through_onednn
-from prefiere.kernels.matmul import use_onednn
+from prefiere.kernels.linear import route, use_onednn
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.pack import pack
 from random_groups import store
 
 
-@pytest.fixture
-def _plain_products():
-    yield
-    use_onednn(False)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_plain_products")
 @pytest.mark.parametrize("onednn", [False, True])
 def test_a_compiled_trunk_gives_the_same_gradients(onednn: bool) -> None:
     attention.register()
     plain, compiled = tiny.model("llama"), tiny.model("llama")
     for model in (plain, compiled):
         model.set_attn_implementation(attention.NAME)
-    if onednn and torch.backends.mkldnn.is_available():
-        use_onednn(True)
-        through_onednn(compiled)
+    route(compiled)
+    use_onednn(compiled, onednn and torch.backends.mkldnn.is_available())
     one, two = Trunk(plain).train(), Trunk(compiled).train()
     two.compile(dynamic=True)
     for seed in (0, 1):  # another layout must not need another answer

@@ -47,7 +47,7 @@ def test_forward_and_gradients(shape, causal, dtype) -> None:
     query, key, value = inputs(shape, dtype)
     exact = [x.detach().double().requires_grad_() for x in (query, key, value)]
     mask = mask_of(shape, causal)
-    out = fused.attend(query, key, value, None if causal else mask, 0.3, None)
+    out = fused.fused_attention(query, key, value, None if causal else mask, 0.3, None)
     expected = loop(*exact, mask, 0.3)
     noise = 1e-5 if dtype == torch.float32 else 2e-2
     assert (out.double() - expected).norm() <= noise * expected.norm()

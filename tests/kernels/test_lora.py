@@ -12,8 +12,7 @@ from torch import nn
 import tiny
 from prefiere.kernels import lora
 from prefiere.kernels.attention import NAME, register
-from prefiere.kernels.linear import through_onednn as products_through_onednn
-from prefiere.kernels.lora import fuse
+from prefiere.kernels.linear import route, use_onednn
 from prefiere.kernels.packed import PackedLinear
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.pack import pack
@@ -65,7 +64,7 @@ def used(monkeypatch) -> list[int]:
 def test_fp32_is_what_peft_computes(used) -> None:
     model, x = adapted()
     expected = grads(model, x)
-    fuse(model)
+    route(model)
     for mine, theirs in zip(grads(model, x), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     assert len(used) == 2
@@ -77,7 +76,7 @@ def test_bf16_has_no_more_noise_than_peft(used) -> None:
     exact = copy.deepcopy(model).double()
     expected = grads(exact, x.detach().double().requires_grad_())
     theirs = grads(model, x, torch.bfloat16)
-    fuse(model)
+    route(model)
     mine = grads(model, x, torch.bfloat16)
     assert len(used) == 2
     for a, b, e in zip(mine, theirs, expected, strict=True):
@@ -94,7 +93,7 @@ def test_what_is_not_plain_goes_pefts_way(options, used) -> None:
     model, x = adapted(**options)
     torch.manual_seed(1)
     expected = grads(model, x)
-    fuse(model)
+    route(model)
     torch.manual_seed(1)
     for mine, theirs in zip(grads(model, x), expected, strict=True):
         assert torch.equal(mine, theirs)
@@ -106,7 +105,7 @@ def test_a_bias_that_is_learnt_gets_its_gradient(bias, used) -> None:
     model, x = adapted(bias=bias)
     assert model.base_model.model.up.base_layer.bias.requires_grad
     expected = grads(model, x)
-    fuse(model)
+    route(model)
     for mine, theirs in zip(grads(model, x), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     assert len(used) == 1, "the layer without a bias"
@@ -114,17 +113,17 @@ def test_a_bias_that_is_learnt_gets_its_gradient(bias, used) -> None:
 
 def test_dropout_that_is_switched_off_is_plain(used) -> None:
     model, x = adapted(lora_dropout=0.5)
-    fuse(model)
+    route(model)
     model.eval()
     model(x)
     assert len(used) == 2
 
 
 def test_a_layer_that_does_something_else_is_asked(used) -> None:
-    """Weights laid out for sampling stand in a layer's forward, and must not be passed by; nor must hooks."""
+    """What another library has put into a layer's forward must not be passed by; nor must its hooks."""
     model, x = adapted()
     expected = model(x)
-    fuse(model)
+    route(model)
     for layer in (model.base_model.model.up.base_layer, model.base_model.model.down.base_layer):
         layer.forward = lambda rows, layer=layer: 2 * nn.functional.linear(rows, layer.weight, layer.bias)
     doubled = model(x)
@@ -136,7 +135,8 @@ def test_a_layer_that_does_something_else_is_asked(used) -> None:
     model(x)
     assert len(used) == 1
     handle.remove()
-    products_through_onednn(model)
+    route(model)
+    use_onednn(model, True)
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     assert len(used) == 3
 
@@ -148,7 +148,7 @@ def test_disabled_merged_and_other_adapters(used) -> None:
     expected = {}
     for fused in (False, True):
         if fused:
-            fuse(model)
+            route(model)
         with model.disable_adapter():
             base = model(x)
         model.set_adapter("second")
@@ -168,25 +168,24 @@ def test_disabled_merged_and_other_adapters(used) -> None:
 
 def test_a_frozen_input_gets_no_gradient() -> None:
     model, x = adapted()
-    fuse(model)
+    route(model)
     model(x.detach()).sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_trunk_under_lora_and_checkpointing(checkpointing, used, monkeypatch) -> None:
+def test_a_trunk_under_lora_and_checkpointing(checkpointing, used) -> None:
     """The whole model's log-probs and gradients, PEFT's way and ours."""
     batch = pack(store(5, 2))
     found = []
     for fused in (False, True):
-        with monkeypatch.context() as m:
-            if not fused:
-                m.setattr("prefiere.models.trunk.fuse", lambda model: None)
-            torch.manual_seed(0)
-            base = tiny.model("llama")
-            base.set_attn_implementation(NAME)
-            model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-            trunk = Trunk(model).train()
+        torch.manual_seed(0)
+        base = tiny.model("llama")
+        base.set_attn_implementation(NAME)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        if fused:
+            route(model)
+        trunk = Trunk(model).train()
         if checkpointing:
             trunk.checkpoint_gradients()
             trunk.lm.enable_input_require_grads()
@@ -219,7 +218,7 @@ def test_packed_weights(tmp_path, used) -> None:
         return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
     expected = run()
-    fuse(model)
+    route(model)
     for mine, theirs in zip(run(), expected, strict=True):
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
     assert len(used) == 4

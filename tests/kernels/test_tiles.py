@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefiere.kernels import tiles
-from prefiere.kernels.tiles import Tile, attend, bucketed, fits, plan_tiles
+from prefiere.kernels.tiles import Tile, bucketed, fits, plan_tiles, tiled_attention
 from prefiere.tokens.pack import Segment
 
 SHORT = [Segment(0, 9, 0, 0), Segment(9, 14, 0, 4), Segment(14, 15, 14, 14), Segment(15, 16, 14, 15)]
@@ -42,7 +42,7 @@ def test_forward_and_gradients(segments, heads, window, dtype) -> None:
     size = segments[-1].stop
     given = inputs(size, *heads, dtype)
     exact = [x.detach().double().requires_grad_() for x in given]
-    out = attend(*given, plan_tiles(segments, size, *heads, window), 0.3)
+    out = tiled_attention(*given, plan_tiles(segments, size, *heads, window), 0.3)
     expected = loop(*exact, segments, 0.3, window)
     noise = 1e-6 if dtype == torch.float32 else 1e-2
     assert out.dtype == dtype
@@ -57,7 +57,7 @@ def test_forward_and_gradients(segments, heads, window, dtype) -> None:
 def test_rows_without_a_tile_are_zero_and_give_no_gradient() -> None:
     """The last layer's plan: rows 4 and 5 attend, to rows 0 to 5; nobody asks for the others."""
     query, key, value = inputs(8, 2, 2, torch.float32)
-    out = attend(query, key, value, plan_tiles([Segment(4, 6, 0, 4)], 8, 2, 2, None), 0.3)
+    out = tiled_attention(query, key, value, plan_tiles([Segment(4, 6, 0, 4)], 8, 2, 2, None), 0.3)
     assert out[[0, 1, 2, 3, 6, 7]].abs().max() == 0
     out.sum().backward()
     assert query.grad[[0, 1, 2, 3, 6, 7]].abs().max() == 0
@@ -73,7 +73,7 @@ def test_bf16_has_the_fused_kernels_noise() -> None:
     heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
     fused = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=0.125)
     with torch.autocast("cpu", torch.bfloat16):
-        mine = attend(query, key, value, plan_tiles(segments, 60, 2, 2, None), 0.125)
+        mine = tiled_attention(query, key, value, plan_tiles(segments, 60, 2, 2, None), 0.125)
     error, yardstick = ((x.double() - expected).norm() for x in (mine, fused[0].transpose(0, 1)))
     assert error <= 2 * yardstick
 

@@ -150,7 +150,7 @@ def test_an_input_in_a_group_that_there_is_not_is_named(tmp_path, group) -> None
 
 
 def test_a_packed_layer_with_a_bias_and_a_short_last_group() -> None:
-    layer = packed.PackedLinear(24, 8, True, packed.Layout("gptq", 4, 16, 1))
+    layer = packed.PackedLinear(24, 8, True, packed.PackedLayout("gptq", 4, 16, 1))
     g = torch.Generator().manual_seed(0)
     codes, zeros = torch.randint(0, 16, (24, 8), generator=g), torch.randint(1, 16, (2, 8), generator=g)
     layer.qweight = quantized._pack(codes.T.contiguous(), 4).T.contiguous()

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from prefiere.kernels import matmul
+from prefiere.kernels.linear import products_of, route
 from prefiere.train import host
 
 
@@ -20,15 +20,31 @@ def test_the_faster_library_is_taken_in_fp32_on_a_cpu(monkeypatch, gain, choice)
     assert host.choose_products(torch.device("cuda"), torch.float32).value == "default"
 
 
-def test_a_choice_is_carried_out(monkeypatch) -> None:
+def test_what_was_measured_is_kept(monkeypatch, tmp_path) -> None:
+    """Every run on a machine chooses alike, whatever a stopwatch would say next; another processor measures anew."""
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path))
+    gains = iter([2.0, 0.5, 0.0])
+    monkeypatch.setattr(host, "measure_onednn", lambda: next(gains))
+    cpu = torch.device("cpu")
+    first, second = (host.choose_products(cpu, torch.float32) for _ in range(2))
+    assert first == second
+    assert (first.value, first.why) == ("onednn", "measured 2.0 times as fast as PyTorch's default here")
+    monkeypatch.setattr(host, "processor_name", lambda: "another")
+    assert host.choose_products(cpu, torch.float32).why == "oneDNN is no faster here"
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert host.choose_products(cpu, torch.float32).why == "oneDNN is not available"
+
+
+def test_the_processor_has_a_name() -> None:
+    assert host.processor_name().strip()
+
+
+def test_a_choice_is_carried_out() -> None:
     layer = torch.nn.Linear(4, 4)
-    host.apply_products(layer, "default")
-    assert not matmul.using_onednn()
-    assert "forward" not in vars(layer)
-    host.apply_products(layer, "onednn")
-    assert matmul.using_onednn()
-    assert "forward" in vars(layer)
-    matmul.use_onednn(False)
+    route(layer)
+    for choice in ("onednn", "default"):
+        host.apply_products(layer, choice)
+        assert products_of(layer).onednn == (choice == "onednn")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

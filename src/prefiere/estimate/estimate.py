@@ -23,7 +23,7 @@ from prefiere.estimate.workload import ROWS_AT_ONCE, Workload, longest, workload
 from prefiere.models.source import Source
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
-from prefiere.sample.packed_weights import SHARE
+from prefiere.sample.packed_weights import SHARE_FOR_COPIES
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.schedule import updates_per_epoch
@@ -83,7 +83,7 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
     fixed = 0
     if card is None:
         fixed, update = CPU_FIXED, int(CPU_SLACK * update)
-        if work.rows and sim.laid_out <= SHARE * psutil.virtual_memory().available:
+        if work.rows and sim.laid_out <= SHARE_FOR_COPIES * psutil.virtual_memory().available:
             sampling += sim.laid_out
     loading = weights + (_stored(work.plan.policy) if card is None else 0)
     state = 8 * sim.trained  # two moments in fp32; gradients are in the update

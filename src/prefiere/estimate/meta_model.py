@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from prefiere.kernels import attention
-from prefiere.kernels.packed import Layout, PackedLinear
+from prefiere.kernels.linear import route
+from prefiere.kernels.packed import PackedLayout, PackedLinear
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, install_head, scoring_config
 from prefiere.models.load import base_scheme
@@ -42,7 +43,7 @@ def _quantized(module: nn.Linear, scheme: Scheme) -> PackedLinear:
     """The layer as it is after loading, in bytes."""
     i, o = module.in_features, module.out_features
     packed = scheme.config is not None and scheme.name not in ("nf4", "fp4", "int8")
-    layout = Layout.of(scheme.config) if packed and scheme.config else Layout("gptq", scheme.bits, 64)
+    layout = PackedLayout.of(scheme.config) if packed and scheme.config else PackedLayout("gptq", scheme.bits, 64)
     made = (PackedLinear if packed else OnTheFly)(i, o, module.bias is not None, layout)
     for name in layout.tensors(1, 1):
         made._buffers.pop(name, None)
@@ -85,6 +86,7 @@ def meta_trunk(plan: Plan) -> Trunk:
             trained = {name for name, p in model.named_parameters() if p.requires_grad}
             for name, config in _further(plan, adapter):
                 model.add_adapter(name, config)
+        route(model)
         trunk = EncoderTrunk(model, typed=False) if encoder else Trunk(model, packed=packed)
         if plan.scores and not encoder:
             trunk.heads[POLICY] = head_of(trunk)

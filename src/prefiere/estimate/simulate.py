@@ -16,7 +16,7 @@ from prefiere.estimate.workload import ROWS_AT_ONCE, Workload
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
 from prefiere.plan.plan import Plan
 from prefiere.sample.kv_cache import alike
-from prefiere.sample.packed_weights import SMALL
+from prefiere.sample.packed_weights import LEAST_ENTRIES
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import PackedBatch, pack
 
@@ -110,7 +110,7 @@ def _heaviest(work: Workload) -> tuple[int, int]:
 
 
 def _laid_out(trunk: Trunk, compute: torch.dtype) -> int:
-    layers = [m for m in trunk.lm.modules() if type(m) is nn.Linear and m.weight.numel() >= SMALL]
+    layers = [m for m in trunk.lm.modules() if type(m) is nn.Linear and m.weight.numel() >= LEAST_ENTRIES]
     return sum(m.weight.numel() for m in layers) * compute.itemsize
 
 

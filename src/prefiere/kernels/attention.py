@@ -21,17 +21,16 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from prefiere.kernels.fused import attend, capped, has_varlen, varlen
+from prefiere.kernels.fused import capped, fused_attention, has_varlen, varlen
 from prefiere.kernels.matmul import compute_dtype
-from prefiere.kernels.tiles import Tile, Tiles, bucketed, fits, plan_tiles
-from prefiere.kernels.tiles import attend as written_out
+from prefiere.kernels.tiles import Tile, Tiles, bucketed, fits, plan_tiles, tiled_attention
 from prefiere.tokens.pack import Segment
 
 NAME = "prefiere"
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class SegmentBucket:
     """S segments of similar size. query_SQ, key_SK: row indices, padded on the right; prefix_S: prompt lengths."""
 
     query_SQ: Tensor
@@ -58,7 +57,7 @@ class Buckets:
     """A row's segments in buckets. query_Q, key_K: the rows of all of them end to end, gathered at once, as the
     gradient of a gather is as large as the row. inverse_T: where each token's output is, one past the end for none."""
 
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[SegmentBucket, ...]
     query_Q: Tensor
     key_K: Tensor
     inverse_T: Tensor
@@ -129,7 +128,8 @@ def trimmed(segments: Sequence[Segment], reads: Sequence[tuple[int, int]]) -> tu
 def plan_attention(
     segments: Sequence[Segment], device: torch.device | str = "cpu", reads: Sequence[tuple[int, int]] = ()
 ) -> AttentionPlan:
-    """How attention goes over these segments; with ``reads`` (`PackedBatch`), the last layer runs where it is read."""
+    """How attention goes over these segments of one row; with ``reads`` (`PackedBatch`: for each segment the first row
+    that is read and the one past the last), the last layer computes these rows alone."""
     size = max(s.stop for s in segments)
     last = None
     if reads:
@@ -155,7 +155,7 @@ def _in_buckets(segments: Sequence[Segment], size: int, device: torch.device | s
             offset += query.size
             prefix = torch.tensor([len(t.key_K) - len(t.query_Q) for t in members])
             query_SQ, key_SK = (torch.from_numpy(x).to(device) for x in (query, key))
-            buckets.append(Bucket(query_SQ, key_SK, prefix.to(device), causal))
+            buckets.append(SegmentBucket(query_SQ, key_SK, prefix.to(device), causal))
     inverse[inverse < 0] = offset  # one past the end: the row of zeros
     query_Q = torch.cat([b.query_SQ.flatten() for b in buckets])
     key_K = torch.cat([b.key_SK.flatten() for b in buckets])
@@ -163,7 +163,7 @@ def _in_buckets(segments: Sequence[Segment], size: int, device: torch.device | s
 
 
 def flatten(segments: Sequence[Segment], device: torch.device | str) -> Flat:
-    """Segments end to end, in the order of the row."""
+    """Segments end to end, in the order of the row: their own tokens as queries [Q], prompt and these as keys [K]."""
     order = sorted(segments)
     queries = [np.arange(s.start, s.stop) for s in order]
     keys = [np.concatenate([np.arange(s.prefix_start, s.prefix_stop), q]) for s, q in zip(order, queries, strict=True)]
@@ -194,7 +194,7 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query [1, heads, T, D], key, value [1, kv_heads, T, D] -> [1, T, heads, D].
 
-    decoding: who takes the query over, or watches, while answers are sampled (`shared`).
+    decoding: who takes the query over, or watches, while answers are sampled (`sample.shared_prefix`).
     Raises NotImplementedError for variants whose extra inputs (sinks, position biases) it does not know.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -222,7 +222,7 @@ def segment_attention(
         return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
     if softcap is None and fits(segments.segments, q_T, v_T):
         tiles = segments.tiles(q_T.shape[1], k_T.shape[1], sliding_window)
-        return written_out(q_T, k_T, v_T, tiles, scale)[None], None
+        return tiled_attention(q_T, k_T, v_T, tiles, scale)[None], None
     return _by_bucket(q_T, k_T, v_T, segments, sliding_window, scale, softcap)[None], None
 
 
@@ -235,7 +235,7 @@ def _by_bucket(
     for number, (bucket, *parts) in enumerate(zip(row.buckets, queries, keys, values, strict=True)):
         shapes = bucket.query_SQ.shape, bucket.key_SK.shape, bucket.key_SK.shape
         q, k, v = (x.view(*s, *x.shape[1:]).transpose(1, 2) for x, s in zip(parts, shapes, strict=True))
-        out = attend(q, k, v, plan.mask(number, window), scale, softcap)
+        out = fused_attention(q, k, v, plan.mask(number, window), scale, softcap)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     if plan.rows_M is not None:
         outputs.append(outputs[0].new_zeros(1, *outputs[0].shape[1:]))

@@ -31,14 +31,20 @@ def has_varlen(device: torch.device) -> bool:
 
 
 def varlen(*arguments: Any, **options: Any) -> Tensor:
-    """PyTorch's variable-length attention, causal with the diagonal at the bottom right; see `has_varlen`."""
+    """PyTorch's variable-length attention, causal with the diagonal at the bottom right; see `has_varlen`.
+
+    query [Q, heads, D], key and value [K, kv_heads, D], the segments' rows end to end -> [Q, heads, D].
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     return cast(Tensor, varlen_attn(*arguments, **options))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float | None) -> Tensor:
-    """Attention through PyTorch's fused kernel, or with capped scores."""
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float | None
+) -> Tensor:
+    """Attention through PyTorch's fused kernel, or with capped scores: query [S, heads, Q, D], key and value
+    [S, kv_heads, K, D], mask bool [S, 1, Q, K] or None for causal -> [S, heads, Q, D]."""
     if cap is not None:
         return capped(query, key, value, mask, scale, cap)
     return scaled_dot_product_attention(
@@ -47,13 +53,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
 
 
 def causal(query: Tensor, key: Tensor) -> Tensor:
-    """Bool [1, 1, Q, K], the diagonal at the bottom right."""
+    """Bool [1, 1, Q, K], true where a query [S, heads, Q, D] may see a key [S, kv_heads, K, D]: the diagonal is at the
+    bottom right."""
     q, k = query.shape[2], key.shape[2]
     return torch.ones(q, k, dtype=torch.bool, device=query.device).tril(k - q)[None, None]
 
 
 def capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
-    """Attention with tanh-capped scores, which no fused kernel on every device has."""
+    """Attention with tanh-capped scores, which no fused kernel on every device has. Shapes as for `fused_attention`."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = cap * torch.tanh((query @ key.transpose(-1, -2)) * (scale / cap))

@@ -27,7 +27,10 @@ class _Inside:
 
 
 def trim(decoder: nn.Module) -> bool:
-    """Let the last layer of a decoder skip rows that a plan does not read; returns whether it does."""
+    """Let the last layer of a decoder skip rows that a plan does not read; returns whether it does.
+
+    Hidden states [1, T, H] come out of it as [1, M, H], M the rows of ``plan.last``.
+    """
     layers: Any = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers) or not hasattr(layers[-1], "self_attn"):
         return False

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prefiere.kernels.matmul import compute_dtype, product
+from prefiere.kernels.matmul import Products, compute_dtype
 
 CHUNK_BYTES = 32 * 2**20
 """Size of one chunk's logits in fp32."""
@@ -47,6 +47,7 @@ class LogitTransform:
     temperature: float = 1.0
 
     def __call__(self, logits: Tensor) -> Tensor:
+        """Logits of any shape -> the same shape."""
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -56,7 +57,7 @@ class LogitTransform:
         return logits
 
     def backward(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Gradient before the transform, given the gradient and the values after it."""
+        """Gradient before the transform, given the gradient and the values after it, all of one shape."""
         if self.scale != self.temperature:
             grad = grad * (self.scale / self.temperature)
         if self.softcap is not None:
@@ -72,7 +73,7 @@ def _summary(z: Tensor, target: Tensor, want_entropy: bool) -> tuple[Tensor, Ten
     return picked - lse, lse, correct, entropy
 
 
-class _Linear(torch.autograd.Function):
+class _HeadLogprobs(torch.autograd.Function):
     """Log-probs, whether the target is the mode, and entropy (empty unless asked for): each [N], fp32."""
 
     @staticmethod
@@ -87,6 +88,7 @@ class _Linear(torch.autograd.Function):
         chunk_bytes: int,
         compute: torch.dtype,
         learning: bool,
+        products: Products,
     ) -> tuple[Tensor, Tensor, Tensor]:
         cast = weight.to(compute)
         need_hidden, need_weight, need_bias = (learning and n for n in ctx.needs_input_grad[:3])
@@ -98,7 +100,7 @@ class _Linear(torch.autograd.Function):
         keep = learning and not ahead and shape[0] * shape[1] * compute.itemsize <= KEPT_BYTES
         kept = torch.empty(shape, dtype=compute, device=hidden.device) if keep else None
         for part in _parts(hidden.shape[0], 4 * weight.shape[0], chunk_bytes):
-            raw = product(hidden[part].to(compute), cast.T)
+            raw = products.matmul(hidden[part].to(compute), cast.T)
             if kept is not None:
                 kept[part] = raw
             z = transform(_logits(raw, bias))
@@ -112,8 +114,9 @@ class _Linear(torch.autograd.Function):
                 entropy[part] = lse[part] - (p * z).sum(-1)
             if slope is not None:
                 p.scatter_(1, target[part, None], torch.expm1(logp[part])[:, None])
-                slope[part] = product(transform.backward(p, z).to(compute), cast).neg_()
+                slope[part] = products.matmul(transform.backward(p, z).to(compute), cast).neg_()
         ctx.ahead, ctx.transform, ctx.chunk_bytes, ctx.compute = ahead, transform, chunk_bytes, compute
+        ctx.products = products
         if ahead:
             ctx.save_for_backward(slope)
         elif learning:
@@ -125,10 +128,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad_logp: Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.ahead:
             (slope,) = ctx.saved_tensors
-            return (slope * grad_logp[:, None]).to(slope.dtype), *([None] * 8)
+            return (slope * grad_logp[:, None]).to(slope.dtype), *([None] * 9)
         hidden, weight, bias, target, lse, logp, kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        compute, h = ctx.compute, hidden.to(ctx.compute)
+        compute, product, h = ctx.compute, ctx.products.matmul, hidden.to(ctx.compute)
         pulled = (hidden * -grad_logp[:, None]).to(compute) if need_weight else None
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
@@ -152,7 +155,7 @@ class _Linear(torch.autograd.Function):
                 grad_hidden += product(p, cast)
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(-grad_logp[:, None]).to(hidden.dtype)
-        return grad_hidden, grad_weight, grad_bias, *([None] * 6)
+        return grad_hidden, grad_weight, grad_bias, *([None] * 7)
 
 
 def _logits(raw: Tensor, bias: Tensor | None) -> Tensor:
@@ -175,13 +178,15 @@ def linear_logprobs(
     transform: LogitTransform | None = None,
     entropy: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
+    products: Products | None = None,
 ) -> TargetLogprobs:
-    """log p(target_n | hidden_n) for a plain linear head.
+    """log p(target_n | hidden_n) [N] for a plain linear head: hidden states [N, H], weight [V, H], bias [V], ids [N].
 
     Exact with a bias, a tied or frozen weight (no gradient is computed for a frozen one), and any `LogitTransform`.
-    Matrix products run in the autocast dtype where autocast is on, else in the dtype of ``hidden_NH``.
+    Matrix products run in the autocast dtype where autocast is on, else in the dtype of ``hidden_NH``; ``products``
+    says through which library (PyTorch's default without). chunk_bytes: size of one chunk's logits.
     """
-    out = _Linear.apply(
+    out = _HeadLogprobs.apply(
         hidden_NH,
         weight_VH,
         bias_V,
@@ -191,6 +196,7 @@ def linear_logprobs(
         chunk_bytes,
         compute_dtype(hidden_NH),
         torch.is_grad_enabled(),
+        products or Products(),
     )
     logp, correct, spread = out
     return TargetLogprobs(logp, correct, spread if entropy else None)
@@ -207,7 +213,10 @@ def module_logprobs(
     entropy: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> TargetLogprobs:
-    """The same for any head (LoRA on it, quantized): each chunk is recomputed in the backward by checkpointing."""
+    """The same for any head (LoRA on it, quantized), which takes hidden states [n, H] and returns logits [n, V].
+
+    Each chunk of the ``hidden_NH`` [N, H] and targets [N] is recomputed in the backward by checkpointing.
+    """
     change = transform or LogitTransform()
 
     def chunk(h: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -2,52 +2,75 @@
 
 PyTorch sends fp32 products to MKL. On AMD processors oneDNN, which comes with PyTorch as well, is twice as fast; its
 only way in from Python is the fused linear layer of PyTorch's own compiler. bf16 goes through oneDNN anyway.
+
+Suffixes: _N rows, _I inputs, _O outputs.
 """
 
 from __future__ import annotations
 
 import time
-from functools import cache
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
-_state = {"onednn": False}
+from torch import Tensor, nn
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What products of ``x`` are computed in: autocast's dtype where autocast is on, else its own."""
+    """What products of ``x`` (any shape) are computed in: autocast's dtype where autocast is on, else its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def use_onednn(on: bool) -> None:
-    """Whether fp32 products on a CPU go through oneDNN in this process (`product`, `linear`)."""
-    _state["onednn"] = on
+class LaidOut(NamedTuple):
+    """A copy of a layer's weight [O, I] in the order that oneDNN reads, and its bias [O] or None, both in ``dtype``."""
+
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., I] -> [..., O] in ``dtype``, without gradient."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        return out
 
 
-def using_onednn() -> bool:
-    """What `use_onednn` was last told."""
-    return _state["onednn"]
+@dataclass(eq=False)
+class Products:
+    """How the matrix products of one model run now. All of its layers share one (`linear.route`).
+
+    onednn: fp32 products on a CPU go through oneDNN. laid_out: layers whose weights are laid out, while a rollout runs.
+    """
+
+    onednn: bool = False
+    laid_out: dict[nn.Module, LaidOut] = field(default_factory=dict)
+
+    def laid(self, layer: nn.Module) -> LaidOut | None:
+        """A layer's weights as laid out; None where they are not, or where a gradient may be asked for."""
+        return self.laid_out.get(layer) if self.laid_out and not torch.is_grad_enabled() else None
+
+    def _through_onednn(self, a: Tensor, b: Tensor) -> bool:
+        return self.onednn and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
+
+    def matmul(self, a_NI: Tensor, b_IO: Tensor) -> Tensor:
+        """a @ b [N, O], without gradient where it goes through oneDNN."""
+        return _onednn(a_NI, b_IO.T) if self._through_onednn(a_NI, b_IO) else a_NI @ b_IO
+
+    def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """A linear layer, x [..., I] -> [..., O], differentiable."""
+        if not self._through_onednn(x, weight_OI) or torch.is_autocast_enabled("cpu"):
+            return torch.nn.functional.linear(x, weight_OI, bias_O)
+        out: Tensor = _OneDnnLinear.apply(x, weight_OI)
+        return out if bias_O is None else out + bias_O
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b^T for matrices [n, k] and [m, k], of any strides."""
+    """a @ b^T for matrices [..., k] and [m, k], of any strides."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return out
 
 
-def _fits(a: Tensor, b: Tensor) -> bool:
-    return _state["onednn"] and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
-
-
-def product(a_nk: Tensor, b_km: Tensor) -> Tensor:
-    """a @ b for two matrices, without gradient through oneDNN."""
-    return _onednn(a_nk, b_km.T) if _fits(a_nk, b_km) else a_nk @ b_km
-
-
-class _Linear(torch.autograd.Function):
+class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -63,30 +86,24 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer, x [..., k] and weight [m, k] -> [..., m], differentiable.
+def measure_onednn(size: int = 512, rounds: int = 20) -> float:
+    """How many times faster than PyTorch's default oneDNN is at a square fp32 product of one thread; 0 where it is not
+    there.
 
-    Under torch.compile it is PyTorch's own: the compiler cannot lower the call into oneDNN with weights that change.
+    The two take turns, and the fastest round of each counts, so that other work on the machine hardly matters.
     """
-    if torch.compiler.is_compiling() or not _fits(x, weight) or torch.is_autocast_enabled("cpu"):
-        return torch.nn.functional.linear(x, weight, bias)
-    out: Tensor = _Linear.apply(x, weight)
-    return out if bias is None else out + bias
-
-
-@cache
-def onednn_gain(size: int = 512) -> float:
-    """How many times faster oneDNN is at an fp32 product here; 0 where it is not there."""
     if not torch.backends.mkldnn.is_available():
         return 0.0
     a, b = torch.randn(2, size, size)
-
-    def seconds(f: Any) -> float:
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            f(a, b.T)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    return seconds(torch.matmul) / seconds(lambda x, y: _onednn(x, y.T))
+    least = [float("inf")] * 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(rounds):
+            for i, multiply in enumerate((torch.matmul, lambda x, y: _onednn(x, y.T))):
+                began = time.perf_counter()
+                multiply(a, b.T)
+                least[i] = min(least[i], time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return least[0] / least[1]

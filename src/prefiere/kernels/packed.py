@@ -31,7 +31,7 @@ _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where the eight outputs of an AWQ word 
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PackedLayout:
     """How a checkpoint packs its integers. group_size -1: one group. offset: what is added to a stored zero. stored:
     zeros are stored (else all are the middle). ordered: inputs say which group they are in (act-order)."""
 
@@ -43,7 +43,7 @@ class Layout:
     ordered: bool = False
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Layout:
+    def of(cls, config: dict[str, Any]) -> PackedLayout:
         """From a checkpoint's ``quantization_config``. Raises ValueError for a variant that is not read."""
         method = config["quant_method"]
         if method == "compressed-tensors":
@@ -57,7 +57,7 @@ class Layout:
         return cls(method, bits, size, known[str(version).lower()], ordered=method == "gptq")._checked()
 
     @classmethod
-    def _compressed(cls, config: dict[str, Any]) -> Layout:
+    def _compressed(cls, config: dict[str, Any]) -> PackedLayout:
         groups = list((config.get("config_groups") or {}).values())
         weights = [g.get("weights") or {} for g in groups]
         if config.get("format") != "pack-quantized" or len(groups) != 1 or groups[0].get("input_activations"):
@@ -75,7 +75,7 @@ class Layout:
         made = cls("compressed-tensors", int(w.get("num_bits", 0)), size, 0, not w.get("symmetric", True), ordered)
         return made._checked()
 
-    def _checked(self) -> Layout:
+    def _checked(self) -> PackedLayout:
         name = self.method if self.method == "compressed-tensors" else self.method.upper()
         known = (4,) if self.method == "awq" else BITS
         if self.bits not in known:
@@ -136,7 +136,7 @@ class PackedLinear(nn.Linear):
     scales: Tensor
     g_idx: Tensor | None
 
-    def __init__(self, inputs: int, outputs: int, bias: bool, layout: Layout):
+    def __init__(self, inputs: int, outputs: int, bias: bool, layout: PackedLayout):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.layout = inputs, outputs, layout
         for name, tensor in layout.tensors(inputs, outputs).items():
@@ -187,7 +187,7 @@ class PackedLinear(nn.Linear):
         return self.g_idx is None or bool((self.g_idx >= 0).all() and (self.g_idx < len(self.scales)).all())
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The weight [I, O], as x @ W takes it."""
+        """The weight [I, O] in ``dtype``, as x @ W takes it."""
         codes = self.qweight
         if self.layout.bits == 4:
             codes = torch.stack((codes & 15, codes >> 4), 1).flatten(0, 1)[: self.in_features]
@@ -247,7 +247,7 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config = self.quantization_config.checkpoint
-        layout = Layout.of(config)
+        layout = PackedLayout.of(config)
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear and _is_packed(name, config, model.base_model_prefix):
                 packed = PackedLinear(module.in_features, module.out_features, module.bias is not None, layout)

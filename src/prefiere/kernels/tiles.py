@@ -23,11 +23,11 @@ from torch import Tensor
 
 from prefiere.tokens.pack import Segment
 
-BLOCK = 128
+TILE_QUERIES = 128
 """About so many queries make a tile."""
 LARGEST = 2**20
 """Scores of one segment and head above which they are not written out: the backward keeps their probabilities."""
-DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+WRITTEN_OUT_IN = (torch.bfloat16, torch.float32, torch.float64)
 """What is written out; fp16 products take many times as long on a CPU."""
 
 
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class TileBucket:
     """Tiles of similar size. hidden: what is added to scores, fp32 [tiles, 1, Q, 1, K]: 0, or the smallest number
     where a query may not look. queries, keys: their runs of the gathered rows."""
 
@@ -54,7 +54,7 @@ class Tiles:
     order (tile, key head, token, query head that shares it). inverse: where the gathered row of each query is, one
     past the end for rows that no tile has. gathered: how many there are."""
 
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[TileBucket, ...]
     query_N: Tensor
     key_M: Tensor
     inverse: Tensor
@@ -62,15 +62,17 @@ class Tiles:
 
 
 def fits(segments: Sequence[Segment], query: Tensor, value: Tensor) -> bool:
-    """Whether attention over these segments is to be written out: values must be as wide as queries."""
+    """Whether attention over these segments is to be written out, query [T, heads, D], value [T, key heads, D']: on a
+    CPU, where values are as wide as queries and no segment has more than ``LARGEST`` scores a head."""
     if query.shape[-1] != value.shape[-1]:
         return False
     largest = max((s.stop - s.start) * (s.stop - s.start + s.prefix_stop - s.prefix_start) for s in segments)
-    return query.device.type == "cpu" and query.dtype in DTYPES and largest <= LARGEST
+    return query.device.type == "cpu" and query.dtype in WRITTEN_OUT_IN and largest <= LARGEST
 
 
 def plan_tiles(segments: Sequence[Segment], size: int, heads: int, key_heads: int, window: int | None) -> Tiles:
-    """Cut segments into tiles and sort them into buckets. size: tokens of the row; window: keys that a query sees."""
+    """Cut segments into tiles and sort them into buckets. size: tokens of the row; heads, key_heads: of the queries and
+    of the keys; window: keys that a query sees, None for all before it."""
     shared = heads // key_heads
     queries, keys, buckets = [], [], []
     inverse = np.full((size, heads), -1, np.int64)
@@ -87,7 +89,7 @@ def plan_tiles(segments: Sequence[Segment], size: int, heads: int, key_heads: in
             key[i, :, : len(t.key_K)] = t.key_K * key_heads + np.arange(key_heads)[:, None]
             inverse[t.query_Q] = place[i, :, : len(own)].swapaxes(0, 1).reshape(-1, heads)
         stops = here + query.size, there + key.size
-        buckets.append(Bucket(_hidden(tiles, q, k, window), slice(here, stops[0]), slice(there, stops[1])))
+        buckets.append(TileBucket(_hidden(tiles, q, k, window), slice(here, stops[0]), slice(there, stops[1])))
         here, there = stops
         queries.append(query.ravel())
         keys.append(key.ravel())
@@ -99,7 +101,7 @@ def plan_tiles(segments: Sequence[Segment], size: int, heads: int, key_heads: in
 def _cut(s: Segment, window: int | None) -> Iterator[Tile]:
     own = np.arange(s.start, s.stop)
     keys = np.concatenate([np.arange(s.prefix_start, s.prefix_stop), own])
-    for part in np.array_split(np.arange(len(own)), max(1, round(len(own) / BLOCK))):
+    for part in np.array_split(np.arange(len(own)), max(1, round(len(own) / TILE_QUERIES))):
         stop = len(keys) - len(own) + int(part[-1]) + 1
         start = max(0, stop - len(part) - window + 1) if window is not None else 0
         yield Tile(own[part], keys[start:stop])
@@ -117,7 +119,7 @@ def _hidden(tiles: Sequence[Tile], q: int, k: int, window: int | None) -> Tensor
     return torch.zeros(seen.shape).masked_fill_(~torch.from_numpy(seen), least)[:, None, :, None]
 
 
-def attend(query_T: Tensor, key_T: Tensor, value_T: Tensor, tiles: Tiles, scale: float) -> Tensor:
+def tiled_attention(query_T: Tensor, key_T: Tensor, value_T: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """Attention of a packed row: query [T, heads, D], key and value [T, key heads, D] -> [T, heads, D].
 
     Scores and softmax are in fp32 (or wider), as the fused kernels have them; probabilities and the other products in
@@ -170,7 +172,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _parts(
-    bucket: Bucket, key_heads: int, size: int, query: Tensor, key: Tensor, value: Tensor, *like: Tensor
+    bucket: TileBucket, key_heads: int, size: int, query: Tensor, key: Tensor, value: Tensor, *like: Tensor
 ) -> list[Tensor]:
     """A bucket's part of each, one matrix for each tile and key head. like: of queries twice, then of keys twice."""
     count = bucket.hidden.shape[0] * key_heads
@@ -195,21 +197,21 @@ def _back(grad_M: Tensor, tiles: Tiles, shape: torch.Size) -> Tensor:
     return total.to(grad_M.dtype).view(shape)
 
 
-PADDING = 1.3
+TILE_PADDING = 1.3
 """A bucket takes a tile while its padded area stays within this factor of the real one..."""
-SMALL = 64
+SMALL_TILE = 64
 """...or while its queries and keys are at most this long, where a call costs more than the padding."""
 
 
 def bucketed(tiles: Sequence[Tile]) -> list[list[Tile]]:
-    """Tiles in groups of similar size."""
+    """Tiles in groups of similar size, the shortest keys first."""
     groups: list[list[Tile]] = []
     area = q = k = 0
     for t in sorted(tiles, key=lambda t: (len(t.key_K), len(t.query_Q))):
         own, keys = len(t.query_Q), len(t.key_K)
         wide_q, wide_k, wide_area = max(q, own), max(k, keys), area + own * keys
         padded = (len(groups[-1]) + 1) * wide_q * wide_k if groups else 0
-        if groups and (padded <= PADDING * wide_area or (wide_q <= SMALL and wide_k <= SMALL)):
+        if groups and (padded <= TILE_PADDING * wide_area or (wide_q <= SMALL_TILE and wide_k <= SMALL_TILE)):
             groups[-1].append(t)
             area, q, k = wide_area, wide_q, wide_k
         else:

@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import logging as hf_logging
 
 from prefiere.kernels import attention
+from prefiere.kernels.linear import route
 from prefiere.models import quantize
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import loaded, probe
@@ -148,6 +149,7 @@ def load_reward(
     for p in model.parameters() if adapted else ():
         if p.requires_grad:
             p.data = p.data.float()
+    route(model)
     trunk = Trunk(model, packed=packed) if decoder else EncoderTrunk(model, typed=typed)
     if decoder:
         trunk.heads[POLICY] = head_of(trunk)

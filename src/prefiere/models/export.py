@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.files import atomic_folder
-from prefiere.models.load import base_scheme, load_model, load_tokenizer
+from prefiere.models.load import base_scheme, load_model, load_tokenizer, without_bars
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
 from prefiere.models.source import ModelError, Source
@@ -71,7 +71,7 @@ def export(
     answers, logps = _answers(model, prompts, eos_ids, max_new_tokens)
     merged = merge and isinstance(model, PeftModel)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out) as temporary, without_bars():
         _written(model, source, merged, scheme is not None).save_pretrained(str(temporary))
         load_tokenizer(source).save_pretrained(temporary)
     del model
@@ -111,6 +111,7 @@ def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bo
     return model
 
 
+@without_bars()
 def load_plain(folder: Path) -> PreTrainedModel:
     """A folder as anybody would load it, without anything of ours."""
     if (folder / "adapter_config.json").is_file():

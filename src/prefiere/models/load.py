@@ -1,9 +1,14 @@
-"""From a name to a model ready to train: folder or hub id, dtype, LoRA, attention checked by a probe."""
+"""From a name to a model ready to train: folder or hub id, dtype, LoRA, attention checked by a probe.
+
+Here, and in `classifier.load_reward` for reward models, the layers of a model are routed (`kernels.linear`), once its
+adapters are in place.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from prefiere.kernels import attention
+from prefiere.kernels.linear import route
 from prefiere.models import quantize
 from prefiere.models.adapter import Adapter
 from prefiere.models.check import probe
@@ -26,7 +32,17 @@ from prefiere.models.reference import keep_start
 from prefiere.models.source import ModelError, Source, explain
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate, role_of
 
-hf_logging.disable_progress_bar()  # ours say more, and do not flicker by for every small file
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers meanwhile: ours say more, and do not flicker by for every small file."""
+    before = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            hf_logging.enable_progress_bar()
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -79,14 +95,15 @@ def loaded(
             options["config"].quantization_config = stored
     model: PreTrainedModel
     try:
-        model, info = kind.from_pretrained(
-            source.base,
-            dtype=dtype,
-            use_safetensors=None if source.trust else True,
-            trust_remote_code=source.trust,
-            output_loading_info=True,
-            **options,
-        )
+        with without_bars():
+            model, info = kind.from_pretrained(
+                source.base,
+                dtype=dtype,
+                use_safetensors=None if source.trust else True,
+                trust_remote_code=source.trust,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
         raise explain(source.base, e) from e
     if scheme is None:
@@ -114,10 +131,11 @@ def no_dropout(model: torch.nn.Module) -> None:
 def load_model(
     source: Source, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """A model to sample from or evaluate: the adapter, if any, on its base (not merged)."""
+    """A model to sample from or evaluate: the adapter, if any, on its base (not merged), its layers routed."""
     model = loaded(source, dtype, device)[0]
     if source.adapter:
         model = PeftModel.from_pretrained(model, source.adapter)  # type: ignore[assignment]
+    route(model)
     return model.eval()
 
 
@@ -135,7 +153,7 @@ def load_policy(
 
     Full fine-tuning keeps the weights in fp32 and computes under autocast; with an adapter the frozen base is held
     in ``compute``, or in few bits, and the adapter in fp32. An adapter that the source came with is trained on, and a
-    frozen copy of it becomes the reference. ``packed`` None lets the probe decide.
+    frozen copy of it becomes the reference. ``packed`` None lets the probe decide. Layers are routed.
     """
     adapted = adapter is not None or source.adapter is not None
     quantized = base_scheme(source) is not None
@@ -156,6 +174,7 @@ def load_policy(
         activate(model, POLICY)
     elif adapter is not None:
         model = _adapted(base, adapter, source.base)
+    route(model)
     trunk = Trunk(model, packed=packed)
     if adapted:
         if source.adapter is None:

@@ -81,7 +81,7 @@ def _of_checkpoint(name: str, found: dict[str, Any]) -> Scheme:
         return Scheme("int8", 8, found)
     if method in PACKED:
         try:
-            return Scheme(method, packed.Layout.of(found).bits, found)
+            return Scheme(method, packed.PackedLayout.of(found).bits, found)
         except ValueError as e:
             raise ValueError(f"{name}: {e}. {TRAINABLE}.") from None
     raise ValueError(f"{name} is quantized as {method or found}, on which LoRA cannot be trained. {TRAINABLE}.")

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from prefiere.kernels.attention import AttentionPlan, plan_attention
 from prefiere.kernels.last_layer import trim
+from prefiere.kernels.linear import as_made, products_of
 from prefiere.kernels.logprobs import LogitTransform, TargetLogprobs, linear_logprobs, module_logprobs
-from prefiere.kernels.lora import fuse
 from prefiere.tokens.pack import PackedBatch, unpack
 
 POLICY = "default"
@@ -67,13 +67,13 @@ class Trunk(nn.Module):
     """A causal language model (or a PEFT model around one) that turns packed batches into log-probs.
 
     ``packed`` says whether rows run packed with shared prefixes; otherwise each completion runs as a padded row of a
-    plain forward, with the model's own logits. ``heads`` holds a linear map from hidden states to one number for each
-    role that needs one (critic, reward model), ``bodies`` the models of roles that do not share this one.
+    plain forward, with the model's own logits. The model is taken as it is: whoever loads it routes its layers
+    (`models.load`). ``heads`` holds a linear map from hidden states to one number for each role that needs one (critic,
+    reward model), ``bodies`` the models of roles that do not share this one.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool = True):
         super().__init__()
-        fuse(model)
         self.model = model
         self.packed = packed
         self.heads = nn.ModuleDict()
@@ -201,9 +201,10 @@ class Trunk(nn.Module):
         """Log-probs of targets given the hidden states that predict them."""
         head = self.lm.get_output_embeddings()
         transform = logit_transform(self.lm.config, temperature)
-        if type(head) is nn.Linear:
+        if type(head) is nn.Linear and as_made(head):
+            products, bias = products_of(head), head.bias
             return linear_logprobs(
-                hidden_NH, head.weight, target_N, bias_V=head.bias, transform=transform, entropy=entropy
+                hidden_NH, head.weight, target_N, bias_V=bias, transform=transform, entropy=entropy, products=products
             )
         call: Callable[[Tensor], Tensor] = head
         vocabulary = self.lm.config.get_text_config().vocab_size

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.files import atomic_folder, clean, remove_folder
+from prefiere.models.load import without_bars
 from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.score_head import save_normalisation
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
@@ -107,7 +108,7 @@ def restore(path: Path, engine: Engine) -> dict[str, Any]:
 def save_model(trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not."""
     model: Any = trunk.model
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, without_bars():
         if not trunk.adapted:
             model.save_pretrained(temporary)
         elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
