@@ -34,6 +34,24 @@ def opened(name: str, create: bool = False) -> Iterator[Store]:
         store.close()
 
 
+@command
+def serve(
+    store: Where,
+    guidelines: Annotated[
+        Path | None, typer.Option("--guidelines", help="Markdown that people read before they vote.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; other machines reach 0.0.0.0.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free one.")] = 8600,
+    token: Annotated[bool, typer.Option("--token", help="Ask for a link on this machine, too.")] = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Ask people which of two answers they prefer, in their browser, until Ctrl-C."""
+    from prefiere.feedback.page.serve import serve
+
+    with opened(store, create=True) as s:
+        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say)
+
+
 @app.command()
 @command
 def people(

@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(recipe.app, name="recipe")
 app.command()(estimate.estimate)
+app.command()(feedback.serve)
 app.add_typer(feedback.app, name="votes")
 
 Rest = Annotated[

@@ -176,6 +176,7 @@ def _check_writable(path: Path, where: str) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as c:
             c.execute("PRAGMA busy_timeout = 10000")
             c.execute("BEGIN IMMEDIATE")
+            c.execute("CREATE TABLE may_write (it)")  # BEGIN alone succeeds on a file that is read-only
             c.execute("ROLLBACK")
     except sqlite3.Error as e:
         raise StoreError(f"{where}: cannot write to this store: {e}. Choose a file that you may write to.") from e

@@ -1,0 +1,210 @@
+"""The server: routes, each a few lines, over a store. What is shown is in `desk`, what is refused in `security`."""
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from fastapi import APIRouter, FastAPI, Form, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+
+from prefiere.feedback import leases, people, schema
+from prefiere.feedback.page import admin, desk, words
+from prefiere.feedback.page.desk import CONSENT, Desks
+from prefiere.feedback.page.security import Guard, loopback
+from prefiere.feedback.page.site import COOKIE, LANG, YEAR, Asker, Here, Refused, Sender, Site
+from prefiere.feedback.store import Store, StoreFull
+from prefiere.feedback.votes import NotTheirs, Said
+
+router = APIRouter()
+
+
+def create(store: Store, *, host: str = "127.0.0.1", guidelines: str | None = None, tokens: bool = False) -> FastAPI:
+    """The application. Without ``tokens`` whoever reaches it is the local person: only for a loopback host."""
+    if not tokens and not loopback(host):
+        raise ValueError(f"{host} can be reached from elsewhere: a token is required there.")
+    site = Site(Desks(store, guidelines, open=not tokens))
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, served=host)
+    app.state.site = site
+    _errors(app, site)
+    app.include_router(router)
+    app.include_router(admin.router)
+    return app
+
+
+def _errors(app: FastAPI, site: Site) -> None:
+    def shown(request: Request, status: int, key: str) -> Response:
+        if request.url.path.startswith("/api/"):
+            return Response(f'{{"error": "{key}"}}', status, media_type="application/json")
+        if request.headers.get("x-part"):
+            return PlainTextResponse(site.say(request)[key], status)
+        return site.page(request, "message.html", status, message=site.say(request)[key], body=None)
+
+    def by(status: int, key: str) -> Callable[[Request, Exception], Response]:
+        return lambda request, error: shown(request, status, key)
+
+    app.exception_handler(Refused)(lambda r, e: shown(r, e.status, e.key))
+    app.exception_handler(StoreFull)(by(507, "full"))
+    app.exception_handler(NotTheirs)(by(403, "e403"))
+    app.exception_handler(RequestValidationError)(by(422, "e422"))
+    app.exception_handler(sa.exc.OperationalError)(by(503, "e500"))
+    app.exception_handler(Exception)(by(500, "e500"))
+    app.exception_handler(HTTPException)(
+        lambda r, e: shown(r, e.status_code, "e404" if e.status_code == 404 else "e422")
+    )
+
+
+@router.get("/")
+def vote_page(request: Request, site: Here, who: Asker) -> Response:
+    if site.desks.needs_consent(who):
+        csrf = desk.csrf_of(who["token_hash"])
+        told = site.desks.guidelines_html
+        return site.page(request, "consent.html", who=who, csrf=csrf, version=CONSENT, guidelines=told)
+    return site.page(request, "vote.html", **site.desks.look(who))
+
+
+@router.post("/consent")
+def consent(request: Request, site: Here, who: Sender, version: Annotated[str, Form()]) -> Response:
+    if version != CONSENT:
+        raise Refused(422, "e422")
+    with site.desks.store.write() as c:
+        people.consent(c, who["id"], version, site.say(request)["lang"])
+    return RedirectResponse("/", 303)
+
+
+@router.post("/vote")
+def vote(
+    request: Request,
+    site: Here,
+    who: Sender,
+    lease: Annotated[str, Form()] = "",
+    seq: Annotated[int, Form()] = 0,
+    undo_lease: Annotated[str, Form()] = "",
+    undo_seq: Annotated[int, Form()] = 0,
+    act: Annotated[str, Form()] = "",
+    score: Annotated[str, Form()] = "",
+    skip: Annotated[str, Form()] = "",
+    ideal: Annotated[str, Form(max_length=50_000)] = "",
+    note: Annotated[str, Form(max_length=2_000)] = "",
+    ms: Annotated[str, Form()] = "",
+    input: Annotated[str, Form()] = "",
+) -> Response:
+    if site.desks.needs_consent(who):
+        raise Refused(403, "e403")
+    took = int(ms) if ms.isdigit() and len(ms) < 10 else None
+    by = input if input in ("key", "touch", "mouse") else None
+    try:
+        said = _said(act, score, skip, ideal.strip() or None, note.strip() or None, took, by)
+    except ValueError:
+        raise Refused(422, "e422") from None
+    undo = said.kind == "undo"
+    outcome, warn = site.desks.take(who, undo_lease if undo else lease, undo_seq if undo else seq, said)
+    key = "conflict" if outcome == "conflict" else "late" if outcome == "late" else "warn" if warn else ""
+    key = key or {"undo": "undone", "skip": "skipped"}.get(said.kind, "stored")
+    status = 409 if outcome == "conflict" else 200
+    return _after(site, request, who, status, key)
+
+
+def _after(site: Site, request: Request, who: Any, status: int, key: str) -> Response:
+    """The next pair: for the script a part of the page; without it a redirect, or a page with the conflict."""
+    w = site.say(request)
+    if not request.headers.get("x-part"):
+        if status == 200:
+            return RedirectResponse("/", 303)
+        return site.page(request, "vote.html", status, **site.desks.look(who) | {"notice": w[key]})
+    shown = site.desks.look(who)
+    answer = site.page(request, shown["part"], status, **shown)
+    answer.headers["X-Replace"], answer.headers["X-Notice"] = "1", quote(w[key])
+    return answer
+
+
+@router.post("/alive")
+def alive(site: Here, who: Sender, lease: Annotated[str, Form()]) -> Response:
+    with site.desks.store.write() as c:
+        kept = leases.renew(c, who["id"], lease, time.time())
+    return Response(status_code=204 if kept else 410)
+
+
+@router.get("/static/{name}")
+def file(site: Here, name: str) -> Response:
+    if name not in site.static:
+        raise Refused(404, "e404")
+    kind, contents = site.static[name]
+    return Response(contents, media_type=kind)
+
+
+def _said(act: str, score: str, skip: str, ideal: str | None, note: str | None, ms: int | None, by: str | None) -> Said:
+    """What a form says. Raises ValueError for what is no vote."""
+    how: dict[str, Any] = {"ms": ms, "input": by, "text": note}
+    if act == "undo":
+        return Said(kind="undo")
+    if skip:
+        return Said(kind="skip", reason=skip, **how)
+    if act in ("bad", "ideal"):
+        if act == "ideal" and ideal is None:
+            raise ValueError("an ideal answer without text.")
+        return Said(both_bad=True, ideal=ideal, **how)
+    return Said(score=int(score), ideal=ideal, **how)
+
+
+@router.get("/join/{token}")
+def join(request: Request, site: Here, token: str) -> Response:
+    with site.desks.store.read() as c:
+        found = people.who(c, token)
+    if found is None:
+        raise site.wrong()
+    answer = RedirectResponse("/", 303)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, token, max_age=YEAR, httponly=True, samesite="strict", secure=secure)
+    return answer
+
+
+@router.get("/lang/{lang}")
+def switch(lang: str) -> Response:
+    answer = RedirectResponse("/", 303)
+    answer.set_cookie(LANG, words.choose(lang, None), max_age=YEAR, httponly=True, samesite="strict")
+    return answer
+
+
+@router.get("/guidelines")
+def guidelines(request: Request, site: Here, who: Asker) -> Response:
+    w = site.say(request)
+    told = site.desks.guidelines_html or w["no_guidelines"]
+    return site.page(request, "message.html", who=who, message=w["guidelines"], body=told)
+
+
+@router.get("/me")
+def me(request: Request, site: Here, who: Asker) -> Response:
+    with site.desks.store.read() as c:
+        done = desk.done_by(c, who["id"])
+    return site.page(
+        request, "me.html", who=who, done=done, csrf=desk.csrf_of(who["token_hash"]), pace=None,
+        may_leave=who["role"] != "admin", guidelines=site.desks.guidelines,
+    )  # fmt: skip
+
+
+@router.get("/me/copy")
+def copy(site: Here, who: Asker) -> Response:
+    with site.desks.store.read() as c:
+        return Response(desk.copy_of(c, who), media_type="application/json")
+
+
+@router.post("/me/leave")
+def leave(request: Request, site: Here, who: Sender, sure: Annotated[str, Form()] = "") -> Response:
+    if sure != "yes" or who["role"] == "admin":
+        raise Refused(422, "e422")
+    people.forget(site.desks.store, who["pseudonym"])
+    answer = site.page(request, "message.html", message=site.say(request)["e410"], body=None)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+@router.get("/health")
+def health(site: Here) -> dict[str, bool]:
+    with site.desks.store.read() as c:
+        c.execute(sa.select(schema.person.c.id).limit(1)).first()
+    return {"ok": True}
