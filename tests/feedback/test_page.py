@@ -14,7 +14,7 @@ from feedback.test_votes import valid
 from prefiere.feedback import items, people, schema
 from prefiere.feedback.page import words
 from prefiere.feedback.page.app import create
-from prefiere.feedback.page.desk import CONSENT
+from prefiere.feedback.page.desk import CONSENT, Desks
 from prefiere.feedback.page.render import text_html
 from prefiere.feedback.page.security import MOST, host_allowed, loopback
 from prefiere.feedback.store import Store
@@ -199,7 +199,7 @@ def test_long_bodies_odd_paths_and_odd_methods_are_refused(sqlite_store):
     assert not rows(sqlite_store, schema.event)
 
 
-def test_every_answer_carries_the_headers(sqlite_store):
+def test_every_answer_carries_the_headers(sqlite_store, monkeypatch):
     fill(sqlite_store, 1)
     browser = client(sqlite_store)
     for path in ("/", "/static/page.js", "/board", "/nowhere", "/health"):
@@ -210,6 +210,12 @@ def test_every_answer_carries_the_headers(sqlite_store):
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["cache-control"] == "no-store"
+    monkeypatch.setattr(Desks, "look", lambda self, who: 1 / 0)
+    broken = browser.get("/")
+    assert broken.status_code == 500
+    assert words.EN["e500"] in broken.text
+    assert "default-src 'none'" in broken.headers["content-security-policy"]
+    monkeypatch.undo()
     assert not re.search(r"<script(?! src=\"/static/page.js\")|<style|\son\w+=|style=", browser.get("/").text)
 
 
@@ -244,7 +250,7 @@ def test_the_board_is_sent_again_only_when_it_changed(sqlite_store):
     first = boss.get("/board/part")
     assert boss.get("/board/part", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
     ana.post("/vote", data=fields(ana.get("/").text) | {"score": "1"})
-    boss.app.state.site._board = None  # the two seconds are over
+    boss.app.app.state.site._board = None  # the two seconds are over
     later = boss.get("/board/part", headers={"If-None-Match": first.headers["etag"]})
     assert later.status_code == 200
     assert "ana⟨U+202E⟩&lt;b&gt;" in later.text

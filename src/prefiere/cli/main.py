@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.cli import estimate, feedback, recipe
+from prefiere.cli import estimate, feedback, recipe, votes
 from prefiere.cli.train import run_method
 from prefiere.console import Json, command, console, hush, progress, say
 from prefiere.methods import METHODS, Method
@@ -24,8 +24,9 @@ app = typer.Typer(
 )
 app.add_typer(recipe.app, name="recipe")
 app.command()(estimate.estimate)
-app.command()(feedback.serve)
-app.add_typer(feedback.app, name="votes")
+for _command in (feedback.serve, feedback.collect, feedback.judge):
+    app.command()(_command)
+app.add_typer(votes.app, name="votes")
 
 Rest = Annotated[
     list[str] | None,
@@ -209,6 +210,7 @@ def compare(
     seed: SampleSeed = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts at most.")] = 64,
     trust: Trust = False,
+    ask: Annotated[str | None, typer.Option("--ask", metavar="STORE", help="Let people judge, blind.")] = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Ask two models the same prompts with the same seeds, side by side, judged where there is a judge."""
@@ -217,6 +219,9 @@ def compare(
     from prefiere.sample.sampling import Sampling
 
     hush()
+    if ask is not None:
+        how = (temperature, top_p, max_new_tokens, seed)
+        return feedback.compare_by_people(ask, before, after, prompts, how, limit=limit, trust=trust)
     with progress().status("sampling"):
         found = ask_both(
             before,

@@ -21,11 +21,13 @@ router = APIRouter()
 
 @router.get("/board")
 def board(request: Request, site: Here, who: Admin) -> Response:
+    """The board."""
     return site.page(request, "board.html", who=who, f=site.board(), guidelines=site.desks.guidelines)
 
 
 @router.get("/board/part")
 def part(request: Request, site: Here, who: Admin) -> Response:
+    """The figures of the board alone; 304 while they have not changed."""
     made = site.page(request, "_board.html", f=site.board())
     tag = f'"{hashlib.sha256(bytes(made.body)).hexdigest()[:32]}"'
     if request.headers.get("if-none-match") == tag:
@@ -36,6 +38,7 @@ def part(request: Request, site: Here, who: Admin) -> Response:
 
 @router.get("/why/{pair}")
 def why(request: Request, site: Here, who: Admin, pair: int) -> Response:
+    """Where a pair comes from, and who said what."""
     try:
         found = trace.why(site.desks.store, pair)
     except StoreError:
@@ -70,6 +73,7 @@ def following(site: Here, who: Scripted) -> dict[str, Any]:
 
 @router.post("/api/votes")
 def keep(site: Here, who: Scripted, posted: Posted) -> Response:
+    """Keep what a script or a judge says."""
     try:
         if posted.undo:
             said = Said(kind="undo")

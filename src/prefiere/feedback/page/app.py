@@ -22,18 +22,17 @@ from prefiere.feedback.votes import NotTheirs, Said
 router = APIRouter()
 
 
-def create(store: Store, *, host: str = "127.0.0.1", guidelines: str | None = None, tokens: bool = False) -> FastAPI:
+def create(store: Store, *, host: str = "127.0.0.1", guidelines: str | None = None, tokens: bool = False) -> Guard:
     """The application. Without ``tokens`` whoever reaches it is the local person: only for a loopback host."""
     if not tokens and not loopback(host):
         raise ValueError(f"{host} can be reached from elsewhere: a token is required there.")
     site = Site(Desks(store, guidelines, open=not tokens))
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, served=host)
     app.state.site = site
     _errors(app, site)
     app.include_router(router)
     app.include_router(admin.router)
-    return app
+    return Guard(app, host)  # outermost: what it sets is on the page of an error, too
 
 
 def _errors(app: FastAPI, site: Site) -> None:
@@ -60,6 +59,7 @@ def _errors(app: FastAPI, site: Site) -> None:
 
 @router.get("/")
 def vote_page(request: Request, site: Here, who: Asker) -> Response:
+    """The pair in this person's hands, why there is none, or the consent before the first."""
     if site.desks.needs_consent(who):
         csrf = desk.csrf_of(who["token_hash"])
         told = site.desks.guidelines_html
@@ -69,6 +69,7 @@ def vote_page(request: Request, site: Here, who: Asker) -> Response:
 
 @router.post("/consent")
 def consent(request: Request, site: Here, who: Sender, version: Annotated[str, Form()]) -> Response:
+    """Keep that somebody agreed, and to which version."""
     if version != CONSENT:
         raise Refused(422, "e422")
     with site.desks.store.write() as c:
@@ -93,6 +94,7 @@ def vote(
     ms: Annotated[str, Form()] = "",
     input: Annotated[str, Form()] = "",
 ) -> Response:
+    """Keep a vote, a skip or an undo, and show what comes next."""
     if site.desks.needs_consent(who):
         raise Refused(403, "e403")
     took = int(ms) if ms.isdigit() and len(ms) < 10 else None
@@ -124,6 +126,7 @@ def _after(site: Site, request: Request, who: Any, status: int, key: str) -> Res
 
 @router.post("/alive")
 def alive(site: Here, who: Sender, lease: Annotated[str, Form()]) -> Response:
+    """Keep the pair of somebody who is still reading."""
     with site.desks.store.write() as c:
         kept = leases.renew(c, who["id"], lease, time.time())
     return Response(status_code=204 if kept else 410)
@@ -131,6 +134,7 @@ def alive(site: Here, who: Sender, lease: Annotated[str, Form()]) -> Response:
 
 @router.get("/static/{name}")
 def file(site: Here, name: str) -> Response:
+    """The style and the script: nothing else is there."""
     if name not in site.static:
         raise Refused(404, "e404")
     kind, contents = site.static[name]
@@ -153,6 +157,7 @@ def _said(act: str, score: str, skip: str, ideal: str | None, note: str | None, 
 
 @router.get("/join/{token}")
 def join(request: Request, site: Here, token: str) -> Response:
+    """Open somebody's link: their token becomes a cookie."""
     with site.desks.store.read() as c:
         found = people.who(c, token)
     if found is None:
@@ -165,6 +170,7 @@ def join(request: Request, site: Here, token: str) -> Response:
 
 @router.get("/lang/{lang}")
 def switch(lang: str) -> Response:
+    """Choose a language."""
     answer = RedirectResponse("/", 303)
     answer.set_cookie(LANG, words.choose(lang, None), max_age=YEAR, httponly=True, samesite="strict")
     return answer
@@ -172,6 +178,7 @@ def switch(lang: str) -> Response:
 
 @router.get("/guidelines")
 def guidelines(request: Request, site: Here, who: Asker) -> Response:
+    """What people are told."""
     w = site.say(request)
     told = site.desks.guidelines_html or w["no_guidelines"]
     return site.page(request, "message.html", who=who, message=w["guidelines"], body=told)
@@ -179,6 +186,7 @@ def guidelines(request: Request, site: Here, who: Asker) -> Response:
 
 @router.get("/me")
 def me(request: Request, site: Here, who: Asker) -> Response:
+    """One's own progress, copy and way out."""
     with site.desks.store.read() as c:
         done = desk.done_by(c, who["id"])
     return site.page(
@@ -189,12 +197,14 @@ def me(request: Request, site: Here, who: Asker) -> Response:
 
 @router.get("/me/copy")
 def copy(site: Here, who: Asker) -> Response:
+    """Everything that is kept about oneself."""
     with site.desks.store.read() as c:
         return Response(desk.copy_of(c, who), media_type="application/json")
 
 
 @router.post("/me/leave")
 def leave(request: Request, site: Here, who: Sender, sure: Annotated[str, Form()] = "") -> Response:
+    """Forget whoever asks for it."""
     if sure != "yes" or who["role"] == "admin":
         raise Refused(422, "e422")
     people.forget(site.desks.store, who["pseudonym"])
@@ -205,6 +215,7 @@ def leave(request: Request, site: Here, who: Sender, sure: Annotated[str, Form()
 
 @router.get("/health")
 def health(site: Here) -> dict[str, bool]:
+    """Whether the store answers."""
     with site.desks.store.read() as c:
         c.execute(sa.select(schema.person.c.id).limit(1)).first()
     return {"ok": True}

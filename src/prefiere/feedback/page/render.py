@@ -14,7 +14,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from prefiere.data.schema import Text
-from prefiere.feedback.words import seen
+from prefiere.feedback.schema import seen
 
 LONGEST = 50_000
 """Characters above which a text is shown as it is, without Markdown."""

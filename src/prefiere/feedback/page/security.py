@@ -79,7 +79,7 @@ class Guesses:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign hosts, cross-site posts and long bodies, and sets HEADERS on every answer."""
+    """The application behind a door: foreign hosts, cross-site posts and long bodies stay out; all answers have HEADERS."""
 
     def __init__(self, app: ASGIApp, served: str):
         self.app, self.served = app, served

@@ -1,0 +1,106 @@
+"""Models that answer for a store: ``prefiere collect``, ``judge`` and ``compare --ask``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefiere.console import Display
+from prefiere.data import formats
+from prefiere.data.schema import Text
+from prefiere.evaluate.compare import sides, validation_prompts
+from prefiere.evaluate.judges import Judge
+from prefiere.feedback import collect, judging
+from prefiere.feedback.collect import How, Queueing
+from prefiere.feedback.store import Store
+from prefiere.models.load import fingerprint, load_model, load_tokenizer
+from prefiere.models.source import ModelError, resolve
+from prefiere.run import Run
+from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
+from prefiere.tokens.encoder import Encoder, eos_ids_of
+
+
+class Answering:
+    """A model in this process that answers prompts. Raises ModelError where it cannot be loaded."""
+
+    def __init__(self, name: str, *, trust: bool = False):
+        source = resolve(name, trust=trust)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        tokenizer = load_tokenizer(source)
+        self._model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        eos_ids = eos_ids_of(self._model, tokenizer)
+        self._encoder = Encoder(tokenizer, eos_ids=eos_ids)
+        self._vocabulary = Vocabulary.of(tokenizer, eos_ids)
+        self.label, self.path, self.fingerprint = name, name, fingerprint(self._model)
+        is_run = (Path(name) / "recipe.yaml").is_file()
+        self.run = str(Path(name).resolve()) if is_run else None
+        self.step: int | None = Run.open(name).status.get("step") if is_run else None
+
+    def __call__(self, prompts: Sequence[Text], samples: int, how: How, numbers: Sequence[int]) -> list[list[str]]:
+        """See `feedback.collect.Answerer`."""
+        sampling = Sampling(samples, how.temperature, how.top_p, how.max_new_tokens, how.seed)
+        ids: list[np.ndarray] = self._encoder.encode_prompts(prompts)
+        made = generate(self._model, ids, sampling, self._vocabulary, numbers=numbers)
+        said: list[list[str]] = [[] for _ in prompts]
+        for s in made:
+            said[s.prompt].append(self._encoder.decode(s.tokens))
+        return said
+
+
+def run_collect(
+    store: Store, models: Sequence[str], prompts: str, how: How, queueing: Queueing, *, limit: int | None, trust: bool,
+    display: Display,
+) -> dict[str, Any]:  # fmt: skip
+    """Let the models answer the prompts of a file and queue the pairs. Returns the counts."""
+    if not 1 <= len(models) <= 2:
+        raise ModelError("name one model, which answers twice, or two, which answer once each: --model M [--model M2].")
+    asked = [(r.prompt, r.source) for r in formats.read(prompts, kind="prompts", limit=limit)]
+    loaded = [Answering(name, trust=trust) for name in models]
+    if len({m.fingerprint for m in loaded}) < len(loaded):
+        raise ModelError(f"{models[0]} and {models[1]} are the same model, weight for weight: name another.")
+    with display.stage("sampling", 2 * len(asked)) as advance:
+        counts = collect.collect(store, loaded, asked, how, queueing, advance)
+    display.say(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
+    return {"counts": dict(counts), "store": store.name}
+
+
+def run_compare(
+    store: Store, before: str, after: str | None, prompts: str | None, how: How, *, limit: int, trust: bool,
+    display: Display,
+) -> dict[str, Any]:  # fmt: skip
+    """Queue a blind comparison of two models (a run alone: before and after it) for people. Returns the counts.
+
+    Raises ValueError where there are no prompts, or where both models are the same.
+    """
+    first, second, run = sides(before, after)
+    if prompts is not None:
+        asked: list[tuple[Text, str]] = [
+            (r.prompt, r.source) for r in formats.read(prompts, kind="prompts", limit=limit)
+        ]
+    elif run is not None:
+        asked = [(text, str(run.folder)) for text in validation_prompts(run, limit)]
+    else:
+        raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
+    loaded = [Answering(name, trust=trust) for name in (first, second)]
+    if loaded[0].fingerprint == loaded[1].fingerprint:
+        raise ModelError(f"{first} and {second} are the same model, weight for weight: there is nothing to compare.")
+    with display.stage("sampling", 2 * len(asked)) as advance:
+        counts = collect.collect(store, loaded, asked, how, Queueing(purpose="compare", seed=how.seed), advance)
+    display.say(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
+    return {"before": first, "after": second, "counts": dict(counts), "store": store.name}
+
+
+def run_judge(store: Store, name: str, *, limit: int | None, display: Display) -> dict[str, Any]:
+    """Let a rule or a reward model vote on pairs that it has not had. Returns how many it did."""
+    judge = Judge.load(name)
+    with display.stage(f"judging as {name}", limit or 0) as advance:
+        done = judging.vote_all(store, name, judge, limit=limit, progress=advance)
+    display.say(
+        f"{done:,} votes of {name}, a person of kind judge: `prefiere votes people {store.name}` shows its worth."
+    )
+    return {"votes": done, "judge": name}
