@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,9 @@ from prefiere.console import Json, command, say
 @command
 def serve(
     store: Where,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Answers what people ask on the page; two answer blind.")
+    ] = None,
     guidelines: Annotated[
         Path | None, typer.Option("--guidelines", help="Markdown that people read before they vote.")
     ] = None,
@@ -24,9 +28,14 @@ def serve(
 ) -> dict[str, Any]:
     """Ask people which of two answers they prefer, in their browser, until Ctrl-C."""
     from prefiere.feedback.page.serve import serve
+    from prefiere.feedback.store import StoreError
 
+    models = model or []
+    if len(models) > 2:
+        raise StoreError("name one model, which answers twice, or two, which answer once each: --model M [--model M2].")
+    process = [sys.executable, "-m", "prefiere.cli.sampler", *models] if models else []
     with opened(store, create=True) as s:
-        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say)
+        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say, sampler=process)
 
 
 @command

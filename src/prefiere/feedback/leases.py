@@ -65,6 +65,18 @@ def next_lease(
     return _issue(c, person_id, chosen, at_random, now=now, rng=rng, guidelines=guidelines)
 
 
+def hand(
+    store: Store, c: sa.Connection, person_id: int, pair_id: int, *, now: float, rng: random.Random,
+    guidelines: str | None = None,
+) -> Lease:  # fmt: skip
+    """Put one pair into a person's hands: the one that they asked for. What they held goes back into the queue."""
+    store.lock_person(c, person_id)
+    mine = sa.and_(lease.c.person_id == person_id, lease.c.state == "open")
+    for lease_id, held in c.execute(sa.select(lease.c.id, lease.c.pair_id).where(mine)).all():
+        release(c, lease_id, held, "expired")
+    return _issue(c, person_id, pair_id, False, now=now, rng=rng, guidelines=guidelines)
+
+
 def expire(c: sa.Connection, now: float) -> int:
     """Take back at most 20 leases whose time is over. Returns how many."""
     over = c.execute(

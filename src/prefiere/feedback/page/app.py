@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from prefiere.feedback import leases, people, schema
 from prefiere.feedback.page import admin, desk, words
 from prefiere.feedback.page.desk import CONSENT, Desks
+from prefiere.feedback.page.sampler import NoAnswer, Sampler, ask
 from prefiere.feedback.page.security import Guard, loopback
 from prefiere.feedback.page.site import COOKIE, LANG, YEAR, Asker, Here, Refused, Sender, Site
 from prefiere.feedback.store import Store, StoreFull
@@ -22,11 +23,18 @@ from prefiere.feedback.votes import NotTheirs, Said
 router = APIRouter()
 
 
-def create(store: Store, *, host: str = "127.0.0.1", guidelines: str | None = None, tokens: bool = False) -> Guard:
+def create(
+    store: Store,
+    *,
+    host: str = "127.0.0.1",
+    guidelines: str | None = None,
+    tokens: bool = False,
+    sampler: Sampler | None = None,
+) -> Guard:
     """The application. Without ``tokens`` whoever reaches it is the local person: only for a loopback host."""
     if not tokens and not loopback(host):
         raise ValueError(f"{host} can be reached from elsewhere: a token is required there.")
-    site = Site(Desks(store, guidelines, open=not tokens))
+    site = Site(Desks(store, guidelines, open=not tokens), sampler)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.site = site
     _errors(app, site)
@@ -122,6 +130,41 @@ def _after(site: Site, request: Request, who: Any, status: int, key: str) -> Res
     answer = site.page(request, shown["part"], status, **shown)
     answer.headers["X-Replace"], answer.headers["X-Notice"] = "1", quote(w[key])
     return answer
+
+
+@router.get("/ask")
+def ask_page(request: Request, site: Here, who: Asker) -> Response:
+    """Where a person types a prompt."""
+    if site.sampler is None:
+        raise Refused(404, "e404")
+    if site.desks.needs_consent(who):
+        return RedirectResponse("/", 303)
+    return _ask_page(site, request, who)
+
+
+@router.post("/ask")
+def asked(request: Request, site: Here, who: Sender, prompt: Annotated[str, Form(max_length=20_000)]) -> Response:
+    """Let the model answer twice; the pair is then in the person's hands."""
+    if site.sampler is None or site.desks.needs_consent(who):
+        raise Refused(403, "e403")
+    if not prompt.strip():
+        raise Refused(422, "e422")
+    try:
+        ask(site.desks.store, site.sampler, who["id"], prompt.strip(), site.desks.guidelines_version)
+    except NoAnswer as e:
+        problem = " ".join((site.say(request)[e.key], e.detail)).strip()
+        return _ask_page(site, request, who, 503, prompt, problem)
+    return RedirectResponse("/", 303)
+
+
+def _ask_page(
+    site: Site, request: Request, who: Any, status: int = 200, prompt: str = "", problem: str | None = None
+) -> Response:
+    csrf = desk.csrf_of(who["token_hash"])
+    return site.page(
+        request, "ask.html", status, who=who, csrf=csrf, prompt=prompt, problem=problem,
+        guidelines=site.desks.guidelines,
+    )  # fmt: skip
 
 
 @router.post("/alive")

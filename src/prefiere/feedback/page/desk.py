@@ -50,6 +50,11 @@ class Desks:
     def guidelines_html(self) -> Markup | None:
         return text_html(self.guidelines) if self.guidelines else None
 
+    @property
+    def guidelines_version(self) -> str | None:
+        """What a lease remembers of what people were told."""
+        return people.token_hash(self.guidelines)[:12] if self.guidelines else None
+
     def local(self) -> sa.RowMapping:
         """The person of a server without tokens, made at the first visit."""
         with self.store.write() as c:
@@ -73,9 +78,10 @@ class Desks:
 
     def look(self, who: sa.RowMapping) -> dict[str, Any]:
         """What the page shows this person: a pair or why there is none, and their own progress."""
-        version = people.token_hash(self.guidelines)[:12] if self.guidelines else None
         with self.store.write() as c:
-            found = next_lease(self.store, c, who["id"], now=time.time(), rng=self.rng, guidelines=version)
+            found = next_lease(
+                self.store, c, who["id"], now=time.time(), rng=self.rng, guidelines=self.guidelines_version
+            )
         with self.store.read() as c:
             shown: dict[str, Any] = {
                 "undo": undo_of(c, who["id"]), "done": done_by(c, who["id"]), "waiting": waiting(c), "who": who,

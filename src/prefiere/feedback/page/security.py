@@ -79,7 +79,7 @@ class Guesses:
 
 
 class Guard:
-    """The application behind a door: foreign hosts, cross-site posts and long bodies stay out; all answers have HEADERS."""
+    """The application behind a door: foreign hosts, cross-site posts and long bodies stay out; answers have HEADERS."""
 
     def __init__(self, app: ASGIApp, served: str):
         self.app, self.served = app, served

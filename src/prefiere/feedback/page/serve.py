@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import uvicorn
 from prefiere.feedback import people, schema
 from prefiere.feedback.page.app import create
 from prefiere.feedback.page.desk import LOCAL, waiting
+from prefiere.feedback.page.sampler import Sampler
 from prefiere.feedback.page.security import loopback
 from prefiere.feedback.store import Store, StoreError
 
@@ -20,17 +21,28 @@ ADMIN = "admin"
 
 
 def serve(
-    store: Store, *, guidelines: Path | None, host: str, port: int, tokens: bool, say: Callable[[str], None]
+    store: Store,
+    *,
+    guidelines: Path | None,
+    host: str,
+    port: int,
+    tokens: bool,
+    say: Callable[[str], None],
+    sampler: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Serve a store until it is interrupted. ``tokens``: ask for a link on this machine, too; elsewhere it always is.
 
+    ``sampler`` is the command of a process that answers what people ask, for the Ask page (see `sampler.Sampler`).
     ``say`` shows the address, and the link of the first admin once. No access log is kept: it would hold addresses.
     Raises StoreError for guidelines that cannot be read and a port that is taken.
     """
     told = _read(guidelines)
     tokens = tokens or not loopback(host)
-    app = create(store, host=host, guidelines=told, tokens=tokens)
     listening = _bind(host, port)
+    asked = Sampler(sampler) if sampler else None
+    app = create(store, host=host, guidelines=told, tokens=tokens, sampler=asked)
+    if asked is not None:
+        asked.warm_up()
     bound = listening.getsockname()[1]
     shown = "localhost" if loopback(host) else socket.gethostname() if host in ("0.0.0.0", "::") else host
     address = f"http://{shown}:{bound}"
@@ -46,6 +58,8 @@ def serve(
         server.run(sockets=[listening])
     finally:
         listening.close()
+        if asked is not None:
+            asked.close()
     return {"address": address}
 
 

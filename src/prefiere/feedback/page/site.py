@@ -12,6 +12,7 @@ from prefiere.feedback.figures import Figures, figures
 from prefiere.feedback.page import words
 from prefiere.feedback.page.desk import Desks
 from prefiere.feedback.page.render import environment, static
+from prefiere.feedback.page.sampler import Sampler
 from prefiere.feedback.page.security import Guesses, csrf_fits
 
 COOKIE, LANG = "prefiere", "prefiere-lang"
@@ -28,7 +29,8 @@ class Refused(Exception):
 class Site:
     """What every route needs: the desks, the templates, the words of a request."""
 
-    def __init__(self, desks: Desks):
+    def __init__(self, desks: Desks, sampler: Sampler | None = None):
+        self.sampler = sampler
         self.desks, self.templates, self.static = desks, environment(), static()
         self.guesses = Guesses()
         self._board: tuple[float, Figures] | None = None
@@ -40,7 +42,14 @@ class Site:
 
     def page(self, request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
         """A template as an answer."""
-        given = {"w": self.say(request), "notice": "", "title": None, "who": None, "guidelines": None} | values
+        given = {
+            "w": self.say(request),
+            "notice": "",
+            "title": None,
+            "who": None,
+            "guidelines": None,
+            "asks": self.sampler,
+        } | values
         return HTMLResponse(self.templates.get_template(template).render(given), status)
 
     def wrong(self) -> Refused:

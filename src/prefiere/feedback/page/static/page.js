@@ -41,6 +41,7 @@
   }
 
   document.addEventListener("submit", (e) => {
+    if (e.target.id === "ask") { say(e.target.dataset.sending); return; }
     if (!e.target.action.endsWith("/vote")) return;
     e.preventDefault();
     send(e.target, e.submitter);
