@@ -58,12 +58,17 @@ def demo(
     ] = "encyclopedic",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Train the base model again, too.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the demo's runs go.")] = Path("runs/demo"),
+    ask: Annotated[bool, typer.Option("--ask", help="Decide yourself: ten votes, and what they change.")] = False,
     json: Json = False,
 ) -> dict[str, Any]:
     """Align a small bilingual model, shipped with the package, and see what changed. No network."""
-    from prefiere.demo.main import demo
+    from prefiere.demo.main import base_model, demo
 
     hush()
+    if ask:
+        from prefiere.demo.ask import ask_demo
+
+        return ask_demo(base_model(out, console(), rebuild=rebuild), out / "ask", console())
     return demo(prefer=prefer, rebuild=rebuild, out=out, console=console())
 
 
