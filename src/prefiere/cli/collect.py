@@ -22,7 +22,8 @@ from prefiere.models.source import ModelError, resolve
 from prefiere.run import Run
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
-from prefiere.tokens.encoder import Encoder, eos_ids_of
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.tokenizer import eos_ids_of
 
 
 class Answering:

@@ -53,7 +53,7 @@ def people(
     """List who votes, how much, how fast, how reliably; invite somebody with --add."""
     from prefiere.feedback import people as everybody
     from prefiere.feedback.figures import figures
-    from prefiere.feedback.schema import seen
+    from prefiere.files import visible
 
     result: dict[str, Any] = {}
     with opened(store, create=add is not None) as s:
@@ -71,7 +71,7 @@ def people(
         say(f"{add or link}: open {result['link']} on the server's address. It is shown once.")
     columns = ("name", "kind", "role", "votes", "s/pair", "right (95%)", "gold", "left", "fast", "state")
     rows = [
-        (seen(p.pseudonym), p.kind, p.role, p.votes, _n(p.seconds), _range(p.eta, p.eta_low, p.eta_high),
+        (visible(p.pseudonym), p.kind, p.role, p.votes, _n(p.seconds), _range(p.eta, p.eta_low, p.eta_high),
          f"{p.gold_right}/{p.gold}" if p.gold else "-", _share(p.left), p.fast, p.state)
         for p in found
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     from dataclasses import asdict
 
     from prefiere.feedback.figures import PUBLISHED, figures
-    from prefiere.feedback.schema import seen
+    from prefiere.files import visible
 
     with opened(store) as s:
         f = figures(s, time.time())
@@ -99,10 +99,12 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     say(f"{f.doubled:,} pairs have two votes or more; people elsewhere take the same side in {low:.0%} to {high:.0%}")
     for title, ranks in (("", f.ranking), ("at equal length", f.ranking_by_length)):
         if ranks:
-            shown = [(seen(str(r.model)), f"{r.strength:+.2f} ({r.low:+.2f} to {r.high:+.2f})", r.votes) for r in ranks]
+            shown = [
+                (visible(str(r.model)), f"{r.strength:+.2f} ({r.low:+.2f} to {r.high:+.2f})", r.votes) for r in ranks
+            ]
             console().print(table(title, ("model", "log-odds (95%)", "votes"), shown))
     for name, j in f.judged.items():
-        say(f"judge {seen(name)}: {_range(j.mean, j.low, j.high)} for b with people's correction, "
+        say(f"judge {visible(name)}: {_range(j.mean, j.low, j.high)} for b with people's correction, "
             f"{_range(j.people, j.people_low, j.people_high)} by people alone ({j.n} pairs of both)")  # fmt: skip
     return asdict(f)
 
@@ -209,25 +211,26 @@ def why(
 
 def _show(found: dict[str, Any]) -> None:
     from prefiere.data.schema import question
-    from prefiere.feedback.schema import seen, text_of
+    from prefiere.feedback.schema import text_of
+    from prefiere.files import visible
 
     def text(value: Any) -> str:
-        return seen(question(text_of(value)))
+        return visible(question(text_of(value)))
 
     say(f"pair {found['pair']} ({found['purpose']})\nprompt: {text(found['prompt'])}")
     for side in ("a", "b"):
         one = found[f"answer_{side}"]
         of = ", ".join(f"{k} {one[k]}" for k in ("label", "run", "step", "seed", "sample") if k in one)
-        say(f"{side}: {text(one['content'])}" + (f"\n   ({seen(of)})" if of else ""))
+        say(f"{side}: {text(one['content'])}" + (f"\n   ({visible(of)})" if of else ""))
     columns = ("at", "person", "what", "side", "strength", "note", "counts")
     rows = [
-        (e["at"], seen(e["person"]), e["kind"], e["side"] or e["reason"] or "", e["strength"] or "",
-         seen(e["note"] or ""), "yes" if e["counts"] else "no")
+        (e["at"], visible(e["person"]), e["kind"], e["side"] or e["reason"] or "", e["strength"] or "",
+         visible(e["note"] or ""), "yes" if e["counts"] else "no")
         for e in found["said"]
     ]  # fmt: skip
     console().print(table("", columns, rows))
     for learnt in found["learnt"]:
-        say("learnt: " + ", ".join(f"{k} {seen(str(v))}" for k, v in learnt.items()))
+        say("learnt: " + ", ".join(f"{k} {visible(str(v))}" for k, v in learnt.items()))
 
 
 def _n(value: float | None) -> str:

@@ -7,7 +7,6 @@ cascades: SQLite rebuilds a table to change it, and a cascade would then delete 
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
@@ -292,13 +291,3 @@ def triggers(dialect: str) -> list[str]:
 def iso(at: float) -> str:
     """A moment as an ISO 8601 time in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-
-
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
-)
-
-
-def seen(text: str) -> str:
-    """The text with its control, direction and invisible characters spelt out, as ⟨U+202E⟩; tab and newline stay."""
-    return _HIDDEN.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", text.replace("\r\n", "\n"))

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from prefiere.data.schema import Text
-from prefiere.feedback.schema import seen
+from prefiere.files import visible
 
 LONGEST = 50_000
 """Characters above which a text is shown as it is, without Markdown."""
@@ -33,7 +33,7 @@ def _markdown() -> MarkdownIt:
 
 def text_html(text: str) -> Markup:
     """Markdown as HTML of a few harmless tags; hidden characters are spelt out; headings fit under an answer's own."""
-    return _rendered(seen(text))
+    return _rendered(visible(text))
 
 
 @lru_cache(maxsize=512)
@@ -64,7 +64,7 @@ def said_html(text: Text) -> Markup:
     if len(text) == 1 and text[0].role in ("user", "assistant"):
         return text_html(text[0].content)
     turns = [
-        Markup('<div class="turn"><span class="role">{}</span>{}</div>').format(seen(m.role), text_html(m.content))
+        Markup('<div class="turn"><span class="role">{}</span>{}</div>').format(visible(m.role), text_html(m.content))
         for m in text
     ]
     return Markup("").join(turns)
@@ -72,7 +72,7 @@ def said_html(text: Text) -> Markup:
 
 def _shown(value: Any) -> Any:
     """What templates print passes here: whatever is not HTML of ours has its hidden characters spelt out."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else seen(value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
 def environment() -> jinja2.Environment:
