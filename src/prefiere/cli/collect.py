@@ -18,7 +18,7 @@ from prefiere.feedback import collect, judging
 from prefiere.feedback.collect import How, Queueing
 from prefiere.feedback.store import Store
 from prefiere.models.load import fingerprint, load_model, load_tokenizer
-from prefiere.models.source import ModelError, resolve
+from prefiere.models.source import ModelError, find_model
 from prefiere.run import Run
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
@@ -30,7 +30,7 @@ class Answering:
     """A model in this process that answers prompts. Raises ModelError where it cannot be loaded."""
 
     def __init__(self, name: str, *, trust: bool = False):
-        source = resolve(name, trust=trust)
+        source = find_model(name, trust=trust)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(source)
         self._model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
