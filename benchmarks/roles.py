@@ -92,8 +92,8 @@ def _ppo(session: Any, folder: Path) -> int:
 
     method = build(session)
     kept: list[Rollout] = []
-    real = method.advantages
-    method.advantages = lambda reward, rollout: kept.append(rollout) or real(reward, rollout)  # type: ignore[func-returns-value]
+    real = method.estimate
+    method.estimate = lambda reward, rollout: kept.append(rollout) or real(reward, rollout)  # type: ignore[func-returns-value]
     tokens = sum(method.step(step).tokens for step in range(STEPS))
     write_groups([g for rollout in kept for g in rollout.store], 1, _fresh(folder))
     return tokens

@@ -28,13 +28,13 @@ def method_of(tmp: Path, method: str = "ppo", **options: Any) -> OnPolicy:
 
 def kept_rollouts(m: OnPolicy) -> list[Rollout]:
     """A list to which this method's rollouts are added from now on, each before its first update."""
-    kept, real = list[Rollout](), m.advantages
+    kept, real = list[Rollout](), m.estimate
 
     def noting(reward_CL: torch.Tensor, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         kept.append(rollout)
         return real(reward_CL, rollout)
 
-    m.advantages = noting
+    m.estimate = noting
     return kept
 
 

@@ -191,7 +191,7 @@ def _same_as_before(session: Session, before: dict[str, Any]) -> None:
     if before.get("reference") != session.fingerprint:
         raise RunError(f"{session.settings.model} has changed since this run began. Restore it, or use --fresh.")
     for name, mark in before.get("rewards", {}).items():
-        if session.reward_marks.get(name) != mark:
+        if session.reward_fingerprints.get(name) != mark:
             raise RunError(f"the reward model {name} has changed since this run began. Restore it, or use --fresh.")
     old = session.run.data.get("fingerprint")
     if old != session.data.account["fingerprint"]:

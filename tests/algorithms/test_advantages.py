@@ -6,7 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from prefiere.algorithms.advantages import Credit, RewardScale, assign
+from prefiere.algorithms.advantages import Advantages, RewardScale, advantages_of
 from prefiere.algorithms.rollout import Rollout
 from prefiere.methods import METHODS
 from prefiere.settings import PolicyGradient
@@ -37,11 +37,11 @@ def settings(method: str, **options) -> PolicyGradient:
     return METHODS[method].settings(model="m", data="d", out="o", reward="r:f", **given)
 
 
-def credit_of(method: str, kl_coef: float, value=None, **options) -> Credit:
+def credit_of(method: str, kl_coef: float, value=None, **options) -> Advantages:
     """What a method's own file makes of the rollout."""
     s = settings(method, **options)
     estimate = partial(import_module(METHODS[method].home).advantages, settings=s)
-    return assign(rollout(value), REWARD, kl_coef, estimate, whitened=s.whiten_advantages)
+    return advantages_of(rollout(value), REWARD, kl_coef, estimate, whitened=s.whiten_advantages)
 
 
 def test_rloo_by_hand() -> None:

@@ -12,7 +12,7 @@ import quantized
 import runs
 from prefiere.console import Display
 from prefiere.estimate.cards import CARDS, card_of
-from prefiere.estimate.counter import Ledger
+from prefiere.estimate.counter import CostCounter
 from prefiere.estimate.estimate import estimate, until_it_fits
 from prefiere.estimate.simulate import backward, simulate
 from prefiere.estimate.workload import Workload, longest, workload
@@ -59,7 +59,7 @@ def test_the_booked_update_is_the_real_one(tmp_path, options) -> None:
         w.plan.policy, compute=w.plan.dtype, adapter=w.plan.adapter,
         gradient_checkpointing=w.plan.settings.gradient_checkpointing, packed=True,
     )  # fmt: skip
-    ledger = Ledger()
+    ledger = CostCounter()
     for tensor in (*real.parameters(), *real.buffers()):
         ledger.book(tensor)
     held = ledger.now
@@ -135,7 +135,7 @@ def test_a_decoder_that_learns_to_score(tmp_path, lora) -> None:
     groups, _, _ = longest(w)
     found = simulate(w, groups, 1)
     real, _ = load_reward(w.plan.policy, compute=w.plan.dtype, adapter=w.plan.adapter)
-    ledger = Ledger()
+    ledger = CostCounter()
     for tensor in (*real.parameters(), *real.buffers()):
         ledger.book(tensor)
     held = ledger.now

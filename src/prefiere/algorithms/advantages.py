@@ -44,7 +44,7 @@ class RewardScale:
 
 
 @dataclass(frozen=True)
-class Credit:
+class Advantages:
     """advantage_N, return_N: float32 [N], in scaled rewards; return_N is what a critic should have said."""
 
     advantage_N: np.ndarray
@@ -56,7 +56,9 @@ Estimator: TypeAlias = Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]
 scaled rewards. What stands beyond a completion's end is not read."""
 
 
-def assign(rollout: Rollout, score_C: np.ndarray, kl_coef: float, estimate: Estimator, *, whitened: bool) -> Credit:
+def advantages_of(
+    rollout: Rollout, score_C: np.ndarray, kl_coef: float, estimate: Estimator, *, whitened: bool
+) -> Advantages:
     """The credit of each token: r_t = -kl_coef k1_t, plus the score at the last token, as ``estimate`` spreads it.
 
     score_C: float64 [C], from `RewardScale`. whitened: advantages to mean 0 and deviation 1 over the rollout's tokens.
@@ -68,4 +70,4 @@ def assign(rollout: Rollout, score_C: np.ndarray, kl_coef: float, estimate: Esti
     advantage_CL = torch.where(mask, advantage_CL, 0.0)
     if whitened:
         advantage_CL = torch.where(mask, whiten(advantage_CL, masked_moments(advantage_CL, mask)), 0.0)
-    return Credit(rollout.flat(advantage_CL), rollout.flat(return_CL))
+    return Advantages(rollout.flat(advantage_CL), rollout.flat(return_CL))

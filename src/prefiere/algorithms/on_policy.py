@@ -1,6 +1,6 @@
-"""Methods that learn from their own answers: each step samples a rollout, assigns credit, and updates on it.
+"""Methods that learn from their own answers: each step samples a rollout, assigns advantages, and updates on it.
 
-Algorithms differ in how rewards become credit and in whether there is a critic (each its own file); all else is here.
+Algorithms differ in how rewards become advantages and in whether there is a critic: a file each. All else is here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefiere.algorithms.advantages import Credit, Estimator, RewardScale, assign
+from prefiere.algorithms.advantages import Advantages, Estimator, RewardScale, advantages_of
 from prefiere.algorithms.policy_loss import Policy
 from prefiere.algorithms.rollout import Rollout, collect, measure_roles, minibatches, step_seed
 from prefiere.evaluate.judges import Judge
@@ -39,7 +39,7 @@ MAX_DRIFT = 0.05
 class OnPolicy:
     """Sample, score, reinforce.
 
-    advantages: how rewards become credit. objectives: what the updates on a rollout minimise, at a step. critic:
+    estimate: how rewards become advantages. objectives: what the updates on a rollout minimise, at a step. critic:
     whether there is one. kl: the coefficient of the KL in the reward, fixed or steered.
     """
 
@@ -48,8 +48,8 @@ class OnPolicy:
     prompts: Prompts
     rewards: Judge
     reference: Reference
-    advantages: Estimator
-    objectives: Callable[[Rollout, Credit, int], list[Objective]]
+    estimate: Estimator
+    objectives: Callable[[Rollout, Advantages, int], list[Objective]]
     critic: bool = False
     guarded: bool = True
     shown: str = "reward"
@@ -66,8 +66,8 @@ class OnPolicy:
     def of(
         cls,
         session: Session,
-        advantages: Estimator,
-        objectives: Callable[[Rollout, Credit, int], list[Objective]] | None = None,
+        estimate: Estimator,
+        objectives: Callable[[Rollout, Advantages, int], list[Objective]] | None = None,
         *,
         critic: bool = False,
     ) -> OnPolicy:
@@ -77,8 +77,8 @@ class OnPolicy:
         assert isinstance(session.data, PromptData)
         assert session.reward is not None
 
-        def alone(rollout: Rollout, credit: Credit, step: int) -> list[Objective]:
-            return [Policy(rollout, credit, settings)]
+        def alone(rollout: Rollout, advantages: Advantages, step: int) -> list[Objective]:
+            return [Policy(rollout, advantages, settings)]
 
         return cls(
             session,
@@ -86,7 +86,7 @@ class OnPolicy:
             session.data.train,
             session.reward,
             Reference(session.trunk),
-            advantages,
+            estimate,
             objectives or alone,
             critic,
         )
@@ -111,10 +111,10 @@ class OnPolicy:
             self.session.trunk, self.scale.std or 1.0
         ):  # what it said of this rollout, too
             rollout.tokens["value"] /= self.scale.std
-        credit = assign(rollout, score_C, self.kl.coef, self.advantages, whitened=s.whiten_advantages)
+        advantages = advantages_of(rollout, score_C, self.kl.coef, self.estimate, whitened=s.whiten_advantages)
         began = time.perf_counter()
-        done, stopped = self._learn(step, rollout, credit, first)
-        metrics = self._metrics(rollout, credit)
+        done, stopped = self._learn(step, rollout, advantages, first)
+        metrics = self._metrics(rollout, advantages)
         self._watch_sampler(metrics["sampler_drift"].mean)
         metrics |= {n: _merged([u.metrics[n] for u in done if n in u.metrics]) for n in _names(done)}
         metrics |= {f"time/{n}": Moments.of([x]) for n, x in rollout.seconds.items()}
@@ -157,11 +157,11 @@ class OnPolicy:
         return self.rewards.each([self.prompts.texts[i] for i in numbers], texts)
 
     def _learn(
-        self, step: int, rollout: Rollout, credit: Credit, first: Sequence[np.ndarray]
+        self, step: int, rollout: Rollout, advantages: Advantages, first: Sequence[np.ndarray]
     ) -> tuple[list[Update], bool]:
         """Every pass over the rollout; says whether it was cut short because the policy had moved far from it."""
         s, engine, done = self.settings, self.session.engine, list[Update]()
-        objectives = self.objectives(rollout, credit, step)
+        objectives = self.objectives(rollout, advantages, step)
         for epoch in range(s.num_ppo_epochs):
             for part in first if epoch == 0 else self._minibatches(step, epoch):
                 update = engine.update(rollout.store, part, *objectives)
@@ -173,7 +173,7 @@ class OnPolicy:
 
     # -- what is told of it ---------------------------------------------------------------------------------------
 
-    def _metrics(self, rollout: Rollout, credit: Credit) -> dict[str, Moments]:
+    def _metrics(self, rollout: Rollout, advantages: Advantages) -> dict[str, Moments]:
         tokens, length_C = rollout.tokens, rollout.length_C.astype(np.float64)
         reward_C = rollout.reward_C
         drift_N = np.abs(tokens["sampled"] - tokens["logp"])
@@ -186,10 +186,10 @@ class OnPolicy:
             "kl": Moments.of(kl_N),
             "entropy": Moments.of(tokens["entropy"]),
             "sampler_drift": Moments.of(drift_N),
-            "advantages/mean": Moments.of(credit.advantage_N),
-            "advantages/std": Moments.of([credit.advantage_N.std()]),
-            "returns/mean": Moments.of(credit.return_N),
-            "returns/std": Moments.of([credit.return_N.std()]),
+            "advantages/mean": Moments.of(advantages.advantage_N),
+            "advantages/std": Moments.of([advantages.advantage_N.std()]),
+            "returns/mean": Moments.of(advantages.return_N),
+            "returns/std": Moments.of([advantages.return_N.std()]),
             "completions/mean_length": Moments.of(length_C),
             "completions/eos_rate": Moments.of(rollout.ended_C.astype(np.float64)),
         }
@@ -198,7 +198,7 @@ class OnPolicy:
         if rollout.each_CM.shape[1] > 1:
             found["reward_disagreement"] = Moments.of(rollout.each_CM.std(1))
         if "value" in tokens:
-            returns, values = (torch.from_numpy(x) for x in (credit.return_N, tokens["value"]))
+            returns, values = (torch.from_numpy(x) for x in (advantages.return_N, tokens["value"]))
             share = float(explained_variance(masked_moments(returns), masked_moments(returns - values)))
             if np.isfinite(share):
                 found["val/explained_variance"] = Moments.of([share])
@@ -213,11 +213,11 @@ class OnPolicy:
             )
 
     def begin(self) -> dict[str, Any]:
-        """Nothing: what the sampler says of held-out prompts is the row of step 0."""
+        """No columns: answers to held-out prompts, which the loop samples, make the row of step 0."""
         return {}
 
     def validate(self) -> dict[str, Any]:
-        """Nothing: likewise."""
+        """No columns: answers to held-out prompts are sampled by the loop."""
         return {}
 
     def stop(self, row: dict[str, Any]) -> Stop | None:
@@ -241,7 +241,7 @@ class OnPolicy:
         self.episodes = saved["episodes"]
 
     def complete(self) -> None:
-        """Nothing: the policy is whole."""
+        """The policy needs no more before it is written."""
 
 
 def _names(updates: Sequence[Update]) -> list[str]:

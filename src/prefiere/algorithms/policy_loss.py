@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefiere.algorithms.advantages import Credit
+from prefiere.algorithms.advantages import Advantages
 from prefiere.algorithms.rollout import Rollout
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.models.trunk import CRITIC, Trunk
@@ -26,7 +26,7 @@ class Policy(Objective):
     """
 
     rollout: Rollout
-    credit: Credit
+    advantages: Advantages
     settings: PolicyGradient
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
@@ -39,7 +39,7 @@ class Policy(Objective):
         s, logp_N = self.settings, out.logp_N
         names = ("logp", "ref")
         old_N, ref_N = (_of(self.rollout.tokens[n], self.rollout, batch, logp_N) for n in names)
-        advantage_N = _of(self.credit.advantage_N, self.rollout, batch, logp_N)
+        advantage_N = _of(self.advantages.advantage_N, self.rollout, batch, logp_N)
         loss_N = policy_loss(logp_N, old_N, advantage_N, clip=s.cliprange, dual_clip=s.dual_clip)
         if s.kl_loss_coef:
             loss_N = loss_N + s.kl_loss_coef * kl_k2(logp_N, ref_N)
@@ -60,7 +60,7 @@ class Value(Objective):
     """The critic's loss per token: clipped squared error of its value against the return, times ``vf_coef``."""
 
     rollout: Rollout
-    credit: Credit
+    advantages: Advantages
     vf_coef: float
     cliprange: float | None
 
@@ -72,7 +72,7 @@ class Value(Objective):
         """Loss and metrics of a micro-batch."""
         value_N = out
         old_N = _of(self.rollout.tokens["value"], self.rollout, batch, value_N)
-        return_N = _of(self.credit.return_N, self.rollout, batch, value_N)
+        return_N = _of(self.advantages.return_N, self.rollout, batch, value_N)
         loss_N = value_loss(value_N, old_N, return_N, clip=self.cliprange)
         return Result([Term(self.vf_coef * loss_N, "tokens")], {"loss/value_avg": Metric(loss_N)})
 

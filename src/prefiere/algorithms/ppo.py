@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from prefiere.algorithms.advantages import Credit
+from prefiere.algorithms.advantages import Advantages
 from prefiere.algorithms.on_policy import OnPolicy
 from prefiere.algorithms.policy_loss import Policy, Value
 from prefiere.algorithms.rollout import Rollout
@@ -29,7 +29,7 @@ def advantages(reward_CL: Tensor, rollout: Rollout, settings: PPO) -> tuple[Tens
     return gae(reward_CL, value_CL, rollout.mask(), gamma=settings.gamma, lam=settings.lam)
 
 
-def objectives(rollout: Rollout, credit: Credit, step: int, settings: PPO) -> list[Objective]:
+def objectives(rollout: Rollout, advantages: Advantages, step: int, settings: PPO) -> list[Objective]:
     """The critic's loss beside the policy's; in the first steps the critic's alone, where asked."""
-    value = Value(rollout, credit, settings.vf_coef, settings.cliprange_value)
-    return [value] if step < settings.critic_warmup_steps else [Policy(rollout, credit, settings), value]
+    value = Value(rollout, advantages, settings.vf_coef, settings.cliprange_value)
+    return [value] if step < settings.critic_warmup_steps else [Policy(rollout, advantages, settings), value]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 
-class Ledger(TorchDispatchMode):
+class CostCounter(TorchDispatchMode):
     """Bytes alive ``now`` and at most (``peak``); matrix products (their floating-point operations, bytes read and
     written); bytes read and written by all else (``traffic``); how many operations there were (``calls``)."""
 

@@ -79,7 +79,7 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
     update, weights = sim.update.peak - sim.trunk, sim.weights
     sampling = 0
     if work.rows:
-        sampling = cache(work) + max(sim.fill.peak, work.rows * _vocabulary(work) * DRAWING)
+        sampling = cache(work) + max(sim.prefill.peak, work.rows * _vocabulary(work) * DRAWING)
     fixed = 0
     if card is None:
         fixed, update = CPU_FIXED, int(CPU_SLACK * update)
@@ -101,17 +101,18 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
     """Updates, passes without gradients (reference, validation), and answers, all as long as they may become."""
     s, plan = work.plan.settings, work.plan
     pace = (card.peak * SHARE_OF_PEAK, card.bandwidth * SHARE_OF_BANDWIDTH, CALL) if card else processor(plan.dtype)
-    update, look, fill, step = (x.seconds(*pace) for x in (sim.update, sim.look, sim.fill, sim.step))
-    answers = fill + s.max_new_tokens * step
+    parts = (sim.update, sim.forwards, sim.prefill, sim.decode)
+    update, forward, prefill, decode = (part.seconds(*pace) for part in parts)
+    answers = prefill + s.max_new_tokens * decode
     seen = work.steps * tokens / here  # micro-batches
     if isinstance(s, PolicyGradient):
         turns = -(-s.batch_size * s.num_generations // ROWS_AT_ONCE)
         passes = 4 if plan.method.critic else 3  # policy, reference, critic, reward
-        return work.steps * turns * answers + seen * (passes * look + s.num_ppo_epochs * update)
-    total = seen * update + _events(s.eval_steps, work.steps) * work.held_out / here * look
+        return work.steps * turns * answers + seen * (passes * forward + s.num_ppo_epochs * update)
+    total = seen * update + _events(s.eval_steps, work.steps) * work.held_out / here * forward
     if plan.method.reference(s):
         once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held_out
-        total += once / here * look
+        total += once / here * forward
     return total + (_events(s.sample_steps, work.steps) * answers if work.rows else 0)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
-from prefiere.estimate.counter import Ledger
+from prefiere.estimate.counter import CostCounter
 from prefiere.estimate.meta_model import bytes_of, materialise, meta_scorer, meta_trunk
 from prefiere.estimate.workload import ROWS_AT_ONCE, Workload
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
@@ -27,46 +27,46 @@ def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> Simulatio
     batch = pack(groups)
     trunk = meta_trunk(plan)
     beside = sum(bytes_of(meta_scorer(r.source, r.adapter, plan.dtype)) for r in plan.roles.beside if r.source)
-    ledger, look, fill, step = Ledger(), Ledger(), Ledger(), Ledger()
+    update, forwards, prefill, decode = CostCounter(), CostCounter(), CostCounter(), CostCounter()
     with FakeTensorMode(allow_non_fake_inputs=True):
         materialise(trunk)
         for tensor in (*trunk.parameters(), *trunk.buffers()):
-            ledger.book(tensor)
-        trunk_bytes = ledger.now
+            update.book(tensor)
+        trunk_bytes = update.now
         trained = sum(p.numel() for p in trunk.parameters() if p.requires_grad)
         copied = bytes_of(trunk.model) if plan.roles.reference == "copy" else 0
         for _ in range(min(parts, 2)):  # with several, the gradients of the first are there during the second
-            ledger.clear()
-            backward(trunk, batch, plan, ledger)
+            update.clear()
+            backward(trunk, batch, plan, update)
         trunk.zero_grad()
         with torch.no_grad(), torch.autocast("cpu", plan.dtype, enabled=plan.compute is not None):
-            with look:
+            with forwards:
                 forward(trunk, batch, plan)
             if work.rows:
-                with fill:
+                with prefill:
                     _answer(trunk, *_heaviest(work))
-                with step:
+                with decode:
                     _answer(trunk, work.rows, 1)
     laid_out = _laid_out(trunk, plan.dtype)
-    return Simulation(trunk_bytes, copied, beside, trained, laid_out, ledger, look, fill, step)
+    return Simulation(trunk_bytes, copied, beside, trained, laid_out, update, forwards, prefill, decode)
 
 
 @dataclass(frozen=True)
 class Simulation:
     """trunk, reference, beside: bytes of the trunk with all roles on it, of a reference that is a copy, and of the
     reward models beside it. trained: parameters that are trained. laid_out: bytes of the layers that a rollout on a CPU
-    lays out anew. update: forward and backward; look: forward alone; fill: the largest prefill; step: one token for
-    every row."""
+    lays out anew. update: forward and backward. forwards: the forward alone. prefill: the largest one. decode: one
+    token for every row."""
 
     trunk: int
     reference: int
     beside: int
     trained: int
     laid_out: int
-    update: Ledger
-    look: Ledger
-    fill: Ledger
-    step: Ledger
+    update: CostCounter
+    forwards: CostCounter
+    prefill: CostCounter
+    decode: CostCounter
 
     @property
     def weights(self) -> int:
@@ -82,7 +82,7 @@ def forward(trunk: Trunk, batch: PackedBatch, plan: Plan) -> torch.Tensor:
     return found
 
 
-def backward(trunk: Trunk, batch: PackedBatch, plan: Plan, ledger: Ledger) -> None:
+def backward(trunk: Trunk, batch: PackedBatch, plan: Plan, ledger: CostCounter) -> None:
     """The objectives of an update in turn, booked."""
     mixed = plan.compute is not None
     with ledger:

@@ -35,8 +35,11 @@ def flat(
 
 
 def derived(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The same row with what follows from several of its columns: the margin of unpaired answers (there is no pair to
-    take it within), and the spread of scores, from the mean of their squares."""
+    """The row with the columns that are computed from others.
+
+    rewards/margins of unpaired answers is the difference of the two means; rewards/std is the root of the mean square
+    less the squared mean.
+    """
     good, bad, margin = (f"{prefix}rewards/{n}" for n in ("chosen", "rejected", "margins"))
     if good in row and margin not in row:
         row[margin] = row[good] - row[bad]

@@ -26,7 +26,7 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
     """Give the trunk a critic with trainable parameters; returns in words what it begins from.
 
     start: a reward model to begin from, if it is mounted on the trunk, or has the policy's shape and a linear head;
-    otherwise the critic begins from the policy, and its head is new: drawn from ``seed``, whatever was drawn before.
+    otherwise the critic begins from the policy, with a new head that depends on ``seed`` alone.
     """
     width = int(trunk.lm.config.get_text_config().hidden_size)
     head = ValueHead(width, 1, device=trunk.device)
@@ -56,7 +56,7 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
 def rescale_critic(trunk: Trunk, std: float) -> bool:
     """Give a critic that began as the reward model values in rewards divided by ``std``; whether it is such a one.
 
-    A new head needs no scale: it is in that of the rewards it will see.
+    A new head is left as it is: it learns from rewards that are divided already.
     """
     head = trunk.heads[CRITIC]
     if not (isinstance(head, ValueHead) and head.as_reward):

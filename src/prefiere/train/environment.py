@@ -38,7 +38,7 @@ def environment(session: Session) -> dict[str, Any]:
         "platform": platform.platform(),
         "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
         "reference": session.fingerprint,
-        "rewards": session.reward_marks,
+        "rewards": session.reward_fingerprints,
         "parameters": {
             "all": logical_parameters(session.trunk),
             "trained": sum(p.numel() for p in session.engine.parameters),

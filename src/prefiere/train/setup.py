@@ -67,11 +67,11 @@ class Session:
 
     @cached_property
     def reference_key(self) -> dict[str, str]:
-        """What the reference's log-probs depend on besides the data; asked for before the first update."""
+        """What the reference's log-probs depend on besides the data. To be read before the first update."""
         return model_key(self.trunk)
 
     @cached_property
-    def reward_marks(self) -> dict[str, str]:
+    def reward_fingerprints(self) -> dict[str, str]:
         """The fingerprint of each reward model by name; a function has none. Taken before anything is trained."""
         scorers = self.reward.scorers if self.reward is not None else {}
         return {name: m.fingerprint() for name, m in scorers.items() if isinstance(m, RewardModel)}
@@ -107,7 +107,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
         display.note(settle_padding(trunk, reader.tokenizer, reader.eos_ids))
     if plan.scheme is not None:
         found.append(describe_quantization(plan.scheme, trunk.lm))
-    mark = fingerprint(trunk.model)
+    start = fingerprint(trunk.model)
     reward = None
     if plan.method.family == "policy":
         reward = load_rewards(plan, trunk, display.say)
@@ -133,7 +133,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
         judge,
         reward,
         steps,
-        mark,
+        start,
         found,
     )
 
