@@ -57,7 +57,7 @@ class Server:
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGINT)
-        return self.process.communicate(timeout=30)[0]
+        return self.process.communicate(timeout=120)[0]
 
 
 def annotator(url: str, token: str, votes: int, sent: list[tuple[str, int, int]], took: list[float], seed: int) -> None:
