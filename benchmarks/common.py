@@ -31,6 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.workload import MAX_LENGTH, SHAPES, generated, make_model, texts
@@ -203,7 +204,9 @@ class Bench:
 
 
 def clock() -> float:
-    """Seconds on a clock that only goes forward."""
+    """Seconds on a clock that only goes forward, when a GPU that is used has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter()
 
 

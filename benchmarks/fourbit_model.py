@@ -72,7 +72,9 @@ def pairs(size: Size) -> GroupStore:
 
 
 def make(folder: Path, size: Size) -> None:
-    """The model, its tokenizer, a reward model on it and the pairs as text."""
+    """The model, its tokenizer, a reward model on it and the pairs as text; nothing where they are there already."""
+    if (folder / "pairs.jsonl").is_file():
+        return
     config = MistralConfig(
         **size.shape, sliding_window=None, dtype=torch.bfloat16, bos_token_id=1, eos_token_id=EOS, pad_token_id=0
     )  # type: ignore[arg-type]
@@ -88,16 +90,18 @@ def make(folder: Path, size: Size) -> None:
     tokenizer.save_pretrained(base)
     write_reward(folder / "reward", base, config)
     tokenizer.save_pretrained(folder / "reward")
-    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as f:
+    made = folder / "pairs.part"
+    with made.open("w", encoding="utf-8") as f:
         for g in pairs(size):
             parts = zip(
                 ("prompt", "chosen", "rejected"), (g.prompt, *(a[:-1] for a in g.completions)), strict=True
             )  # fmt: skip
             f.write(json.dumps({name: " ".join(words[i] for i in ids) for name, ids in parts}) + "\n")
+    made.rename(folder / "pairs.jsonl")
 
 
 def write_weights(folder: Path, config: MistralConfig) -> None:
-    """Random weights in bf16, a shard for each layer: as much memory as one layer takes."""
+    """Random weights in bf16, a shard for each layer, drawn by a GPU if one is here: as much memory as a layer."""
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in MistralForCausalLM(config).named_parameters()}
     torch.manual_seed(0)
@@ -118,7 +122,8 @@ def write_weights(folder: Path, config: MistralConfig) -> None:
 
 def drawn(shape: torch.Size) -> torch.Tensor:
     """A matrix as transformers draws it; a norm's weights are ones."""
-    return (torch.randn(shape) * 0.02 if len(shape) > 1 else torch.ones(shape)).to(torch.bfloat16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return (torch.randn(shape, device=device) * 0.02 if len(shape) > 1 else torch.ones(shape)).to(torch.bfloat16)
 
 
 def write_reward(folder: Path, base: Path, config: MistralConfig) -> None:
@@ -129,7 +134,7 @@ def write_reward(folder: Path, base: Path, config: MistralConfig) -> None:
             MistralForSequenceClassification(shape), LoraConfig(**{**LORA, "task_type": "SEQ_CLS"})
         )  # fmt: skip
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file({n: torch.randn(p.shape) * 0.01 for n, p in held.items()}, folder / "adapter_model.safetensors")
     saved = model.peft_config[POLICY]
     saved.base_model_name_or_path = str(base)

@@ -60,14 +60,41 @@ def test_the_figures_of_a_4_bit_7b_are_all_there_at_a_tiny_size() -> None:
     units = [row[1].split() for row in table if row[1]]
     assert all(np.isfinite(float(n.replace(",", ""))) and float(n.replace(",", "")) > 0 for n, _ in units)
     found = [(row[0].split(",")[0], unit) for row, (_, unit) in zip([r for r in table if r[1]], units, strict=True)]
-    always = [
-        ("peak memory", "GiB"), ("peak memory", "GiB"), ("DPO", "pairs/s"), ("DPO", "tokens/s"),
-        ("share of the 16-bit matmul peak", "GF/s"), ("PPO with four roles", "tokens/s"),
+    expected = [
+        ("peak memory", "GiB"), ("DPO", "pairs/s"), ("DPO", "tokens/s"), ("share of the 16-bit matmul peak", "GF/s"),
+        ("peak memory", "GiB"), ("PPO with four roles", "tokens/s"),
     ]  # fmt: skip
-    beside = [("a pair", "s"), ("peak memory", "GiB")] if importlib.util.find_spec("trl") else []
-    assert found == [*always[:2], *beside, *always[2:]]
+    expected += [("a pair", "s"), ("peak memory", "GiB")] if importlib.util.find_spec("trl") else []
+    assert found == expected
     assert not any(row[5] in ("yes", "no") for row in table)
-    assert all("a CPU, so no goal" in row[6] for row in table[:2])
+    assert all("a CPU, so no goal" in row[6] for row in (table[0], table[4]))
+
+
+def test_a_contender_that_fails_ends_no_other() -> None:
+    """What a child said before it failed counts, and why it failed is told."""
+    found = module("children").run("children_that_fail", seconds=60)
+    assert found.lines == []
+    assert "No module named benchmarks.children_that_fail" in found.failed
+    gpu, lines = module("gpu"), [{"kind": k, "pairs": 2.0, "memory": 5.0, "reached": 3.0, "peak": 6.0}
+                                 for k in module("gpu").LENGTHS]  # fmt: skip
+    rows = list(gpu.rows_of_dpo("tiny", gpu.Found(lines[:1], "it stopped"), gpu.Found([], "no memory")))
+    assert [row.ours for row in rows] == [0.5, 5.0, 3.0, None]
+    assert [row.met for row in rows] == [None, None, True, None]
+    assert "TRL failed: no memory" in rows[0].note
+    assert rows[3].note == "prefiere failed: it stopped"
+
+
+@pytest.mark.slow
+def test_the_table_of_a_gpu_is_all_there_at_a_tiny_size() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--shape", "tiny", "--steps", "1", "--repeats", "1"]
+    there = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = [[c.strip() for c in x.strip("|").split("|")] for x in done.stdout.splitlines() if x.startswith("| ")][2:]
+    assert [row[0].split(",")[0] for row in table] == ["DPO"] * 6 + ["sampling 32 prompts x 64 tokens"] * 2 + [
+        "PPO with four roles"
+    ]
+    assert not any("failed" in row[6] for row in table), table
 
 
 def test_ratios_are_of_rounds_and_goals_have_a_side(common: ModuleType) -> None:
