@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
-from prefiere.kernels import attention
+from prefiere.kernels import attention, fused
 from prefiere.kernels.attention import plan_attention
 from prefiere.models.load import probe
 from prefiere.models.trunk import Trunk
@@ -207,15 +207,57 @@ def test_a_flat_row_by_hand() -> None:
     assert (flat.longest_query, flat.longest_key) == (5, 5)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(("family", "window"), [("llama", None), ("mistral", 7)])
-def test_the_kernel_itself(family, window) -> None:
-    batch = pack(store(6, 2, partly=True)).to("cuda")
-    model = tiny.model(family, sliding_window=window, hidden=128, dtype=torch.bfloat16).cuda()
-    model.set_attn_implementation(attention.NAME)
-    packed = Trunk(model)(batch).logp_N
-    exact = plain_logprobs(tiny.model(family, sliding_window=window, hidden=128).double(), batch.to("cpu"))
-    assert (packed.double().cpu() - exact).abs().mean() < 0.1
+@pytest.mark.parametrize("window", [None, 3, 40])
+def test_no_query_of_a_bucket_sees_nothing(window) -> None:
+    """Queries that are padding as well: kernels may make nan of one that sees no key, and its gradient spreads."""
+    plan = plan_attention(pack(store(30, 3, prompt=60, completion=50)).segments)
+    masks = [plan.mask(n, window) for n in range(len(plan.in_buckets.buckets))]
+    assert any(m is not None for m in masks)
+    assert all(m.any(-1).all() for m in masks if m is not None)
+
+
+def test_an_old_kernel_is_not_told_what_it_does_not_know(monkeypatch) -> None:
+    """PyTorch 2.11 shares key heads without a flag for it; 2.10 has no window, and is not used."""
+    import torch.nn.attention.varlen as theirs
+
+    told = []
+
+    def of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=None):
+        told.append((scale, window_size))
+        return query
+
+    def of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for function, known in ((of_2_11, True), (of_2_10, False)):
+        monkeypatch.setattr(theirs, "varlen_attn", function)
+        fused._varlen_parameters.cache_clear()
+        assert fused.has_varlen.__wrapped__(torch.device("cuda")) is known
+        if known:
+            q = torch.zeros(3, 4, 8)
+            fused.varlen(q, q, q, None, None, 3, 3, scale=0.5, window_size=(6, 0), enable_gqa=True)
+    assert told == [(0.5, (6, 0))]
+    fused._varlen_parameters.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "fits"),
+    [(64, torch.bfloat16, True), (256, torch.float16, True), (12, torch.bfloat16, False), (320, torch.bfloat16, False),
+     (64, torch.float32, False)],
+)  # fmt: skip
+def test_heads_that_the_kernel_refuses_go_by_buckets(monkeypatch, width, dtype, fits) -> None:
+    """The kernel's documented limits: 16 bits, heads of at most 256, in multiples of 8. Elsewhere it raises."""
+    calls = []
+    monkeypatch.setattr(attention, "has_varlen", lambda device: True)
+    monkeypatch.setattr(attention, "varlen", lambda q, *a, **o: calls.append(q.shape[-1]) or loop_varlen(q, *a, **o))
+    plan = plan_attention([Segment(0, 5, 0, 0), Segment(5, 7, 0, 3)])
+    q, k, v = (torch.randn(1, heads, 7, width, dtype=dtype) for heads in (4, 2, 2))
+    out, _ = attention.segment_attention(torch.nn.Module(), q, k, v, None, segments=plan)
+    assert calls == [width] * fits
+    exact = (x[0].transpose(0, 1).double() for x in (q, k, v))
+    expected = attention._one_call(*exact, plan.flat, None, width**-0.5)
+    torch.testing.assert_close(out[0].double(), expected, rtol=0.02, atol=0.02)
 
 
 def test_bf16_is_within_the_noise_of_padded_bf16() -> None:

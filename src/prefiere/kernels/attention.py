@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from prefiere.kernels.fused import capped, fused_attention, has_varlen, varlen
+from prefiere.kernels.fused import capped, fits_varlen, fused_attention, has_varlen, varlen
 from prefiere.kernels.matmul import compute_dtype
 from prefiere.kernels.tiles import Tile, Tiles, bucketed, fits, plan_tiles, tiled_attention
 from prefiere.tokens.pack import Segment
@@ -105,6 +105,8 @@ class AttentionPlan:
             return None
         if (number, window) not in self.made:
             own = bucket.prefix_S[:, None, None] + torch.arange(q, device=self.device)[None, :, None]
+            # Padding behind the last query sees what the last one may: a query that sees nothing can become nan.
+            own = own.clamp(max=k - 1)
             keys = torch.arange(k, device=self.device)
             seen = keys <= own
             if window is not None:
@@ -218,7 +220,7 @@ def segment_attention(
     # Rotary positions leave queries and keys in fp32 under autocast; rounded first, they are gathered at half the cost.
     compute = compute_dtype(value)
     q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
-    if segments.flat is not None and softcap is None and compute in (torch.bfloat16, torch.float16):
+    if segments.flat is not None and softcap is None and fits_varlen(q_T, v_T):
         return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
     if softcap is None and fits(segments.segments, q_T, v_T):
         tiles = segments.tiles(q_T.shape[1], k_T.shape[1], sliding_window)

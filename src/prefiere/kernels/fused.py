@@ -20,24 +20,39 @@ from torch.nn.functional import scaled_dot_product_attention
 @cache
 def has_varlen(device: torch.device) -> bool:
     """Whether one call of PyTorch's variable-length attention can do a whole row: CUDA from sm80, and a PyTorch whose
-    function knows key heads that queries share."""
+    function takes a scale and a window (2.11)."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return False
+    return {"scale", "window_size"} <= _varlen_parameters()
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
     from torch.nn.attention.varlen import varlen_attn
 
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def varlen(*arguments: Any, **options: Any) -> Tensor:
+def fits_varlen(query: Tensor, value: Tensor) -> bool:
+    """Whether the variable-length kernel takes heads of this width and dtype: query [Q, heads, D], value
+    [K, kv_heads, D]."""
+    width = query.shape[-1]
+    return query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] == width <= 256 and width % 8 == 0
+
+
+def varlen(*arguments: Any, enable_gqa: bool, **options: Any) -> Tensor:
     """PyTorch's variable-length attention, causal with the diagonal at the bottom right; see `has_varlen`.
 
     query [Q, heads, D], key and value [K, kv_heads, D], the segments' rows end to end -> [Q, heads, D].
+    enable_gqa: query heads share key heads. PyTorch 2.11 lets them without being told, later versions must be told.
     """
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen as theirs
 
-    return cast(Tensor, varlen_attn(*arguments, **options))
+    told: dict[str, Any] = {"enable_gqa": enable_gqa} if "enable_gqa" in _varlen_parameters() else {}
+    call: Any = theirs.varlen_attn
+    return cast(Tensor, call(*arguments, **options, **told))
 
 
 def fused_attention(
