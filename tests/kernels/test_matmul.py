@@ -88,3 +88,10 @@ def test_the_gain_is_that_of_one_thread_and_threads_stay() -> None:
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_measuring_takes_no_random_numbers() -> None:
+    """What is measured is kept, and a later run does not measure again: what it draws must not depend on that."""
+    before = torch.get_rng_state()
+    matmul.measure_onednn(size=32, rounds=1)
+    assert torch.equal(torch.get_rng_state(), before)
