@@ -13,7 +13,7 @@ from feedback.conftest import fill, rows
 from feedback.test_exchange import run, vote
 from feedback.test_votes import valid
 from prefiere.feedback import schema
-from prefiere.feedback.collect import How, Queueing, collect
+from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.figures import figures
 from prefiere.feedback.judging import vote_all
 
@@ -40,8 +40,10 @@ class Canned:
 
 def test_one_model_answers_twice_and_two_answer_once_each(store):
     one, two = Canned("one"), Canned("two")
-    assert collect(store, [one], ASKED, How(), Queueing()) == {"pairs queued": 20}
-    assert collect(store, [one, two], ASKED, How(), Queueing(purpose="compare", overlap=2)) == {"pairs queued": 20}
+    assert collect_pairs(store, [one], ASKED, How(), Queueing()) == {"pairs queued": 20}
+    assert collect_pairs(store, [one, two], ASKED, How(), Queueing(purpose="compare", overlap=2)) == {
+        "pairs queued": 20
+    }
     assert len(rows(store, schema.answer)) == 60
     assert {p["purpose"] for p in rows(store, schema.pair)} == {"ask", "compare"}
     models = {a["id"]: a["model_id"] for a in rows(store, schema.answer)}
@@ -51,26 +53,26 @@ def test_one_model_answers_twice_and_two_answer_once_each(store):
 
 def test_what_is_there_is_not_sampled_again_and_a_killed_command_goes_on(sqlite_store):
     with pytest.raises(KeyboardInterrupt):
-        collect(sqlite_store, [Canned("one", dies_after=1)], ASKED, How(), Queueing())
+        collect_pairs(sqlite_store, [Canned("one", dies_after=1)], ASKED, How(), Queueing())
     assert len(rows(sqlite_store, schema.answer)) == 32
     again = Canned("one")
-    assert collect(sqlite_store, [again], ASKED, How(), Queueing()) == {"pairs queued": 20}
+    assert collect_pairs(sqlite_store, [again], ASKED, How(), Queueing()) == {"pairs queued": 20}
     assert again.calls == 1
     once_more = Canned("one")
-    assert collect(sqlite_store, [once_more], ASKED, How(), Queueing()) == {"pairs there before": 20}
+    assert collect_pairs(sqlite_store, [once_more], ASKED, How(), Queueing()) == {"pairs there before": 20}
     assert once_more.calls == 0
-    assert collect(sqlite_store, [Canned("newer")], ASKED, How(), Queueing()) == {"pairs queued": 20}
+    assert collect_pairs(sqlite_store, [Canned("newer")], ASKED, How(), Queueing()) == {"pairs queued": 20}
 
 
 def test_a_model_that_says_nothing_is_an_error_and_asks_nothing(sqlite_store):
     with pytest.raises(ValueError, match="mute: no pair of answers says anything"):
-        collect(sqlite_store, [Canned("mute", silent=True)], ASKED, How(), Queueing())
+        collect_pairs(sqlite_store, [Canned("mute", silent=True)], ASKED, How(), Queueing())
     assert not rows(sqlite_store, schema.pair)
 
 
 def test_a_prompt_without_text_stops_before_anything_is_written(sqlite_store):
     with pytest.raises(ValueError, match=r"p\.txt:9"):
-        collect(sqlite_store, [Canned("one")], [*ASKED, ("  ", "p.txt:9")], How(), Queueing())
+        collect_pairs(sqlite_store, [Canned("one")], [*ASKED, ("  ", "p.txt:9")], How(), Queueing())
     assert not rows(sqlite_store, schema.prompt)
 
 
@@ -103,7 +105,7 @@ def test_a_judge_votes_on_all_and_takes_no_place(sqlite_store):
 
 def test_judges_of_comparisons_are_corrected_by_people(sqlite_store):
     asked = [(f"q{i}", "") for i in range(80)]
-    collect(sqlite_store, [Canned("a"), Canned("b")], asked, How(), Queueing(purpose="compare", overlap=1))
+    collect_pairs(sqlite_store, [Canned("a"), Canned("b")], asked, How(), Queueing(purpose="compare", overlap=1))
     vote(sqlite_store, "ana", [-1, 1, 1, 1] * 10)
     vote_all(sqlite_store, "always b", lambda p, c: np.array([float(t.startswith("b")) for t in c]))
     (judged,) = figures(sqlite_store, 0.0).judged.values()

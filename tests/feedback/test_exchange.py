@@ -157,16 +157,16 @@ def test_without_somebody_is_as_if_they_had_never_been(tmp_path, how):
     before = learnt(with_her)
     if how == "leave_out":
         with with_her.write() as c:
-            people.leave_out(c, people.named(c, "ana"))
+            people.leave_out(c, people.person_named(c, "ana"))
     else:
         people.forget(with_her, "ana")
     assert learnt(with_her) == learnt(never) != before
     with with_her.read() as one, never.read() as other:
-        digests = [snapshot.digest_of(snapshot.contents(c, snapshot.labelled(c))) for c in (one, other)]
+        digests = [snapshot.snapshot_digest(snapshot.snapshot_contents(c, snapshot.labelled(c))) for c in (one, other)]
     assert digests[0] == digests[1]
     if how == "leave_out":
         with with_her.write() as c:
-            people.leave_out(c, people.named(c, "ana"), False)
+            people.leave_out(c, people.person_named(c, "ana"), False)
         assert learnt(with_her) == before
 
 

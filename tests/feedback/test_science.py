@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from prefiere.feedback.science import agreement, judges, labels
 from prefiere.feedback.science.active import Stopping, principal, priorities, stopping
 from prefiere.feedback.science.labels import Given, Opinion
-from prefiere.feedback.science.ranking import Game, bradley_terry
+from prefiere.feedback.science.ranking import Game, fit_bradley_terry
 
 # -- agreement --------------------------------------------------------------------------------------------------------
 
@@ -49,12 +49,12 @@ def test_cohen_by_hand():
     said = [(1, 1)] * 20 + [(0, 0)] * 15 + [(1, 0)] * 5 + [(0, 1)] * 10
     ratings = {i: {"a": a, "b": b} for i, (a, b) in enumerate(said)}
     assert agreement.cohen(ratings, "a", "b") == pytest.approx(0.4)
-    assert agreement.share(ratings) == 0.7
+    assert agreement.agreement_share(ratings) == 0.7
 
 
 def test_agreement_without_common_votes_is_unknown():
     alone = {1: {"a": 1.0}, 2: {"b": 0.0}}
-    for statistic in (agreement.share, agreement.fleiss, agreement.krippendorff):
+    for statistic in (agreement.agreement_share, agreement.fleiss, agreement.krippendorff):
         assert math.isnan(statistic(alone))
     assert math.isnan(agreement.cohen(alone, "a", "b"))
 
@@ -67,7 +67,7 @@ def test_the_bootstrap_draws_prompts_and_not_pairs():
         for i in range(10):
             ratings[prompt, i] = {"a": 1, "b": 1 if same else 0}
             prompts[prompt, i] = prompt
-    found = agreement.bootstrap(ratings, prompts, agreement.share)
+    found = agreement.bootstrap(ratings, prompts, agreement.agreement_share)
     p = found.value
     expected = 1.96 * math.sqrt(p * (1 - p) / 60)
     assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.2)
@@ -81,16 +81,16 @@ def test_accuracy_of_strengths_by_hand():
     # 20 on weak ones, 11 agreeing: A_1 = (11 + 30 * .58) / 50 = .568. None on middling ones: A_2 = .68.
     pairs = [[(1, 3), (1, 3)]] * 9 + [[(1, 3), (-1, 3)]] + [[(1, 1), (1, 1)]] * 5 + [[(1, 1), (-1, 1)]] * 4
     pairs += [[(1, 1), (1, 3)]]  # agrees for both: one more of each
-    q = labels.accuracies(pairs)
+    q = labels.voter_accuracies(pairs)
     a1, a3 = (11 + 30 * 0.58) / (19 + 30), (19 + 30 * 0.82) / (21 + 30)
     assert q == pytest.approx([(1 + math.sqrt(2 * a - 1)) / 2 for a in (a1, 0.68, a3)])
 
 
 def test_accuracies_never_fall_with_strength_and_stay_in_bounds():
     upside_down = [[(1, 1), (1, 1)]] * 100 + [[(1, 3), (-1, 3)]] * 100
-    q = labels.accuracies(upside_down)
+    q = labels.voter_accuracies(upside_down)
     assert 0.5 <= q[0] <= q[1] <= q[2] <= 0.98
-    assert labels.accuracies([[(1, 2)], []]) == (0.70, 0.80, 0.90)
+    assert labels.voter_accuracies([[(1, 2)], []]) == (0.70, 0.80, 0.90)
 
 
 def slow_dawid_skene(opinions, gold):
@@ -222,7 +222,7 @@ def test_bradley_terry_equals_a_general_optimiser_and_a_sandwich_by_hand():
         return -np.sum(y * -np.logaddexp(0, -d) + (1 - y) * -np.logaddexp(0, d)) + 0.005 * np.sum(s**2)
 
     s = minimize(cost, np.zeros(3), method="BFGS", options={"gtol": 1e-9}).x
-    found = {r.model: r for r in bradley_terry(played)}
+    found = {r.model: r for r in fit_bradley_terry(played)}
     centred = s - s.mean()
     assert [found[i].strength for i in range(3)] == pytest.approx(list(centred), abs=1e-5)
     bread = 0.01 * np.eye(3)
@@ -249,18 +249,18 @@ def test_length_is_taken_out_where_it_decides():
     for i in range(600):  # model 1 writes longer; people take the longer one and nothing else
         longer = -abs(rng.normal()) - 0.3
         made.append(Game(0, 1, float(rng.random() < 1 / (1 + math.exp(-2 * longer))), i, longer))
-    raw = {r.model: r.strength for r in bradley_terry(made)}
-    fair = {r.model: r for r in bradley_terry(made, by_length=True)}
+    raw = {r.model: r.strength for r in fit_bradley_terry(made)}
+    fair = {r.model: r for r in fit_bradley_terry(made, by_length=True)}
     assert raw[1] > 0.8
     assert fair[1].low < 0 < fair[1].high
 
 
 def test_a_model_that_never_lost_has_a_finite_strength():
-    (best, worst) = bradley_terry([Game("a", "b", 1.0, i) for i in range(9)])
+    (best, worst) = fit_bradley_terry([Game("a", "b", 1.0, i) for i in range(9)])
     assert best.model == "a"
     assert math.isfinite(best.strength)
     assert worst.strength == pytest.approx(-best.strength)
-    assert bradley_terry([]) == []
+    assert fit_bradley_terry([]) == []
 
 
 # -- judges -----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_text_that_databases_refuse_is_kept(store):
     found = {r["id"]: r["content"] for r in rows(store, schema.prompt)}
     assert [found[i] for i in ids[:2] + ids[3:]] == hard[:2] + hard[3:]
     with store.read() as c:
-        assert people.find(c, hard[1]) is not None
+        assert people.find_person(c, hard[1]) is not None
 
 
 def test_a_prompt_without_text_is_refused(sqlite_store):

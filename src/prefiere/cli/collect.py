@@ -65,7 +65,7 @@ def run_collect(
     if len({m.fingerprint for m in loaded}) < len(loaded):
         raise ModelError(f"{models[0]} and {models[1]} are the same model, weight for weight: name another.")
     with display.stage("sampling", 2 * len(asked)) as advance:
-        counts = collect.collect(store, loaded, asked, how, queueing, advance)
+        counts = collect.collect_pairs(store, loaded, asked, how, queueing, advance)
     display.say(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
     return {"counts": dict(counts), "store": store.name}
 
@@ -91,7 +91,7 @@ def run_compare(
     if loaded[0].fingerprint == loaded[1].fingerprint:
         raise ModelError(f"{first} and {second} are the same model, weight for weight: there is nothing to compare.")
     with display.stage("sampling", 2 * len(asked)) as advance:
-        counts = collect.collect(store, loaded, asked, how, Queueing(purpose="compare", seed=how.seed), advance)
+        counts = collect.collect_pairs(store, loaded, asked, how, Queueing(purpose="compare", seed=how.seed), advance)
     display.say(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
     return {"before": first, "after": second, "counts": dict(counts), "store": store.name}
 

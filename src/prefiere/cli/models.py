@@ -135,7 +135,7 @@ def export(
     asked = read_prompts(prompts, 16) if prompts else validation_prompts(Run.open(folder), 16)
     ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids).encode_prompts(asked)
     with console.status("writing and verifying"):
-        made = exporting.export(source, out, merge=merge, prompts=ids, eos_ids=eos_ids)
+        made = exporting.export_model(source, out, merge=merge, prompts=ids, eos_ids=eos_ids)
     for m in made.moved:
         if m.exact and m.most > exporting.EXACT:
             raise ModelError(

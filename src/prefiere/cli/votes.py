@@ -61,9 +61,9 @@ def people(
             if add is not None:
                 everybody.add(c, add, role=role)
             if name := add or link:
-                result["link"] = "/join/" + everybody.new_token(c, everybody.named(c, name))
+                result["link"] = "/join/" + everybody.new_token(c, everybody.person_named(c, name))
             if restore is not None:
-                who = everybody.named(c, restore)
+                who = everybody.person_named(c, restore)
                 everybody.set_aside(c, who, False)
                 everybody.leave_out(c, who, False)
         found = figures(s, time.time()).people
@@ -160,7 +160,7 @@ def leave_out(store: Where, name: Who, json: Json = False) -> dict[str, Any]:
     from prefiere.feedback import people as everybody
 
     with opened(store) as s, s.write() as c:
-        everybody.leave_out(c, everybody.named(c, name))
+        everybody.leave_out(c, everybody.person_named(c, name))
     say(f"{name}: left out. Nothing is deleted; the next run learns without these votes.")
     return {"left_out": name}
 

@@ -25,14 +25,14 @@ from prefiere.console import Display
 from prefiere.data.schema import Text
 from prefiere.demo import corpus
 from prefiere.feedback import items, schema
-from prefiere.feedback.collect import How, Queueing, collect
+from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.schema import Purpose
 from prefiere.feedback.store import Store
 from prefiere.feedback.votes import in_force
 from prefiere.stats import sign_test, wilson
 
 VOTES = 10
-DPO = {"batch_size": VOTES, "max_steps": 20, "eval_size": 0}
+DPO_OPTIONS = {"batch_size": VOTES, "max_steps": 20, "eval_size": 0}
 """Ten pairs are one batch: twenty updates on them took the encyclopedic share from 38% to 83% after five votes."""
 
 
@@ -77,7 +77,7 @@ def _queue(store: Store, models: list[Answering], prompts: list[Text], purpose: 
     with display.stage("sampling", VOTES, start=VOTES - lacking) as advance:
         while lacking > 0 and start < len(prompts):  # the model often says the same twice: then nothing is asked
             chunk = [(text, f"demo:{start + n}") for n, text in enumerate(prompts[start : start + lacking])]
-            made = collect(store, models, chunk, how, queueing)["pairs queued"]
+            made = collect_pairs(store, models, chunk, how, queueing)["pairs queued"]
             start, lacking = start + len(chunk), lacking - made
             advance(made)
 
@@ -104,7 +104,7 @@ def _wait(store: Store, purpose: Purpose, console: Console) -> None:
 
 
 def _train(base: Path, votes: str, out: Path, console: Console) -> TrainedRun:
-    settings = recipes.load("dpo", None, {"model": str(base), "data": votes, "out": str(out), **DPO})
+    settings = recipes.load("dpo", None, {"model": str(base), "data": votes, "out": str(out), **DPO_OPTIONS})
     run = train(settings, fresh=out.is_dir(), console=console)
     if run.stopped:
         raise ValueError(f"the demo's run {out.name} did not finish: {run.stopped.text}")

@@ -53,7 +53,7 @@ class Queueing:
     seed: int = 0
 
 
-def collect(
+def collect_pairs(
     store: Store,
     models: Sequence[Answerer],
     prompts: Sequence[tuple[Text, str]],

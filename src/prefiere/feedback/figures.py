@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from prefiere.feedback import schema, snapshot
 from prefiere.feedback.schema import answer, model, pair, person
 from prefiere.feedback.science import agreement, judges
-from prefiere.feedback.science.agreement import Measured
-from prefiere.feedback.science.ranking import Game, Rank, bradley_terry
+from prefiere.feedback.science.agreement import Agreement
+from prefiere.feedback.science.ranking import Game, Rank, fit_bradley_terry
 from prefiere.feedback.store import Store
 from prefiere.feedback.votes import Vote, in_force
 from prefiere.stats import Estimate, clustered_mean, wilson
@@ -54,7 +54,7 @@ class Figures:
     seconds: float | None
     ties: int
     both_bad: int
-    agreement: dict[str, Measured]
+    agreement: dict[str, Agreement]
     doubled: int
     left: tuple[float, float, float]
     longer: Estimate
@@ -110,8 +110,8 @@ def figures(store: Store, now: float) -> Figures:
         left=(left / len(decided) if decided else float("nan"), *wilson(left, len(decided))),
         longer=clustered_mean([x for x, _ in longer], [p for _, p in longer], share=True),
         people=[_person(r, of_person[r["id"]], pairs, gold, trust) for r in rows],
-        ranking=bradley_terry(games),
-        ranking_by_length=bradley_terry(games, by_length=True),
+        ranking=fit_bradley_terry(games),
+        ranking_by_length=fit_bradley_terry(games, by_length=True),
         judged=_judged(votes, pairs, {r["id"]: r["pseudonym"] for r in rows}),
         names_its_model=named,
     )
@@ -146,14 +146,14 @@ def _by_pair(votes: Sequence[Vote]) -> dict[int, dict[int, Vote]]:
     return found
 
 
-def _agreement(votes: Sequence[Vote]) -> dict[str, Measured]:
+def _agreement(votes: Sequence[Vote]) -> dict[str, Agreement]:
     """Share of equal sides, Fleiss' kappa on sides, Krippendorff's alpha on -3..3 (two bad answers are left out)."""
     doubled = {p: s for p, s in _by_pair(votes).items() if len(s) > 1}
     sides: Any = {p: {k: ("a", "b", "tie", "bad").index(v.side) for k, v in s.items()} for p, s in doubled.items()}
     scores: Any = {p: {k: v.score for k, v in s.items() if not v.both_bad} for p, s in doubled.items()}
     prompts: Any = {p: next(iter(s.values())).prompt_id for p, s in doubled.items()}
     return {
-        "share": agreement.bootstrap(sides, prompts, agreement.share),
+        "share": agreement.bootstrap(sides, prompts, agreement.agreement_share),
         "fleiss": agreement.bootstrap(sides, prompts, agreement.fleiss),
         "krippendorff": agreement.bootstrap(scores, prompts, agreement.krippendorff),
     }
@@ -201,7 +201,7 @@ def _judged(votes: Sequence[Vote], pairs: dict[int, _Pair], names: dict[int, str
     for judge in {v.person_id for v in compared if v.judge}:
         said = {v.pair_id: value(v) for v in compared if v.person_id == judge}
         both = [p for p in said if p in people]
-        if len(both) >= judges.FEWEST:
+        if len(both) >= judges.FEWEST_JUDGED:
             found[names[judge]] = judges.corrected(
                 [float(np.mean(people[p])) for p in both], [said[p] for p in both],
                 [f for p, f in said.items() if p not in people],

@@ -18,7 +18,7 @@ from prefiere.feedback.store import Store
 _CHUNK = 64
 
 
-class Scores(Protocol):
+class JudgeScores(Protocol):
     """Anything that scores completions, higher is better."""
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
@@ -28,7 +28,7 @@ class Scores(Protocol):
 def vote_all(
     store: Store,
     name: str,
-    judge: Scores,
+    judge: JudgeScores,
     *,
     limit: int | None = None,
     progress: Callable[[int], None] = lambda n: None,

@@ -39,26 +39,26 @@ def add(
     """A new person. Raises StoreError where the pseudonym is taken."""
     if not pseudonym.strip():
         raise StoreError("a person needs a pseudonym.")
-    if find(c, pseudonym) is not None:
+    if find_person(c, pseudonym) is not None:
         raise StoreError(f"{pseudonym}: there is somebody of this name already.")
     hashed = token_hash(token) if token else None
     return items.insert(c, person, kind=kind, pseudonym=pseudonym, name=name, role=role, token_hash=hashed)
 
 
-def find(c: sa.Connection, pseudonym: str) -> int | None:
+def find_person(c: sa.Connection, pseudonym: str) -> int | None:
     """The id of who has this pseudonym."""
     return c.execute(sa.select(person.c.id).where(person.c.pseudonym == pseudonym)).scalar()
 
 
 def find_or_add(c: sa.Connection, pseudonym: str, kind: Literal["person", "judge"] = "person") -> int:
     """The id of who has this pseudonym, new if need be."""
-    found = find(c, pseudonym)
+    found = find_person(c, pseudonym)
     return add(c, pseudonym, kind=kind) if found is None else found
 
 
-def named(c: sa.Connection, pseudonym: str) -> int:
+def person_named(c: sa.Connection, pseudonym: str) -> int:
     """The id of who has this pseudonym. Raises StoreError where nobody has."""
-    found = find(c, pseudonym)
+    found = find_person(c, pseudonym)
     if found is None:
         raise StoreError(f"{pseudonym}: nobody of this name. `prefiere votes people STORE` lists everybody.")
     return found
@@ -139,7 +139,7 @@ def forget(store: Store, pseudonym: str) -> Forgotten:
     read. Raises StoreError where nobody has this name.
     """
     with store.write() as c:
-        person_id = named(c, pseudonym)
+        person_id = person_named(c, pseudonym)
         votes = sum(v.person_id == person_id for v in in_force(c, counted=False))
         c.execute(sa.insert(schema.forgetting).values(person_id=person_id))
         leases = sa.select(lease.c.id).where(lease.c.person_id == person_id)

@@ -49,15 +49,15 @@ def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
         return _as_parts(name, rows, items.digest(rows), chosen)
     if chosen == "eval":
         with store.read() as c:
-            found = snapshot.contents(c, snapshot.labelled(c, "eval"))
-        digest = snapshot.digest_of(found)
+            found = snapshot.snapshot_contents(c, snapshot.labelled(c, "eval"))
+        digest = snapshot.snapshot_digest(found)
         name = f"{name}#eval@{digest[:12]}"
     else:
         if number and not number.partition("@")[0].isdigit():
             raise DataError(f"{name}#{number}: a snapshot is named by its number, as {name}#3.")
         snapshot_id = int(number.partition("@")[0]) if number else snapshot.take(store)
         with store.read() as c:
-            digest, found = snapshot.load(c, snapshot_id, store.name)
+            digest, found = snapshot.load_snapshot(c, snapshot_id, store.name)
         name = f"{name}#{snapshot_id}@{digest[:12]}"
     rows = {"pairs": _pairs, "judgements": _judgements, "demonstrations": _demonstrations}[kind](found)
     if not rows:

@@ -70,7 +70,7 @@ def labelled(c: sa.Connection, purpose: str = "ask") -> list[Labelled]:
     return rows
 
 
-def contents(c: sa.Connection, rows: Sequence[Labelled]) -> list[dict[str, Any]]:
+def snapshot_contents(c: sa.Connection, rows: Sequence[Labelled]) -> list[dict[str, Any]]:
     """Each row with its texts as plain values: prompt, tools, chosen, rejected, and the row itself."""
     texts = {r.id: r.content for r in c.execute(sa.select(answer.c.id, answer.c.content))}
     asked = {
@@ -87,7 +87,7 @@ def contents(c: sa.Connection, rows: Sequence[Labelled]) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def digest_of(found: Sequence[dict[str, Any]]) -> str:
+def snapshot_digest(found: Sequence[dict[str, Any]]) -> str:
     """A hash of all that a run learns from these rows: texts, labels and weights, but no ids of votes or people."""
     said = [
         [f["prompt"], f["tools"], f["chosen"], f["rejected"], f["row"].label, f["row"].weight, f["row"].ideal]
@@ -100,7 +100,7 @@ def take(store: Store) -> int:
     """The snapshot of the votes now in force; the same one again while they teach the same."""
     with store.write() as c:
         rows = labelled(c)
-        found = digest_of(contents(c, rows))
+        found = snapshot_digest(snapshot_contents(c, rows))
         last = sa.select(snapshot.c.id).where(snapshot.c.digest == found).order_by(snapshot.c.id.desc()).limit(1)
         if (known := c.execute(last).scalar()) is not None and _whole(c, known, found):
             return int(known)
@@ -120,13 +120,13 @@ def take(store: Store) -> int:
         return made
 
 
-def load(c: sa.Connection, snapshot_id: int, name: str) -> tuple[str, list[dict[str, Any]]]:
+def load_snapshot(c: sa.Connection, snapshot_id: int, name: str) -> tuple[str, list[dict[str, Any]]]:
     """The digest and the rows of a snapshot. Raises StoreError where there is none, or where it is no longer whole."""
     digest = c.execute(sa.select(snapshot.c.digest).where(snapshot.c.id == snapshot_id)).scalar()
     if digest is None:
         raise StoreError(f"{hidden(name)}: there is no snapshot {snapshot_id} in this store.")
-    found = contents(c, _rows(c, snapshot_id))
-    if digest_of(found) != digest:
+    found = snapshot_contents(c, _rows(c, snapshot_id))
+    if snapshot_digest(found) != digest:
         raise StoreError(
             f"{hidden(name)}: snapshot {snapshot_id} held votes of somebody who was forgotten; it cannot be read any "
             f"more. {hidden(name)} alone names what is in force now."
@@ -142,4 +142,4 @@ def _rows(c: sa.Connection, snapshot_id: int) -> list[Labelled]:
 
 
 def _whole(c: sa.Connection, snapshot_id: int, digest: str) -> bool:
-    return digest_of(contents(c, _rows(c, snapshot_id))) == digest
+    return snapshot_digest(snapshot_contents(c, _rows(c, snapshot_id))) == digest

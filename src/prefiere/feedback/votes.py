@@ -17,7 +17,7 @@ from prefiere.feedback.leases import MINUTES, events_of, release, take_slot
 from prefiere.feedback.schema import Side, event, lease, note, pair, person
 from prefiere.feedback.store import Store
 
-Outcome: TypeAlias = Literal["new", "again", "conflict", "late"]
+VoteOutcome: TypeAlias = Literal["new", "again", "conflict", "late"]
 
 
 class NotTheirs(ValueError):
@@ -47,7 +47,9 @@ class Said:
             raise ValueError(f"reason {self.reason!r} is not one of {', '.join(schema.REASONS)}.")
 
 
-def post(store: Store, c: sa.Connection, person_id: int, lease_id: str, seq: int, said: Said, now: float) -> Outcome:
+def post(
+    store: Store, c: sa.Connection, person_id: int, lease_id: str, seq: int, said: Said, now: float
+) -> VoteOutcome:
     """Keep what this person said of the pair they hold, under number ``seq`` of the lease.
 
     "again": it was kept before. "late": the lease was over and the person has said something of this pair since; it
@@ -63,7 +65,7 @@ def post(store: Store, c: sa.Connection, person_id: int, lease_id: str, seq: int
         return "again" if _same(c, earlier, said) else "conflict"
     if seq != events_of(c, lease_id):
         return "conflict"
-    outcome: Outcome = "new"
+    outcome: VoteOutcome = "new"
     if said.kind == "undo":
         if held["state"] not in ("done", "skipped"):
             return "conflict"

@@ -50,7 +50,7 @@ class Export:
     moved: list[Moved]
 
 
-def export(
+def export_model(
     source: Source,
     out: Path,
     *,

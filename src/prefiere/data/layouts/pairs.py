@@ -1,7 +1,7 @@
 """Layouts that state which of two answers was preferred: TRL, HH-RLHF, UltraFeedback, Alpaca, ShareGPT, Axolotl, ...
 
-They differ in where the prompt is and how messages are spelt; everything else is `pair`. The order is from the most to
-the least specific: the first that fits is taken.
+They differ in where the prompt is and how messages are spelt; everything else is `pair_parser`. The order is from the
+most to the least specific: the first that fits is taken.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ from prefiere.data.values import (
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def pair(context: Context, chosen: str = "chosen", rejected: str = "rejected") -> Callable[[RowMap], Iterator[Native]]:
+def pair_parser(
+    context: Context, chosen: str = "chosen", rejected: str = "rejected"
+) -> Callable[[RowMap], Iterator[Native]]:
     """A parser of one preferred and one rejected answer after a context."""
 
     def parse(row: RowMap) -> Iterator[Native]:
@@ -71,7 +73,7 @@ def _openai(row: RowMap) -> Iterator[Native]:
         raise wrong_type("input", "an object with messages", inside)
     context = message_list(need(inside, "messages"), "input.messages")
     flat = {**row, "tools": inside.get("tools") or row.get("tools")}
-    yield from pair(lambda _: context, "preferred_output", "non_preferred_output")(flat)
+    yield from pair_parser(lambda _: context, "preferred_output", "non_preferred_output")(flat)
 
 
 def _swift(row: RowMap) -> Iterator[Native]:
@@ -80,10 +82,10 @@ def _swift(row: RowMap) -> Iterator[Native]:
     if not turns or isinstance(turns, str) or turns[-1].role != "assistant":
         raise BadRow("messages", "no chosen answer", "the messages do not end with the chosen answer", content=True)
     if row.get("rejected_messages") is not None:
-        yield from pair(implicit, "messages", "rejected_messages")(row)
+        yield from pair_parser(implicit, "messages", "rejected_messages")(row)
         return
     good: Any = [turns[-1].as_dict()]
-    yield from pair(lambda _: turns[:-1], "chosen", "rejected_response")({**row, "chosen": good})
+    yield from pair_parser(lambda _: turns[:-1], "chosen", "rejected_response")({**row, "chosen": good})
 
 
 def _chat_continues(row: RowMap) -> bool:
@@ -105,43 +107,43 @@ PAIRS = (
     _layout(
         "torchtune",
         "chosen_conversations rejected_conversations",
-        pair(implicit, "chosen_conversations", "rejected_conversations"),
+        pair_parser(implicit, "chosen_conversations", "rejected_conversations"),
     ),
     _layout("ms-swift", "messages rejected_response", _swift),
     _layout("ms-swift", "messages rejected_messages", _swift),
-    _layout("ShareGPT ranking", "conversations chosen rejected", pair(conversation("conversations"))),
+    _layout("ShareGPT ranking", "conversations chosen rejected", pair_parser(conversation("conversations"))),
     _layout(
         "ultrafeedback_binarized",
         "prompt chosen rejected score_chosen score_rejected",
-        pair(given()),
+        pair_parser(given()),
         when=_any_messages,
     ),
     _layout(
         "argilla ultrafeedback",
         "prompt chosen rejected chosen-rating rejected-rating",
-        pair(given()),
+        pair_parser(given()),
         when=_any_messages,
     ),
-    _layout("Axolotl chat", "messages chosen rejected", pair(conversation("messages")), when=_chat_continues),
+    _layout("Axolotl chat", "messages chosen rejected", pair_parser(conversation("messages")), when=_chat_continues),
     *(
         _layout(
             "Axolotl",
             f"{asked} chosen_response rejected_response",
-            pair(instruction(asked), "chosen_response", "rejected_response"),
+            pair_parser(instruction(asked), "chosen_response", "rejected_response"),
         )
         for asked in ("instruction", "question", "input", "prompt")
     ),
-    _layout("TRL conversational", "prompt chosen rejected", pair(given()), when=_any_messages),
-    _layout("TRL standard", "prompt chosen rejected", pair(given())),
-    _layout("Alpaca pairwise", "instruction chosen rejected", pair(instruction("instruction"))),
-    _layout("Axolotl", "question chosen rejected", pair(instruction("question"))),
-    _layout("Axolotl", "input chosen rejected", pair(instruction("input"))),
+    _layout("TRL conversational", "prompt chosen rejected", pair_parser(given()), when=_any_messages),
+    _layout("TRL standard", "prompt chosen rejected", pair_parser(given())),
+    _layout("Alpaca pairwise", "instruction chosen rejected", pair_parser(instruction("instruction"))),
+    _layout("Axolotl", "question chosen rejected", pair_parser(instruction("question"))),
+    _layout("Axolotl", "input chosen rejected", pair_parser(instruction("input"))),
     _layout(
         "HH-RLHF",
         "chosen rejected",
-        pair(implicit),
+        pair_parser(implicit),
         when=lambda row: is_transcript(row["chosen"]) and is_transcript(row["rejected"]),
     ),
-    _layout("TRL conversational, implicit prompt", "chosen rejected", pair(implicit), when=_any_messages),
-    _layout("TRL standard, implicit prompt", "chosen rejected", pair(implicit)),
+    _layout("TRL conversational, implicit prompt", "chosen rejected", pair_parser(implicit), when=_any_messages),
+    _layout("TRL standard, implicit prompt", "chosen rejected", pair_parser(implicit)),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from alembic import command
@@ -13,13 +13,24 @@ from alembic.script import ScriptDirectory
 
 from prefiere.feedback import schema
 
-if TYPE_CHECKING:
-    from prefiere.feedback.store import Store
-
 HERE = Path(__file__).parent
 
 
-def migrate(store: Store, versions: Sequence[Path] = (HERE / "versions",), to: str = "head") -> None:
+class Database(Protocol):
+    """What a migration needs to know of a store."""
+
+    name: str
+    engine: sa.Engine
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether it is one SQLite file."""
+
+    def revision(self) -> str | None:
+        """The migration that it has."""
+
+
+def migrate(store: Database, versions: Sequence[Path] = (HERE / "versions",), to: str = "head") -> None:
     """Run the migrations that this store lacks. Raises ValueError for a store of a newer version of prefiere.
 
     SQLite rebuilds a table to change it. Foreign keys are off meanwhile, which must happen outside the transaction,

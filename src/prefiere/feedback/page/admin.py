@@ -16,16 +16,16 @@ from prefiere.feedback.schema import text_of
 from prefiere.feedback.store import StoreError
 from prefiere.feedback.votes import Said
 
-router = APIRouter()
+admin_router = APIRouter()
 
 
-@router.get("/board")
+@admin_router.get("/board")
 def board(request: Request, site: Here, who: Admin) -> Response:
     """The board."""
     return site.page(request, "board.html", who=who, f=site.board(), guidelines=site.desks.guidelines)
 
 
-@router.get("/board/part")
+@admin_router.get("/board/part")
 def part(request: Request, site: Here, who: Admin) -> Response:
     """The figures of the board alone; 304 while they have not changed."""
     made = site.page(request, "_board.html", f=site.board())
@@ -36,8 +36,8 @@ def part(request: Request, site: Here, who: Admin) -> Response:
     return made
 
 
-@router.get("/why/{pair}")
-def why(request: Request, site: Here, who: Admin, pair: int) -> Response:
+@admin_router.get("/why/{pair}")
+def why_page(request: Request, site: Here, who: Admin, pair: int) -> Response:
     """Where a pair comes from, and who said what."""
     try:
         found = trace.why(site.desks.store, pair)
@@ -59,7 +59,7 @@ class Posted(BaseModel):
     ms: int | None = None
 
 
-@router.post("/api/next")
+@admin_router.post("/api/next")
 def following(site: Here, who: Scripted) -> dict[str, Any]:
     """The pair to judge next, as JSON, for scripts and judges with a bearer token."""
     with site.desks.store.write() as c:
@@ -71,7 +71,7 @@ def following(site: Here, who: Scripted) -> dict[str, Any]:
     return {"lease": found.id, "seq": found.seq, "prompt": texts["prompt"], "left": left, "right": right}
 
 
-@router.post("/api/votes")
+@admin_router.post("/api/votes")
 def keep(site: Here, who: Scripted, posted: Posted) -> Response:
     """Keep what a script or a judge says."""
     try:

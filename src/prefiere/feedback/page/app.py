@@ -14,13 +14,13 @@ from starlette.exceptions import HTTPException
 from prefiere.feedback import leases, people, schema
 from prefiere.feedback.page import admin, desk, words
 from prefiere.feedback.page.desk import CONSENT, Desks
-from prefiere.feedback.page.sampler import NoAnswer, Sampler, ask
+from prefiere.feedback.page.sampler import NoAnswer, Sampler, ask_model
 from prefiere.feedback.page.security import Guard, loopback
 from prefiere.feedback.page.site import COOKIE, LANG, YEAR, Asker, Here, Refused, Sender, Site
 from prefiere.feedback.store import Store, StoreFull
 from prefiere.feedback.votes import NotTheirs, Said
 
-router = APIRouter()
+vote_router = APIRouter()
 
 
 def create(
@@ -38,8 +38,8 @@ def create(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.site = site
     _errors(app, site)
-    app.include_router(router)
-    app.include_router(admin.router)
+    app.include_router(vote_router)
+    app.include_router(admin.admin_router)
     return Guard(app, host)  # outermost: what it sets is on the page of an error, too
 
 
@@ -65,7 +65,7 @@ def _errors(app: FastAPI, site: Site) -> None:
     )
 
 
-@router.get("/")
+@vote_router.get("/")
 def vote_page(request: Request, site: Here, who: Asker) -> Response:
     """The pair in this person's hands, why there is none, or the consent before the first."""
     if site.desks.needs_consent(who):
@@ -75,8 +75,8 @@ def vote_page(request: Request, site: Here, who: Asker) -> Response:
     return site.page(request, "vote.html", **site.desks.look(who))
 
 
-@router.post("/consent")
-def consent(request: Request, site: Here, who: Sender, version: Annotated[str, Form()]) -> Response:
+@vote_router.post("/consent")
+def consent_page(request: Request, site: Here, who: Sender, version: Annotated[str, Form()]) -> Response:
     """Keep that somebody agreed, and to which version."""
     if version != CONSENT:
         raise Refused(422, "e422")
@@ -85,7 +85,7 @@ def consent(request: Request, site: Here, who: Sender, version: Annotated[str, F
     return RedirectResponse("/", 303)
 
 
-@router.post("/vote")
+@vote_router.post("/vote")
 def vote(
     request: Request,
     site: Here,
@@ -132,7 +132,7 @@ def _after(site: Site, request: Request, who: Any, status: int, key: str) -> Res
     return answer
 
 
-@router.get("/ask")
+@vote_router.get("/ask")
 def ask_page(request: Request, site: Here, who: Asker) -> Response:
     """Where a person types a prompt."""
     if site.sampler is None:
@@ -142,15 +142,17 @@ def ask_page(request: Request, site: Here, who: Asker) -> Response:
     return _ask_page(site, request, who)
 
 
-@router.post("/ask")
-def asked(request: Request, site: Here, who: Sender, prompt: Annotated[str, Form(max_length=20_000)]) -> Response:
+@vote_router.post("/ask")
+def post_question(
+    request: Request, site: Here, who: Sender, prompt: Annotated[str, Form(max_length=20_000)]
+) -> Response:
     """Let the model answer twice; the pair is then in the person's hands."""
     if site.sampler is None or site.desks.needs_consent(who):
         raise Refused(403, "e403")
     if not prompt.strip():
         raise Refused(422, "e422")
     try:
-        ask(site.desks.store, site.sampler, who["id"], prompt.strip(), site.desks.guidelines_version)
+        ask_model(site.desks.store, site.sampler, who["id"], prompt.strip(), site.desks.guidelines_version)
     except NoAnswer as e:
         problem = " ".join((site.say(request)[e.key], e.detail)).strip()
         return _ask_page(site, request, who, 503, prompt, problem)
@@ -167,7 +169,7 @@ def _ask_page(
     )  # fmt: skip
 
 
-@router.post("/alive")
+@vote_router.post("/alive")
 def alive(site: Here, who: Sender, lease: Annotated[str, Form()]) -> Response:
     """Keep the pair of somebody who is still reading."""
     with site.desks.store.write() as c:
@@ -175,7 +177,7 @@ def alive(site: Here, who: Sender, lease: Annotated[str, Form()]) -> Response:
     return Response(status_code=204 if kept else 410)
 
 
-@router.get("/static/{name}")
+@vote_router.get("/static/{name}")
 def file(site: Here, name: str) -> Response:
     """The style and the script: nothing else is there."""
     if name not in site.static:
@@ -198,7 +200,7 @@ def _said(act: str, score: str, skip: str, ideal: str | None, note: str | None, 
     return Said(score=int(score), ideal=ideal, **how)
 
 
-@router.get("/join/{token}")
+@vote_router.get("/join/{token}")
 def join(request: Request, site: Here, token: str) -> Response:
     """Open somebody's link: their token becomes a cookie."""
     with site.desks.store.read() as c:
@@ -211,7 +213,7 @@ def join(request: Request, site: Here, token: str) -> Response:
     return answer
 
 
-@router.get("/lang/{lang}")
+@vote_router.get("/lang/{lang}")
 def switch(lang: str) -> Response:
     """Choose a language."""
     answer = RedirectResponse("/", 303)
@@ -219,7 +221,7 @@ def switch(lang: str) -> Response:
     return answer
 
 
-@router.get("/guidelines")
+@vote_router.get("/guidelines")
 def guidelines(request: Request, site: Here, who: Asker) -> Response:
     """What people are told."""
     w = site.say(request)
@@ -227,7 +229,7 @@ def guidelines(request: Request, site: Here, who: Asker) -> Response:
     return site.page(request, "message.html", who=who, message=w["guidelines"], body=told)
 
 
-@router.get("/me")
+@vote_router.get("/me")
 def me(request: Request, site: Here, who: Asker) -> Response:
     """One's own progress, copy and way out."""
     with site.desks.store.read() as c:
@@ -238,14 +240,14 @@ def me(request: Request, site: Here, who: Asker) -> Response:
     )  # fmt: skip
 
 
-@router.get("/me/copy")
+@vote_router.get("/me/copy")
 def copy(site: Here, who: Asker) -> Response:
     """Everything that is kept about oneself."""
     with site.desks.store.read() as c:
         return Response(desk.copy_of(c, who), media_type="application/json")
 
 
-@router.post("/me/leave")
+@vote_router.post("/me/leave")
 def leave(request: Request, site: Here, who: Sender, sure: Annotated[str, Form()] = "") -> Response:
     """Forget whoever asks for it."""
     if sure != "yes" or who["role"] == "admin":
@@ -256,7 +258,7 @@ def leave(request: Request, site: Here, who: Sender, sure: Annotated[str, Form()
     return answer
 
 
-@router.get("/health")
+@vote_router.get("/health")
 def health(site: Here) -> dict[str, bool]:
     """Whether the store answers."""
     with site.desks.store.read() as c:

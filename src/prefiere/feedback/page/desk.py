@@ -19,7 +19,7 @@ from prefiere.feedback.page.render import said_html, text_html
 from prefiere.feedback.page.security import csrf_of
 from prefiere.feedback.schema import answer, event, lease, note, pair, person, prompt, text_of
 from prefiere.feedback.store import Store
-from prefiere.feedback.votes import NotTheirs, Outcome, Said, post
+from prefiere.feedback.votes import NotTheirs, Said, VoteOutcome, post
 
 CONSENT = "2026-11"
 """The version of the consent text; a new one is asked for again."""
@@ -58,7 +58,7 @@ class Desks:
     def local(self) -> sa.RowMapping:
         """The person of a server without tokens, made at the first visit."""
         with self.store.write() as c:
-            found = people.find(c, LOCAL)
+            found = people.find_person(c, LOCAL)
             if found is None:
                 found = people.add(c, LOCAL, role="admin", token=secrets.token_urlsafe(32))
             return c.execute(sa.select(person).where(person.c.id == found)).mappings().one()
@@ -97,7 +97,7 @@ class Desks:
             "left": said_html(left), "right": said_html(right), "reasons": schema.REASONS,
         }  # fmt: skip
 
-    def take(self, who: sa.RowMapping, lease_id: str, seq: int, said: Said) -> tuple[Outcome, bool]:
+    def take(self, who: sa.RowMapping, lease_id: str, seq: int, said: Said) -> tuple[VoteOutcome, bool]:
         """Keep what somebody said; what became of it, and whether their gold answers call for a warning.
 
         Raises NotTheirs, ValueError for what is no vote, StoreFull.

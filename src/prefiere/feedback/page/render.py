@@ -16,7 +16,7 @@ from markupsafe import Markup
 from prefiere.data.schema import Text
 from prefiere.files import visible
 
-LONGEST = 50_000
+LONGEST_SHOWN = 50_000
 """Characters above which a text is shown as it is, without Markdown."""
 
 _TAGS = {"p", "br", "strong", "em", "s", "del", "code", "pre", "ul", "ol", "li", "blockquote", "h4", "hr", "a", "table",
@@ -38,7 +38,7 @@ def text_html(text: str) -> Markup:
 
 @lru_cache(maxsize=512)
 def _rendered(text: str) -> Markup:
-    if len(text) > LONGEST:
+    if len(text) > LONGEST_SHOWN:
         return Markup(f"<pre>{html.escape(text)}</pre>")
     parser = _markdown()
     parsed: list[Token] = parser.parse(text)
@@ -75,7 +75,7 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
-def environment() -> jinja2.Environment:
+def jinja_environment() -> jinja2.Environment:
     """The templates, with everything escaped."""
     loader = jinja2.FileSystemLoader(_HERE / "templates")
     made = jinja2.Environment(loader=loader, autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True)

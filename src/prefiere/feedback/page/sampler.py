@@ -18,7 +18,7 @@ from prefiere.feedback.items import Drawn
 from prefiere.feedback.leases import hand
 from prefiere.feedback.store import Store
 
-PATIENCE = 300.0
+SAMPLER_PATIENCE = 300.0
 """Seconds that one request to the process may take, loading included."""
 _TRIES = 4  # seeds, where two answers are the same
 
@@ -107,7 +107,7 @@ class Sampler:
 
     def _next(self) -> dict[str, Any]:
         try:
-            line = self._said.get(timeout=PATIENCE)
+            line = self._said.get(timeout=SAMPLER_PATIENCE)
         except queue.Empty:
             line = None
         if line is None:
@@ -126,7 +126,7 @@ def _listen(process: subprocess.Popen[str], said: queue.Queue[str | None]) -> No
     said.put(None)
 
 
-def ask(store: Store, sampler: Sampler, person_id: int, prompt: str, guidelines: str | None = None) -> None:
+def ask_model(store: Store, sampler: Sampler, person_id: int, prompt: str, guidelines: str | None = None) -> None:
     """Let the model answer a person's own prompt, and put the pair of answers into their hands.
 
     Answers that are the same are drawn again under other seeds. Raises NoAnswer.

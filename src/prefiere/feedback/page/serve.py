@@ -93,5 +93,5 @@ def _admin_link(store: Store, address: str) -> str:
         )
         if (name := c.execute(admins.limit(1)).scalar()) is not None:
             return f"Everybody needs a link: `prefiere votes people {store.name} --add NAME` (or --link {name})."
-        made = people.find(c, ADMIN) or people.add(c, ADMIN, role="admin")
+        made = people.find_person(c, ADMIN) or people.add(c, ADMIN, role="admin")
         return f"Your link, shown once: {address}/join/{people.new_token(c, made)}"

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 from prefiere.feedback.figures import Figures, figures
 from prefiere.feedback.page import words
 from prefiere.feedback.page.desk import Desks
-from prefiere.feedback.page.render import environment, static
+from prefiere.feedback.page.render import jinja_environment, static
 from prefiere.feedback.page.sampler import Sampler
 from prefiere.feedback.page.security import Guesses, csrf_fits
 
@@ -31,7 +31,7 @@ class Site:
 
     def __init__(self, desks: Desks, sampler: Sampler | None = None):
         self.sampler = sampler
-        self.desks, self.templates, self.static = desks, environment(), static()
+        self.desks, self.templates, self.static = desks, jinja_environment(), static()
         self.guesses = Guesses()
         self._board: tuple[float, Figures] | None = None
         self._lock = threading.Lock()

@@ -13,7 +13,7 @@ from prefiere.feedback.science.ranking import logistic
 
 FIRST_RANDOM = 50
 """Votes before any score is computed."""
-FEWEST = 400
+FEWEST_VOTES = 400
 """Votes in random order before anybody is told that they can stop."""
 
 
@@ -91,8 +91,8 @@ def stopping(
     g = len(groups)
     error = math.sqrt(g / (g - 1) * float(sums @ sums)) / n
     low, high = 0.7 * (d - 1.96 * error), 0.7 * (d + 1.96 * error)
-    if n < FEWEST:
+    if n < FEWEST_VOTES:
         return Stopping("too_early", 0.7 * d, low, high, n)
     below = error > 0 and high < threshold
-    twice = before is not None and before.votes >= FEWEST and before.votes <= 0.8 * n and before.high < threshold
+    twice = before is not None and before.votes >= FEWEST_VOTES and before.votes <= 0.8 * n and before.high < threshold
     return Stopping("stop" if below and twice else "go_on" if low >= threshold else "too_early", 0.7 * d, low, high, n)

@@ -14,7 +14,7 @@ Ratings: TypeAlias = Mapping[Hashable, Mapping[Hashable, float]]
 """unit -> person -> value: who said what of which pair."""
 
 
-def share(ratings: Ratings) -> float:
+def agreement_share(ratings: Ratings) -> float:
     """The share of pairs of votes on one unit that are equal; nan without two votes on any."""
     same = total = 0
     for given in ratings.values():
@@ -71,7 +71,7 @@ def _disagreement(x: np.ndarray, metric: str) -> float:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Agreement:
     """A statistic and its 95% interval; nan where there is too little."""
 
     value: float
@@ -86,7 +86,7 @@ def bootstrap(
     *,
     rounds: int = 400,
     seed: int = 0,
-) -> Measured:
+) -> Agreement:
     """A statistic with the percentile interval of a bootstrap over prompts: pairs of one prompt are drawn together."""
     of_prompt: dict[Hashable, list[Hashable]] = defaultdict(list)
     for unit in ratings:
@@ -94,11 +94,11 @@ def bootstrap(
     groups: Sequence[list[Hashable]] = list(of_prompt.values())
     value = statistic(ratings)
     if len(groups) < 2 or np.isnan(value):
-        return Measured(value, float("nan"), float("nan"))
+        return Agreement(value, float("nan"), float("nan"))
     rng, found = np.random.default_rng(seed), []
     for _ in range(rounds):
         drawn = rng.integers(0, len(groups), len(groups))
         again: Ratings = {(turn, unit): ratings[unit] for turn, g in enumerate(drawn) for unit in groups[g]}
         found.append(statistic(again))
     low, high = np.nanpercentile(found, [2.5, 97.5]) if not np.all(np.isnan(found)) else (np.nan, np.nan)
-    return Measured(value, float(low), float(high))
+    return Agreement(value, float(low), float(high))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-FEWEST = 20
+FEWEST_JUDGED = 20
 """Pairs that both people and the judge voted on, below which nothing is corrected."""
 
 
@@ -42,9 +42,9 @@ def corrected(people: ArrayLike, judge_same: ArrayLike, judge_others: ArrayLike)
     n, m = len(h), len(rest)
     if n != len(f):
         raise ValueError(f"{n} votes of people and {len(f)} of the judge on the same pairs: each pair needs both.")
-    if n < FEWEST:
+    if n < FEWEST_JUDGED:
         raise ValueError(
-            f"{n} pairs have votes of people and of the judge: at least {FEWEST} are needed to correct it."
+            f"{n} pairs have votes of people and of the judge: at least {FEWEST_JUDGED} are needed to correct it."
         )
     spread = float(np.var(np.concatenate([f, rest]), ddof=1))
     trust = 0.0

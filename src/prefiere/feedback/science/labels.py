@@ -27,7 +27,7 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def accuracies(pairs: Iterable[Sequence[tuple[int, int]]]) -> tuple[float, float, float]:
+def voter_accuracies(pairs: Iterable[Sequence[tuple[int, int]]]) -> tuple[float, float, float]:
     """q_s, the probability that a vote of strength s = 1, 2, 3 names the better answer.
 
     pairs: the decided votes on each pair as (side, strength), side -1 or 1. Of doubled pairs, for each vote of strength
@@ -148,7 +148,7 @@ def label_pairs(
     for v in votes:
         by_pair[v.pair].append(v)
     decided = [v for v in votes if v.score]
-    q = accuracies([(1 if v.score > 0 else -1, abs(v.score)) for v in vs if v.score] for vs in by_pair.values())
+    q = voter_accuracies([(1 if v.score > 0 else -1, abs(v.score)) for v in vs if v.score] for vs in by_pair.values())
     mean = sum(q[abs(v.score) - 1] for v in decided) / len(decided) if decided else 0.5
     shift = {s: logit(q[s - 1]) - logit(mean) for s in (1, 2, 3)} if decided else {}
     found = reliability(

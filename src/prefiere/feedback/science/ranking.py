@@ -33,7 +33,7 @@ class Rank:
     votes: int
 
 
-def bradley_terry(games: Sequence[Game], *, by_length: bool = False, ridge: float = 0.01) -> list[Rank]:
+def fit_bradley_terry(games: Sequence[Game], *, by_length: bool = False, ridge: float = 0.01) -> list[Rank]:
     """Maximum-likelihood strengths (Bradley and Terry 1952), ties as half a win for each, best first.
 
     P(first wins) = sigmoid(s_first - s_second [+ g * longer]); with ``by_length`` the strengths are what remains once

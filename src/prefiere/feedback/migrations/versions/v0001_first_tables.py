@@ -11,9 +11,8 @@ down_revision = None
 
 def upgrade() -> None:
     """Make every table, index and trigger."""
-    _people_and_models()
-    _answers_and_pairs()
-    _leases_and_events()
+    for make in (_people_and_models, _prompts_and_rounds, _answers, _pairs, _leases, _events):
+        make()
     for statement in triggers(op.get_bind().dialect.name):
         op.execute(statement)
 
@@ -57,6 +56,9 @@ def _people_and_models() -> None:
         sa.UniqueConstraint("pseudonym", name="uq_person_pseudonym"),
         sa.UniqueConstraint("token_hash", name="uq_person_token_hash"),
     )
+
+
+def _prompts_and_rounds() -> None:
     op.create_table(
         "prompt",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -95,7 +97,7 @@ def _people_and_models() -> None:
     )
 
 
-def _answers_and_pairs() -> None:
+def _answers() -> None:
     op.create_table(
         "answer",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -126,6 +128,9 @@ def _answers_and_pairs() -> None:
         sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name="fk_export_snapshot_id"),
         sa.PrimaryKeyConstraint("id", name="pk_export"),
     )
+
+
+def _pairs() -> None:
     op.create_table(
         "pair",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -167,7 +172,7 @@ def _answers_and_pairs() -> None:
     )
 
 
-def _leases_and_events() -> None:
+def _leases() -> None:
     op.create_table(
         "lease",
         sa.Column("id", sa.Text(), nullable=False),
@@ -209,6 +214,9 @@ def _leases_and_events() -> None:
         sqlite_where=sa.text("state = 'open'"),
         postgresql_where=sa.text("state = 'open'"),
     )
+
+
+def _events() -> None:
     op.create_table(
         "snapshot_row",
         sa.Column("snapshot_id", sa.Integer(), nullable=False),
