@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import Bench, Contender, Row
 from benchmarks.contenders import Apart, Ours, Trl, installed
-from benchmarks.peak import matmul_peak, step_flops
+from benchmarks.peak import QUICK, matmul_peak, step_flops
 from benchmarks.workload import SHAPES, window
 from prefiere.tokens.pack import pack
 
@@ -74,7 +74,7 @@ def _case(
     peaks: list[float] = []
 
     def peak(_: int) -> float:
-        peaks.append(matmul_peak(torch.bfloat16))
+        peaks.append(matmul_peak(torch.bfloat16, sizes=QUICK if bench.quick else None))
         return 1.0
 
     s = bench.alternate({**contenders, "peak": peak}, steps)

@@ -18,6 +18,10 @@ from benchmarks.workload import SHAPES, window
 from prefiere.tokens.pack import PackedBatch, pack
 
 
+QUICK = (256,)
+"""Of a quick run: a processor without bfloat16 takes minutes for larger products."""
+
+
 def rows(bench: Bench) -> Iterable[Row]:
     """One row: GF/s of the step beside GF/s of the fastest square product."""
     shape = "tiny" if bench.quick else "60m"
@@ -29,7 +33,7 @@ def rows(bench: Bench) -> Iterable[Row]:
     peaks: list[float] = []
 
     def peak(_: int) -> float:
-        peaks.append(matmul_peak(torch.bfloat16))
+        peaks.append(matmul_peak(torch.bfloat16, sizes=QUICK if bench.quick else None))
         return 1.0
 
     s = bench.alternate({"peak": peak, "ours": ours.train}, steps)

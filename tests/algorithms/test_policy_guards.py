@@ -235,8 +235,8 @@ def given(method: str, *text: str) -> Any:
 @pytest.mark.parametrize(
     ("method", "text", "says"),
     [
-        ("rloo", ["reward=r:f", "num_generations=1"], "num_generations must be at least 2 for rloo"),
-        ("grpo", ["reward=r:f", "num_generations=1"], "num_generations must be at least 2 for grpo"),
+        ("rloo", ["reward=r:f", "num_generations=1"], "num_generations must be a whole number from 2, not 1"),
+        ("grpo", ["reward=r:f", "num_generations=1"], "num_generations must be a whole number from 2, not 1"),
         ("ppo", [], "reward is missing: give --reward"),
         ("rloo", ["reward=r:f", "lam=0.9"], "lam is a setting of method ppo, not of rloo"),
         ("grpo", ["reward=r:f", "vf_coef=0.9"], "vf_coef is a setting of method ppo, not of grpo"),

@@ -131,7 +131,7 @@ def test_a_card_without_bfloat16_computes_in_fp16(tmp_path) -> None:
 def test_a_decoder_that_learns_to_score(tmp_path, lora) -> None:
     """Its update is booked as the packed row that it is, whether or not PEFT wraps its head."""
     quantized.mistral(tmp_path / "model")
-    w = workload(runs.settings(tmp_path, Reward, lora=lora), None, 2**34, QUIET)
+    w = workload(runs.settings(tmp_path, Reward, lora=lora), HERE, QUIET)
     groups, _, _ = longest(w)
     found = simulate(w, groups, 1)
     real, _ = load_reward(w.plan.policy, compute=w.plan.dtype, adapter=w.plan.adapter)
@@ -146,7 +146,7 @@ def test_a_decoder_that_learns_to_score(tmp_path, lora) -> None:
 
 def test_an_encoder_that_learns_to_score(tmp_path) -> None:
     bert = runs.encoder_folder(tmp_path / "model")
-    w = workload(runs.settings(tmp_path, Reward, model=str(bert)), None, 2**34, QUIET)
+    w = workload(runs.settings(tmp_path, Reward, model=str(bert)), HERE, QUIET)
     found = simulate(w, longest(w)[0], 1)
     session = runs.session(tmp_path, Reward, model=str(bert))
     assert found.trained == sum(p.numel() for p in session.trunk.parameters() if p.requires_grad)
