@@ -17,7 +17,6 @@ from benchmarks.contenders import Ours
 from benchmarks.workload import SHAPES, window
 from prefiere.tokens.pack import PackedBatch, pack
 
-
 QUICK = (256,)
 """Of a quick run: a processor without bfloat16 takes minutes for larger products."""
 
