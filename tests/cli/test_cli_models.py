@@ -199,7 +199,7 @@ def test_an_export_that_answers_otherwise_is_an_error(
     loaded = tiny.model("llama")
     for parameter in loaded.parameters():
         parameter.data.mul_(1.5)
-    monkeypatch.setattr(exporting, "plain", lambda folder: loaded.eval())
+    monkeypatch.setattr(exporting, "load_plain", lambda folder: loaded.eval())
     done = run("export", place / "run", "--out", place / "wrong")
     assert done.exit_code == 2
     assert "answers otherwise" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from prefiere.models.reference import Reference
 from prefiere.models.reward_model import RewardModel, mount
 from prefiere.models.source import Source, find_model
 from prefiere.models.trunk import REFERENCE, REWARD, Trunk
+from prefiere.plan.device import Device
 from prefiere.settings import DPO, SFT, Reward
 from prefiere.tokens.pack import pack
 from prefiere.tokens.truncation import EncodeReport
@@ -154,29 +156,33 @@ def test_full_fine_tuning_of_a_quantized_base_is_an_error(tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def free_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let this machine have so many free bytes."""
+    here = Device.of(torch.device("cpu"))
+    monkeypatch.setattr(Device, "of", lambda device: replace(here, memory=size))
+
+
 def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None:
     import prefiere.train.setup as session
 
-    monkeypatch.setattr(session, "free_memory", lambda device: 120_000)
+    free_memory(monkeypatch, 120_000)
     monkeypatch.setattr(session, "load_policy", lambda *args, **options: pytest.fail("it was loaded"))
     given = runs.settings(tmp_path, lora=True, **options(tmp_path, "nf4"))
     with pytest.raises(ValueError, match=r"too little memory: .* in torch.float32, and .* quantize=nf4 would fit"):
         launch(given.model_copy(update={"quantize": "none"}), display=QUIET)
-    monkeypatch.setattr(session, "free_memory", lambda device: 20_000)
+    free_memory(monkeypatch, 20_000)
     with pytest.raises(ValueError, match=r"in nf4, and .* 0.0B parameters would fit so"):
         launch(given, display=QUIET)
 
 
 def test_without_a_gpu_a_tiny_quantized_model_goes_on_and_7b_stops(tmp_path, monkeypatch, capsys) -> None:
-    import prefiere.train.setup as session
-
     launch(runs.settings(tmp_path, max_steps=1, **options(tmp_path, "gptq")), display=Display())
     assert "no GPU is here: the gptq base" in capsys.readouterr().err
     folder = tmp_path / "7b"
     quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}
     MistralConfig(vocab_size=32002, quantization_config=quantization).save_pretrained(folder)
     tiny.tokenizer("bpe", True).save_pretrained(folder)
-    monkeypatch.setattr(session, "free_memory", lambda device: 2 * 2**30)
+    free_memory(monkeypatch, 2 * 2**30)
     with pytest.raises(
         ValueError, match=r"takes 3\.9 GiB in gptq, and 2\.0 are free \(no GPU is here\): 3\.0B param"
     ) as e:
