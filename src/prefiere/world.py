@@ -95,9 +95,8 @@ class World:
 
     def finish_trackers(self) -> None:
         """Let every tracker write what it still holds."""
-        for (
-            tracker
-        ) in self._accelerator.trackers:  # accelerate's own end_training closes the group of processes as well
+        # accelerate's own end_training closes the group of processes as well
+        for tracker in self._accelerator.trackers:
             tracker.finish()
 
 

@@ -270,3 +270,17 @@ def test_padding_is_never_drawn_unless_it_ends_an_answer() -> None:
     assert Vocabulary.of(tokenizer, [2, tokenizer.pad_token_id]).forbidden == ()
     tokenizer.pad_token = None
     assert Vocabulary.of(tokenizer, [2]).forbidden == ()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_left_in_its_mode_also_where_sampling_fails(training: bool) -> None:
+    model = tiny.model("llama").train(training)
+
+    def interrupted(n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(
+            model, [np.array([7, 8], np.int32)], Sampling(max_new_tokens=2), Vocabulary((2,)), progress=interrupted
+        )
+    assert model.training is training

@@ -152,14 +152,11 @@ def resolve(
     return planned
 
 
-@dataclass(frozen=True, slots=True)
 class Trouble:
     """What is wrong with a run, all of it, before anything is loaded."""
 
-    found: list[Exception]
-
     def __init__(self) -> None:
-        object.__setattr__(self, "found", [])
+        self.found: list[Exception] = []
 
     def tried(self, decide: Callable[[], T]) -> T | None:
         """What is decided; None, and the error noted, where it cannot be."""

@@ -84,16 +84,18 @@ def generate(
     was_training = model.training
     model.eval()
     done: dict[tuple[int, int], Sample] = {}
-    with packed_weights(model), shareable(model) as share:
-        for start in range(0, len(order), width):
-            group = order[start : start + width]
-            asked = [prompts[i] for i in group]
-            for s in _decode(model, asked, number_P[group], sampling, vocabulary, share):
-                at = group[s.prompt]
-                done[at, s.sample] = replace(s, prompt=at)
-            if progress:
-                progress(len(group) * sampling.samples)
-    model.train(was_training)
+    try:
+        with packed_weights(model), shareable(model) as share:
+            for start in range(0, len(order), width):
+                group = order[start : start + width]
+                asked = [prompts[i] for i in group]
+                for s in _decode(model, asked, number_P[group], sampling, vocabulary, share):
+                    at = group[s.prompt]
+                    done[at, s.sample] = replace(s, prompt=at)
+                if progress:
+                    progress(len(group) * sampling.samples)
+    finally:
+        model.train(was_training)
     return [done[i, j] for i in range(len(prompts)) for j in range(sampling.samples)]
 
 
