@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted((SRC / "prefiere").rglob("*.py"))
 
 # room -> the rooms (or single modules) it may import from besides itself; downwards only
-GROUND = {"run", "files", "cache", "stats", "world", "settings", "recipe", "methods", "metrics", "console"}
+GROUND = {"run", "files", "untrusted", "cache", "stats", "world", "settings", "recipe", "methods", "metrics", "console"}
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "objectives": set(),
@@ -29,7 +29,7 @@ MAY: dict[str, set[str]] = {
     "estimate": {"algorithms", "train", "plan", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "doctor": {"run", "stats", "metrics", "methods", "settings", "files"},
     "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files"},
-    "feedback": {"data", "run", "stats", "files", "settings", "recipe"},
+    "feedback": {"data", "run", "stats", "files", "settings", "recipe", "doctor", "report", "methods"},
 }
 EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}
 
@@ -42,6 +42,7 @@ WITHOUT_TORCH = [
     "prefiere.cli.feedback",
     "prefiere.cli.votes",
     "prefiere.feedback.collect",
+    "prefiere.feedback.page.runs",
     "prefiere.feedback.page.serve",
     "prefiere.feedback.exchange",
     "prefiere.feedback.figures",

@@ -11,7 +11,7 @@
     model/             the result: a plain transformers or PEFT folder
     report.html        written at every end, good or bad
 
-No torch here: reports read runs on machines without it.
+A folder is data, and may be a stranger's: see `untrusted`. No torch here: reports read runs on machines without it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
 
+from prefiere import untrusted
 from prefiere.files import write_text
+from prefiere.untrusted import UnreadableFile
 
 
 class RunError(ValueError):
@@ -115,7 +117,7 @@ class Run:
         """A run that exists. Raises RunError where there is none."""
         run = cls(folder)
         if not (run.folder / "recipe.yaml").is_file():
-            raise RunError(f"{folder} is not a run: it has no recipe.yaml. Name the folder given to --out.")
+            raise _no_run(folder)
         return run
 
     @classmethod
@@ -146,14 +148,12 @@ class Run:
     # -- whole files ----------------------------------------------------------------------------------------------
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        if not path.is_file():
-            return {}
         try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as e:
-            raise RunError(f"{path} is damaged: {e}. Restore it, or start over with --fresh.") from e
-        return data
+            return untrusted.read_json(self.folder / name)
+        except FileNotFoundError:
+            return {}
+        except UnreadableFile as e:
+            raise RunError(f"{e} Restore it, or start over with --fresh.") from e
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
         write_text(self.folder / name, json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -161,7 +161,12 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """Every setting of the run, flat."""
-        return yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+        try:
+            return untrusted.read_yaml(self.folder / "recipe.yaml")
+        except FileNotFoundError:
+            raise _no_run(self.folder) from None
+        except UnreadableFile as e:
+            raise RunError(f"{e} Restore it, or start over with --fresh.") from e
 
     @recipe.setter
     def recipe(self, settings: Mapping[str, Any]) -> None:
@@ -220,22 +225,11 @@ class Run:
         with open(self.folder / name, "a", encoding="utf-8") as f:
             f.write(text)
 
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / name
-        if not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        rows: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, 1):
-            if not line:
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                if number == len(lines):  # no newline yet: the writer was killed in the middle of this row
-                    break
-                raise RunError(f"{path}:{number} is damaged: {e}. Remove that line.") from e
-        return rows
+    def _rows(self, name: str) -> Iterator[tuple[dict[str, Any], int]]:
+        try:
+            yield from untrusted.read_log(self.folder / name)
+        except UnreadableFile as e:
+            raise RunError(str(e)) from e
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one flat row to metrics.jsonl."""
@@ -247,11 +241,19 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        return self._rows("metrics.jsonl")
+        return [row for row, _ in self._rows("metrics.jsonl")]
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        return self._rows("samples.jsonl")
+        return [row for row, _ in self._rows("samples.jsonl")]
+
+    def thinned_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl that make curves: all, or of a very long log every second, fourth, eighth, ..."""
+        return untrusted.thinned(self._rows("metrics.jsonl"))
+
+    def samples_at_ends(self) -> list[dict[str, Any]]:
+        """The answers of the first step at which some were sampled, and of the last."""
+        return untrusted.at_ends(self._rows("samples.jsonl"))
 
     def log_sizes(self) -> dict[str, int]:
         """Bytes of each log now: what a checkpoint remembers, so that a resume can cut them back."""
@@ -263,3 +265,7 @@ class Run:
             path = self.folder / name
             if path.is_file():
                 os.truncate(path, sizes.get(name, 0))
+
+
+def _no_run(folder: str | Path) -> RunError:
+    return RunError(f"{folder} is not a run: it has no recipe.yaml. Name the folder given to --out.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from feedback.conftest import fill, rows
+from feedback.conftest import CHROMIUM, fill, rows
 from feedback.test_votes import valid
 from prefiere.data import formats
 from prefiere.feedback import items, people, schema
@@ -24,19 +23,10 @@ from prefiere.feedback.page.app import create
 from prefiere.feedback.page.desk import CONSENT
 from prefiere.feedback.store import Store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[dev]')")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
 
 SHOTS = os.environ.get("PREFIERE_SHOTS")  # a folder for pictures to look at
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[object]:
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

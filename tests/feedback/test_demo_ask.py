@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.test_browser import CHROMIUM, page_at, playwright, press
+from feedback.conftest import CHROMIUM
+from feedback.test_browser import page_at, playwright, press
 from prefiere.demo import judge
 from prefiere.feedback import schema
 from prefiere.feedback.store import Store
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 
-def test_ten_votes_make_the_model_what_the_annotator_prefers(tmp_path):
+def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path):
     source = str(Path(__file__).parents[2] / "src")
     began = time.monotonic()
     process = subprocess.Popen(
@@ -40,21 +41,18 @@ def test_ten_votes_make_the_model_what_the_annotator_prefers(tmp_path):
         address = found[0] if found else None
         time.sleep(0.2)
     assert address, "".join(said)
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        with page_at(chromium, address) as page:
-            while process.poll() is None:
-                if page.query_selector("#vote"):
-                    left, right = (e.inner_text() for e in page.query_selector_all(".answer .said"))
-                    a, b = judge.encyclopedic(["", ""], [left, right])
-                    press(page, "2" if a > b else "6" if b > a else "t")
-                else:
-                    time.sleep(0.5)
-                    try:
-                        page.reload()
-                    except playwright.Error:  # the page ends with the demo
-                        break
-        chromium.close()
+    with page_at(chromium, address) as page:
+        while process.poll() is None:
+            if page.query_selector("#vote"):
+                left, right = (e.inner_text() for e in page.query_selector_all(".answer .said"))
+                a, b = judge.encyclopedic(["", ""], [left, right])
+                press(page, "2" if a > b else "6" if b > a else "t")
+            else:
+                time.sleep(0.5)
+                try:
+                    page.reload()
+                except playwright.Error:  # the page ends with the demo
+                    break
     out = process.stdout.read()
     process.wait(60)
     reader.join()

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from feedback.conftest import fill, rows
 from feedback.test_votes import valid
 from prefiere.feedback import items, people, schema
-from prefiere.feedback.page import words
+from prefiere.feedback.page import run_words, words
 from prefiere.feedback.page.app import create
 from prefiere.feedback.page.desk import CONSENT, Desks
 from prefiere.feedback.page.render import text_html
@@ -285,9 +285,11 @@ def test_scripts_vote_with_a_bearer_token(sqlite_store):
 
 
 def test_both_languages_say_the_same_things():
-    assert words.EN.keys() == words.ES.keys()
-    for key in words.EN:
-        assert re.findall(r"\{\w+\}", words.EN[key]) == re.findall(r"\{\w+\}", words.ES[key]), key
+    english, spanish = words.WORDS["en"], words.WORDS["es"]
+    assert english.keys() == spanish.keys()
+    assert not words.EN.keys() & run_words.RUNS_EN.keys()
+    for key in english:
+        assert re.findall(r"\{\w+\}", english[key]) == re.findall(r"\{\w+\}", spanish[key]), key
 
 
 @pytest.mark.parametrize(("chosen", "accepted", "expected"), [

@@ -362,8 +362,8 @@ def test_bands_only_where_intervals_are(tmp_path: Path) -> None:
     with_band, without = (curves.draw_panel(panels.PREFERENCE_PANELS[2], [Case(r)]) for r in (measured, bare))
     assert with_band is not None
     assert without is not None
-    assert "opacity: 0.16" in with_band
-    assert "opacity: 0.16" not in without
+    assert 'opacity="0.16"' in with_band
+    assert 'opacity="0.16"' not in without
 
 
 def test_long_runs_stay_small(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ def serve(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Answers what people ask on the page; two answer blind.")
     ] = None,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="Show every run in this folder on the page, live.")
+    ] = None,
     guidelines: Annotated[
         Path | None, typer.Option("--guidelines", help="Markdown that people read before they vote.")
     ] = None,
@@ -35,7 +38,7 @@ def serve(
         raise StoreError("name one model, which answers twice, or two, which answer once each: --model M [--model M2].")
     process = [sys.executable, "-m", "prefiere.cli.sampler", *models] if models else []
     with opened(store, create=True) as s:
-        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say, sampler=process)
+        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say, sampler=process, runs=runs)
 
 
 @command

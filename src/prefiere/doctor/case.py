@@ -53,7 +53,7 @@ class Case:
     stop: Stop | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.metrics
+        self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.thinned_metrics()
         self.calibration, self.stop = self.run.calibration, self.run.stop
         self.series = cache(self._series)
 

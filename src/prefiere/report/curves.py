@@ -121,6 +121,10 @@ def _measured(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
     """Draw a series with its intervals; returns the values that the axis must show."""
     if not len(series):
         return []
+    if (every := len(series) // 400) > 1:  # as many points as a screen shows, the last one among them
+        at = np.arange(len(series) - 1, -1, -every)[::-1]
+        steps, values, low, high, n = (x[at] for x in (series.steps, series.values, series.low, series.high, series.n))
+        series = Series(steps, values, low, high, n, series.same)
     known = ~np.isnan(series.low)
     axes.fill_between(series.steps, series.low, series.high, where=known, color=own, alpha=0.16, lw=0)
     if len(series) == 1:
@@ -177,13 +181,23 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
 
 
 def _bare(svg: str) -> str:
-    """From ``<svg`` on, without fixed size, metadata, page-wide style, font names and ids that the page may have."""
+    """From ``<svg`` on, without fixed size, metadata, page-wide style, font names and ids that the page may have.
+
+    What elements have as style becomes attributes: a page whose policy forbids inline styles shows the same figure.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.S)
     svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
     svg = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg)
+    svg = re.sub(r' style="([^"]*)"', lambda m: _attributes(m[1]), svg)
     svg = re.sub(r"#010a[0-9a-f]{2}", lambda m: f"var(--{_VARIABLES[m[0]]})", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     return f'<svg {box[0] if box else ""} aria-hidden="true">' + svg[svg.index(">") + 1 :].strip()
+
+
+def _attributes(declared: str) -> str:
+    """``fill: none; stroke-width: 2`` as `` fill="none" stroke-width="2"``: each is an attribute of SVG, too."""
+    pairs = (d.split(":", 1) for d in declared.split(";") if ":" in d)
+    return "".join(f' {name.strip()}="{value.strip()}"' for name, value in pairs)

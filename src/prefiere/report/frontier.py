@@ -132,6 +132,6 @@ def _why(case: Case, key: str) -> str:
 
 def _prompts(case: Case) -> frozenset[str]:
     """What was asked at the first sampling."""
-    rows = case.run.samples
+    rows = case.run.samples_at_ends()
     first = min((r["step"] for r in rows if isinstance(r.get("step"), int)), default=None)
     return frozenset(json.dumps(r.get("prompt")) for r in rows if r.get("step") == first)

@@ -64,16 +64,23 @@ class Sheet:
 
 def render(runs: Sequence[Run], out: Path) -> Path:
     """Write the report of ``runs`` to ``out`` and return it. Raises RunError where a folder is no run or damaged."""
+    out, html = Path(out), report_html(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, html)
+    return out
+
+
+def report_html(runs: Sequence[Run]) -> str:
+    """The report of ``runs``. Raises RunError where a folder is no run or damaged."""
     if not runs:
         raise RunError("a report needs at least one run.")
-    out = Path(out)
     cases = [Case(Run.open(run.folder)) for run in runs]
     names = _distinct([case.run for case in cases])
     sheets = [_sheet(case, names[i], curves.colour(i)) for i, case in enumerate(cases)]
     drawn = captions.captioned(panels.panels_of(cases), cases, names)
     alone = all(case.family == "reward" for case in cases)
     page = _environment().get_template("template.html")
-    html = page.render(
+    return page.render(
         sheets=sheets,
         frontier=captions.reward_against_kl(cases, names),
         curves=[f for f in drawn if f[0].scores == alone],
@@ -87,9 +94,6 @@ def render(runs: Sequence[Run], out: Path) -> Path:
         glance=_glance(sheets),
         several=len(sheets) > 1,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, html)
-    return out
 
 
 def _environment() -> Environment:
@@ -111,7 +115,7 @@ def _environment() -> Environment:
 
 
 def _sheet(case: Case, name: str, colour: str) -> Sheet:
-    answers, steps, left_out = before_and_after(case.run.samples)
+    answers, steps, left_out = before_and_after(case.run.samples_at_ends())
     environment = case.run.environment
     return Sheet(
         name=name,

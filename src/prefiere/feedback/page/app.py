@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -12,13 +12,16 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from prefiere.feedback import leases, people, schema
-from prefiere.feedback.page import admin, desk, words
+from prefiere.feedback.page import admin, desk, run_routes, words
 from prefiere.feedback.page.desk import CONSENT, Desks
 from prefiere.feedback.page.sampler import NoAnswer, Sampler, ask_model
 from prefiere.feedback.page.security import Guard, loopback
 from prefiere.feedback.page.site import COOKIE, LANG, YEAR, Asker, Here, Refused, Sender, Site
 from prefiere.feedback.store import Store, StoreFull
 from prefiere.feedback.votes import NotTheirs, Said
+
+if TYPE_CHECKING:
+    from prefiere.feedback.page.runs import RunFolder
 
 vote_router = APIRouter()
 
@@ -30,16 +33,18 @@ def create(
     guidelines: str | None = None,
     tokens: bool = False,
     sampler: Sampler | None = None,
+    runs: "RunFolder | None" = None,
 ) -> Guard:
     """The application. Without ``tokens`` whoever reaches it is the local person: only for a loopback host."""
     if not tokens and not loopback(host):
         raise ValueError(f"{host} can be reached from elsewhere: a token is required there.")
-    site = Site(Desks(store, guidelines, open=not tokens), sampler)
+    site = Site(Desks(store, guidelines, open=not tokens), sampler, runs)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.site = site
     _errors(app, site)
     app.include_router(vote_router)
     app.include_router(admin.admin_router)
+    app.include_router(run_routes.run_router)
     return Guard(app, host)  # outermost: what it sets is on the page of an error, too
 
 

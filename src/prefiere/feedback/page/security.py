@@ -30,6 +30,10 @@ HEADERS = {
 }
 
 
+REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""Of the report of a run, which is a whole page: in a browser it belongs to no site, so nothing in it acts on ours."""
+
+
 def csrf_of(token_hash: str) -> str:
     """What a person's forms carry: nobody can compute it without the person's token or the store."""
     return hmac.new(token_hash.encode(), b"prefiere csrf", hashlib.sha256).hexdigest()
@@ -79,7 +83,8 @@ class Guesses:
 
 
 class Guard:
-    """The application behind a door: foreign hosts, cross-site posts and long bodies stay out; answers have HEADERS."""
+    """The application behind a door: foreign hosts, cross-site posts and long bodies stay out; answers have HEADERS,
+    but for what an answer says of its own."""
 
     def __init__(self, app: ASGIApp, served: str):
         self.app, self.served = app, served
@@ -92,7 +97,8 @@ class Guard:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept = [(k, v) for k, v in message["headers"] if k.lower() != b"server"]
-                message["headers"] = kept + [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                ours = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message["headers"] = kept + [h for h in ours if h[0] not in {k.lower() for k, _ in kept}]
             await send(message)
 
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 import uvicorn
@@ -16,6 +16,9 @@ from prefiere.feedback.page.desk import LOCAL, waiting
 from prefiere.feedback.page.sampler import Sampler
 from prefiere.feedback.page.security import loopback
 from prefiere.feedback.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from prefiere.feedback.page.runs import RunFolder
 
 ADMIN = "admin"
 
@@ -29,18 +32,20 @@ def serve(
     tokens: bool,
     say: Callable[[str], None],
     sampler: Sequence[str] = (),
+    runs: Path | None = None,
 ) -> dict[str, Any]:
     """Serve a store until it is interrupted. ``tokens``: ask for a link on this machine, too; elsewhere it always is.
 
     ``sampler`` is the command of a process that answers what people ask, for the Ask page (see `sampler.Sampler`).
+    ``runs`` is a folder of runs, for the Runs page.
     ``say`` shows the address, and the link of the first admin once. No access log is kept: it would hold addresses.
-    Raises StoreError for guidelines that cannot be read and a port that is taken.
+    Raises StoreError for guidelines that cannot be read, a port that is taken, and a folder of runs that is none.
     """
-    told = _read(guidelines)
+    told, shown_runs = _read(guidelines), _runs(runs)
     tokens = tokens or not loopback(host)
     listening = _bind(host, port)
     asked = Sampler(sampler) if sampler else None
-    app = create(store, host=host, guidelines=told, tokens=tokens, sampler=asked)
+    app = create(store, host=host, guidelines=told, tokens=tokens, sampler=asked, runs=shown_runs)
     if asked is not None:
         asked.warm_up()
     bound = listening.getsockname()[1]
@@ -70,6 +75,16 @@ def _read(guidelines: Path | None) -> str | None:
         return guidelines.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise StoreError(f"{guidelines}: cannot read these guidelines: {e}.") from e
+
+
+def _runs(folder: Path | None) -> RunFolder | None:
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: there is no such folder of runs. Name the one that holds what --out named.")
+    from prefiere.feedback.page.runs import RunFolder
+
+    return RunFolder(folder)
 
 
 def _bind(host: str, port: int) -> socket.socket:

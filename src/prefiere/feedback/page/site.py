@@ -1,11 +1,12 @@
 """What every route of the server needs: who asks, in which language, and a page to answer with."""
 
+import hashlib
 import threading
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import Depends, Form, Request
+from fastapi import Depends, Form, Request, Response
 from fastapi.responses import HTMLResponse
 
 from prefiere.feedback.figures import Figures, figures
@@ -14,6 +15,9 @@ from prefiere.feedback.page.desk import Desks
 from prefiere.feedback.page.render import jinja_environment, static
 from prefiere.feedback.page.sampler import Sampler
 from prefiere.feedback.page.security import Guesses, csrf_fits
+
+if TYPE_CHECKING:
+    from prefiere.feedback.page.runs import RunFolder
 
 COOKIE, LANG = "prefiere", "prefiere-lang"
 YEAR = 365 * 24 * 3600
@@ -29,8 +33,8 @@ class Refused(Exception):
 class Site:
     """What every route needs: the desks, the templates, the words of a request."""
 
-    def __init__(self, desks: Desks, sampler: Sampler | None = None):
-        self.sampler = sampler
+    def __init__(self, desks: Desks, sampler: Sampler | None = None, runs: "RunFolder | None" = None):
+        self.sampler, self.runs = sampler, runs
         self.desks, self.templates, self.static = desks, jinja_environment(), static()
         self.guesses = Guesses()
         self._board: tuple[float, Figures] | None = None
@@ -49,8 +53,18 @@ class Site:
             "who": None,
             "guidelines": None,
             "asks": self.sampler,
+            "has_runs": self.runs,
         } | values
         return HTMLResponse(self.templates.get_template(template).render(given), status)
+
+    def part(self, request: Request, template: str, **values: Any) -> Response:
+        """A part of a page that is asked for again and again; 304 while it has not changed."""
+        made = self.page(request, template, **values)
+        tag = f'"{hashlib.sha256(bytes(made.body)).hexdigest()[:32]}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        made.headers["ETag"] = tag
+        return made
 
     def wrong(self) -> Refused:
         """What a wrong token gets; it is counted."""

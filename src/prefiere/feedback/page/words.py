@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from prefiere.feedback.page.run_words import RUNS_EN, RUNS_ES
+
 Lang: TypeAlias = Literal["es", "en"]
 
 EN = {
@@ -260,7 +262,7 @@ ES = {
     "judge": "Jueces, corregidos por personas",
     "too_little": "todavía muy poco",
 }
-WORDS: dict[str, dict[str, str]] = {"en": EN, "es": ES}
+WORDS: dict[str, dict[str, str]] = {"en": EN | RUNS_EN, "es": ES | RUNS_ES}
 
 
 def choose(chosen: str | None, accepted: str | None) -> Lang:

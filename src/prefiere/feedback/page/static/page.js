@@ -103,13 +103,40 @@
     }, { passive: true, capture: true });
   }
 
-  const board = document.getElementById("board");
-  if (board) {
+  // What changes is asked for again. Of pieces only what differs is put in, so that focus, what is open and where one
+  // reads stay; a part without pieces is put in whole.
+  const live = document.querySelector("[data-poll]");
+  if (live) {
+    const pieces = (of) => new Map([...of.querySelectorAll("[data-piece]")].map((e) => [e.dataset.piece, e]));
+    const texts = (of) => new Map([...pieces(of)].map(([name, e]) => [name, e.outerHTML]));
+    let told = texts(live);
+    const put = (text) => {
+      const fresh = document.createElement("template");
+      fresh.innerHTML = text;
+      const held = live.contains(document.activeElement) ? document.activeElement : null;
+      const inside = held && held.closest("details[id]"), href = held && held.getAttribute("href");
+      const open = new Set([...live.querySelectorAll("details[open]")].map((d) => d.id));
+      const news = texts(fresh.content);
+      const read = [...pieces(live).values()].find((e) => e.getBoundingClientRect().bottom > 0);
+      const top = read && read.getBoundingClientRect().top;
+      fresh.content.querySelectorAll("details").forEach((d) => { d.open = open.has(d.id); });
+      if (news.size && [...news.keys()].join() === [...told.keys()].join()) {
+        const old = pieces(live);
+        pieces(fresh.content).forEach((e, name) => { if (news.get(name) !== told.get(name)) old.get(name).replaceWith(e); });
+      } else live.replaceChildren(fresh.content);
+      told = news;
+      const stays = read && pieces(live).get(read.dataset.piece);
+      if (stays) window.scrollBy(0, stays.getBoundingClientRect().top - top);
+      if (!held || live.contains(held)) return;
+      const again = inside ? document.getElementById(inside.id) : null;
+      const target = again ? again.querySelector("summary") : [...live.querySelectorAll("a")].find((l) => l.getAttribute("href") === href);
+      if (target) target.focus({ preventScroll: true });
+    };
     let tag = "";
     setInterval(async () => {
       try {
-        const answer = await fetch(board.dataset.poll, { headers: tag ? { "If-None-Match": tag } : {} });
-        if (answer.status === 200) { tag = answer.headers.get("ETag") || ""; board.innerHTML = await answer.text(); }
+        const answer = await fetch(live.dataset.poll, { headers: tag ? { "If-None-Match": tag } : {} });
+        if (answer.status === 200) { tag = answer.headers.get("ETag") || ""; put(await answer.text()); }
       } catch (error) { /* the next one may come */ }
     }, 5000);
   }
