@@ -29,7 +29,7 @@ MAY: dict[str, set[str]] = {
     "estimate": {"algorithms", "train", "plan", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "doctor": {"run", "stats", "metrics", "methods", "settings", "files"},
     "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files"},
-    "feedback": {"data", "run", "stats", "files", "settings", "recipe", "doctor", "report", "methods"},
+    "feedback": {"data", "run", "stats", "files", "untrusted", "settings", "recipe", "doctor", "report", "methods"},
 }
 EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}
 

@@ -5,6 +5,7 @@
     data.json          what was read, dropped, truncated
     metrics.jsonl      flat rows: step, loss, loss_low, loss_high, loss_n, eval_loss, ...
     samples.jsonl      sampled answers along the run
+    blind.json         what people said of its answers beside those before, without knowing which is which
     calibration.json   of a reward model: how right it is, how sure, and how much of it is length
     status.json        running, finished, stopped or failed; step; why, as a sentence and as a kind (`Stop`)
     checkpoints/       what a resume needs
@@ -217,6 +218,15 @@ class Run:
     @calibration.setter
     def calibration(self, data: Mapping[str, Any]) -> None:
         self._write_json("calibration.json", data)
+
+    @property
+    def blind(self) -> dict[str, Any]:
+        """What people said, blind, of the model before and after: won, lost, tied, share, low, high, p, people."""
+        return self._read_json("blind.json")
+
+    @blind.setter
+    def blind(self, data: Mapping[str, Any]) -> None:
+        self._write_json("blind.json", data)
 
     # -- logs -----------------------------------------------------------------------------------------------------
 

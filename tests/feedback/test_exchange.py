@@ -184,7 +184,7 @@ def test_forgetting_leaves_no_trace_in_the_files_and_names_who_holds_copies(tmp_
     run.joinpath("data.json").write_text(json.dumps({"files": [f"{store.name}#1@abc"]}))
     gone = people.forget(store, pseudonym)
     assert (gone.votes, gone.snapshots, gone.exports) == (2, (1,), (str(tmp_path / "out.jsonl"),))
-    assert trace.runs_that_read(store.name, gone.snapshots, tmp_path / "runs") == [str(run)]
+    assert trace.runs_that_hold(store.name, pseudonym, gone.snapshots, tmp_path / "runs") == [str(run)]
     files = list(tmp_path.glob("votes.db*"))
     for word in (secret, pseudonym, "Apellido"):
         assert not any(word.encode() in p.read_bytes() for p in files)

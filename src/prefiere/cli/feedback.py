@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 
 from prefiere.cli.votes import Where, opened
 from prefiere.console import Json, command, say
+from prefiere.run import Run
 
 
 @command
@@ -87,6 +89,21 @@ def compare_by_people(
         found = run_compare(s, before, after, prompts, How(*how), limit=limit, trust=trust, display=display)
     say(f"Ask people with `prefiere serve {store}`; `prefiere votes agree {store}` says who wins.")
     return found
+
+
+def keep_blind(store: str, runs: Sequence[Run]) -> None:
+    """Keep in each run what people said, blind, of its model before and after. Raises StoreError where nobody did."""
+    from prefiere.feedback.store import StoreError
+    from prefiere.feedback.testimony import blind_comparison
+
+    with opened(store) as s:
+        found = [blind_comparison(s, run.folder) for run in runs]
+    for run, said in zip(runs, found, strict=True):
+        if said is None:
+            what = f"nobody has compared {run.folder} blind yet: `prefiere compare {run.folder} --ask {store}`."
+            raise StoreError(what)
+    for run, said in zip(runs, found, strict=True):
+        run.blind = said or {}
 
 
 @command

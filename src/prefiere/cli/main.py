@@ -299,12 +299,19 @@ def export(
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; several are overlaid.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
+    ask: Annotated[
+        str | None, typer.Option("--ask", help="Keep in the runs what people said of them, blind, in this store.")
+    ] = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Write one self-contained HTML file about one or several runs."""
     from prefiere.report.page import render
     from prefiere.run import Run
 
+    if ask is not None:
+        from prefiere.cli.feedback import keep_blind
+
+        keep_blind(ask, [Run.open(run) for run in runs])
     path = render([Run.open(run) for run in runs], out)
     say(f"Report: {path}")
     return {"report": path}

@@ -177,11 +177,11 @@ def forget(
 ) -> dict[str, Any]:
     """Delete a person: name, link, votes, notes and ideal answers. Only the number of their votes stays."""
     from prefiere.feedback.people import forget
-    from prefiere.feedback.trace import runs_that_read
+    from prefiere.feedback.trace import runs_that_hold
 
     with opened(store) as s:
         gone = forget(s, name)
-    learnt = sorted({*gone.runs, *runs_that_read(store, gone.snapshots, runs)})
+    learnt = sorted({*gone.runs, *runs_that_hold(store, name, gone.snapshots, runs)})
     say(f"{name}: forgotten, with {gone.votes:,} votes.")
     for what, holds in (("snapshot", gone.snapshots), ("export", gone.exports), ("run", learnt)):
         for one in holds:

@@ -107,6 +107,11 @@ class Records(Generic[R]):
     def files(self) -> list[str]:
         return [part.name for part in self._parts]
 
+    @property
+    def votes(self) -> dict[str, Any] | None:
+        """Who said so, where the records come from a store of votes."""
+        return next((dict(part.about) for part in self._parts if part.about), None)
+
     def describe(self) -> dict[str, Any]:
         """Everything about this source and its latest iteration, for data.json."""
         layouts = list(dict.fromkeys(str(d) for d in self.layouts.values()))

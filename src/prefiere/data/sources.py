@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,13 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 class Part:
     """Something that rows can be read from again and again; ``name`` stands before the line number.
 
-    content: a hash of all that the rows depend on.
+    content: a hash of all that the rows depend on. about: for data.json, whose votes they are, where they are votes.
     """
 
     name: str
     rows: Callable[[], Rows]
     content: Callable[[], str]
+    about: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from prefiere.feedback import items, schema
 from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.schema import Purpose
 from prefiere.feedback.store import Store
+from prefiere.feedback.testimony import blind_comparison
 from prefiere.feedback.votes import in_force
-from prefiere.stats import sign_test, wilson
 
 VOTES = 10
 DPO_OPTIONS = {"batch_size": VOTES, "max_steps": 20, "eval_size": 0}
@@ -59,8 +59,11 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
         console.print(f"The model has learnt. At {address} it now answers beside its former self, blind.", markup=False)
         _wait(store, "compare", console)
         _round(store, round_id, "closed")
-    found = _result(store)
+    found = blind_comparison(store, run.folder)
     store.close()
+    assert found is not None  # the votes were waited for
+    run.blind = found
+    run.report()
     console.print(
         "The model after won {won}, lost {lost}, tied {tied}: it is preferred in {share:.0%} of the decided votes "
         "({low:.0%} to {high:.0%}), sign test p = {p:.2f}.".format(**found),
@@ -119,16 +122,6 @@ def _round(store: Store, round_id: int | None, state: str) -> int:
             return items.insert(c, schema.round_, n=n, state=state, recipe_digest="demo", started=time.time())
         c.execute(sa.update(schema.round_).where(schema.round_.c.id == round_id).values(state=state))
         return round_id
-
-
-def _result(store: Store) -> dict[str, Any]:
-    with store.read() as c:
-        said = [v for v in in_force(c) if v.purpose == "compare"]
-    won, lost = (sum(v.side == side for v in said) for side in ("b", "a"))
-    low, high = wilson(won, won + lost)
-    share = won / (won + lost) if won + lost else float("nan")
-    return {"won": won, "lost": lost, "tied": len(said) - won - lost, "share": share, "low": low, "high": high,
-            "p": sign_test(won, lost)}  # fmt: skip
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def figures(store: Store, now: float) -> Figures:
         seconds=_median([v.ms for v in human]),
         ties=sum(v.side == "tie" for v in human),
         both_bad=sum(v.both_bad for v in human),
-        agreement=_agreement(human),
+        agreement=agreement_of(human),
         doubled=sum(len(s) > 1 for s in _by_pair(human).values()),
         left=(left / len(decided) if decided else float("nan"), *wilson(left, len(decided))),
         longer=clustered_mean([x for x, _ in longer], [p for _, p in longer], share=True),
@@ -146,7 +146,7 @@ def _by_pair(votes: Sequence[Vote]) -> dict[int, dict[int, Vote]]:
     return found
 
 
-def _agreement(votes: Sequence[Vote]) -> dict[str, Agreement]:
+def agreement_of(votes: Sequence[Vote]) -> dict[str, Agreement]:
     """Share of equal sides, Fleiss' kappa on sides, Krippendorff's alpha on -3..3 (two bad answers are left out)."""
     doubled = {p: s for p, s in _by_pair(votes).items() if len(s) > 1}
     sides: Any = {p: {k: ("a", "b", "tie", "bad").index(v.side) for k, v in s.items()} for p, s in doubled.items()}

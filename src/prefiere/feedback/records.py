@@ -17,6 +17,7 @@ from prefiere.data.values import DataError
 from prefiere.feedback import items, schema, snapshot
 from prefiere.feedback.schema import answer, pair, person, prompt
 from prefiere.feedback.store import Store, hidden
+from prefiere.feedback.testimony import testimony_of
 from prefiere.feedback.votes import in_force
 
 Numbered = list[tuple[int, dict[str, Any]]]
@@ -50,7 +51,8 @@ def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
     if chosen == "eval":
         with store.read() as c:
             found = snapshot.snapshot_contents(c, snapshot.labelled(c, "eval"))
-        digest = snapshot.snapshot_digest(found)
+            digest = snapshot.snapshot_digest(found)
+            about = testimony_of(c, store.name, _events(found), {"snapshot": "eval", "digest": digest})
         name = f"{name}#eval@{digest[:12]}"
     else:
         if number and not number.partition("@")[0].isdigit():
@@ -58,11 +60,12 @@ def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
         snapshot_id = int(number.partition("@")[0]) if number else snapshot.take(store)
         with store.read() as c:
             digest, found = snapshot.load_snapshot(c, snapshot_id, store.name)
+            about = testimony_of(c, store.name, _events(found), {"snapshot": snapshot_id, "digest": digest})
         name = f"{name}#{snapshot_id}@{digest[:12]}"
     rows = {"pairs": _pairs, "judgements": _judgements, "demonstrations": _demonstrations}[kind](found)
     if not rows:
         raise DataError(f"{hidden(store.name)}: {_NONE[kind]}")
-    return _as_parts(name, rows, digest, chosen)
+    return _as_parts(name, rows, digest, chosen, about)
 
 
 _NONE = {
@@ -72,11 +75,16 @@ _NONE = {
 }
 
 
-def _as_parts(name: str, rows: Numbered, digest: str, split: str) -> Parts:
+def _events(found: list[dict[str, Any]]) -> set[int]:
+    """The ids of the votes that rows rest on."""
+    return {event for f in found for event in f["row"].event_ids}
+
+
+def _as_parts(name: str, rows: Numbered, digest: str, split: str, about: dict[str, Any] | None = None) -> Parts:
     def again() -> Iterator[tuple[int, dict[str, Any]]]:
         yield from rows
 
-    return Parts((Part(name, again, lambda: digest),), split, ("train", "eval"))
+    return Parts((Part(name, again, lambda: digest, about),), split, ("train", "eval"))
 
 
 def _said(prompt_: Any, text: Any) -> Any:

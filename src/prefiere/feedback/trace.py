@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from prefiere import untrusted
 from prefiere.feedback import schema
 from prefiere.feedback.schema import answer, event, lease, model, note, pair, person, prompt, snapshot_row
 from prefiere.feedback.store import Store, StoreError, hidden
@@ -82,16 +83,38 @@ def _learnt(c: sa.Connection, pair_id: int) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
-def runs_that_read(store: str, snapshots: tuple[int, ...], folder: Path) -> list[str]:
-    """The runs in a folder whose data.json says that they learnt from one of these snapshots of this store."""
+def runs_that_hold(store: str, pseudonym: str, snapshots: tuple[int, ...], folder: Path) -> list[str]:
+    """The runs in a folder, or up to two folders below it, that learnt from one of these snapshots of this store, or
+    that name this person among those whose votes they rest on, leave out, or were compared by."""
     found = []
-    for path in sorted(folder.glob("*/data.json")):
-        if path.is_symlink() or path.parent.is_symlink():
+    files = {p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/recipe.yaml")}
+    files |= {p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/data.json")}
+    for path in sorted({p.parent for p in files}):
+        if any(p.is_symlink() for p in (path, *path.parents) if p != folder and p.is_relative_to(folder)):
             continue
-        try:
-            said = json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False)
-        except (OSError, ValueError):
-            continue
-        if any(f"{hidden(store)}#{number}@" in said for number in snapshots):
-            found.append(str(path.parent))
+        data, blind = _record(path / "data.json"), _record(path / "blind.json")
+        said = json.dumps(data, ensure_ascii=False)
+        read = any(f"{hidden(store)}#{number}@" in said for number in snapshots)
+        if read or pseudonym in _names(data, hidden(store)) | _names(blind, hidden(store)):
+            found.append(str(path))
     return found
+
+
+def _record(path: Path) -> Any:
+    try:
+        return untrusted.read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def _names(record: Any, store: str) -> set[str]:
+    """The pseudonyms in a record of who said so, wherever it stands in another."""
+    if isinstance(record, list):
+        return set().union(*(_names(v, store) for v in record)) if record else set()
+    if not isinstance(record, dict):
+        return set()
+    if record.get("store") == store:
+        people = record.get("people") or []
+        named = {str(p.get("name") if isinstance(p, dict) else p) for p in people if isinstance(people, list)}
+        return named | set(record.get("left_out") or ())
+    return set().union(*(_names(v, store) for v in record.values())) if record else set()

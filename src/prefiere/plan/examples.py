@@ -141,7 +141,10 @@ def _tokenized(
                 about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}
     for line in kept.about["said"]:
         display.say(line)
-    return GroupStore.open(kept.folder, k), {"data": name, "read": kept.about["read"], "tokens": kept.about["tokens"]}
+    account = {"data": name, "read": kept.about["read"], "tokens": kept.about["tokens"]}
+    if source.votes is not None:  # of this store and this moment: no part of what is kept by contents
+        account["votes"] = source.votes
+    return GroupStore.open(kept.folder, k), account
 
 
 def prompts_of_file(name: str, encoder: Encoder) -> Prompts:

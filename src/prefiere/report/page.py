@@ -24,6 +24,7 @@ from prefiere.files import visible, write_text
 from prefiere.methods import METHODS
 from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
+from prefiere.report.people import Said, who_said_so
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
 
@@ -60,6 +61,7 @@ class Sheet:
     data: Mapping[str, Any]
     environment: Mapping[str, Any]
     choices: tuple[Mapping[str, Any], ...]
+    said: Said | None
 
 
 def render(runs: Sequence[Run], out: Path) -> Path:
@@ -130,6 +132,7 @@ def _sheet(case: Case, name: str, colour: str) -> Sheet:
         data=data_in_words(case.run.data),
         environment={k: v for k, v in environment.items() if k != "choices"},
         choices=_choices(environment),
+        said=who_said_so(case.run),
     )
 
 

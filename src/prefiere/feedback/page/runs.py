@@ -28,7 +28,7 @@ from prefiere.run import Run
 MOST_RUNS, MOST_FOLDERS, DEEPEST = 200, 5_000, 3
 """Runs that are shown, the latest first; folders that are looked into for them, and how deep."""
 FILES = ("recipe.yaml", "status.json", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl",
-         "calibration.json")  # fmt: skip
+         "calibration.json", "blind.json")  # fmt: skip
 IDLE = 4
 """A run that grows is drawn again after so many times what the drawing took: votes come first."""
 

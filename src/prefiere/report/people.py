@@ -1,0 +1,107 @@
+"""Who said so: the votes that a run learnt from, and what people said blind of its answers, by its folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefiere.run import Run
+
+MOST_PEOPLE = 50
+"""People shown of a run, those with most votes; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the report shows: facts (name, value), people (pseudonym, votes, how often right), and two sentences."""
+
+    facts: tuple[tuple[str, str], ...]
+    people: tuple[tuple[str, str, str], ...]
+    left_out: str
+    blind: str
+
+
+def who_said_so(run: Run) -> Said | None:
+    """What a run's folder records of votes; None where it did not learn from a store and nobody has compared it."""
+    train = run.data.get("train")
+    votes = train.get("votes") if isinstance(train, Mapping) else None
+    blind = run.blind
+    if not isinstance(votes, Mapping):
+        votes = {}
+    if not votes and not blind:
+        return None
+    people = sorted(_mappings(votes.get("people")), key=lambda p: -_count(p.get("votes")))
+    return Said(tuple(_facts(votes)), tuple(_rows(people)), _left_out(votes), _blind(blind) if blind else "")
+
+
+def _facts(votes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not votes:
+        return
+    number = _count(votes.get("votes"))
+    yield "store", str(votes.get("store", ""))
+    yield "snapshot", f"{votes.get('snapshot', '')} @ {str(votes.get('digest', ''))[:12]}"
+    yield "votes", f"{number:,} on {_count(votes.get('pairs')):,} pairs"
+    kinds = [p.get("kind") for p in _mappings(votes.get("people"))]
+    judges = kinds.count("judge")
+    yield "people", f"{len(kinds) - judges:,}" + (f", and {judges:,} judges" if judges else "")
+    for key, name in (("ties", "ties"), ("both_bad", "both bad")):
+        share = f" ({_count(votes.get(key)) / number:.0%})" if number else ""
+        yield name, f"{_count(votes.get(key)):,}{share}"
+    if _count(votes.get("ideals")):
+        yield "better answers written", f"{_count(votes['ideals']):,}"
+    agreement = votes.get("agreement")
+    doubled = _count(agreement.get("doubled")) if isinstance(agreement, Mapping) else 0
+    if doubled and isinstance(agreement, Mapping):
+        told = _share(agreement.get("share"), agreement.get("low"), agreement.get("high"))
+        yield "agreement", f"{told} on {doubled:,} pairs (people elsewhere: 63 to 77%)"
+    else:
+        yield "agreement", "not measured: nobody voted on a pair of somebody else's"
+
+
+def _rows(people: list[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    for p in people[:MOST_PEOPLE]:
+        judge = " (judge)" if p.get("kind") == "judge" else ""
+        yield f"{p.get('name', '')}{judge}", f"{_count(p.get('votes')):,}", _share(p.get("eta"))
+    if more := people[MOST_PEOPLE:]:
+        yield f"{len(more):,} more", f"{sum(_count(p.get('votes')) for p in more):,}", ""
+
+
+def _left_out(votes: Mapping[str, Any]) -> str:
+    """One sentence; empty where nothing was left out."""
+    told = []
+    out = votes.get("left_out")
+    if isinstance(out, Mapping) and out:
+        told.append(", ".join(f"{name} ({why})" for name, why in list(out.items())[:MOST_PEOPLE]))
+    if skips := _count(votes.get("skips")):
+        told.append(f"{skips:,} skipped")
+    return "; ".join(told)
+
+
+def _blind(blind: Mapping[str, Any]) -> str:
+    won, lost, tied = (_count(blind.get(k)) for k in ("won", "lost", "tied"))
+    told = f"The model after won {won:,}, lost {lost:,} and tied {tied:,} of {won + lost + tied:,} blind comparisons"
+    who = blind.get("people")
+    if isinstance(who, list) and who:
+        told += f" by {', '.join(map(str, who[:10]))}" + (f" and {len(who) - 10:,} more" if len(who) > 10 else "")
+    if won + lost:
+        told += f": it is preferred in {_share(blind.get('share'), blind.get('low'), blind.get('high'))} of the decided"
+        p = blind.get("p")
+        told += f" ones, sign test p = {p:.2g}" if isinstance(p, int | float) else " ones"
+    return told + "."
+
+
+def _share(value: Any, low: Any = None, high: Any = None) -> str:
+    """``64% (51 to 75%)``; a dash where nothing was measured."""
+    if not isinstance(value, int | float):
+        return "–"
+    known = isinstance(low, int | float) and isinstance(high, int | float)
+    return f"{value:.0%}" + (f" ({100 * low:.0f} to {100 * high:.0f}%)" if known else "")
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
