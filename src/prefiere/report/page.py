@@ -24,7 +24,7 @@ from prefiere.files import visible, write_text
 from prefiere.methods import METHODS
 from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
-from prefiere.report.people import Said, who_said_so
+from prefiere.report.people import Testimony, who_said_so
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
 
@@ -61,7 +61,7 @@ class Sheet:
     data: Mapping[str, Any]
     environment: Mapping[str, Any]
     choices: tuple[Mapping[str, Any], ...]
-    said: Said | None
+    said: Testimony | None
 
 
 def render(runs: Sequence[Run], out: Path) -> Path:

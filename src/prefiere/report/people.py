@@ -13,7 +13,7 @@ MOST_PEOPLE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Testimony:
     """What the report shows: facts (name, value), people (pseudonym, votes, how often right), and two sentences."""
 
     facts: tuple[tuple[str, str], ...]
@@ -22,7 +22,7 @@ class Said:
     blind: str
 
 
-def who_said_so(run: Run) -> Said | None:
+def who_said_so(run: Run) -> Testimony | None:
     """What a run's folder records of votes; None where it did not learn from a store and nobody has compared it."""
     train = run.data.get("train")
     votes = train.get("votes") if isinstance(train, Mapping) else None
@@ -32,7 +32,7 @@ def who_said_so(run: Run) -> Said | None:
     if not votes and not blind:
         return None
     people = sorted(_mappings(votes.get("people")), key=lambda p: -_count(p.get("votes")))
-    return Said(tuple(_facts(votes)), tuple(_rows(people)), _left_out(votes), _blind(blind) if blind else "")
+    return Testimony(tuple(_facts(votes)), tuple(_rows(people)), _left_out(votes), _blind(blind) if blind else "")
 
 
 def _facts(votes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
