@@ -132,6 +132,11 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
         self.console = console or Console(stderr=True, quiet=quiet)
 
+    @property
+    def live(self) -> bool:
+        """Whether it is a terminal, on which a bar moves; else it is a log."""
+        return self.console.is_terminal
+
     def note(self, text: str | None) -> None:
         """Say something to know besides, where there is something."""
         if text is not None:

@@ -13,6 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefiere.console import Display
+from prefiere.data.sources import is_votes
+from prefiere.methods import METHODS
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
@@ -66,6 +68,27 @@ def claim(out: str | Path) -> tuple[Run, FileLock]:
     return run, lock
 
 
+def as_begun(run: Run, settings: Settings) -> Settings:
+    """A resumed run learns from the snapshot that it began with, whatever was voted since.
+
+    These settings, with that snapshot's name where they name its store alone.
+    """
+    if "#" in settings.data or not is_votes(settings.data) or not (run.folder / "recipe.yaml").is_file():
+        return settings
+    began = str(run.recipe.get("data"))
+    return settings.model_copy(update={"data": began}) if began.startswith(f"{settings.data}#") else settings
+
+
+def with_snapshot(settings: Settings) -> Settings:
+    """These settings, naming the snapshot that they learn from where they name a store of votes alone."""
+    reads = METHODS[settings.method].reads(settings)
+    if not is_votes(settings.data) or reads == "prompts" or settings.data_split not in (None, "train"):
+        return settings
+    from prefiere.feedback.records import pinned
+
+    return settings.model_copy(update={"data": pinned(settings.data)})
+
+
 def open_run(run: Run, settings: Settings, *, fresh: bool) -> dict[str, Any]:
     """A resumed run's recorded environment; {} for a new one, whose folder is then empty.
 
@@ -109,8 +132,9 @@ def launch(
     with contextlib.ExitStack() as held:
         held.callback(lock.release)
         try:
-            before = open_run(run, settings, fresh=fresh)
-            world.barrier()  # the others read the folder from here on
+            asked = settings if fresh else as_begun(run, settings)
+            before = open_run(run, asked, fresh=fresh)
+            settings = world.broadcast(with_snapshot(asked))  # the others read the folder from here on
             return _train(settings, run, before, world, display)
         except BaseException as e:
             _record_failure(run, e)
@@ -123,7 +147,7 @@ def launch(
 
 
 def _other_process(settings: Settings, world: World) -> Outcome:
-    world.barrier()
+    settings = world.broadcast(settings)
     run = Run(settings.out)
     return _train(settings, run, run.environment, world, Display(quiet=True))
 

@@ -148,8 +148,11 @@ def _unknown(method: str, key: str) -> str:
     )
 
 
-def _read(path: str | Path) -> dict[str, tuple[Any, str]]:
-    """Key -> (value, ``file:line: ``) of a flat YAML file."""
+def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:
+    """Key -> (value, ``file:line: ``) of a flat YAML file.
+
+    Raises FileNotFoundError where there is none, RecipeError for what is no map of keys.
+    """
     try:
         loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -208,7 +211,7 @@ def load(
     ``method`` is the command (``None``: whatever the recipe says). Raises RecipeError, with file, line and key, or
     FileNotFoundError.
     """
-    given = _read(recipe) if recipe is not None else {}
+    given = read_keys(recipe) if recipe is not None else {}
     given |= {key: (value, "") for key, value in (flags or {}).items()}
     given |= {key: (value, f"{text}: ") for text in overrides for key, value in [_override(text)]}
     stated, where = given.pop("method", (method, "" if recipe is None else f"{recipe}: "))
@@ -239,7 +242,7 @@ def _left_to_flags(given: Mapping[str, Any]) -> list[str]:
 
 def validate(path: str | Path) -> Settings:
     """Check a recipe that may leave what it must have (``model``, ...) to flags. Raises as `load` does."""
-    given = _read(path)
+    given = read_keys(path)
     return load(None, path, dict.fromkeys(_left_to_flags(given), "?"))
 
 

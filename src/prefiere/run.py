@@ -36,7 +36,7 @@ class RunError(ValueError):
     """A run folder that cannot be opened, continued or read."""
 
 
-StopKind = Literal["interrupted", "early", "degenerate", "exploited", "kl_budget"]
+StopKind = Literal["interrupted", "early", "degenerate", "exploited", "kl_budget", "worse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Stop:
 
     kind: interrupted (by a person), early (early stopping), or a guard's: degenerate (the answers fell apart),
     exploited (the reward rose and the judge's score fell), kl_budget (the policy is as far from the reference as max_kl
-    allows).
+    allows). A loop of rounds has one of its own: worse (the model after a round lost the blind comparison).
     """
 
     kind: StopKind

@@ -1,4 +1,4 @@
-"""The commands that ask people: ``serve``, ``collect``, ``judge``, and what ``compare --ask`` does."""
+"""The commands that ask people: ``serve``, ``collect``, ``judge``, ``loop``, and what ``compare --ask`` does."""
 
 from __future__ import annotations
 
@@ -120,3 +120,24 @@ def judge(
     hush()
     with opened(store) as s:
         return run_judge(s, judge, limit=limit, display=Display(progress()))
+
+
+@command
+def loop(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML: store, model, prompts, ask, compare, train.")],
+    json: Json = False,
+) -> dict[str, Any]:
+    """Run rounds of feedback: sample, ask, learn, compare, ask again. The same command continues what was stopped."""
+    from prefiere.feedback.rounds.recipe import load_loop
+
+    asked = load_loop(recipe)
+    with opened(asked.store, create=True) as s:
+        from prefiere.cli.loop import run_loop
+        from prefiere.console import hush, progress
+
+        hush()
+        found = run_loop(s, asked, progress())
+    for r in found["rounds"]:
+        say(f"round {r['n']}: {r['state']}" + (f": {r['reason']}" if r["reason"] else ""))
+    say(f"Model: {found['model']}")
+    return found

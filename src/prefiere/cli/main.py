@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(recipe.app, name="recipe")
 app.command()(estimate.estimate)
-for _command in (feedback.serve, feedback.collect, feedback.judge):
+for _command in (feedback.serve, feedback.collect, feedback.judge, feedback.loop):
     app.command()(_command)
 app.add_typer(votes.app, name="votes")
 

@@ -46,11 +46,19 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Queueing:
-    """What pairs are for: their purpose, how many people see each, and the seed of their order."""
+    """What pairs are for: their purpose, how many people see each, the seed of their order, and their round, if any.
+
+    The second model of a round's comparison is what that round made.
+    """
 
     purpose: Purpose = "ask"
     overlap: int | None = None
     seed: int = 0
+    round_id: int | None = None
+
+
+class NothingToAsk(ValueError):
+    """No pair of answers says anything."""
 
 
 def collect_pairs(
@@ -64,32 +72,49 @@ def collect_pairs(
     """Let one model answer each prompt twice, or two models once each, and queue the pairs. Returns what was made.
 
     What the store holds is not sampled again, so a command that was killed goes on where it was. Pairs of equal
-    answers, and answers that say nothing, are counted and not asked about. Raises ValueError where no pair says a word.
+    answers, and answers that say nothing, are counted and not asked about. Raises NothingToAsk where no pair says a
+    word.
     """
     counts: Counter[str] = Counter()
     samples = 2 if len(models) == 1 else 1
     with store.write() as c:
         ids = [items.add_prompt(c, text, (), source) for text, source in prompts]
-        known = [items.add_model(c, m.label, m.path, m.fingerprint, m.run, m.step) for m in models]
+        made_in = [queueing.round_id if queueing.purpose == "compare" and n else None for n in range(len(models))]
+        known = [
+            items.add_model(c, m.label, m.path, m.fingerprint, m.run, m.step, made)
+            for m, made in zip(models, made_in, strict=True)
+        ]
     texts = dict(zip(ids, (text for text, _ in prompts), strict=True))
     drawn: list[dict[int, list[int]]] = []
     for model, model_id in zip(models, known, strict=True):
         drawn.append(_answers(store, model, model_id, texts, samples, how, progress))
     sides = [(drawn[0][i][0], drawn[-1][i][-1]) for i in texts]  # two answers of one model, or one of each of two
+    counts += _queue(store, list(zip(texts, sides, strict=True)), queueing)
+    if texts and counts["left out (an answer says nothing)"] == len(texts):
+        raise NothingToAsk(
+            f"{' and '.join(m.label for m in models)}: no pair of answers says anything; nothing to ask."
+        )
+    return counts
+
+
+def _queue(store: Store, sides: Sequence[tuple[int, tuple[int, int]]], queueing: Queueing) -> Counter[str]:
+    """Queue pairs of (prompt, two answers) in one transaction. Returns what became of them."""
+    counts: Counter[str] = Counter()
     rng = random.Random(f"{queueing.seed}")
     with store.write() as c:
         said = {r.id: r.content for r in c.execute(sa.select(answer.c.id, answer.c.content))}
-        for prompt_id, (a, b) in zip(texts, sides, strict=True):
+        for prompt_id, (a, b) in sides:
             if not _speaks(said[a]) or not _speaks(said[b]):
                 counts["left out (an answer says nothing)"] += 1
                 continue
             made = items.add_pair(
-                c, prompt_id, a, b, purpose=queueing.purpose, overlap=queueing.overlap, rng=rng
+                c, prompt_id, a, b, purpose=queueing.purpose, overlap=queueing.overlap, round_id=queueing.round_id,
+                rng=rng,
             )  # fmt: skip
+            if not made and queueing.round_id is not None:
+                items.join_round(c, a, b, queueing.purpose, queueing.round_id)
             equal = said[a] == said[b]
             counts["pairs queued" if made else "left out (equal answers)" if equal else "pairs there before"] += 1
-    if texts and counts["left out (an answer says nothing)"] == len(texts):
-        raise ValueError(f"{' and '.join(m.label for m in models)}: no pair of answers says anything; nothing to ask.")
     return counts
 
 

@@ -36,11 +36,13 @@ def add_prompt(c: sa.Connection, content: Text, tools: tuple[Any, ...] = (), sou
 
 
 def add_model(
-    c: sa.Connection, label: str, path: str, fingerprint: str, run: str | None = None, step: int | None = None
-) -> int:
-    """The id of the model with this fingerprint, added if it is new."""
+    c: sa.Connection, label: str, path: str, fingerprint: str, run: str | None = None, step: int | None = None,
+    round_id: int | None = None,
+) -> int:  # fmt: skip
+    """The id of the model with this fingerprint, added if it is new. round_id: the round that made it."""
     found = c.execute(sa.select(schema.model.c.id).where(schema.model.c.fingerprint == fingerprint)).scalar()
-    return found or insert(c, schema.model, label=label, path=path, fingerprint=fingerprint, run=run, step=step)
+    made = {"label": label, "path": path, "fingerprint": fingerprint, "run": run, "step": step, "round_id": round_id}
+    return found or insert(c, schema.model, **made)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,13 @@ def add_pair(
         c, t, prompt_id=prompt_id, a_id=a_id, b_id=b_id, purpose=purpose, round_id=round_id, overlap=wanted,
         open=slots, draw=rng.random(), priority=0.0,
     )  # fmt: skip
+
+
+def join_round(c: sa.Connection, a_id: int, b_id: int, purpose: Purpose, round_id: int) -> None:
+    """Count the pair of these answers as one of this round, where no round has it."""
+    t = schema.pair
+    mine = sa.and_(t.c.a_id == a_id, t.c.b_id == b_id, t.c.purpose == purpose, t.c.round_id.is_(None))
+    c.execute(sa.update(t).where(mine).values(round_id=round_id))
 
 
 def set_gold(c: sa.Connection, pair_id: int, side: Side, by: str | None = None) -> None:

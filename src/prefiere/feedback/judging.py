@@ -31,17 +31,18 @@ def vote_all(
     judge: JudgeScores,
     *,
     limit: int | None = None,
+    round_id: int | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> int:
     """Let a judge vote on up to ``limit`` pairs that it has not had, those that people did too first. Returns how many.
 
-    A judge takes no slot from people. Equal scores are a tie; scores say which answer is better and not by how much, so
-    every other vote has the middling strength.
+    round_id: on the pairs of one round only. A judge takes no slot from people. Equal scores are a tie; scores say
+    which answer is better and not by how much, so every other vote has the middling strength.
     """
     with store.write() as c:
         judge_id = people.find_or_add(c, name, "judge")
     with store.read() as c:
-        waiting = _unjudged(c, judge_id, limit)
+        waiting = _unjudged(c, judge_id, limit, round_id)
     done = 0
     for start in range(0, len(waiting), _CHUNK):
         chunk = waiting[start : start + _CHUNK]
@@ -75,7 +76,9 @@ def vote_all(
     return done
 
 
-def _unjudged(c: sa.Connection, judge_id: int, limit: int | None) -> list[tuple[int, Text, str, str]]:
+def _unjudged(
+    c: sa.Connection, judge_id: int, limit: int | None, round_id: int | None
+) -> list[tuple[int, Text, str, str]]:
     """Pairs that this judge has not had: id, prompt, and both answers as text."""
     had = sa.select(lease.c.id).where(lease.c.pair_id == pair.c.id, lease.c.person_id == judge_id)
     common = sa.select(lease.c.id).where(lease.c.pair_id == pair.c.id, lease.c.state == "done")
@@ -85,7 +88,7 @@ def _unjudged(c: sa.Connection, judge_id: int, limit: int | None) -> list[tuple[
         .join(prompt, prompt.c.id == pair.c.prompt_id)
         .join(a, a.c.id == pair.c.a_id)
         .join(b, b.c.id == pair.c.b_id)
-        .where(~sa.exists(had))
+        .where(~sa.exists(had), sa.true() if round_id is None else pair.c.round_id == round_id)
         .order_by(sa.case((sa.exists(common), 0), else_=1), pair.c.draw)
         .limit(limit)
     )

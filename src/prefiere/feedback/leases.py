@@ -38,7 +38,7 @@ class Lease:
 class Nothing:
     """Why there is no pair to give: the sort of reason, how many pairs others hold, and until when."""
 
-    reason: Literal["all_done", "held", "training", "no_pairs", "set_aside"]
+    reason: Literal["all_done", "held", "training", "sampling", "no_pairs", "set_aside"]
     held: int = 0
     until: float | None = None
 
@@ -181,13 +181,22 @@ def _swapped(c: sa.Connection, row: Any, rng: random.Random) -> bool:
 
 
 def _why_nothing(c: sa.Connection, person_id: int) -> Nothing:
-    if not c.execute(sa.select(pair.c.id).where(pair.c.purpose != "gold").limit(1)).first():
-        return Nothing("no_pairs")
+    """Others hold the last pairs; else what the newest round is at says whether more will come, and of what."""
     held = sa.select(sa.func.count(), sa.func.min(lease.c.expires)).where(
         lease.c.state == "open", lease.c.person_id != person_id
     )
     count, until = c.execute(held).one()
     if count:
         return Nothing("held", int(count), until)
-    busy = sa.select(schema.round_.c.id).where(schema.round_.c.state.in_(("frozen", "training", "sampling_after")))
-    return Nothing("training" if c.execute(busy.limit(1)).first() else "all_done")
+    newest = sa.select(schema.round_.c.state).order_by(schema.round_.c.id.desc()).limit(1)
+    if reason := _AT_WORK.get(str(c.execute(newest).scalar())):
+        return Nothing(reason)
+    some = c.execute(sa.select(pair.c.id).where(pair.c.purpose != "gold").limit(1)).first()
+    return Nothing("all_done" if some else "no_pairs")
+
+
+_AT_WORK: dict[str, Literal["training", "sampling"]] = {
+    "new": "sampling", "sampling": "sampling", "sampling_after": "sampling", "frozen": "training",
+    "training": "training",
+}  # fmt: skip
+"""What a round does while it asks nobody."""

@@ -37,12 +37,26 @@ def parts(source: str, kind: Kind, split: str | None) -> Parts:
     return found
 
 
+def pinned(source: str) -> str:
+    """A store's name with the snapshot of the votes now in force, as ``votes.db#3``; what names one is kept.
+
+    Raises StoreError where there is no store.
+    """
+    if "#" in source:
+        return source
+    store = Store.open(source)
+    try:
+        return f"{source}#{snapshot.take(store)}"
+    finally:
+        store.close()
+
+
 def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
     chosen = choose_split(("train", "eval"), kind, split or "train", store.name)
     name = hidden(store.name)
-    if kind in ("prompts", "comparisons"):
-        if number:
-            raise DataError(f"{name}#{number}: a snapshot holds pairs; {kind} are read from {name}.")
+    if kind == "comparisons" and number:
+        raise DataError(f"{name}#{number}: a snapshot holds pairs; {kind} are read from {name}.")
+    if kind in ("prompts", "comparisons") and not number:
         with store.read() as c:
             rows = _prompts(c) if kind == "prompts" else _comparisons(c, chosen)
         if not rows:
@@ -61,8 +75,11 @@ def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
         with store.read() as c:
             digest, found = snapshot.load_snapshot(c, snapshot_id, store.name)
             about = testimony_of(c, store.name, _events(found), {"snapshot": snapshot_id, "digest": digest})
+        if not digest.startswith(wanted := number.partition("@")[2]):
+            raise DataError(f"{name}: snapshot {snapshot_id} of this store is not @{wanted} but @{digest[:12]}.")
         name = f"{name}#{snapshot_id}@{digest[:12]}"
-    rows = {"pairs": _pairs, "judgements": _judgements, "demonstrations": _demonstrations}[kind](found)
+    read = {"pairs": _pairs, "judgements": _judgements, "demonstrations": _demonstrations, "prompts": _asked}
+    rows = read[kind](found)
     if not rows:
         raise DataError(f"{hidden(store.name)}: {_NONE[kind]}")
     return _as_parts(name, rows, digest, chosen, about)
@@ -71,6 +88,7 @@ def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
 _NONE = {
     "pairs": "nobody has preferred an answer yet, so there is nothing to learn from. `prefiere serve` asks people.",
     "judgements": "nobody has voted yet, so there is nothing to learn from. `prefiere serve` asks people.",
+    "prompts": "nobody has voted on a prompt of this snapshot.",
     "demonstrations": "no ideal answers in it (key E on the page). `votes export` writes the preferred ones.",
 }
 
@@ -131,6 +149,12 @@ def _demonstrations(found: list[dict[str, Any]]) -> Numbered:
         (f["row"].pair_id, {"prompt": f["prompt"], "completion": _said(f["prompt"], f["chosen"]), **_tools(f)})
         for f in ideals.values()
     ]
+
+
+def _asked(found: list[dict[str, Any]]) -> Numbered:
+    """The prompt of each pair of a snapshot, under the pair's number: where the pair itself was read."""
+    rows = {f["row"].pair_id: {"prompt": f["prompt"], **_tools(f)} for f in found}
+    return list(rows.items())
 
 
 def _prompts(c: sa.Connection) -> Numbered:

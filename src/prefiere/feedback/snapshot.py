@@ -99,25 +99,30 @@ def snapshot_digest(found: Sequence[dict[str, Any]]) -> str:
 def take(store: Store) -> int:
     """The snapshot of the votes now in force; the same one again while they teach the same."""
     with store.write() as c:
-        rows = labelled(c)
-        found = snapshot_digest(snapshot_contents(c, rows))
-        last = sa.select(snapshot.c.id).where(snapshot.c.digest == found).order_by(snapshot.c.id.desc()).limit(1)
-        if (known := c.execute(last).scalar()) is not None and _whole(c, known, found):
-            return int(known)
-        out = sa.or_(person.c.left_out_at.is_not(None), person.c.set_aside_at.is_not(None))
-        left_out = c.execute(sa.select(person.c.id).where(out, person.c.forgotten_at.is_(None))).scalars().all()
-        made = items.insert(
-            c, snapshot, digest=found, formula=FORMULA, left_out=sorted(left_out), at=time.time(),
-            last_event=c.execute(sa.select(sa.func.max(schema.event.c.id))).scalar(),
-        )  # fmt: skip
-        values = [
-            {"snapshot_id": made, "n": n, "pair_id": r.pair_id, "chosen_id": r.chosen_id, "rejected_id": r.rejected_id,
-             "label": r.label, "weight": r.weight, "ideal": r.ideal, "event_ids": list(r.event_ids)}
-            for n, r in enumerate(rows)
-        ]  # fmt: skip
-        if values:
-            c.execute(sa.insert(snapshot_row), values)
-        return made
+        return take_in(c)
+
+
+def take_in(c: sa.Connection) -> int:
+    """As `take`, in a writing transaction that the caller has opened."""
+    rows = labelled(c)
+    found = snapshot_digest(snapshot_contents(c, rows))
+    last = sa.select(snapshot.c.id).where(snapshot.c.digest == found).order_by(snapshot.c.id.desc()).limit(1)
+    if (known := c.execute(last).scalar()) is not None and _whole(c, known, found):
+        return int(known)
+    out = sa.or_(person.c.left_out_at.is_not(None), person.c.set_aside_at.is_not(None))
+    left_out = c.execute(sa.select(person.c.id).where(out, person.c.forgotten_at.is_(None))).scalars().all()
+    made = items.insert(
+        c, snapshot, digest=found, formula=FORMULA, left_out=sorted(left_out), at=time.time(),
+        last_event=c.execute(sa.select(sa.func.max(schema.event.c.id))).scalar(),
+    )  # fmt: skip
+    values = [
+        {"snapshot_id": made, "n": n, "pair_id": r.pair_id, "chosen_id": r.chosen_id, "rejected_id": r.rejected_id,
+         "label": r.label, "weight": r.weight, "ideal": r.ideal, "event_ids": list(r.event_ids)}
+        for n, r in enumerate(rows)
+    ]  # fmt: skip
+    if values:
+        c.execute(sa.insert(snapshot_row), values)
+    return made
 
 
 def load_snapshot(c: sa.Connection, snapshot_id: int, name: str) -> tuple[str, list[dict[str, Any]]]:
