@@ -20,7 +20,7 @@ from prefiere.feedback.collect import collect_pairs
 from prefiere.feedback.judging import vote_all
 from prefiere.feedback.leases import Nothing
 from prefiere.feedback.rounds import waiting
-from prefiere.feedback.rounds.loop import Loop
+from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.rounds.recipe import Asking, LoopRecipe, load_loop
 from prefiere.feedback.rounds.verdict import verdict_of
 from prefiere.feedback.store import Store, StoreError
@@ -89,7 +89,7 @@ def end_of(store):
 def test_two_rounds_each_from_the_model_of_the_one_before(store, tmp_path):
     work = Stand(store)
     recipe = asked(store, out=str(tmp_path / "runs"))
-    first, second = Loop(store, recipe, work, Quiet()).run()
+    first, second = Rounds(store, recipe, work, Quiet()).run()
     assert [first.state, second.state] == ["closed", "closed"]
     one, two = str(tmp_path / "runs" / "round-1"), str(tmp_path / "runs" / "round-2")
     assert [(r.before_model, r.after_model, r.run) for r in (first, second)] == [("base", one, one), (one, two, two)]
@@ -104,7 +104,7 @@ def test_two_rounds_each_from_the_model_of_the_one_before(store, tmp_path):
     assert (learnt.count(first.snapshot_id), learnt.count(second.snapshot_id)) == (12, 24)  # old pairs stay in
     assert first.reason == "the model after is preferred in 100% (71% to 100%) of 12 pairs, by the judge alone"
     again = Stand(store)
-    assert [r.state for r in Loop(store, recipe, again, Quiet()).run()] == ["closed", "closed"]
+    assert [r.state for r in Rounds(store, recipe, again, Quiet()).run()] == ["closed", "closed"]
     assert not again.trained
 
 
@@ -112,13 +112,13 @@ def test_two_rounds_each_from_the_model_of_the_one_before(store, tmp_path):
 def whole(tmp_path_factory):
     """How a loop ends that nothing interrupts."""
     store = Store.open(tmp_path_factory.mktemp("whole") / "votes.db", create=True)
-    Loop(store, asked(store), Stand(store), Quiet()).run()
+    Rounds(store, asked(store), Stand(store), Quiet()).run()
     yield end_of(store)
     store.close()
 
 
-def dying(state, when, arrow=Loop._to):
-    """`Loop._to`, but once it raises: where ``state`` was entered and nothing done (before), or where its work is done
+def dying(state, when, arrow=Rounds._to):
+    """`Rounds._to`, but once it raises: where ``state`` was entered and nothing done (before), or its work is done
     and its arrow not yet followed (after)."""
     died = []
 
@@ -142,27 +142,27 @@ KILLS = [(s, "before") for s in STATES if s not in ("new", "frozen")] + [(s, "af
 @pytest.mark.parametrize(("state", "when"), KILLS)
 def test_killed_in_any_state_it_ends_as_the_uninterrupted_one(sqlite_store, whole, state, when):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Loop, "_to", dying(state, when))
+        patched.setattr(Rounds, "_to", dying(state, when))
         with pytest.raises(Killed):
-            Loop(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet()).run()
+            Rounds(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet()).run()
     assert not all(r["state"] == "closed" for r in rows(sqlite_store, schema.round_)) or state == "closed"
-    Loop(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet()).run()
+    Rounds(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet()).run()
     end = end_of(sqlite_store)
     assert {name for name, found in end.items() if found != whole[name]} == set()
 
 
 def test_it_stops_where_the_model_after_loses(sqlite_store):
     work = Stand(sqlite_store, better="before")
-    (only,) = Loop(sqlite_store, asked(sqlite_store), work, Quiet()).run()
+    (only,) = Rounds(sqlite_store, asked(sqlite_store), work, Quiet()).run()
     assert only.state == "stopped"
     assert only.reason.startswith("the model after lost: the model after is preferred in 0% (0% to 29%) of 12 pairs")
     assert rows(sqlite_store, schema.round_)[0]["ended"] is not None
-    assert len(Loop(sqlite_store, asked(sqlite_store), work, Quiet()).run()) == 1  # and stays stopped
+    assert len(Rounds(sqlite_store, asked(sqlite_store), work, Quiet()).run()) == 1  # and stays stopped
 
 
 def test_it_stops_where_the_guard_stopped_the_run(sqlite_store):
     work = Stand(sqlite_store, stop=Stop("degenerate", "guard: the answers repeat themselves"))
-    (only,) = Loop(sqlite_store, asked(sqlite_store), work, Quiet()).run()
+    (only,) = Rounds(sqlite_store, asked(sqlite_store), work, Quiet()).run()
     assert (only.state, only.reason) == ("stopped", "guard: the answers repeat themselves")
     assert only.after_model is None
 
@@ -184,7 +184,7 @@ def test_it_waits_for_people_and_says_so(sqlite_store):
     ana.start()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(waiting, "_LOOK", 0.05)
-        (only,) = Loop(sqlite_store, recipe, Stand(sqlite_store), display).run()
+        (only,) = Rounds(sqlite_store, recipe, Stand(sqlite_store), display).run()
     ana.join()
     assert only.state == "closed"
     assert "by people" in only.reason
@@ -199,11 +199,11 @@ def test_asking_ends_at_votes_at_a_time_or_when_nobody_is_left_to_ask(sqlite_sto
     monkeypatch.setattr(waiting.time, "sleep", slept.append)
     collect_pairs(sqlite_store, [Canned("m")], [("q", ""), ("r", "")], *_round_of(sqlite_store))
     look = {"name": "asking", "votes": 5}
-    waiting.wait(sqlite_store, Quiet(), 1, "ask", deadline=0.0, **look)
+    waiting.wait_for_people(sqlite_store, Quiet(), 1, "ask", deadline=0.0, **look)
     vote(sqlite_store, "ana", [1, 1])
-    waiting.wait(sqlite_store, Quiet(), 1, "ask", **look)  # five were wanted, and two places is all there is
+    waiting.wait_for_people(sqlite_store, Quiet(), 1, "ask", **look)  # five were wanted, and two places is all there is
     assert not slept
-    assert waiting.given(sqlite_store, 1, "ask") == waiting.Given(2, 0)
+    assert waiting.so_far(sqlite_store, 1, "ask") == waiting.SoFar(2, 0)
 
 
 def _round_of(store):
@@ -221,7 +221,7 @@ def test_a_time_is_hours_after_the_beginning_or_a_moment():
 
 def test_nobody_voted_in_time_stops_the_round(sqlite_store):
     recipe = asked(sqlite_store, judge=None, ask={"until": "0h"}, compare={"votes": 1})
-    (only,) = Loop(sqlite_store, recipe, Stand(sqlite_store), Quiet()).run()
+    (only,) = Rounds(sqlite_store, recipe, Stand(sqlite_store), Quiet()).run()
     assert (only.state, only.reason) == ("stopped", "nobody has voted, so there is nothing to learn from")
 
 
@@ -229,19 +229,19 @@ def test_pairs_that_were_queued_before_become_the_first_rounds(sqlite_store):
     from prefiere.feedback.collect import How, Queueing
 
     collect_pairs(sqlite_store, [Canned("base")], [(f"q{i}", "") for i in range(12)], How(), Queueing())
-    Loop(sqlite_store, asked(sqlite_store, rounds=1), Stand(sqlite_store), Quiet()).run()
+    Rounds(sqlite_store, asked(sqlite_store, rounds=1), Stand(sqlite_store), Quiet()).run()
     assert [(p["round_id"], p["purpose"]) for p in rows(sqlite_store, schema.pair)][:12] == [(1, "ask")] * 12
 
 
 def test_folders_of_another_loop_are_left_alone(sqlite_store, tmp_path):
     (tmp_path / "runs" / "round-1").mkdir(parents=True)
     with pytest.raises(StoreError, match="runs of a loop with other settings"):
-        Loop(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet()).run()
+        Rounds(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet()).run()
     assert not rows(sqlite_store, schema.round_)
 
 
 def test_two_processes_do_not_follow_one_arrow(sqlite_store):
-    loop = Loop(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet())
+    loop = Rounds(sqlite_store, asked(sqlite_store), Stand(sqlite_store), Quiet())
     now = loop._current()
     loop._to(now, "sampling")
     with pytest.raises(StoreError, match="another process is at work on round 1"):
@@ -337,4 +337,4 @@ def test_people_left_out_do_not_end_a_round(sqlite_store):
     vote(sqlite_store, "ana", [1])
     with sqlite_store.write() as c:
         people.leave_out(c, people.person_named(c, "ana"))
-    assert waiting.given(sqlite_store, 1, "ask").votes == 0
+    assert waiting.so_far(sqlite_store, 1, "ask").votes == 0

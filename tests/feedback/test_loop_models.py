@@ -15,7 +15,7 @@ from feedback.conftest import rows
 from prefiere import api
 from prefiere.cli.main import app
 from prefiere.feedback import schema
-from prefiere.feedback.rounds.loop import Loop
+from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.store import Store
 from prefiere.run import Run
 from runs import model_folder
@@ -35,7 +35,7 @@ train: {max_steps: 3, batch_size: 4, learning_rate: 1e-3, eval_size: 2, sample_s
 
 def killing(state: str, when: str) -> None:
     """Let this process kill itself: where a state was entered, where its work is done, or in the middle of a run."""
-    arrow, log = Loop._to, Run.log
+    arrow, log = Rounds._to, Run.log
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +55,7 @@ def killing(state: str, when: str) -> None:
 
     if when == "middle":
         Run.log = row  # type: ignore[method-assign]
-    Loop._to = to  # type: ignore[method-assign]
+    Rounds._to = to  # type: ignore[method-assign]
 
 
 def loop(folder: Path, kill: tuple[str, str] | None = None) -> int:

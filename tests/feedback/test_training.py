@@ -53,11 +53,7 @@ def weights(run):
 @pytest.mark.parametrize(
     ("method", "options", "examples"),
     [
-        (
-            DPO,
-            {},
-            10,
-        ),  # eight pairs, of which two more by each of ana's two ideals, less two where both answers are bad
+        (DPO, {}, 12),
         (DPO, {"loss_type": "kto"}, 18),
         (Reward, {}, 12),
         (SFT, {}, 2),

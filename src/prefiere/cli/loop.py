@@ -17,7 +17,7 @@ from prefiere.data import formats
 from prefiere.evaluate.judges import Judge
 from prefiere.feedback import judging
 from prefiere.feedback.collect import How, Queueing, collect_pairs
-from prefiere.feedback.rounds.loop import Loop
+from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.rounds.recipe import LoopRecipe
 from prefiere.feedback.store import Store
 from prefiere.models.source import ModelError
@@ -76,7 +76,7 @@ def run_loop(store: Store, recipe: LoopRecipe, console: Console) -> dict[str, An
     except Timeout:
         raise RunError(f"{out}: another process runs this loop. Wait for it, or stop it.") from None
     with lock:
-        rounds = Loop(store, recipe, Models(store, recipe, console), Display(console)).run()
+        rounds = Rounds(store, recipe, Models(store, recipe, console), Display(console)).run()
     last = rounds[-1]
     stop = None
     if last.state == "stopped":

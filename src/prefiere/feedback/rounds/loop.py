@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -19,31 +18,17 @@ import sqlalchemy as sa
 
 from prefiere.feedback import items, snapshot
 from prefiere.feedback.collect import How, NothingToAsk, Queueing
-from prefiere.feedback.rounds import waiting
 from prefiere.feedback.rounds.recipe import LoopRecipe
 from prefiere.feedback.rounds.verdict import Verdict, verdict_of
+from prefiere.feedback.rounds.waiting import Watched, wait_for_people
 from prefiere.feedback.schema import round_, snapshot_row
 from prefiere.feedback.store import Store, StoreError, hidden
 from prefiere.run import Stop
 
-State: TypeAlias = Literal[
+RoundState: TypeAlias = Literal[
     "new", "sampling", "asking", "frozen", "training", "sampling_after", "comparing", "judged", "closed", "stopped"
 ]
-OVER: tuple[State, ...] = ("closed", "stopped")
-
-
-class Display(Protocol):
-    """Where the loop speaks: see `console.Display`."""
-
-    @property
-    def live(self) -> bool:
-        """Whether somebody watches it, so that a bar can move."""
-
-    def say(self, text: str) -> None:
-        """One line."""
-
-    def stage(self, name: str, total: int, start: int = 0) -> AbstractContextManager[Callable[..., None]]:
-        """A bar."""
+OVER: tuple[RoundState, ...] = ("closed", "stopped")
 
 
 class Work(Protocol):
@@ -65,7 +50,7 @@ class Round:
 
     id: int
     n: int
-    state: State
+    state: RoundState
     before_model: str
     after_model: str | None
     snapshot_id: int | None
@@ -82,18 +67,18 @@ def rounds_of(c: sa.Connection, digest: str) -> list[Round]:
 
 
 @dataclass
-class Loop:
+class Rounds:
     """One loop on one store. `run` goes on from wherever it is, to its end."""
 
     store: Store
     recipe: LoopRecipe
     work: Work
-    display: Display
+    display: Watched
 
     def run(self) -> list[Round]:
         """Go through the rounds until the last, or until one is stopped. Returns all of them."""
         now = self._current()
-        step: dict[State, Callable[[Round], Round]] = {
+        step: dict[RoundState, Callable[[Round], Round]] = {
             "new": self._new, "sampling": self._sampling, "asking": self._asking, "frozen": self._frozen,
             "training": self._training, "sampling_after": self._sampling_after, "comparing": self._comparing,
             "judged": self._judged,
@@ -128,7 +113,7 @@ class Loop:
                          started=time.time())  # fmt: skip
             return rounds_of(c, self.recipe.digest())[-1]
 
-    def _to(self, now: Round, state: State, c: sa.Connection | None = None, **values: Any) -> Round:
+    def _to(self, now: Round, state: RoundState, c: sa.Connection | None = None, **values: Any) -> Round:
         """Follow one arrow, in one transaction. Raises StoreError where another process has followed it."""
         if c is None:
             with self.store.write() as c:
@@ -162,7 +147,7 @@ class Loop:
         asked = self.recipe.ask
         if self.recipe.judge is not None:
             self.work.judge(now.id)
-        waiting.wait(
+        wait_for_people(
             self.store, self.display, now.id, "ask", name=f"round {now.n}: asking", votes=asked.votes,
             deadline=asked.deadline(now.started),
         )  # fmt: skip
@@ -198,7 +183,7 @@ class Loop:
         if self.recipe.judge is not None:
             self.work.judge(now.id)
         votes = self.recipe.compare.votes
-        waiting.wait(self.store, self.display, now.id, "compare", name=f"round {now.n}: comparing", votes=votes)
+        wait_for_people(self.store, self.display, now.id, "compare", name=f"round {now.n}: comparing", votes=votes)
         return self._to(now, "judged")
 
     def _judged(self, now: Round) -> Round:

@@ -19,7 +19,7 @@ _LOOK, _LINE = 1.0, 60.0  # seconds between two looks; and between two lines of 
 
 
 class Watched(Protocol):
-    """Where waiting shows: see `rounds.loop.Display`."""
+    """Where a loop speaks, as a `console.Display`."""
 
     @property
     def live(self) -> bool:
@@ -33,14 +33,14 @@ class Watched(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
+class SoFar:
     """Votes of people on a round's pairs, and the places at those pairs that nobody has filled."""
 
     votes: int
     places: int
 
 
-def given(store: Store, round_id: int, purpose: Purpose) -> Given:
+def so_far(store: Store, round_id: int, purpose: Purpose) -> SoFar:
     """What people have said so far of a round's pairs of this purpose."""
     mine = sa.and_(pair.c.round_id == round_id, pair.c.purpose == purpose)
     with store.read() as c:
@@ -49,15 +49,15 @@ def given(store: Store, round_id: int, purpose: Purpose) -> Given:
         held = sa.select(sa.func.count()).select_from(lease).join(pair, pair.c.id == lease.c.pair_id)
         free += int(c.execute(held.where(mine, lease.c.state == "open")).scalar_one())
         votes = sum(v.pair_id in pairs and not v.judge for v in in_force(c))
-    return Given(votes, free)
+    return SoFar(votes, free)
 
 
-def wait(
+def wait_for_people(
     store: Store, display: Watched, round_id: int, purpose: Purpose, *, name: str, votes: int | None,
     deadline: float | None = None, enough: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """Until there are so many votes, the deadline has passed, it is enough, or every place at the pairs is filled."""
-    now = given(store, round_id, purpose)
+    now = so_far(store, round_id, purpose)
     wanted = now.votes + now.places if votes is None else min(votes, now.votes + now.places)
     if _over(now, votes, deadline) or enough():
         return
@@ -75,14 +75,14 @@ def _look(
     enough: Callable[[], bool], show: Callable[[int], None],
 ) -> None:  # fmt: skip
     while True:
-        now = given(store, round_id, purpose)
+        now = so_far(store, round_id, purpose)
         show(now.votes)
         if _over(now, votes, deadline) or enough():
             return
         time.sleep(_LOOK)
 
 
-def _over(now: Given, votes: int | None, deadline: float | None) -> bool:
+def _over(now: SoFar, votes: int | None, deadline: float | None) -> bool:
     counted = votes is not None and now.votes >= votes
     return counted or not now.places or (deadline is not None and time.time() >= deadline)
 
