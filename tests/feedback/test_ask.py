@@ -7,11 +7,14 @@ import textwrap
 
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from feedback.conftest import fill, rows
 from feedback.test_collect import BASE
 from feedback.test_page import fields
 from feedback.test_votes import valid
+from prefiere.cli.feedback import _questions
+from prefiere.cli.main import app
 from prefiere.feedback import schema
 from prefiere.feedback.collect import How
 from prefiere.feedback.page import words
@@ -98,6 +101,28 @@ def test_without_a_model_there_is_no_ask_page_and_forms_of_others_are_refused(sq
     assert page.post("/ask", data={"prompt": "x"}).status_code == 403
     assert page.post("/ask", data=form | {"prompt": "  "}).status_code == 422
     assert not rows(sqlite_store, schema.prompt)
+
+
+def test_a_question_is_picked_with_one_click(sqlite_store, one):
+    made = create(sqlite_store, sampler=one, questions=[f"¿{i} <b>?" for i in range(20)])
+    page = TestClient(made, base_url="http://127.0.0.1:8600")
+    shown = page.get("/ask").text
+    assert shown.count('name="pick"') == 9
+    assert 'value="¿0 &lt;b&gt;?" data-key="1" formnovalidate' in shown
+    after = page.post("/ask", data=fields(shown) | {"prompt": "", "pick": "¿0 <b>?"})
+    assert "¿0 &lt;b&gt;?" in after.text
+    assert fields(after.text)["lease"]
+    (asked,) = rows(sqlite_store, schema.prompt)
+    assert asked["content"] == "¿0 <b>?"
+
+
+def test_questions_come_from_a_file_and_need_a_model(tmp_path):
+    (tmp_path / "q.txt").write_text("¿Qué es un perro?\n\n  ¿Y un gato?  \n" + "x\n" * 20)
+    assert _questions(str(tmp_path / "q.txt")) == ["¿Qué es un perro?", "¿Y un gato?", *["x"] * 7]
+    done = CliRunner().invoke(app, ["serve", str(tmp_path / "v.db"), "--prompts", str(tmp_path / "q.txt")])
+    assert done.exit_code == 2
+    assert "name it with --model" in done.stderr
+    assert not (tmp_path / "v.db").exists()
 
 
 def test_the_demos_model_answers_in_a_process_of_its_own():

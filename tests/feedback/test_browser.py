@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from feedback.conftest import CHROMIUM, fill, rows
+from feedback.test_ask import echo
 from feedback.test_votes import valid
 from prefiere.data import formats
 from prefiere.feedback import items, people, schema
@@ -180,6 +181,25 @@ def test_without_javascript_the_form_works(chromium, sqlite_store):
         page.click('button[value="bad"]')
         assert "All pairs are done" in page.inner_text("main")
     assert len(valid(sqlite_store)) == 2
+
+
+def test_a_question_is_asked_with_one_key(chromium, sqlite_store):
+    sampler = echo("modelo")
+    with (
+        serving(sqlite_store, sampler=sampler, questions=["¿Qué es un perro?", "¿Qué es un gato?"]) as url,
+        page_at(chromium, url + "/ask") as page,
+    ):
+        page.focus("#prompt")
+        page.keyboard.type("2")  # text, in the field
+        assert page.input_value("#prompt") == "2"
+        page.evaluate("document.activeElement.blur()")
+        page.wait_for_timeout(330)
+        page.keyboard.press("2")
+        page.wait_for_selector("#vote")
+        assert "¿Qué es un gato?" in page.inner_text(".prompt")
+        press(page, "6")
+    sampler.close()
+    assert len(valid(sqlite_store)) == 1
 
 
 LONG = (

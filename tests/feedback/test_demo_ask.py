@@ -33,15 +33,21 @@ def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path)
         env=os.environ | {"PYTHONPATH": source}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(iter(process.stderr.readline, "")))
+    stamped = lambda line: print(f"{time.monotonic() - began:6.1f} {line.rstrip()}") or line  # noqa: E731
+    reader = threading.Thread(target=lambda: said.extend(stamped(s) for s in iter(process.stderr.readline, "")))
     reader.start()
     address = None
     while address is None and process.poll() is None:
-        found = re.search(r"http://localhost:\d+", "".join(said))
+        found = re.search(r"http://localhost:\d+/ask", "".join(said))
         address = found[0] if found else None
         time.sleep(0.2)
     assert address, "".join(said)
     with page_at(chromium, address) as page:
+        assert page.inner_text('[data-key="1"] span') == "¿Qué es un perro?"
+        page.wait_for_timeout(330)
+        page.keyboard.press("1")
+        page.wait_for_selector("#vote, .problem")  # the model may say the same each time
+        page.goto(address.removesuffix("/ask"))
         while process.poll() is None:
             if page.query_selector("#vote"):
                 left, right = (e.inner_text() for e in page.query_selector_all(".answer .said"))
@@ -68,3 +74,5 @@ def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path)
     store.close()
     files = json.loads((Path(result["run"]) / "data.json").read_text())
     assert "votes.db#1@" in json.dumps(files)
+    assert files["train"]["votes"]["people"][0]["name"] == "local"
+    assert "Before and after, blind" in (Path(result["run"]) / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ def serve(
     store: Where,
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Answers what people ask on the page; two answer blind.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="Questions to pick from, with --model; the first nine.")
     ] = None,
     runs: Annotated[
         Path | None, typer.Option("--runs", help="Show every run in this folder on the page, live.")
@@ -38,9 +42,23 @@ def serve(
     models = model or []
     if len(models) > 2:
         raise StoreError("name one model, which answers twice, or two, which answer once each: --model M [--model M2].")
+    if prompts is not None and not models:
+        raise StoreError("--prompts are questions for a model: name it with --model M, or use `prefiere collect`.")
+    questions = _questions(prompts) if prompts is not None else []
     process = [sys.executable, "-m", "prefiere.cli.sampler", *models] if models else []
     with opened(store, create=True) as s:
-        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say, sampler=process, runs=runs)
+        return serve(s, guidelines=guidelines, host=host, port=port, tokens=token, say=say, sampler=process, runs=runs,
+                     questions=questions)  # fmt: skip
+
+
+def _questions(name: str) -> list[str]:
+    """The first prompts of a file that are text, or one message of a user."""
+    from prefiere.data import formats
+    from prefiere.feedback.page.app import MOST_QUESTIONS
+
+    found = (r.prompt for r in formats.read(name, kind="prompts"))
+    alone = (p if isinstance(p, str) else p[0].content for p in found if isinstance(p, str) or len(p) == 1)
+    return list(itertools.islice((text.strip() for text in alone if text.strip()), MOST_QUESTIONS))
 
 
 @command

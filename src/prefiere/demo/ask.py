@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from prefiere.feedback.testimony import blind_comparison
 from prefiere.feedback.votes import in_force
 
 VOTES = 10
+FIRST = "¿Qué es un perro?"
+"""The question that is offered first."""
 DPO_OPTIONS = {"batch_size": VOTES, "max_steps": 20, "eval_size": 0}
 """Ten pairs are one batch: twenty updates on them took the encyclopedic share from 38% to 83% after five votes."""
 
@@ -47,8 +49,13 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
     random.Random(1).shuffle(questions)
     before = Answering(str(base))
     _queue(store, [before], questions, "ask", Display(console))
-    with _page(store.name, str(base)) as address:
-        console.print(f"Open {address} and say {VOTES} times which answer you prefer (? shows the keys).", markup=False)
+    offered = out / "questions.txt"
+    offered.write_text("\n".join((FIRST, *_short(questions))) + "\n", encoding="utf-8")
+    with _page(store.name, str(base), offered) as address:
+        console.print(
+            f"Open {address}/ask, pick a question, and say {VOTES} times which answer you prefer (? shows the keys).",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
         _wait(store, "ask", console)
         round_id = _round(store, None, "training")
         run = _train(base, store.name, out / "dpo", console)
@@ -71,6 +78,12 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
     )  # fmt: skip
     console.print(f"Report: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
     return {"votes": store.name, "run": str(run.folder), **found}
+
+
+def _short(questions: Sequence[Text]) -> list[str]:
+    """Some questions as text, to pick from."""
+    texts = [q if isinstance(q, str) else q[0].content for q in questions]
+    return [text for text in texts if text != FIRST][-8:]
 
 
 def _queue(store: Store, models: list[Answering], prompts: list[Text], purpose: Purpose, display: Display) -> None:
@@ -125,12 +138,13 @@ def _round(store: Store, round_id: int | None, state: str) -> int:
 
 
 @contextmanager
-def _page(votes: str, base: str) -> Iterator[str]:
-    """The page in a process of its own, with the Ask page on the demo's model; its address."""
+def _page(votes: str, base: str, questions: Path) -> Iterator[str]:
+    """The page in a process of its own, with the Ask page on the demo's model and questions for it; its address."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "prefiere", "serve", votes, "--model", base, "--port", str(port)]
+    command = [sys.executable, "-m", "prefiere", "serve", votes, "--model", base, "--prompts", str(questions),
+               "--port", str(port)]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         _up(port, process.poll)

@@ -1,7 +1,7 @@
 """The server: routes, each a few lines, over a store. What is shown is in `desk`, what is refused in `security`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from prefiere.feedback.page.runs import RunFolder
 
 vote_router = APIRouter()
+MOST_QUESTIONS = 9
+"""Questions to pick from: one for each key from 1 to 9."""
 
 
 def create(
@@ -34,11 +36,15 @@ def create(
     tokens: bool = False,
     sampler: Sampler | None = None,
     runs: "RunFolder | None" = None,
+    questions: Sequence[str] = (),
 ) -> Guard:
-    """The application. Without ``tokens`` whoever reaches it is the local person: only for a loopback host."""
+    """The application. Without ``tokens`` whoever reaches it is the local person: only for a loopback host.
+
+    questions: what the Ask page offers to pick from, the first MOST_QUESTIONS of them.
+    """
     if not tokens and not loopback(host):
         raise ValueError(f"{host} can be reached from elsewhere: a token is required there.")
-    site = Site(Desks(store, guidelines, open=not tokens), sampler, runs)
+    site = Site(Desks(store, guidelines, open=not tokens), sampler, runs, questions)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.site = site
     _errors(app, site)
@@ -149,9 +155,11 @@ def ask_page(request: Request, site: Here, who: Asker) -> Response:
 
 @vote_router.post("/ask")
 def post_question(
-    request: Request, site: Here, who: Sender, prompt: Annotated[str, Form(max_length=20_000)]
-) -> Response:
-    """Let the model answer twice; the pair is then in the person's hands."""
+    request: Request, site: Here, who: Sender, prompt: Annotated[str, Form(max_length=20_000)] = "",
+    pick: Annotated[str, Form(max_length=20_000)] = "",
+) -> Response:  # fmt: skip
+    """Let the model answer twice what was typed, or picked; the pair is then in the person's hands."""
+    prompt = pick or prompt
     if site.sampler is None or site.desks.needs_consent(who):
         raise Refused(403, "e403")
     if not prompt.strip():
@@ -170,7 +178,7 @@ def _ask_page(
     csrf = desk.csrf_of(who["token_hash"])
     return site.page(
         request, "ask.html", status, who=who, csrf=csrf, prompt=prompt, problem=problem,
-        guidelines=site.desks.guidelines,
+        guidelines=site.desks.guidelines, questions=site.questions[:MOST_QUESTIONS],
     )  # fmt: skip
 
 

@@ -110,17 +110,21 @@ class Desks:
             return outcome, people.judge_by_gold(c, who["id"]) == "warn"
 
 
+_A, _B = answer.alias("a"), answer.alias("b")
+_TEXTS = (
+    sa.select(prompt.c.content, _A.c.content, _B.c.content)
+    .select_from(pair)
+    .join(prompt, prompt.c.id == pair.c.prompt_id)
+    .join(_A, _A.c.id == pair.c.a_id)
+    .join(_B, _B.c.id == pair.c.b_id)
+    .where(pair.c.id == sa.bindparam("pair"))
+)
+"""Built once: making aliases of a table takes a fifth of the time of showing a pair."""
+
+
 def texts_of(c: sa.Connection, held: Lease) -> dict[str, Any]:
     """The contents of a lease's prompt and answers: prompt, a, b."""
-    a, b = answer.alias(), answer.alias()
-    row = c.execute(
-        sa.select(prompt.c.content, a.c.content, b.c.content)
-        .select_from(pair)
-        .join(prompt, prompt.c.id == pair.c.prompt_id)
-        .join(a, a.c.id == pair.c.a_id)
-        .join(b, b.c.id == pair.c.b_id)
-        .where(pair.c.id == held.pair_id)
-    ).one()
+    row = c.execute(_TEXTS, {"pair": held.pair_id}).one()
     return {"prompt": row[0], "a": row[1], "b": row[2]}
 
 

@@ -33,11 +33,12 @@ def serve(
     say: Callable[[str], None],
     sampler: Sequence[str] = (),
     runs: Path | None = None,
+    questions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Serve a store until it is interrupted. ``tokens``: ask for a link on this machine, too; elsewhere it always is.
 
     ``sampler`` is the command of a process that answers what people ask, for the Ask page (see `sampler.Sampler`).
-    ``runs`` is a folder of runs, for the Runs page.
+    ``questions`` are offered there to pick from. ``runs`` is a folder of runs, for the Runs page.
     ``say`` shows the address, and the link of the first admin once. No access log is kept: it would hold addresses.
     Raises StoreError for guidelines that cannot be read, a port that is taken, and a folder of runs that is none.
     """
@@ -45,7 +46,7 @@ def serve(
     tokens = tokens or not loopback(host)
     listening = _bind(host, port)
     asked = Sampler(sampler) if sampler else None
-    app = create(store, host=host, guidelines=told, tokens=tokens, sampler=asked, runs=shown_runs)
+    app = create(store, host=host, guidelines=told, tokens=tokens, sampler=asked, runs=shown_runs, questions=questions)
     if asked is not None:
         asked.warm_up()
     bound = listening.getsockname()[1]

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import sqlalchemy as sa
@@ -33,8 +34,14 @@ class Refused(Exception):
 class Site:
     """What every route needs: the desks, the templates, the words of a request."""
 
-    def __init__(self, desks: Desks, sampler: Sampler | None = None, runs: "RunFolder | None" = None):
-        self.sampler, self.runs = sampler, runs
+    def __init__(
+        self,
+        desks: Desks,
+        sampler: Sampler | None = None,
+        runs: "RunFolder | None" = None,
+        questions: Sequence[str] = (),
+    ):
+        self.sampler, self.runs, self.questions = sampler, runs, questions
         self.desks, self.templates, self.static = desks, jinja_environment(), static()
         self.guesses = Guesses()
         self._board: tuple[float, Figures] | None = None

@@ -74,6 +74,8 @@
     const key = e.key.length === 1 ? e.key.toLowerCase() : e.key;
     if ((e.ctrlKey || e.metaKey) && key === "z") { e.preventDefault(); if (!busy) press('[data-key="u"]'); return; }
     if (e.ctrlKey || e.metaKey || e.altKey) return;
+    const question = /^[1-9]$/.test(key) && document.querySelector(`#ask [data-key="${key}"]`);
+    if (question) { e.preventDefault(); if (!e.repeat && performance.now() - shown > 300) question.click(); return; }
     if (key === "j" || key === "k") { scroll(key === "j" ? 120 : -120); e.preventDefault(); return; }
     const known = /^[1-7tbsueg?]$/.test(key) || key === "ArrowLeft" || key === "ArrowRight" || key === "Escape";
     if (!known) return;
