@@ -15,7 +15,7 @@ from feedback.test_votes import valid
 from prefiere.feedback import schema
 from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.figures import figures
-from prefiere.feedback.judging import vote_all
+from prefiere.feedback.judging.voting import vote_all
 
 ASKED = [(f"¿Qué es {i}?", f"p.txt:{i}") for i in range(20)]
 

@@ -17,7 +17,7 @@ from feedback.test_exchange import run, vote
 from feedback.test_votes import Desk
 from prefiere.feedback import items, people, schema
 from prefiere.feedback.collect import collect_pairs
-from prefiere.feedback.judging import vote_all
+from prefiere.feedback.judging.voting import vote_all
 from prefiere.feedback.leases import Nothing
 from prefiere.feedback.rounds import waiting
 from prefiere.feedback.rounds.loop import Rounds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from prefiere.data import formats
 from prefiere.data.schema import Text
 from prefiere.evaluate.compare import sides, validation_prompts
 from prefiere.evaluate.judges import Judge
-from prefiere.feedback import collect, judging
+from prefiere.feedback import collect
 from prefiere.feedback.collect import How, Queueing
-from prefiere.feedback.store import Store
+from prefiere.feedback.judging.endpoint import Endpoint, names_endpoint
+from prefiere.feedback.judging.voting import Compares, by_scores, vote_by
+from prefiere.feedback.store import Store, hidden
+from prefiere.files import visible
 from prefiere.models.load import fingerprint, load_model, load_tokenizer
 from prefiere.models.source import ModelError, find_model
 from prefiere.run import Run
@@ -96,12 +100,44 @@ def run_compare(
     return {"before": first, "after": second, "counts": dict(counts), "store": store.name}
 
 
-def run_judge(store: Store, name: str, *, limit: int | None, display: Display) -> dict[str, Any]:
-    """Let a rule or a reward model vote on pairs that it has not had. Returns how many it did."""
-    judge = Judge.load(name)
-    with display.stage(f"judging as {name}", limit or 0) as advance:
-        done = judging.vote_all(store, name, judge, limit=limit, progress=advance)
+@dataclass(frozen=True)
+class Voter:
+    """A judge under the name that it votes under."""
+
+    name: str
+    compare: Compares
+
+    def vote(self, store: Store, display: Display, *, limit: int | None = None, round_id: int | None = None) -> int:
+        """Let it vote on the pairs that it has not had. Returns on how many it did."""
+        asks = self.compare if isinstance(self.compare, Endpoint) else None
+        with display.stage(f"judging as {self.name}", limit or 0) as advance:
+            done = vote_by(store, self.name, self.compare, limit=limit, round_id=round_id, progress=advance,
+                           at_once=1 if asks else 64)  # fmt: skip
+        if asks is not None and asks.unread:
+            said = f"{asks.unread:,} answers of {self.name} were no verdict and do not count, the first: "
+            display.say(said + repr(visible(asks.example)))
+        return done
+
+
+def open_judge(name: str, model: str | None = None, guidelines: str = "") -> Voter:
+    """A judge: an endpoint (http://host/v1#MODEL), a function (module:function) or a reward model.
+
+    Raises ValueError for what is none, and for a model or guidelines of a judge that reads none.
+    """
+    if names_endpoint(name):
+        asked = Endpoint.named(name, model, guidelines)
+        return Voter(asked.name, asked)
+    if model or guidelines:
+        raise ModelError(f"{name} is no endpoint: --judge-model and --guidelines are for one (http://host/v1).")
+    return Voter(name, by_scores(Judge.load(name)))
+
+
+def run_judge(store: Store, judge: Voter, *, limit: int | None, display: Display) -> dict[str, Any]:
+    """Let a judge vote on pairs that it has not had. Returns how many it did, and how often it gave no verdict."""
+    done = judge.vote(store, display, limit=limit)
     display.say(
-        f"{done:,} votes of {name}, a person of kind judge: `prefiere votes people {store.name}` shows its worth."
+        f"{done:,} votes of {judge.name}, a person of kind judge: `prefiere votes people {hidden(store.name)}` shows "
+        "its worth."
     )
-    return {"votes": done, "judge": name}
+    unread = judge.compare.unread if isinstance(judge.compare, Endpoint) else 0
+    return {"votes": done, "judge": judge.name, "unread": unread}

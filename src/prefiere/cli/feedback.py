@@ -127,17 +127,29 @@ def keep_blind(store: str, runs: Sequence[Run]) -> None:
 @command
 def judge(
     store: Where,
-    judge: Annotated[str, typer.Option("--judge", "-j", help="module:function, or a reward model.")],
+    judge: Annotated[
+        str,
+        typer.Option("--judge", "-j", help="module:function, a reward model, or an endpoint: http://host/v1#MODEL."),
+    ],
+    model: Annotated[str | None, typer.Option("--judge-model", help="Of an endpoint: which model.")] = None,
+    guidelines: Annotated[
+        Path | None, typer.Option("--guidelines", help="Of an endpoint: what people are told, it is told, too.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Pairs at most.")] = None,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Let a rule or a reward model vote, as a person of kind judge: its figures are corrected by people's votes."""
-    from prefiere.cli.collect import run_judge
+    """Let a rule, a reward model or an LLM vote, as a person of kind judge: people's votes correct its figures.
+
+    An endpoint is asked for chat completions, each pair in both orders; its key is read from PREFIERE_JUDGE_KEY.
+    """
+    from prefiere.cli.collect import open_judge, run_judge
     from prefiere.console import Display, hush, progress
+    from prefiere.feedback.page.serve import read_guidelines
 
     hush()
     with opened(store) as s:
-        return run_judge(s, judge, limit=limit, display=Display(progress()))
+        asked = open_judge(judge, model, read_guidelines(guidelines) or "")
+        return run_judge(s, asked, limit=limit, display=Display(progress()))
 
 
 @command

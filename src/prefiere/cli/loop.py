@@ -11,11 +11,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from prefiere import api
-from prefiere.cli.collect import Answering
+from prefiere.cli.collect import Answering, open_judge
 from prefiere.console import Display
 from prefiere.data import formats
-from prefiere.evaluate.judges import Judge
-from prefiere.feedback import judging
 from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.rounds.recipe import LoopRecipe
@@ -30,7 +28,7 @@ class Models:
     def __init__(self, store: Store, recipe: LoopRecipe, console: Console):
         self._store, self._recipe, self._console = store, recipe, console
         self._display = Display(console)
-        self._judge = Judge.load(recipe.judge) if recipe.judge is not None else None
+        self._judge = open_judge(recipe.judge) if recipe.judge is not None else None
         self._threads = torch.get_num_threads()
 
     def collect(self, models: list[str], prompts: str, how: How, queueing: Queueing) -> None:
@@ -49,8 +47,7 @@ class Models:
     def judge(self, round_id: int) -> None:
         """See `Work.judge`."""
         assert self._judge is not None
-        assert self._recipe.judge is not None
-        judging.vote_all(self._store, self._recipe.judge, self._judge, round_id=round_id)
+        self._judge.vote(self._store, self._display, round_id=round_id)
 
     def train(self, model: str, data: str, out: str) -> Stop | None:
         """See `Work.train`. A run of which the guard has stopped is not trained on."""

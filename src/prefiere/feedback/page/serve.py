@@ -42,7 +42,7 @@ def serve(
     ``say`` shows the address, and the link of the first admin once. No access log is kept: it would hold addresses.
     Raises StoreError for guidelines that cannot be read, a port that is taken, and a folder of runs that is none.
     """
-    told, shown_runs = _read(guidelines), _runs(runs)
+    told, shown_runs = read_guidelines(guidelines), _runs(runs)
     tokens = tokens or not loopback(host)
     listening = _bind(host, port)
     asked = Sampler(sampler) if sampler else None
@@ -69,7 +69,8 @@ def serve(
     return {"address": address}
 
 
-def _read(guidelines: Path | None) -> str | None:
+def read_guidelines(guidelines: Path | None) -> str | None:
+    """What people are told before they vote. Raises StoreError for a file that cannot be read."""
     if guidelines is None:
         return None
     try:

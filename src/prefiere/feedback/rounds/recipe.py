@@ -76,7 +76,7 @@ class LoopRecipe(_Keys):
     method: Literal["dpo", "sft"] = Field("dpo", description="how a round learns")
     ask: Asking = Field(description="when a round has asked enough")
     compare: Comparing = Field(description="the blind comparison before and after")
-    judge: str | None = Field(None, description="module:function, or a reward model, that votes on every pair too")
+    judge: str | None = Field(None, description="module:function, a reward model, or an endpoint, that votes too")
     limit: int | None = Field(None, ge=1, description="the first so many prompts only")
     overlap: int | None = Field(None, ge=1, description="people a pair; none: one, two for 12% of the pairs")
     temperature: float = Field(1.0, gt=0, description="of the answers that are asked about")
