@@ -86,6 +86,7 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     from dataclasses import asdict
 
     from prefiere.feedback.figures import PUBLISHED, figures
+    from prefiere.feedback.rounds.learning import sentence
     from prefiere.files import visible
 
     with opened(store) as s:
@@ -97,6 +98,7 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     rows += [("left side", _range(*f.left)), ("longer answer", _range(f.longer.mean, f.longer.low, f.longer.high))]
     console().print(table("", ("of the votes", "value (95%)"), rows))
     say(f"{f.doubled:,} pairs have two votes or more; people elsewhere take the same side in {low:.0%} to {high:.0%}")
+    say(sentence(f.curve))
     for title, ranks in (("", f.ranking), ("at equal length", f.ranking_by_length)):
         if ranks:
             shown = [
@@ -107,6 +109,20 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
         say(f"judge {visible(name)}: {_range(j.mean, j.low, j.high)} for b with people's correction, "
             f"{_range(j.people, j.people_low, j.people_high)} by people alone ({j.n} pairs of both)")  # fmt: skip
     return asdict(f)
+
+
+@app.command()
+@command
+def prioritise(store: Where, json: Json = False) -> dict[str, Any]:
+    """Ask next what tells most: order the open pairs by their texts; a fifth of the questions stays random."""
+    from prefiere.feedback.rounds.learning import prioritise
+    from prefiere.feedback.science.active import FIRST_RANDOM
+
+    with opened(store) as s:
+        scored = prioritise(s)
+    say(f"{scored:,} pairs in order" if scored else f"nothing in order yet: it takes votes on {FIRST_RANDOM} pairs, "
+        "and open pairs")  # fmt: skip
+    return {"scored": scored}
 
 
 @app.command("import")

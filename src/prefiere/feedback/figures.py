@@ -12,8 +12,10 @@ import numpy as np
 import sqlalchemy as sa
 
 from prefiere.feedback import schema, snapshot
+from prefiere.feedback.rounds import learning
 from prefiere.feedback.schema import answer, model, pair, person
 from prefiere.feedback.science import agreement, judges
+from prefiere.feedback.science.active import Stopping
 from prefiere.feedback.science.agreement import Agreement
 from prefiere.feedback.science.ranking import Game, Rank, fit_bradley_terry
 from prefiere.feedback.store import Store
@@ -63,6 +65,7 @@ class Figures:
     ranking_by_length: list[Rank]
     judged: dict[str, judges.Corrected]
     names_its_model: int
+    curve: Stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ def figures(store: Store, now: float) -> Figures:
         gold = {r.pair_id: r.side for r in c.execute(sa.select(schema.gold.c.pair_id, schema.gold.c.side))}
         opened = int(c.execute(sa.select(sa.func.coalesce(sa.func.sum(pair.c.open), 0))).scalar_one())
         _, trust = snapshot.reliable(c, everybody)
+        learnt = learning.curve(c, votes)
     human = [v for v in votes if not v.judge]
     decided = [v for v in human if v.side in ("a", "b")]
     left = sum((v.side == "a") != v.swapped for v in decided)
@@ -114,6 +118,7 @@ def figures(store: Store, now: float) -> Figures:
         ranking_by_length=fit_bradley_terry(games, by_length=True),
         judged=_judged(votes, pairs, {r["id"]: r["pseudonym"] for r in rows}),
         names_its_model=named,
+        curve=learnt,
     )
 
 

@@ -18,11 +18,13 @@ import sqlalchemy as sa
 
 from prefiere.feedback import items, snapshot
 from prefiere.feedback.collect import How, NothingToAsk, Queueing
+from prefiere.feedback.rounds import learning
 from prefiere.feedback.rounds.recipe import LoopRecipe
 from prefiere.feedback.rounds.verdict import Verdict, verdict_of
 from prefiere.feedback.rounds.waiting import Watched, wait_for_people
 from prefiere.feedback.schema import round_, snapshot_row
 from prefiere.feedback.store import Store, StoreError, hidden
+from prefiere.feedback.votes import in_force
 from prefiere.run import Stop
 
 RoundState: TypeAlias = Literal[
@@ -147,9 +149,11 @@ class Rounds:
         asked = self.recipe.ask
         if self.recipe.judge is not None:
             self.work.judge(now.id)
+        if asked.votes != 0:
+            learning.prioritise(self.store)
         wait_for_people(
             self.store, self.display, now.id, "ask", name=f"round {now.n}: asking", votes=asked.votes,
-            deadline=asked.deadline(now.started),
+            deadline=asked.deadline(now.started), enough=self._enough,
         )  # fmt: skip
         with self.store.write() as c:
             taken = snapshot.take_in(c)
@@ -193,6 +197,13 @@ class Rounds:
             return self._stop(now, f"the model after lost: {found.sentence}")
         self._say(now, found.sentence)
         return self._to(now, "closed", reason=found.sentence)
+
+    def _enough(self) -> bool:
+        """Whether the stop rule ends the asking, where the recipe wants that."""
+        if not self.recipe.ask.enough:
+            return False
+        with self.store.read() as c:
+            return learning.curve(c, in_force(c)).said == "stop"
 
     def _how(self, more: int) -> How:
         """How answers are drawn: every sampling of a loop has a seed of its own."""
