@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check bench
+.PHONY: help demo test test-long test-slow test-gpu check bench
 
 help:
 	@echo "make demo       train, align and compare a small bilingual model, ending in a report"
 	@echo "make test       the test suite"
+	@echo "make test-long  the tests that take half a minute or more each"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make check      formatter, linter, type checker"
@@ -23,6 +24,9 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-long: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n $(WORKERS)
 
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow

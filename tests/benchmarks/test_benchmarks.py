@@ -51,6 +51,7 @@ def test_a_quick_run_measures_a_row_and_writes_it(tmp_path: Path) -> None:
     assert row["work"] in done.stdout
 
 
+@pytest.mark.long
 def test_the_figures_of_a_4_bit_7b_are_all_there_at_a_tiny_size() -> None:
     """Every contender runs, the four roles on one trunk, and each row has a number. On a CPU no goal is judged."""
     command = [sys.executable, "-m", "benchmarks.fourbit", "--tiny"]

@@ -28,6 +28,7 @@ def assert_turned(figures: dict, road: str = "dpo") -> None:
     assert kl < 1.5
 
 
+@pytest.mark.long
 def test_the_demo_turns_the_model_both_ways_and_is_not_done_twice(tmp_path: Path) -> None:
     """Preferences lead to the same voice directly, and by way of a reward model, at a like distance."""
     first = demo(out=tmp_path, console=QUIET)

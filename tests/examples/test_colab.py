@@ -37,6 +37,7 @@ def test_it_holds_no_output_and_little_code() -> None:
     assert any("hf auth login" in text for text in cells("markdown"))
 
 
+@pytest.mark.long
 def test_its_cells_run_on_the_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cell by cell, as a notebook would: lines that begin with ! go to a shell, what is in braces is filled in."""
     shown: list[str] = []
@@ -103,6 +104,7 @@ def ultrafeedback_like(path: Path, n: int) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_recipe_takes_less_than_four_hours_on_a_t4(tmp_path: Path) -> None:
     given = {"model": str(mistral_7b(tmp_path / "model")), "out": str(tmp_path / "run"),
              "data": str(ultrafeedback_like(tmp_path / "pairs.jsonl", 3400))}  # fmt: skip

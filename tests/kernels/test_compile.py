@@ -11,7 +11,7 @@ from prefiere.tokens.pack import pack
 from random_groups import store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("onednn", [False, True])
 def test_a_compiled_trunk_gives_the_same_gradients(onednn: bool) -> None:
     attention.register()

@@ -325,6 +325,7 @@ def test_a_tracker_that_is_not_there_is_an_error(tmp_path) -> None:
         go(tmp_path, report_to=["mlflow"])
 
 
+@pytest.mark.long
 def test_torch_compile_changes_nothing_but_speed(tmp_path) -> None:
     one = go(tmp_path, out=str(tmp_path / "one"), max_steps=2)
     two = go(tmp_path, out=str(tmp_path / "two"), max_steps=2, torch_compile=True)
