@@ -53,7 +53,7 @@ def test_an_entry_is_made_once_for_a_key() -> None:
 def test_a_damaged_entry_is_made_anew(damage: str) -> None:
     make = Maker()
     folder, _ = kept(make)
-    data, manifest = folder / "a.bin", folder / "entry.json"
+    data, manifest = folder / "a.bin", folder / "manifest.json"
     if damage == "bit":
         data.write_bytes(b"Whole" + data.read_bytes()[5:])
     elif damage == "cut":

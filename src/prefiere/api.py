@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 class TrainedRun(Run):
     """A run after training.
 
-    stopped: why it ended before its last step, if it did. already: nothing was left to do.
+    stopped: why it ended before its last step, if it did. already: nothing was left to do. judge: as it was given.
     """
 
     stopped: Stop | None = None
     already: bool = False
+    judge: str | None = None
 
     def compare(self, **options: Any) -> Compared:
         """The model before and after, answering the same prompts with the same seed (see `compare`)."""
-        return compare(self, **options)
+        return compare(self, **{"judge": self.judge} | options)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write report.html again, or another file; return its path."""
@@ -49,7 +50,7 @@ def train(settings: Settings, *, fresh: bool = False, console: Console | None = 
 
     outcome = start(settings, fresh=fresh, display=Display(console), on_end=_write_report)
     trained = TrainedRun(outcome.run.folder)
-    trained.stopped, trained.already = outcome.stopped, outcome.already
+    trained.stopped, trained.already, trained.judge = outcome.stopped, outcome.already, settings.judge
     return trained
 
 

@@ -23,9 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from prefiere.files import atomic_folder
-
-_MANIFEST = "entry.json"
+from prefiere.files import atomic_folder, seal, sealed
 
 
 def cache_folder() -> Path:
@@ -35,12 +33,6 @@ def cache_folder() -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "prefiere"
-
-
-def hash_of(path: Path) -> str:
-    """A hash of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def digest_of(key: Mapping[str, Any]) -> str:
@@ -66,10 +58,8 @@ class Entry:
         with atomic_folder(self.folder) as filled:
             about: dict[str, Any] = {}
             yield filled, about
-            files = {f.name: [f.stat().st_size, hash_of(f)] for f in sorted(filled.iterdir())}
-            manifest = json.dumps({"files": files, "about": about})
-            (filled / _MANIFEST).write_text(manifest)
-        self.whole, self.about = True, dict(json.loads(manifest)["about"])
+            seal(filled, about)
+        self.whole, self.about = True, dict(json.loads(json.dumps(about)))
 
 
 @contextmanager
@@ -87,18 +77,7 @@ def entry(kind: str, key: Mapping[str, Any]) -> Iterator[Entry]:
     except OSError as e:
         raise ValueError(f"cannot write to {path.parent} ({e.strerror}): set PREFIERE_CACHE to another folder") from e
     try:
-        about = _about(path)
-        yield Entry(path, about is not None, about or {})
+        about, damaged = sealed(path)
+        yield Entry(path, damaged is None, about)
     finally:
         lock.release()
-
-
-def _about(path: Path) -> dict[str, Any] | None:
-    """What an entry's making returned; None where it is missing or damaged."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        files, about = manifest["files"], manifest["about"]
-        sizes = all((path / name).stat().st_size == size for name, (size, _) in files.items())
-        return dict(about) if sizes and all(hash_of(path / n) == h for n, (_, h) in files.items()) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None

@@ -20,11 +20,13 @@ from typing import Annotated, Any
 
 import rich.box
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from prefiere.files import visible
 from prefiere.run import Stop
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")]
@@ -34,6 +36,23 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 GUARDED = 3  # a guard stopped the run
 
 
+class Terminal(Console):
+    """A console on which text can do nothing but be read.
+
+    Names, paths, columns, answers and errors come from elsewhere. A character of theirs that would move the cursor, set
+    a title or reorder others is spelt out; what rich itself sends to the terminal passes.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints. Text is made visible first: rich drops some characters without a word."""
+        super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of anything that is shown, with their text made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def main_process() -> bool:
     """Whether this is the process that speaks, of those that torchrun started: as `World.main`, but without torch."""
     return os.environ.get("RANK", "0") == "0"
@@ -41,7 +60,7 @@ def main_process() -> bool:
 
 def console() -> Console:
     """Where people read: stdout, or stderr under --json; silent in every process but the first."""
-    return Console(quiet=not main_process(), highlight=False)
+    return Terminal(quiet=not main_process(), highlight=False)
 
 
 def say(text: str) -> None:
@@ -51,7 +70,7 @@ def say(text: str) -> None:
 
 def progress() -> Console:
     """Where bars and notices of a long command go: stderr, so that stdout holds results only."""
-    return Console(stderr=True, quiet=not main_process(), highlight=False)
+    return Terminal(stderr=True, quiet=not main_process(), highlight=False)
 
 
 def hush() -> None:
@@ -87,11 +106,11 @@ def command(body: Body) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except (ValueError, OSError) as e:
-            if not _ours(e.__traceback__):
-                traceback.print_exc()
+            if not _ours(e.__traceback__) and not (isinstance(e, OSError) and e.errno is not None):
+                print(visible(traceback.format_exc()), file=sys.stderr)
                 raise typer.Exit(1) from None
             rank = "" if main_process() else f" (process {os.environ['RANK']})"  # perhaps it alone has one
-            print(f"error{rank}: {e}", file=sys.stderr)
+            print(visible(f"error{rank}: {_line(e)}"), file=sys.stderr)
             raise typer.Exit(2) from None
         if as_json and main_process():
             print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))
@@ -100,6 +119,14 @@ def command(body: Body) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED if stop.kind == "interrupted" else GUARDED)
 
     return run
+
+
+def _line(error: BaseException) -> str:
+    """What a user is told of an error: a file that cannot be read or written is named."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return f"{named}{error.strerror or error}"
+    return str(error)
 
 
 def _plain(value: Any) -> Any:
@@ -120,9 +147,9 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
     made = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_lines=lines)
     made.box = rich.box.HORIZONTALS if lines else None
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(Text(visible(column)), overflow="fold")
     for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
+        made.add_row(*(Text(visible(str(cell))) for cell in row))
     return made
 
 
@@ -130,7 +157,7 @@ class Display:
     """Messages and progress bars; a quiet one shows nothing (other processes, tests)."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        self.console = console or Console(stderr=True, quiet=quiet)
+        self.console = console or Terminal(stderr=True, quiet=quiet)
 
     @property
     def live(self) -> bool:

@@ -7,13 +7,16 @@ writes a thing: runs and entries of the cache have locks of their own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # .NAME.<16 hex digits>.tmp: NAME as it is being written; .NAME.<16 hex digits>.old: what NAME was until it is replaced
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(tmp|old)", re.DOTALL)
@@ -27,9 +30,9 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     with _beside(path, folder=False) as temporary:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -44,13 +47,42 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         if os.path.lexists(path):
             _replace(path, temporary)
         else:
             temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
+
+
+MANIFEST = "manifest.json"
+
+
+def hash_of(path: Path) -> str:
+    """A hash of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def seal(folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write down the size and hash of each file of a folder, and plain values ``about`` them."""
+    files = {f.name: [f.stat().st_size, hash_of(f)] for f in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"files": files, "about": about or {}}))
+
+
+def sealed(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What `seal` was told about a folder, and the name of a file that is not as it was then, if there is one."""
+    try:
+        manifest = {} if (folder / MANIFEST).is_symlink() else json.loads((folder / MANIFEST).read_text())
+        files, about = dict(manifest["files"]), dict(manifest["about"])
+        expected = {name: (int(size), str(mark)) for name, (size, mark) in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}, MANIFEST
+    paths = {name: folder / Path(name).name for name in expected}
+    off = (n for n, p in paths.items() if p.is_symlink() or not p.is_file() or p.stat().st_size != expected[n][0])
+    name = next(off, None) or next((n for n, p in paths.items() if hash_of(p) != expected[n][1]), None)
+    return about, name
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,13 +159,30 @@ def _delete(path: Path) -> None:
             path.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make the contents of a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def leads_out(folder: Path, path: Path) -> bool:
+    """Whether a path under ``folder`` is, or lies behind, a symbolic link to somewhere else.
+
+    The folder itself may be one: whoever named it knows.
+    """
+    return not path.resolve().is_relative_to(folder.resolve())
+
+
+def first_link_out(folder: Path) -> Path | None:
+    """The first file or folder anywhere under ``folder`` that is a link to somewhere else."""
+    for at, folders, names in os.walk(folder):
+        for name in sorted((*folders, *names)):
+            if (path := Path(at, name)).is_symlink() and leads_out(folder, path):
+                return path
+    return None
 
 
 # Characters that hide, reorder their neighbours, break lines or break the encoding: C0 but tab and newline, DEL and C1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -12,17 +11,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from prefiere import previous
 from prefiere.console import Display
 from prefiere.data.sources import is_votes
+from prefiere.files import clean
 from prefiere.methods import METHODS
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
 from prefiere.run import Run, RunError, Stop
 from prefiere.settings import Settings
-from prefiere.train.engine import TrainingError
 from prefiere.train.environment import environment
-from prefiere.train.interrupt import resume_command
+from prefiere.train.interrupt import Ending, resume_command
 from prefiere.train.loop import Loop
 from prefiere.train.setup import Session, build_session, make_evaluator
 from prefiere.world import World
@@ -37,25 +37,11 @@ class Outcome:
     stopped: Stop | None = None
 
 
-LOGS = (
-    "metrics.jsonl",
-    "samples.jsonl",
-    "status.json",
-    "report.html",
-    "data.json",
-    "environment.json",
-    "calibration.json",
-    "blind.json",
-    "recipe.yaml",
-)
-FOLDERS = ("checkpoints", "model")
-
-
 def claim(out: str | Path) -> tuple[Run, FileLock]:
     """The run folder, locked. Raises RunError where something else lies there, or another process trains there."""
     folder = Path(out)
     if folder.is_dir() and not (folder / "recipe.yaml").is_file():
-        known = (*LOGS, *FOLDERS, "cache")
+        known = (*previous.LOGS, *previous.FOLDERS, "cache")
         strangers = sorted(p.name for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
         if strangers:
             raise RunError(f"{folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
@@ -65,6 +51,9 @@ def claim(out: str | Path) -> tuple[Run, FileLock]:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{folder} is being trained by another process. Wait, or choose another --out.") from None
+    for messy in (folder, run.checkpoints):
+        clean(messy)
+    previous.put_back(folder)
     return run, lock
 
 
@@ -89,19 +78,13 @@ def with_snapshot(settings: Settings) -> Settings:
     return settings.model_copy(update={"data": pinned(settings.data)})
 
 
-def open_run(run: Run, settings: Settings, *, fresh: bool) -> dict[str, Any]:
-    """A resumed run's recorded environment; {} for a new one, whose folder is then empty.
+def begun(run: Run, settings: Settings) -> dict[str, Any] | None:
+    """The recorded environment of a run that can be continued, or None where there is none.
 
-    Raises RunError where it is a run with other settings.
+    Raises RunError where it is a run with other settings. Nothing is written.
     """
-    begun = (run.folder / "recipe.yaml").is_file() and bool(run.metrics or any(run.checkpoints.glob("step-*")))
-    if fresh or not begun:
-        for name in FOLDERS:  # what could be continued goes first, so that a kill on the way leaves nothing to continue
-            shutil.rmtree(run.folder / name, ignore_errors=True)
-        for name in LOGS:
-            (run.folder / name).unlink(missing_ok=True)
-        run.checkpoints.mkdir()
-        return {}
+    if not (run.folder / "recipe.yaml").is_file() or not run.begun:
+        return None
     keys = changed(run.recipe, settings.model_dump())
     if keys:
         raise RunError(
@@ -121,98 +104,156 @@ def launch(
     """Run a recipe from its start, or from its last checkpoint, to its end.
 
     ``on_end`` is called with the run however it ends (the report is written there). Raises ValueError subclasses for
-    whatever a user can put right, after the run folder's status says so. Under torchrun every process calls this; the
-    first one owns the folder.
+    whatever a user can put right: before the first update they leave the folder as it was, later its status says so.
+    Under torchrun every process calls this; the first one owns the folder.
     """
     world = World.open(report_to=settings.report_to, out=settings.out)
     display = display or Display()
     if not world.main:
-        return _other_process(settings, world)
+        display = Display(quiet=True)
+        return _train(_prepare(settings, Run(settings.out), fresh, world, display), lambda run: None)
+    there = next(p for p in (Path(settings.out), *Path(settings.out).parents) if p.exists())
     run, lock = claim(settings.out)
-    with contextlib.ExitStack() as held:
+    with Ending(), contextlib.ExitStack() as held:
         held.callback(lock.release)
         try:
-            asked = settings if fresh else as_begun(run, settings)
-            before = open_run(run, asked, fresh=fresh)
-            settings = world.broadcast(with_snapshot(asked))  # the others read the folder from here on
-            return _train(settings, run, before, world, display)
-        except BaseException as e:
-            _record_failure(run, e)
-            if isinstance(e, OSError) and e.errno is not None:
-                what = f"cannot write to {run.folder}: {e.strerror}. What was saved before is whole."
-                raise TrainingError(what) from e
+            prepared = _prepare(settings, run, fresh, world, display)
+        except BaseException:
+            _leave_as_it_was(run.folder, there)
             raise
-        finally:
-            _leave(run, on_end)
+        return _train(prepared, on_end)
 
 
-def _other_process(settings: Settings, world: World) -> Outcome:
-    settings = world.broadcast(settings)
-    run = Run(settings.out)
-    return _train(settings, run, run.environment, world, Display(quiet=True))
+def _leave_as_it_was(folder: Path, there: Path) -> None:
+    """Remove the folder that was made for a run which was refused, with the parents that it needed."""
+    if folder == there:
+        return
+    (folder / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+        for made in (folder, *folder.parents):
+            if made == there:
+                break
+            made.rmdir()
 
 
-def _record_failure(run: Run, error: BaseException) -> None:
-    stopped = isinstance(error, KeyboardInterrupt)
-    with contextlib.suppress(OSError):  # the disk may be full: what went wrong is raised all the same
-        if (run.folder / "recipe.yaml").is_file():
-            stop = Stop("interrupted", "interrupted") if stopped else None
-            ended = {"reason": stop.text if stop else str(error), "stop": asdict(stop) if stop else None}
-            run.status = {**run.status, "state": "stopped" if stopped else "failed", **ended}
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that has refused nothing and written nothing. before: its environment as recorded, None for a new run.
+    loop: None for a run that had finished."""
+
+    run: Run
+    world: World
+    display: Display
+    before: dict[str, Any] | None
+    loop: Loop | None
 
 
-def _leave(run: Run, on_end: Callable[[Run], None]) -> None:
-    with contextlib.suppress(OSError):
-        if (run.folder / "recipe.yaml").is_file():
-            on_end(run)
-        else:  # it never began: leave nothing behind
-            (run.folder / ".lock").unlink(missing_ok=True)
-            run.checkpoints.rmdir()
-            run.folder.rmdir()
-
-
-def _train(settings: Settings, run: Run, before: dict[str, Any], world: World, display: Display) -> Outcome:
-    if run.status.get("state") == "finished":
-        display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
-        return Outcome(run, already=True)
-    recorded = {c["name"]: c["value"] for c in before.get("choices", [])}
+def _prepare(settings: Settings, run: Run, fresh: bool, world: World, display: Display) -> Prepared:
+    """Decide the run, read its data, load its models and its checkpoint. Nothing is written."""
+    before, finished = None, False
+    if world.main:
+        settings = settings if fresh else as_begun(run, settings)
+        before = None if fresh else begun(run, settings)
+        finished = before is not None and run.status.get("state") == "finished"
+        settings = settings if finished else with_snapshot(settings)
+    settings, before, finished = world.broadcast((settings, before, finished))
+    if finished:
+        return Prepared(run, world, display, before, None)
+    recorded = {c["name"]: c["value"] for c in (before or {}).get("choices", [])}
     plan = resolve(settings, Device.of(world.device), recorded)
     session = build_session(plan, run, display, world=world)
-    _same_as_before(session, before)
+    if before:
+        _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")
-    world.barrier()
-    if world.main:
-        run.data = session.data.account
-        run.environment = before or environment(session)
-        run.recipe = settings.model_dump()
-        run.status = {
-            "state": "running",
-            "step": 0,
-            "total_steps": session.total_steps,
-            "reason": None,
-            "stop": None,
-            "seconds": 0.0,
-        }
-    world.start_trackers(settings.model_dump())
     algorithm = import_module(plan.method.home).build(session)
     evaluator = make_evaluator(session) if settings.sample_steps != 0 else None
     loop = Loop(session, algorithm, evaluator)
-    with contextlib.closing(session.rollouts):
-        stop = loop.run()
-        loop.finish(stop)
-    world.barrier()
-    if stop is not None and stop.kind == "interrupted":
-        display.say(f"stopped at step {loop.state.step} of {session.total_steps}. To continue:\n  {resume_command()}")
-    elif stop is not None:
-        display.say(stop.text)
+    if before is not None:
+        loop.resume()
+    return Prepared(run, world, display, before, loop)
+
+
+def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
+    """Write the run's records, train, and leave the folder in order."""
+    run, world, loop = prepared.run, prepared.world, prepared.loop
+    if loop is None:
+        prepared.display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
+        if world.main:
+            _report(prepared, on_end)
+        return Outcome(run, already=True)
+    try:
+        if world.main:
+            _record(loop.session, run, prepared.before)
+            loop.begin()
+        world.barrier()
+        world.start_trackers(loop.settings.model_dump())
+        with contextlib.closing(loop.session.rollouts):
+            stop = loop.run()
+            loop.finish(stop)
+        world.barrier()
+    except BaseException as e:
+        if world.main and _record_failure(run, e):
+            _report(prepared, on_end)
+        raise
+    if world.main:
+        _report(prepared, on_end)
+    _say_how_it_ended(loop, stop)
     return Outcome(run, stopped=None if stop is None or stop.finished else stop)
 
 
+def _record(session: Session, run: Run, before: dict[str, Any] | None) -> None:
+    """What the folder says of the run: for a new one in the place of what lay there, which is kept for now."""
+    now = environment(session)
+    if before is None:
+        previous.set_aside(run.folder)
+        run.checkpoints.mkdir(exist_ok=True)
+    elif (moved := _versions_moved(before, now)) and moved not in before.get("resumed", []):
+        words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in moved.items())
+        session.display.say(f"this run began with other versions ({words}): results agree to rounding, not bit for bit")
+        before = {**before, "resumed": [*before.get("resumed", []), moved]}
+    run.data = session.data.account
+    run.environment = before or now
+    run.recipe = session.settings.model_dump()
+
+
+def _versions_moved(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[str | None]]:
+    """Packages whose version is another than when the run began: the old and the new one."""
+    old = before.get("versions", {})
+    return {n: [old.get(n), v] for n, v in now["versions"].items() if n in old and old[n] != v}
+
+
+def _record_failure(run: Run, error: BaseException) -> bool:
+    """Say in status.json what went wrong. Returns False where nothing can be continued and the run that this one
+    replaced came back instead."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError, RunError):  # the disk may be full: what went wrong is raised all the same
+        if previous.put_back(run.folder):
+            return False
+        stop = Stop("interrupted", "interrupted") if stopped else None
+        ended = {"reason": stop.text if stop else str(error), "stop": asdict(stop) if stop else None}
+        run.status = {**run.status, "state": "stopped" if stopped else "failed", **ended}
+    return True
+
+
+def _report(prepared: Prepared, on_end: Callable[[Run], None]) -> None:
+    """What is done at every end. What goes wrong there is said; it does not change how the run ended."""
+    try:
+        on_end(prepared.run)
+    except (OSError, ValueError) as e:
+        prepared.display.say(f"no report: {e}. `prefiere report` writes it.")
+
+
+def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:
+    say = loop.session.display.say
+    if stop is not None and stop.kind == "interrupted":
+        say(f"stopped at step {loop.state.step} of {loop.session.total_steps}. To continue:\n  {resume_command()}")
+    elif stop is not None:
+        say(stop.text)
+
+
 def _same_as_before(session: Session, before: dict[str, Any]) -> None:
-    """A resumed run must see the data and the model that it began with."""
-    if not before:
-        return
+    """A resumed run must see the data and the model that it began with. Raises RunError."""
     if before.get("reference") != session.fingerprint:
         raise RunError(f"{session.settings.model} has changed since this run began. Restore it, or use --fresh.")
     for name, mark in before.get("rewards", {}).items():

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefiere.methods import METHODS
 from prefiere.settings import PolicyGradient, Settings
+from prefiere.untrusted import yaml_document
 
 
 class RecipeError(ValueError):
@@ -154,8 +155,7 @@ def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:
     Raises FileNotFoundError where there is none, RecipeError for what is no map of keys.
     """
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
-        node = loader.get_single_node()
+        loader, node = yaml_document(Path(path).read_text(encoding="utf-8"))
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
@@ -171,10 +171,22 @@ def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:
         raise FileNotFoundError(f"{path}: there is no such recipe file. Settings are written key=value.") from e
     except UnicodeDecodeError as e:
         raise RecipeError(f"{path}: not UTF-8 text at byte {e.start}.") from e
+    except PermissionError as e:
+        raise RecipeError(f"{path}: cannot be read: {e.strerror}.") from e
+    except RecipeError:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise RecipeError(f"{path}: not a recipe: {e}.") from e
     except yaml.YAMLError as e:
         line = f":{e.problem_mark.line + 1}" if isinstance(e, yaml.MarkedYAMLError) and e.problem_mark else ""
         problem = e.problem if isinstance(e, yaml.MarkedYAMLError) else str(e)
         raise RecipeError(f"{path}{line}: not valid YAML: {problem}.") from e
+
+
+def method_in(path: str | Path) -> str | None:
+    """The method that a recipe states, if it does. Raises as `load` does."""
+    given = _read(path)
+    return str(given["method"][0]) if "method" in given else None
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
 
-from prefiere import untrusted
-from prefiere.files import write_text
+from prefiere import logs, untrusted
+from prefiere.files import leads_out, write_text
 from prefiere.untrusted import UnreadableFile
 
 
@@ -125,22 +126,38 @@ class Run:
     def create(cls, folder: str | Path) -> Self:
         """Make the folder. Raises RunError where it cannot be written to."""
         run = cls(folder)
-        try:
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_text(run.folder / ".writable", "")
-            (run.folder / ".writable").unlink()
-        except OSError as e:
-            raise RunError(f"cannot write to the run folder {folder}: {e.strerror}. Choose another --out.") from e
+        with run._writing():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            probe = run.folder / f".writable.{secrets.token_hex(8)}.tmp"
+            with probe.open("x"):
+                pass
+            probe.unlink()
         return run
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say which folder could not be written to."""
+        try:
+            yield
+        except OSError as e:
+            why = f"cannot write to the run folder {self.folder}: {e.strerror or e}"
+            raise RunError(f"{why}. What was saved before is whole; free some space or choose another --out.") from e
+
+    def inside(self, name: str) -> Path:
+        """A file or folder of the run. Raises RunError where a link leads out of the run folder."""
+        path = self.folder / name
+        if leads_out(self.folder, path):
+            raise RunError(f"{path} is a link that leads out of the run folder. Put what it points to in its place.")
+        return path
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.inside("checkpoints")
 
     @property
     def model(self) -> Path:
         """The trained model (or adapter), once the run has finished."""
-        return self.folder / "model"
+        return self.inside("model")
 
     @property
     def name(self) -> str:
@@ -157,7 +174,9 @@ class Run:
             raise RunError(f"{e} Restore it, or start over with --fresh.") from e
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        write_text(self.folder / name, json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with self._writing():
+            write_text(self.folder / name, text)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -172,7 +191,8 @@ class Run:
     @recipe.setter
     def recipe(self, settings: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        write_text(self.folder / "recipe.yaml", text)
+        with self._writing():
+            write_text(self.folder / "recipe.yaml", text)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -232,8 +252,8 @@ class Run:
 
     def _append(self, name: str, rows: list[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(_clean(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with open(self.folder / name, "a", encoding="utf-8") as f:
-            f.write(text)
+        with self._writing():
+            logs.append(self.folder / name, text)
 
     def _rows(self, name: str) -> Iterator[tuple[dict[str, Any], int]]:
         try:
@@ -254,6 +274,11 @@ class Run:
         return [row for row, _ in self._rows("metrics.jsonl")]
 
     @property
+    def begun(self) -> bool:
+        """Whether it has logged anything, or holds a checkpoint."""
+        return logs.holds_rows(self.folder / "metrics.jsonl") or any(self.checkpoints.glob("step-*"))
+
+    @property
     def samples(self) -> list[dict[str, Any]]:
         return [row for row, _ in self._rows("samples.jsonl")]
 
@@ -265,16 +290,18 @@ class Run:
         """The answers of the first step at which some were sampled, and of the last."""
         return untrusted.at_ends(self._rows("samples.jsonl"))
 
-    def log_sizes(self) -> dict[str, int]:
-        """Bytes of each log now: what a checkpoint remembers, so that a resume can cut them back."""
-        return {n: p.stat().st_size for n in ("metrics.jsonl", "samples.jsonl") if (p := self.folder / n).is_file()}
+    def sync_logs(self) -> dict[str, int]:
+        """Make the logs survive a power cut, and count their rows: what a checkpoint relies on and remembers."""
+        with self._writing():
+            return logs.sync_logs(self.folder)
 
-    def cut_logs(self, sizes: Mapping[str, int]) -> None:
-        """Cut each log back to the size it had at a checkpoint."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.folder / name
-            if path.is_file():
-                os.truncate(path, sizes.get(name, 0))
+    def cut_logs(self, step: int, rows: Mapping[str, int]) -> list[str]:
+        """Cut each log back to the rows up to a step, of which a checkpoint counted ``rows``.
+
+        Lines that are no rows go, too. Returns what is missing, in words.
+        """
+        with self._writing():
+            return logs.cut_logs(self.folder, step, rows)
 
 
 def _no_run(folder: str | Path) -> RunError:

@@ -25,6 +25,8 @@ MOST_ROWS, MOST_TEXT = 10_000, 1 << 25
 """Rows, and bytes of them, that are held of a log for a report: a curve has no more points than a screen."""
 _MOST_VALUES = 10_000  # of a YAML file, where what is named twice counts twice
 
+_PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
+
 LogRow = dict[str, Any]
 
 
@@ -39,7 +41,7 @@ def open_plain(path: Path) -> Iterator[BinaryIO]:
     Raises FileNotFoundError where there is none, UnreadableFile for what is no plain file or may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not make us wait
+        descriptor = os.open(path, _PLAIN)  # a pipe must not make us wait
     except FileNotFoundError:
         raise
     except OSError as e:
@@ -78,15 +80,9 @@ def read_json(path: Path) -> LogRow:
 
 
 def read_yaml(path: Path) -> LogRow:
-    """The names and values of a YAML file. Raises as `read_text`, and UnreadableFile for anything else.
-
-    What grows when it is written out is refused before anything is made of it: nine lines of aliases can stand for a
-    billion values.
-    """
+    """The names and values of a YAML file. Raises as `read_text`, and UnreadableFile for anything else."""
     try:
-        loader = yaml.SafeLoader(read_text(path, LONGEST_YAML))
-        node = loader.get_single_node()
-        _count(node)
+        loader, node = yaml_document(read_text(path, LONGEST_YAML))
         data = loader.construct_document(node) if node is not None else {}
     except UnreadableFile:
         raise
@@ -95,6 +91,21 @@ def read_yaml(path: Path) -> LogRow:
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
         raise UnreadableFile(f"{path} is damaged: it holds no names and values.")
     return data
+
+
+def yaml_document(text: str) -> tuple[yaml.SafeLoader, yaml.Node | None]:
+    """A YAML text as the tree of its nodes, and the loader that makes plain values of them.
+
+    What grows when it is written out is refused before anything is made of it: nine lines of aliases can stand for a
+    billion values. Raises YAMLError, and ValueError for too many values.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+    _count(node)
+    return loader, node
 
 
 def _count(node: yaml.Node | None) -> None:

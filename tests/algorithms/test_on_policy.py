@@ -123,6 +123,7 @@ def test_rows_and_microbatches_change_nothing(tmp_path, case, how) -> None:
     assert_same(whole, first_update(tmp_path, method, **{**options, **how}))
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path) -> None:
     one = {name: first_update(tmp_path, method, **options) for name, (method, options) in CASES.items()}
     cut = {n: (m, {**o, "tokens_per_microbatch": 40}) for n, (m, o) in CASES.items()}
@@ -131,6 +132,7 @@ def test_two_processes_equal_one(tmp_path) -> None:
         assert_same(one[name], two)
 
 
+@pytest.mark.long
 def test_torchrun_gives_the_run_of_one_process(tmp_path) -> None:
     one = go(tmp_path, out=str(tmp_path / "one"))
     s = runs.policy_settings(tmp_path, out=str(tmp_path / "two"), tokens_per_microbatch=60)

@@ -179,6 +179,7 @@ def test_checkpointed_gradients_are_the_same(tmp_path, family) -> None:
     assert_equal(step(plain, groups()), step(again, groups()))
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path) -> None:
     folder = classifier_folder(tmp_path / "model")
     one = step(engine(folder, budget=100), groups())
@@ -345,6 +346,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, options) -> Non
     assert rows[0] == rows[1]
 
 
+@pytest.mark.long
 def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
     options = {"max_steps": 3, "tokens_per_microbatch": 120}
     one = launch(runs.settings(tmp_path, Reward, out=str(tmp_path / "one"), **options), display=QUIET).run

@@ -36,6 +36,7 @@ def workload() -> ModuleType:
     return module("workload")
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_a_row_and_writes_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "peak", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import runs
-from prefiere import files
+from prefiere import files, previous
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.launch import launch
@@ -144,13 +145,14 @@ def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
     assert "finished already" in again.stdout + again.stderr
 
 
-def test_ctrl_c_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, how) -> None:
     s = runs.settings(tmp_path, max_steps=6)
     real = Engine.update
 
     def update(self, *args):
         if self.scheduler.last_epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), getattr(signal, how))
         return real(self, *args)
 
     monkeypatch.setattr(Engine, "update", update)
@@ -165,6 +167,44 @@ def test_ctrl_c_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsy
     assert "To continue:" in capsys.readouterr().err
     whole = launch(runs.settings(tmp_path, max_steps=6, out=str(tmp_path / "whole")), display=QUIET).run
     assert_same_run(whole, launch(s, display=QUIET).run)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP"])
+def test_a_signal_before_the_first_update_is_no_running_run(tmp_path, monkeypatch, how) -> None:
+    """While the model loads nothing is there yet; while the model before training answers, status.json tells."""
+
+    def hangup(*args, **kwargs):
+        os.kill(os.getpid(), getattr(signal, how))
+        time.sleep(5)
+
+    with monkeypatch.context() as m:
+        m.setattr("prefiere.launch.build_session", hangup)
+        with pytest.raises(KeyboardInterrupt):
+            launch(runs.settings(tmp_path), display=QUIET)
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as m:
+        m.setattr(loop.Loop, "_begin", hangup)
+        with pytest.raises(KeyboardInterrupt):
+            launch(runs.settings(tmp_path), display=QUIET)
+    run = Run(tmp_path / "run")
+    assert run.status["state"] == "stopped"
+    assert run.stop == Stop("interrupted", "interrupted")
+    assert launch(runs.settings(tmp_path), display=QUIET).run.status["state"] == "finished"
+
+
+def test_other_versions_are_said_and_recorded(tmp_path, monkeypatch, killed_at_5) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "run" / "environment.json"
+    found = json.loads(record.read_text())
+    now = found["versions"]["torch"]
+    record.write_text(json.dumps({**found, "versions": {**found["versions"], "torch": "1.13.1"}}))
+    told: list[str] = []
+    display = Display(quiet=True)
+    monkeypatch.setattr(display, "say", told.append)
+    run = launch(going_on(tmp_path, killed_at_5), display=display).run
+    assert any(f"other versions (torch 1.13.1 -> {now})" in line for line in told)
+    assert run.environment["resumed"] == [{"torch": ["1.13.1", now]}]
+    assert run.environment["versions"]["torch"] == "1.13.1"
 
 
 def test_a_finished_run_is_left_alone(tmp_path) -> None:
@@ -341,23 +381,185 @@ def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> N
     assert_same_run(whole, launch(s, display=QUIET).run)
 
 
-def test_a_killed_fresh_start_leaves_nothing_to_continue(tmp_path, monkeypatch) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, but for locks."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_killed_fresh_start_gives_the_old_run_back(tmp_path, monkeypatch) -> None:
+    """Before its first checkpoint a new run is nothing that could be continued; with one, the old run is gone."""
     launch(runs.settings(tmp_path), display=QUIET)
-    real = Path.unlink
-
-    def killed(path, **options):
-        if path.name == "environment.json":
-            raise Killed
-        real(path, **options)
-
-    s = runs.settings(tmp_path, beta=0.5)
-    monkeypatch.setattr(Path, "unlink", killed)
+    before = contents(tmp_path / "run")
+    monkeypatch.setattr(Engine, "update", lambda *args: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(previous, "put_back", lambda folder: False)  # a kill runs nothing of ours
     with pytest.raises(Killed):
-        launch(s, fresh=True, display=QUIET)
+        launch(runs.settings(tmp_path, beta=0.5), fresh=True, display=QUIET)
     monkeypatch.undo()
-    run = launch(s, display=QUIET).run
+    assert Run(tmp_path / "run").recipe["beta"] == 0.5
+    assert launch(runs.settings(tmp_path), display=QUIET).already
+    assert contents(tmp_path / "run") == before
+    with pytest.raises(RunError, match="other settings"):
+        launch(runs.settings(tmp_path, beta=0.5), display=QUIET)
+    run = launch(runs.settings(tmp_path, beta=0.5), fresh=True, display=QUIET).run
     assert [r["step"] for r in run.metrics] == [0, 1, 2, 3, 4]
     assert run.recipe["beta"] == 0.5
+    assert not (run.folder / ".previous").exists()
+
+
+REFUSALS = {
+    "no such model": {"model": "nowhere/./model"},
+    "a folder that is no model": {"model": "."},
+    "no such data": {"data": "nowhere.jsonl"},
+    "no such judge": {"judge": "no_such_module:score"},
+    "a judge that is no function": {"judge": "json:no_such_name"},
+    "a tracker that is not there": {"report_to": ["mlflow"]},
+    "no such split": {"data_split": "nowhere"},
+    "no such target": {"lora": True, "lora_target_modules": ["nowhere"]},
+    "other settings": {"beta": 0.7},
+    "nothing fits": {"max_length": 2},
+    "a metric that is not measured": {"metric_for_best_model": "eval_lost"},
+}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("wrong", REFUSALS)
+def test_whatever_is_refused_leaves_every_folder_as_it_was(tmp_path, monkeypatch, finished, wrong, fresh) -> None:
+    if wrong == "other settings" and fresh:
+        pytest.skip("--fresh is what it is for")
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    given = {"model": str(finished / "model"), "data": str(finished / "pairs.jsonl")} | REFUSALS[wrong]
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        launch(runs.settings(tmp_path, **given), fresh=fresh, display=QUIET)
+    assert "\n" not in str(refused.value)
+    assert contents(tmp_path) == before
+    if wrong not in ("a metric that is not measured", "other settings"):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            launch(runs.settings(tmp_path, **given, out=str(tmp_path / "new" / "run")), display=QUIET)
+        assert contents(tmp_path) == before
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with a model, data and a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    launch(runs.settings(folder), display=QUIET)
+    return folder
+
+
+def test_a_judge_that_exits_ends_no_command_with_0(tmp_path, monkeypatch) -> None:
+    (tmp_path / "quits.py").write_text("import sys\ndef score(prompts, completions): sys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"quits:score failed at .*quits\.py:2: SystemExit"):
+        launch(runs.settings(tmp_path, judge="quits:score"), display=QUIET)
+
+
+@pytest.mark.parametrize("where", ["trained.safetensors", "optimizer.pt", "state.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["flipped", "short", "gone", "linked"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path, monkeypatch, capsys, killed_at_5, where, how
+) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    bad = tmp_path / "run" / "checkpoints" / "step-00000004" / where
+    held = bad.read_bytes()
+    if how == "linked":
+        bad.rename(tmp_path / "elsewhere")
+        bad.symlink_to(tmp_path / "elsewhere")
+    elif how == "gone":
+        bad.unlink()
+    else:
+        bad.write_bytes(held[: len(held) // 2] if how == "short" else held[:-9] + bytes([held[-9] ^ 1]) + held[-8:])
+    told: list[str] = []
+    display = Display(quiet=True)
+    monkeypatch.setattr(display, "say", told.append)
+    resumed = launch(going_on(tmp_path, killed_at_5), display=display).run
+    assert any(f"step-00000004/{where} is damaged" in line for line in told)
+    assert any("continuing from step 2 of 6" in line for line in told)
+    assert_same_run(Run.open(tmp_path / "whole"), resumed)
+
+
+@pytest.fixture(scope="module")
+def killed_at_5(tmp_path_factory) -> Path:
+    """An uninterrupted run, and the same one killed in its fifth step."""
+    folder = tmp_path_factory.mktemp("killed")
+    options = {"max_steps": 6, "save_steps": 2}
+    launch(runs.settings(folder, out=str(folder / "whole"), **options), display=QUIET)
+    real = Engine.update
+
+    def update(self, *args):
+        if self.scheduler.last_epoch == 4:
+            raise Killed
+        return real(self, *args)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Engine, "update", update)
+        with pytest.raises(Killed):
+            launch(runs.settings(folder, **options), display=QUIET)
+    return folder
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, killed_at_5) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*/trained.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        launch(going_on(tmp_path, killed_at_5), display=QUIET)
+    assert contents(tmp_path / "run") == before
+
+
+def going_on(tmp_path: Path, folder: Path) -> DPO:
+    """The settings of the run of ``killed_at_5``, whose copy lies in ``tmp_path``."""
+    given = {"model": str(folder / "model"), "data": str(folder / "pairs.jsonl")}
+    return runs.settings(tmp_path, max_steps=6, save_steps=2, **given)
+
+
+LOST = {
+    "zeros after a power cut": lambda log: log + b"\0" * 300,
+    "a torn row": lambda log: log + b'{"step": 5, "lo',
+    "rows of the future": lambda log: log + b'{"step": 5}\n{"step": 6}\n',
+}
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("how", LOST)
+def test_what_a_power_cut_leaves_in_a_log_is_cut_by_rows(tmp_path, killed_at_5, name, how) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "run" / name
+    log.write_bytes(LOST[how](log.read_bytes()))
+    assert_same_run(Run.open(tmp_path / "whole"), launch(going_on(tmp_path, killed_at_5), display=QUIET).run)
+
+
+def test_rows_that_are_gone_are_said(tmp_path, monkeypatch, killed_at_5) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    rows = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*rows[:1], b"\0" * 40 + b"\n", *rows[3:]]))
+    told: list[str] = []
+    display = Display(quiet=True)
+    monkeypatch.setattr(display, "say", told.append)
+    run = launch(going_on(tmp_path, killed_at_5), display=display).run
+    assert any("2 rows of metrics.jsonl up to step 4 are missing or damaged" in line for line in told)
+    assert [row["step"] for row in run.metrics] == [0, 3, 4, 5, 6]
+
+
+def test_links_of_a_run_folder_are_not_followed(tmp_path, killed_at_5) -> None:
+    """An archive may restore links: what they point to is neither written to, nor emptied, nor shown."""
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "secret.json").write_text('{"secret": "of the user"}')
+    for name in ("metrics.jsonl", "samples.jsonl", "data.json", "environment.json", "status.json", "recipe.yaml",
+                 "checkpoints"):  # fmt: skip
+        folder = tmp_path / name.replace(".", "-")
+        shutil.copytree(killed_at_5, folder)
+        path = folder / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.symlink_to(private if name == "checkpoints" else private / "secret.json")
+        with pytest.raises(ValueError, match=rf"{name} .*link"):
+            launch(going_on(folder, killed_at_5), display=QUIET)
+        assert contents(private) == {"secret.json": b'{"secret": "of the user"}'}
 
 
 def test_a_budget_may_be_changed_on_the_way(tmp_path, monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,8 +38,6 @@ def estimate(
     json: Json = False,
 ) -> dict[str, Any]:
     """Say whether a recipe fits, how long it takes, and what to change. Loads no weights."""
-    import yaml
-
     from prefiere import recipe
     from prefiere.console import Display
 
@@ -48,7 +45,7 @@ def estimate(
     if len(paths) > 1:
         raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
     given = {"model": model, "data": data, "out": None if paths else "runs/estimated"}
-    named = (yaml.safe_load(Path(paths[0]).read_text()) or {}).get("method", "dpo") if paths else "dpo"
+    named = (recipe.method_in(paths[0]) if paths else None) or "dpo"
     method = next((t.removeprefix("method=") for t in rest or [] if t.startswith("method=")), named)
     overrides = [t for t in rest or [] if "=" in t and not t.startswith("method=")]
     settings = recipe.load(method, paths[0] if paths else None, {k: v for k, v in given.items() if v}, overrides)

@@ -207,7 +207,9 @@ def compare(
     before: Annotated[str, typer.Argument(metavar="RUN | BEFORE", help="A run alone: its model before and after.")],
     after: Annotated[str | None, typer.Argument(metavar="[AFTER]", help="The other model.")] = None,
     prompts: Prompts = None,
-    judge: Annotated[str | None, typer.Option(help="Scores answers: module:function. Default: the run's.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Scores answers: module:function, a reward model, or none. Default: the run's.")
+    ] = None,
     samples: Samples = 1,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,

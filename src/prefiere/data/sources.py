@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefiere.cache import digest_of, hash_of
+from prefiere.cache import digest_of
 from prefiere.data.readers import Rows, read_rows, without_nulls
 from prefiere.data.schema import Kind
 from prefiere.data.values import DataError
+from prefiere.files import hash_of
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from prefiere.data import formats
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
-from prefiere.evaluate.judges import Judge
+from prefiere.evaluate.judges import Judge, names_function
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import Source, find_model
@@ -98,9 +99,13 @@ def ask_both(
     """Ask both models the same prompts with the same seed.
 
     ``before`` alone is a run: its model before and after, by its validation prompts and its judge. ``prompts`` is a
-    file of prompts or a list, of which the first ``limit`` are asked. Raises ValueError where there are none.
+    file of prompts or a list, of which the first ``limit`` are asked. ``judge`` "none" is no judge. Raises ValueError
+    where there are no prompts, and where a run's judge is code that was not named here.
     """
     first, second, run = sides(before, after)
+    if judge is None and run is not None:
+        judge = _judge_of(run)
+    judge = None if judge == "none" else judge
     asked: Sequence[Text]
     if prompts is None:
         if run is None:
@@ -112,8 +117,6 @@ def ask_both(
         asked = [r.prompt for r in formats.read(prompts, kind="prompts", limit=limit)]
     else:
         asked = list(prompts)[:limit]
-    if run is not None and judge is None:
-        judge = run.recipe.get("judge")
     recipe = run.recipe if run is not None else {}
     answers = [
         ask(
@@ -128,6 +131,17 @@ def ask_both(
         for model in (first, second)
     ]
     return compared(first, second, answers[0], answers[1], judge)
+
+
+def _judge_of(run: Run) -> str | None:
+    """The judge that a run's recipe names. Raises ValueError where it is code: a folder may come from anybody."""
+    judge = run.recipe.get("judge")
+    if judge is not None and names_function(str(judge)):
+        raise ValueError(
+            f"{run.folder} was judged by code, {judge}, which reading a run does not execute. "
+            f"If you trust it: --judge {shlex.quote(str(judge))}. Without a judge: --judge none."
+        )
+    return None if judge is None else str(judge)
 
 
 def validation_prompts(run: Run, limit: int) -> list[Text]:

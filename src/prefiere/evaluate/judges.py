@@ -111,7 +111,7 @@ def load_scorer(name: str) -> ScoreFunction:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), function)
-    except ImportError as e:
+    except (ImportError, SystemExit) as e:
         raise JudgeError(f"judge {name}: cannot import {module_name}: {e}. Write it as module:function.") from e
     except AttributeError as e:
         raise JudgeError(f"judge {name}: module {module_name} has no function {function!r}.") from e
@@ -127,7 +127,7 @@ def scores_of(
     """Scores of completions; raises JudgeError unless there is one finite number for each."""
     try:
         found = scorer(list(prompts), list(completions))
-    except Exception as e:  # it is the user's code: say where it failed, in one line
+    except (Exception, SystemExit) as e:  # it is the user's code: say where it failed, in one line
         at = traceback.extract_tb(e.__traceback__)[-1]
         said = " ".join(str(e).split())
         raise JudgeError(f"{name} failed at {at.filename}:{at.lineno}: {type(e).__name__}: {said}") from e

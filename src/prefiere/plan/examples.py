@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from prefiere.cache import digest_of, entry, hash_of
+from prefiere.cache import digest_of, entry
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
+from prefiere.files import hash_of
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, GroupWriter

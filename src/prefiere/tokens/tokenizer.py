@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.text import Text as Styled
 
-from prefiere.cache import digest_of, hash_of
-from prefiere.files import visible
+from prefiere.cache import digest_of
+from prefiere.files import hash_of, visible
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.template import Piece
 

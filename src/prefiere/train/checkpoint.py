@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from prefiere.files import atomic_folder, clean, remove_folder
+from prefiere.files import atomic_folder, clean, remove_folder, seal, sealed
 from prefiere.models.load import without_bars
 from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.score_head import save_normalisation
@@ -54,11 +55,35 @@ def _fill(folder: Path, engine: Engine, random: list[dict[str, Any]], state: dic
     )
     whole = {**state, "budget": engine.budget.tokens, "backoffs": engine.backoffs}
     (folder / "state.json").write_text(json.dumps(whole, indent=2))
+    seal(folder)
 
 
 def found(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
+    """Checkpoints, oldest first. `damage` tells of a disk's or a copy's faults in them."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and not p.is_symlink())
+
+
+def damage(path: Path) -> str | None:
+    """The name of a file of a checkpoint that is not as it was written, or None."""
+    return sealed(path)[1]
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is as it was written, or None where there is none at all.
+
+    ``say`` is told of those that are damaged. Raises ValueError where all are.
+    """
+    there = found(folder)
+    for path in reversed(there):
+        off = damage(path)
+        if off is None:
+            return path
+        say(f"{path / off} is damaged: this checkpoint is passed over")
+    if there:
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with --fresh."
+        )
+    return None
 
 
 def rotate(folder: Path, keep: int, best: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the update at hand, and say how to go on."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run after the update at hand, and say how to go on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+_HANGUP = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
+
+
+class Ending:
+    """While entered, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does: a run never dies without a word."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
+            self._before = {n: signal.signal(n, _interrupt) for n in _HANGUP}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
 
 class Interrupt:
     """While entered, the first signal is noted in ``asked``; a second Ctrl-C is immediate."""
@@ -20,7 +42,7 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, *_HANGUP)}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from prefiere import previous
 from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
@@ -65,12 +66,13 @@ class Loop:
         self.sample_every = every(self.settings.sample_steps, total, 10)
         self.main = session.world.main
         self.interrupt = Interrupt(session.display.say)
+        self._saved = -1  # the step of the checkpoint that was read or written last
+        self._rows: dict[str, int] = {}
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def run(self) -> Stop | None:
-        """Train to the last step, from the last checkpoint if there is one."""
-        self._resume()
+        """Train to the last step."""
         s, total = self.state, self.session.total_steps
         if s.stop:  # it had ended, and was killed before it could say so
             return s.stop
@@ -232,33 +234,47 @@ class Loop:
     def _save(self) -> None:
         s = self.state
         folder = self.run_folder.checkpoints
-        if (folder / f"step-{s.step:08d}").is_dir() and s.stop is None:
+        if self._saved == s.step and s.stop is None:
             return
-        state = asdict(s) | {"logs": self.run_folder.log_sizes(), "method": self.algorithm.state()}
+        rows = self.run_folder.sync_logs() if self.main else {}
+        state = asdict(s) | {"rows": rows, "method": self.algorithm.state()}
         try:
             checkpoint.save(folder, s.step, self.engine, state)
         except (OSError, SafetensorError, RuntimeError) as e:
             whole = checkpoint.found(folder)
             kept = f"{whole[-1]} is whole" if whole else "there is no earlier one"
             raise TrainingError(f"cannot write a checkpoint to {folder}: {e}. Free some space; {kept}") from e
+        self._saved = s.step
         if self.main:
             checkpoint.rotate(folder, self.settings.save_total_limit, s.best_step)
+            previous.drop(self.run_folder.folder)
 
-    def _resume(self) -> None:
-        whole = checkpoint.found(self.run_folder.checkpoints)
-        if not whole:
-            self.run_folder.cut_logs({})
+    def resume(self) -> None:
+        """Take up the newest checkpoint that is whole, if there is any. Nothing is written.
+
+        Raises ValueError where none of them is whole, or where it does not fit this model.
+        """
+        path = self.session.world.broadcast(
+            checkpoint.newest(self.run_folder.checkpoints, self.session.display.say) if self.main else None
+        )
+        if path is None:
             return
-        saved = checkpoint.restore(whole[-1], self.engine)
-        if self.main:
-            self.run_folder.cut_logs(saved["logs"])
+        saved = checkpoint.restore(path, self.engine)
         names = State.__dataclass_fields__
         self.state = State(**{k: v for k, v in saved.items() if k in names} | {"stop": Stop.read(saved["stop"])})
         lifted = self.state.stop is not None and self.state.stop.kind in ("degenerate", "exploited")
         if lifted and not self.settings.guard:
             self.state.stop = None
         self.algorithm.restore(saved["method"])
+        self._saved, self._rows = self.state.step, dict(saved.get("rows", {}))
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
+
+    def begin(self) -> None:
+        """From here on this process writes: logs are cut to where the run goes on, and it counts as running."""
+        if self.main:
+            for missing in self.run_folder.cut_logs(self._saved, self._rows):
+                self.session.display.say(f"{missing}; the run goes on without them")
+            self._status("running")
 
     def finish(self, stop: Stop | None) -> None:
         """Write the final status and, unless the weights at a stop are no result, model/.
@@ -268,7 +284,10 @@ class Loop:
         s, reason = self.state, stop.text if stop else None
         ended = stop is None or stop.finished
         if ended and s.best_step is not None and s.best_step != s.step:
-            checkpoint.load_weights(self.run_folder.checkpoints / f"step-{s.best_step:08d}", self.engine)
+            best = self.run_folder.checkpoints / f"step-{s.best_step:08d}"
+            if (off := checkpoint.damage(best)) is not None:
+                raise TrainingError(f"{best / off} is damaged, and it holds the best weights. Restore it from a copy.")
+            checkpoint.load_weights(best, self.engine)
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
         usable = stop is None or stop.usable
         if usable:

@@ -1,0 +1,90 @@
+"""The logs of a run, a JSON row a line: added to, made to survive a power cut, and cut back to a checkpoint by rows.
+
+What the last seconds before a power cut leave of a file is anything: half a row, zeros, nothing. Rows are therefore cut
+by what they say of their step, never by the length of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefiere.files import atomic, sync
+from prefiere.untrusted import open_plain
+
+ROW_LOGS = ("metrics.jsonl", "samples.jsonl")
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a log. A link is not followed (OSError)."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+    with open(path, "a", encoding="utf-8", errors="replace", opener=opener) as f:
+        f.write(text)
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a log has a whole row. Raises UnreadableFile for a link or what is no file."""
+    return any(row is not None for _, row in _lines(path))
+
+
+def sync_logs(folder: Path) -> dict[str, int]:
+    """Make both logs survive a power cut. Returns how many rows each has."""
+    rows = {}
+    for name in ROW_LOGS:
+        if (path := folder / name).is_file():
+            sync(path)
+            with open_plain(path) as f:
+                rows[name] = sum(block.count(b"\n") for block in iter(lambda f=f: f.read(1 << 20), b""))  # type: ignore[misc]
+    sync(folder)
+    return rows
+
+
+def cut_logs(folder: Path, step: int, rows: Mapping[str, int]) -> list[str]:
+    """Keep of both logs the rows up to a step, of which there should be ``rows``. Lines that are no rows go.
+
+    Returns what is missing, in words.
+    """
+    missing = []
+    for name in ROW_LOGS:
+        path = folder / name
+        kept, others = 0, False
+        for _, row in _lines(path):
+            fits = _step(row) <= step
+            kept, others = kept + fits, others or not fits
+        if others:
+            with atomic(path) as temporary, temporary.open("wb") as f:
+                f.writelines(line for line, row in _lines(path) if _step(row) <= step)
+        if (lost := rows.get(name, 0) - kept) > 0:
+            missing.append(f"{lost:,} rows of {name} up to step {step} are missing or damaged")
+    return missing
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a log, each with its row; None for a line that is none."""
+    if os.path.lexists(path):
+        with open_plain(path) as f:
+            for line in f:
+                yield line, _row(line)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _step(row: Mapping[str, Any] | None) -> float:
+    """The step of a row, later than all for what is no row."""
+    step = (row or {}).get("step")
+    return float(step) if isinstance(step, int | float) and not isinstance(step, bool) else math.inf

@@ -1,0 +1,74 @@
+"""What comes from elsewhere can be read on a terminal and do nothing else, wherever it is shown."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from prefiere.console import Display, Terminal, command, table
+
+HOSTILE = {
+    "title": "a\x1b]0;owned\x07b",
+    "cursor": "a\x1b[2J\x1b[1;1Hb",
+    "carriage return": "all is well\rerror",
+    "C1": "a\x9b31mb",
+    "bidi": "a\u202eb",
+    "markup": "[red]a[/red] [link=http://x]b[/link]",
+}
+STYLES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")  # what rich itself sends: colours, and where a bar is drawn
+
+
+def shown(terminal: bool) -> Terminal:
+    return Terminal(file=io.StringIO(), force_terminal=terminal, width=200, highlight=False)
+
+
+def ways(console: Terminal, text: str) -> None:
+    """Every way in which commands show text."""
+    Display(console).say(text)
+    console.print(text, markup=False)
+    console.print(table(text, (text, "b"), [(text, 1)]))
+    console.print(table("", ("a",), [(text,)], lines=True))
+    with Display(console).stage("training", 2) as advance:
+        advance(1, note=text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_text_from_elsewhere_is_only_read(kind: str, terminal: bool) -> None:
+    console = shown(terminal)
+    ways(console, HOSTILE[kind])
+    out = STYLES.sub("", console.file.getvalue())  # type: ignore[attr-defined]
+    harmful = {c for c in HOSTILE[kind] if c not in "\n\t" and not c.isprintable()}
+    assert not harmful - {"\r"} & set(out)
+    if kind == "carriage return":
+        assert "all is well⟨U+000D⟩error" in out
+    if kind == "markup":
+        assert out.count(HOSTILE["markup"]) >= 5
+
+
+def test_a_clean_text_is_as_it_was() -> None:
+    console = shown(False)
+    Display(console).say("¿Qué es un perro? 犬 🐕\nb")
+    assert console.file.getvalue() == "¿Qué es un perro? 犬 🐕\nb\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad \x1b]0;owned\x07 file"), FileNotFoundError(2, "No such", "a\x1bb")])
+def test_errors_are_shown_in_one_harmless_line(error: Exception) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    @command
+    def failing() -> dict[str, Any]:
+        raise type(error)(*error.args) if not isinstance(error, OSError) else FileNotFoundError(2, "No such", "a\x1bb")
+
+    # raised here, in a test, it is nobody's error that says what to do; an OSError of the system always is
+    found = CliRunner().invoke(app, [])
+    assert "\x1b" not in found.output
+    if isinstance(error, OSError):
+        assert found.exit_code == 2
+        assert "error: a⟨U+001B⟩b: No such\n" in found.output
