@@ -13,7 +13,19 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted((SRC / "prefiere").rglob("*.py"))
 
 # room -> the rooms (or single modules) it may import from besides itself; downwards only
-GROUND = {"run", "files", "untrusted", "cache", "stats", "world", "settings", "recipe", "methods", "metrics", "console"}
+GROUND = {
+    "run",
+    "files",
+    "untrusted",
+    "cache",
+    "stats",
+    "world",
+    "settings",
+    "recipe",
+    "methods",
+    "metrics",
+    "console",
+}
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "objectives": set(),

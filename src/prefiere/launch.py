@@ -11,7 +11,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prefiere import previous
 from prefiere.console import Display
 from prefiere.data.sources import is_votes
 from prefiere.files import clean
@@ -21,8 +20,10 @@ from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
 from prefiere.run import Run, RunError, Stop
 from prefiere.settings import Settings
+from prefiere.train import previous
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import Ending, resume_command
+from prefiere.train.logs import holds_rows
 from prefiere.train.loop import Loop
 from prefiere.train.setup import Session, build_session, make_evaluator
 from prefiere.world import World
@@ -83,7 +84,9 @@ def begun(run: Run, settings: Settings) -> dict[str, Any] | None:
 
     Raises RunError where it is a run with other settings. Nothing is written.
     """
-    if not (run.folder / "recipe.yaml").is_file() or not run.begun:
+    if not (run.folder / "recipe.yaml").is_file():
+        return None
+    if not holds_rows(run.folder / "metrics.jsonl") and not any(run.checkpoints.glob("step-*")):
         return None
     keys = changed(run.recipe, settings.model_dump())
     if keys:
@@ -206,7 +209,7 @@ def _record(session: Session, run: Run, before: dict[str, Any] | None) -> None:
     """What the folder says of the run: for a new one in the place of what lay there, which is kept for now."""
     now = environment(session)
     if before is None:
-        previous.set_aside(run.folder)
+        previous.put_aside(run.folder)
         run.checkpoints.mkdir(exist_ok=True)
     elif (moved := _versions_moved(before, now)) and moved not in before.get("resumed", []):
         words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in moved.items())

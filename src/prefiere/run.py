@@ -28,7 +28,7 @@ from typing import Any, Literal, Self, get_args
 
 import yaml
 
-from prefiere import logs, untrusted
+from prefiere import untrusted
 from prefiere.files import leads_out, write_text
 from prefiere.untrusted import UnreadableFile
 
@@ -126,7 +126,7 @@ class Run:
     def create(cls, folder: str | Path) -> Self:
         """Make the folder. Raises RunError where it cannot be written to."""
         run = cls(folder)
-        with run._writing():
+        with run.writing():
             run.folder.mkdir(parents=True, exist_ok=True)
             probe = run.folder / f".writable.{secrets.token_hex(8)}.tmp"
             with probe.open("x"):
@@ -135,7 +135,7 @@ class Run:
         return run
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Say which folder could not be written to."""
         try:
             yield
@@ -175,7 +175,7 @@ class Run:
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
         text = json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with self._writing():
+        with self.writing():
             write_text(self.folder / name, text)
 
     @property
@@ -191,7 +191,7 @@ class Run:
     @recipe.setter
     def recipe(self, settings: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        with self._writing():
+        with self.writing():
             write_text(self.folder / "recipe.yaml", text)
 
     @property
@@ -252,8 +252,9 @@ class Run:
 
     def _append(self, name: str, rows: list[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(_clean(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with self._writing():
-            logs.append(self.folder / name, text)
+        path = self.folder / name
+        with self.writing(), open(path, "a", encoding="utf-8", errors="replace", opener=untrusted.no_link) as f:
+            f.write(text)
 
     def _rows(self, name: str) -> Iterator[tuple[dict[str, Any], int]]:
         try:
@@ -274,11 +275,6 @@ class Run:
         return [row for row, _ in self._rows("metrics.jsonl")]
 
     @property
-    def begun(self) -> bool:
-        """Whether it has logged anything, or holds a checkpoint."""
-        return logs.holds_rows(self.folder / "metrics.jsonl") or any(self.checkpoints.glob("step-*"))
-
-    @property
     def samples(self) -> list[dict[str, Any]]:
         return [row for row, _ in self._rows("samples.jsonl")]
 
@@ -289,19 +285,6 @@ class Run:
     def samples_at_ends(self) -> list[dict[str, Any]]:
         """The answers of the first step at which some were sampled, and of the last."""
         return untrusted.at_ends(self._rows("samples.jsonl"))
-
-    def sync_logs(self) -> dict[str, int]:
-        """Make the logs survive a power cut, and count their rows: what a checkpoint relies on and remembers."""
-        with self._writing():
-            return logs.sync_logs(self.folder)
-
-    def cut_logs(self, step: int, rows: Mapping[str, int]) -> list[str]:
-        """Cut each log back to the rows up to a step, of which a checkpoint counted ``rows``.
-
-        Lines that are no rows go, too. Returns what is missing, in words.
-        """
-        with self._writing():
-            return logs.cut_logs(self.folder, step, rows)
 
 
 def _no_run(folder: str | Path) -> RunError:

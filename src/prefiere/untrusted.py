@@ -34,6 +34,11 @@ class UnreadableFile(ValueError):
     """A file that is no plain file, too large, or not what its name says."""
 
 
+def no_link(path: str, flags: int) -> int:
+    """An ``opener`` for `open` that follows no link (OSError)."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 @contextmanager
 def open_plain(path: Path) -> Iterator[BinaryIO]:
     """Open a file to read: never through a link, and never a pipe or a device.

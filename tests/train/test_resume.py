@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import runs
-from prefiere import files, previous
+from prefiere import files
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.launch import launch
 from prefiere.run import Run, RunError, Stop
 from prefiere.settings import DPO, SFT
-from prefiere.train import checkpoint, loop
+from prefiere.train import checkpoint, loop, previous
 from prefiere.train.engine import Engine, TrainingError
 from prefiere.train.interrupt import resume_command
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from prefiere import previous
 from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
@@ -22,10 +21,11 @@ from prefiere.metrics import BOUNDS, column, measured_again
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
-from prefiere.train import checkpoint
+from prefiere.train import checkpoint, previous
 from prefiere.train.algorithm import Algorithm
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
+from prefiere.train.logs import cut_logs, sync_logs
 from prefiere.train.optimizer import peak_memory_mb
 from prefiere.train.setup import Session
 
@@ -236,7 +236,10 @@ class Loop:
         folder = self.run_folder.checkpoints
         if self._saved == s.step and s.stop is None:
             return
-        rows = self.run_folder.sync_logs() if self.main else {}
+        rows = {}
+        if self.main:
+            with self.run_folder.writing():
+                rows = sync_logs(self.run_folder.folder)
         state = asdict(s) | {"rows": rows, "method": self.algorithm.state()}
         try:
             checkpoint.save(folder, s.step, self.engine, state)
@@ -272,8 +275,10 @@ class Loop:
     def begin(self) -> None:
         """From here on this process writes: logs are cut to where the run goes on, and it counts as running."""
         if self.main:
-            for missing in self.run_folder.cut_logs(self._saved, self._rows):
-                self.session.display.say(f"{missing}; the run goes on without them")
+            with self.run_folder.writing():
+                missing = cut_logs(self.run_folder.folder, self._saved, self._rows)
+            for said in missing:
+                self.session.display.say(f"{said}; the run goes on without them")
             self._status("running")
 
     def finish(self, stop: Stop | None) -> None:

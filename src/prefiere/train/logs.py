@@ -1,4 +1,4 @@
-"""The logs of a run, a JSON row a line: added to, made to survive a power cut, and cut back to a checkpoint by rows.
+"""The logs of a run, a JSON row a line: made to survive a power cut, and cut back to a checkpoint by rows.
 
 What the last seconds before a power cut leave of a file is anything: half a row, zeros, nothing. Rows are therefore cut
 by what they say of their step, never by the length of the file.
@@ -17,16 +17,6 @@ from prefiere.files import atomic, sync
 from prefiere.untrusted import open_plain
 
 ROW_LOGS = ("metrics.jsonl", "samples.jsonl")
-
-
-def append(path: Path, text: str) -> None:
-    """Add whole lines to a log. A link is not followed (OSError)."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-    with open(path, "a", encoding="utf-8", errors="replace", opener=opener) as f:
-        f.write(text)
 
 
 def holds_rows(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefiere import previous
+from prefiere.train import previous
 
 
 class Killed(BaseException):
@@ -60,7 +60,7 @@ def test_a_kill_while_the_old_run_moves_away(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as m:
         dying(m, after)
         try:
-            previous.set_aside(tmp_path)
+            previous.put_aside(tmp_path)
             finished = True
         except Killed:
             finished = False
@@ -72,7 +72,7 @@ def test_a_kill_while_the_old_run_moves_away(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("after", range(20))
 def test_a_kill_while_it_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     before = old_run(tmp_path)
-    previous.set_aside(tmp_path)
+    previous.put_aside(tmp_path)
     assert contents(tmp_path).keys() == {".previous", *(f".previous/{name}" for name in before)}
     new_run(tmp_path)
     with monkeypatch.context() as m:
@@ -85,7 +85,7 @@ def test_a_kill_while_it_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_with_a_checkpoint_of_the_new_one_the_old_one_goes(tmp_path: Path) -> None:
     old_run(tmp_path)
-    previous.set_aside(tmp_path)
+    previous.put_aside(tmp_path)
     new_run(tmp_path)
     (tmp_path / "checkpoints" / "step-00000001").mkdir()
     now = {n: c for n, c in contents(tmp_path).items() if not n.startswith(".previous")}
@@ -94,7 +94,7 @@ def test_with_a_checkpoint_of_the_new_one_the_old_one_goes(tmp_path: Path) -> No
 
 
 def test_a_folder_without_a_run_has_nothing_to_put_aside(tmp_path: Path) -> None:
-    previous.set_aside(tmp_path)
+    previous.put_aside(tmp_path)
     assert previous.put_back(tmp_path) is False
     assert not list(tmp_path.iterdir())
 

@@ -29,7 +29,7 @@ _WHOLE, _PART = ".previous", ".previous.part"
 # old run, and what lies in the folder is the new one's.
 
 
-def set_aside(folder: Path) -> None:
+def put_aside(folder: Path) -> None:
     """Move the run out of the way, if there is one."""
     if not (folder / "recipe.yaml").is_file():
         return
