@@ -257,3 +257,14 @@ def test_the_page_of_settings_is_up_to_date() -> None:
     assert page.read_text(encoding="utf-8") == recipe.settings_page(), (
         "run `prefiere recipe show --markdown > docs/settings.md`"
     )
+
+
+def test_a_recipe_that_stands_for_a_billion_values_is_refused_at_once(tmp_path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    (tmp_path / "bomb.yaml").write_text("method: dpo\n" + "\n".join(lines) + "\nmodel: *a8\n")
+    with pytest.raises(RecipeError, match=r"bomb\.yaml: not a recipe: it stands for more than 10,000 values"):
+        recipe.load(None, tmp_path / "bomb.yaml", {"model": "m", "data": "d", "out": "o"})
+    (tmp_path / "deep.yaml").write_text("model: " + "[" * 5000)
+    with pytest.raises(RecipeError, match=r"deep\.yaml"):
+        recipe.load("dpo", tmp_path / "deep.yaml", {"model": "m", "data": "d", "out": "o"})

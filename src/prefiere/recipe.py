@@ -185,7 +185,7 @@ def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:
 
 def method_in(path: str | Path) -> str | None:
     """The method that a recipe states, if it does. Raises as `load` does."""
-    given = _read(path)
+    given = read_keys(path)
     return str(given["method"][0]) if "method" in given else None
 
 

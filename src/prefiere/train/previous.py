@@ -20,6 +20,7 @@ LOGS = (
     "data.json",
     "environment.json",
     "calibration.json",
+    "blind.json",
     "recipe.yaml",
 )
 FOLDERS = ("checkpoints", "model")
