@@ -56,6 +56,7 @@ WITHOUT_TORCH = [
     "prefiere.feedback.collect",
     "prefiere.feedback.page.runs",
     "prefiere.feedback.page.serve",
+    "prefiere.feedback.rounds.loop",
     "prefiere.feedback.exchange",
     "prefiere.feedback.figures",
     "prefiere.metrics",
