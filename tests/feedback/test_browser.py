@@ -16,13 +16,14 @@ import uvicorn
 
 from feedback.conftest import CHROMIUM, fill, rows
 from feedback.test_ask import echo
-from feedback.test_votes import valid
+from feedback.test_votes import Desk, valid
 from prefiere.data import formats
 from prefiere.feedback import items, people, schema
 from prefiere.feedback.page import security
 from prefiere.feedback.page.app import create
 from prefiere.feedback.page.desk import CONSENT
 from prefiere.feedback.store import Store
+from prefiere.feedback.votes import Said
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[dev]')")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
@@ -240,12 +241,9 @@ def looks(store: Store) -> None:
             people.add(c, name, role="admin" if name == "local" else "annotate", token=name)
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False), (1600, True)])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(chromium, sqlite_store, width, dark):
     from axe_playwright_python.sync_playwright import Axe
-
-    from feedback.test_votes import Desk
-    from prefiere.feedback.votes import Said
 
     looks(sqlite_store)
     for name in ("ana", "beto"):
@@ -259,7 +257,10 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(chromium, sqlite
             with page_at(chromium, url + path, width=width, dark=dark, bypass_csp=True, locale="es-ES") as page:
                 if name == "vote":
                     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (path, width)
+                for wide in (320, 390, 700, 701, 1280, 1600) if dark else ():
+                    page.set_viewport_size({"width": wide, "height": 800})
+                    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (path, wide)
+                page.set_viewport_size({"width": width, "height": 800})
                 found = Axe().run(page).response["violations"]
                 bad = [(v["id"], [n["html"][:90] for n in v["nodes"][:3]]) for v in found
                        if v["impact"] in ("serious", "critical")]  # fmt: skip
@@ -287,7 +288,12 @@ def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monke
             p = items.add_prompt(c, text + "\n\n" + text)
             drawn = items.Drawn(model_id=model, seed=0, sample=i, temperature=1, top_p=1, max_new_tokens=9)
             a, b = items.add_answer(c, p, text, drawn), items.add_answer(c, p, "- " + text + " # " + str(i))
-            items.add_pair(c, p, a, b, overlap=1, rng=rng)
+            items.add_pair(c, p, a, b, overlap=2, rng=rng)
+    other = Desk(store, "<svg onload=window.hit=1>")
+    for i, text in enumerate(HOSTILE):
+        held = other.take(time.time())
+        ideal = f"{text} {i}" if i % 6 == 0 else None
+        other.say(held, 0, Said(both_bad=True, text=text, ideal=ideal, ms=9, input="key"), time.time())
     asked: list[str] = []
     hostile = "# r\n\n" + "\n\n".join(HOSTILE[:-3])
     with serving(store, tokens=True, guidelines=hostile) as url, page_at(chromium, url + "/health") as page:
@@ -301,18 +307,25 @@ def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monke
         page.goto(f"{url}/join/{token}")
         for _ in HOSTILE:
             assert page.query_selector("#vote"), page.inner_text("main")
-            for element in page.query_selector_all(".said *"):
-                assert f"|{element.evaluate('e => e.tagName.toLowerCase()')}|" in ALLOWED
-            for link in page.query_selector_all(".said a"):
-                assert link.get_attribute("href").startswith(("http://", "https://", "mailto:"))
-                assert "noreferrer" in link.get_attribute("rel")
-            assert page.evaluate("window.hit") is None
-            press(page, "b")
+            tags, links, hit = page.evaluate(
+                "() => [[...document.querySelectorAll('.said *')].map(e => e.tagName.toLowerCase()),"
+                " [...document.querySelectorAll('.said a')].map(a => [a.getAttribute('href'), a.rel]),"
+                " window.hit === undefined ? 'no' : 'yes']"
+            )
+            assert all(f"|{tag}|" in ALLOWED for tag in tags)
+            assert all(href.startswith(("http://", "https://", "mailto:")) for href, _ in links)
+            assert all("noreferrer" in rel for _, rel in links)
+            assert hit == "no"
+            before = lease(page)
+            page.evaluate("document.querySelector('button[value=bad]').click()")
+            page.wait_for_function(
+                "before => (document.getElementById('vote')?.dataset.lease || 'none') != before", arg=before
+            )
         for path in ("/board", "/guidelines", "/me", *(f"/why/{i}" for i in range(1, len(HOSTILE), 6))):
             page.goto(url + path)
             page.wait_for_timeout(30)
             assert page.evaluate("window.hit") is None, path
     assert asked == []
-    assert len(valid(store)) == len(HOSTILE)
-    assert len(list(formats.read_comparisons(store.name, on_bad="drop"))) >= len(HOSTILE) - 2
+    assert len(valid(store)) == 2 * len(HOSTILE)
+    assert len(list(formats.read_comparisons(store.name, on_bad="drop"))) >= 2 * len(HOSTILE) - 4
     store.close()

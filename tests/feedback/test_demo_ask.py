@@ -33,8 +33,13 @@ def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path)
         env=os.environ | {"PYTHONPATH": source}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     said: list[str] = []
-    stamped = lambda line: print(f"{time.monotonic() - began:6.1f} {line.rstrip()}") or line  # noqa: E731
-    reader = threading.Thread(target=lambda: said.extend(stamped(s) for s in iter(process.stderr.readline, "")))
+
+    def listen() -> None:
+        for line in iter(process.stderr.readline, ""):
+            print(f"{time.monotonic() - began:6.1f} s  {line.rstrip()}")
+            said.append(line)
+
+    reader = threading.Thread(target=listen)
     reader.start()
     address = None
     while address is None and process.poll() is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -10,7 +11,7 @@ from feedback.conftest import fill, rows
 from feedback.test_votes import NOW, Desk
 from prefiere.cli.main import app
 from prefiere.data import formats
-from prefiere.feedback import exchange, people, schema, snapshot, trace
+from prefiere.feedback import exchange, items, people, schema, snapshot, trace
 from prefiere.feedback.store import Store, StoreError
 from prefiere.feedback.votes import Said
 
@@ -237,12 +238,26 @@ def test_the_commands(tmp_path):
 
 
 def test_terminal_output_spells_control_characters_out(tmp_path):
-    store = Store.open(tmp_path / "votes.db", create=True)
-    fill(store, 1)
-    vote(store, "eva\x1b[31m\u202e", [-1])
+    store, evil = Store.open(tmp_path / "votes.db", create=True), "\x1b[31m\x1b]0;title\x07\u202e[bold]"
+    with store.write() as c:
+        p = items.add_prompt(c, "q" + evil)
+        models = [items.add_model(c, f"{m}{evil}", m, m) for m in ("uno", "dos")]
+        a, b = (
+            items.add_answer(
+                c, p, f"{m}{evil}", items.Drawn(model_id=m, seed=0, sample=0, temperature=1, top_p=1, max_new_tokens=9)
+            )
+            for m in models
+        )
+        items.add_pair(c, p, a, b, purpose="compare", rng=random.Random(0))
+    vote(store, "eva" + evil, [Said(score=-1, text="note" + evil)])
     store.close()
-    for command in (["people"], ["why"]):
-        out = run("votes", *command, str(tmp_path / "votes.db"), *(["1"] if command == ["why"] else [])).stdout
-        assert "eva" in out
-        assert "\x1b" not in out
-        assert "\u202e" not in out
+    said = {"people": "eva", "agree": "uno", "why": "note"}
+    for command, told in said.items():
+        for options in ((), ("--json",)):
+            pair = ("1",) if command == "why" else ()
+            out = run("votes", command, str(tmp_path / "votes.db"), *pair, *options).stdout
+            assert told in out
+            assert "\x1b" not in out
+            assert "\x07" not in out
+            assert "\u202e" not in out or options  # in JSON it stands between quotes, for programs
+            assert "[bold]" in out  # markup of the terminal's own is text, too

@@ -47,8 +47,6 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
     store = Store.open(out / "votes.db", create=True)
     questions: list[Text] = [p.prompt for p in corpus.preferences()]
     random.Random(1).shuffle(questions)
-    before = Answering(str(base))
-    _queue(store, [before], questions, "ask", Display(console))
     offered = out / "questions.txt"
     offered.write_text("\n".join((FIRST, *_short(questions))) + "\n", encoding="utf-8")
     with _page(store.name, str(base), offered) as address:
@@ -56,6 +54,8 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
             f"Open {address}/ask, pick a question, and say {VOTES} times which answer you prefer (? shows the keys).",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+        before = Answering(str(base))
+        _queue(store, [before], questions, "ask", Display(console))
         _wait(store, "ask", console)
         round_id = _round(store, None, "training")
         run = _train(base, store.name, out / "dpo", console)
@@ -73,7 +73,7 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
     run.report()
     console.print(
         "The model after won {won}, lost {lost}, tied {tied}: it is preferred in {share:.0%} of the decided votes "
-        "({low:.0%} to {high:.0%}), sign test p = {p:.2f}.".format(**found),
+        "({low:.0%} to {high:.0%}), sign test p = {p:.2g}.".format(**found),
         markup=False, soft_wrap=True,
     )  # fmt: skip
     console.print(f"Report: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
