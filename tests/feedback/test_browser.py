@@ -253,11 +253,12 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(chromium, sqlite
             desk.say(held, 0, Said(score=(i % 7) - 3, ms=3000 + i, input="key"), time.time())
     device = f"{width}{'-dark' if dark else ''}"
     with serving(sqlite_store, guidelines="# Reglas\n\nLo cierto.") as url:
-        for path, name in (("/", "vote"), ("/board", "board"), ("/me", "me"), ("/why/1", "why"), ("/guidelines", "g")):
+        shown = (("/", "vote"), ("/board", "board"), ("/me", "me"), ("/why/1", "why"), ("/guidelines", "g"))
+        for path, name in shown if dark else shown[:2]:
             with page_at(chromium, url + path, width=width, dark=dark, bypass_csp=True, locale="es-ES") as page:
                 if name == "vote":
                     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-                for wide in (320, 390, 700, 701, 1280, 1600) if dark else ():
+                for wide in (320, 701, 1600) if dark else ():
                     page.set_viewport_size({"width": wide, "height": 800})
                     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (path, wide)
                 page.set_viewport_size({"width": width, "height": 800})
@@ -277,6 +278,7 @@ HOSTILE: list[str] = json.loads((Path(__file__).parent / "hostile.json").read_te
 def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monkeypatch, csp):
     if not csp:
         monkeypatch.setitem(security.HEADERS, "Content-Security-Policy", "upgrade-insecure-requests")
+    texts = HOSTILE[::3] if csp else HOSTILE  # where the policy is off, nothing but the page itself is in the way
     store = Store.open(tmp_path / "votes.db", create=True)
     rng = random.Random(0)
     with store.write() as c:
@@ -284,13 +286,13 @@ def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monke
         token = people.new_token(c, who)
         people.consent(c, who, CONSENT, "en")
         model = items.add_model(c, "<script>window.hit=1</script>", "p", "f")
-        for i, text in enumerate(HOSTILE):
+        for i, text in enumerate(texts):
             p = items.add_prompt(c, text + "\n\n" + text)
             drawn = items.Drawn(model_id=model, seed=0, sample=i, temperature=1, top_p=1, max_new_tokens=9)
             a, b = items.add_answer(c, p, text, drawn), items.add_answer(c, p, "- " + text + " # " + str(i))
             items.add_pair(c, p, a, b, overlap=2, rng=rng)
     other = Desk(store, "<svg onload=window.hit=1>")
-    for i, text in enumerate(HOSTILE):
+    for i, text in enumerate(texts):
         held = other.take(time.time())
         ideal = f"{text} {i}" if i % 6 == 0 else None
         other.say(held, 0, Said(both_bad=True, text=text, ideal=ideal, ms=9, input="key"), time.time())
@@ -305,7 +307,7 @@ def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monke
         page.on("request", note)
         page.on("dialog", lambda dialog: asked.append("dialog"))
         page.goto(f"{url}/join/{token}")
-        for _ in HOSTILE:
+        for _ in texts:
             assert page.query_selector("#vote"), page.inner_text("main")
             tags, links, hit = page.evaluate(
                 "() => [[...document.querySelectorAll('.said *')].map(e => e.tagName.toLowerCase()),"
@@ -321,11 +323,11 @@ def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monke
             page.wait_for_function(
                 "before => (document.getElementById('vote')?.dataset.lease || 'none') != before", arg=before
             )
-        for path in ("/board", "/guidelines", "/me", *(f"/why/{i}" for i in range(1, len(HOSTILE), 6))):
+        for path in ("/board", "/guidelines", "/me", *(f"/why/{i}" for i in range(1, len(texts), 6))):
             page.goto(url + path)
             page.wait_for_timeout(30)
             assert page.evaluate("window.hit") is None, path
     assert asked == []
-    assert len(valid(store)) == 2 * len(HOSTILE)
-    assert len(list(formats.read_comparisons(store.name, on_bad="drop"))) >= 2 * len(HOSTILE) - 4
+    assert len(valid(store)) == 2 * len(texts)
+    assert len(list(formats.read_comparisons(store.name, on_bad="drop"))) >= 2 * len(texts) - 4
     store.close()
