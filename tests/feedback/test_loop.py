@@ -52,7 +52,7 @@ class Stand:
     """Models whose answers follow from their names; a judge that likes the later rounds' answers, or the earlier."""
 
     def __init__(self, store, *, better="after", stop=None):
-        self.store, self.better, self.stop, self.trained = store, better, stop, []
+        self.store, self.better, self.stop, self.trained, self.reported = store, better, stop, [], []
 
     def collect(self, models, prompts, how, queueing):
         asked = [(f"q{i}", f"p:{i}") for i in range(12)]
@@ -68,6 +68,9 @@ class Stand:
     def train(self, model, data, out):
         self.trained.append((model, data.rpartition("/")[2], out))
         return self.stop
+
+    def report(self, out):
+        self.reported.append(out)
 
 
 def asked(store, **keys):
@@ -94,6 +97,7 @@ def test_two_rounds_each_from_the_model_of_the_one_before(store, tmp_path):
     one, two = str(tmp_path / "runs" / "round-1"), str(tmp_path / "runs" / "round-2")
     assert [(r.before_model, r.after_model, r.run) for r in (first, second)] == [("base", one, one), (one, two, two)]
     assert [(m, o) for m, _, o in work.trained] == [("base", one), (one, two)]
+    assert work.reported == [one, two]
     pairs = rows(store, schema.pair)
     assert [(p["round_id"], p["purpose"]) for p in pairs].count((1, "ask")) == 12
     assert {(p["round_id"], p["purpose"]) for p in pairs} == {(r, k) for r in (1, 2) for k in ("ask", "compare")}

@@ -8,14 +8,18 @@ import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import prefiere.train.setup  # noqa: F401 (what a loop imports, before it is forked)
 from feedback.conftest import rows
+from feedback.test_exchange import vote
 from prefiere import api
+from prefiere.cli.loop import Models
 from prefiere.cli.main import app
 from prefiere.feedback import schema
 from prefiere.feedback.rounds.loop import Rounds
+from prefiere.feedback.rounds.recipe import load_loop
 from prefiere.feedback.store import Store
 from prefiere.run import Run
 from runs import model_folder
@@ -105,11 +109,11 @@ def whole(request, tmp_path_factory):
     """How many rounds, and how a loop of them ends that nothing interrupts."""
     folder = made_folder(tmp_path_factory.mktemp("loop") / "whole", request.param)
     assert loop(folder) == 0, (folder / "said").read_text()
-    return request.param, end_of(folder)
+    return request.param, end_of(folder), folder
 
 
 def test_each_round_leaves_a_model_and_its_provenance(whole):
-    rounds, end = whole
+    rounds, end, _ = whole
     assert [(r["n"], r["state"]) for r in end["round"]] == [(n, "closed") for n in range(1, rounds + 1)]
     assert sorted(end["weights"]) == [f"round-{n}" for n in range(1, rounds + 1)]
     assert len(set(end["weights"].values())) == rounds
@@ -117,6 +121,20 @@ def test_each_round_leaves_a_model_and_its_provenance(whole):
         ("model", None), *((f"runs/round-{n}", n) for n in range(1, rounds + 1))
     ]  # fmt: skip
     assert {p["round_id"] for p in end["pair"]} == set(range(1, rounds + 1))
+
+
+def test_what_people_say_of_the_comparison_is_in_the_runs_report(whole, monkeypatch):
+    _, _, folder = whole
+    monkeypatch.chdir(folder)
+    store = Store.open("votes.db")
+    with store.write() as c:
+        c.execute(schema.pair.update().where(schema.pair.c.purpose != "compare").values(open=0))
+    vote(store, "ana", [2])
+    Models(store, load_loop("r.yaml"), Console(quiet=True)).report("runs/round-1")
+    run = Run.open("runs/round-1")
+    assert (run.blind["won"], run.blind["after"], run.blind["people"]) == (1, "runs/round-1", ["ana"])
+    assert "ana" in (run.folder / "report.html").read_text(encoding="utf-8")
+    store.close()
 
 
 STATES = ["new", "sampling", "asking", "frozen", "training", "sampling_after", "comparing", "judged"]
@@ -128,7 +146,7 @@ REST = [(s, "after") for s in STATES] + [(s, "before") for s in (*STATES, "close
     [("training", "middle"), *(pytest.param(s, w, marks=pytest.mark.slow) for s, w in REST)],
 )
 def test_killed_in_any_state_the_same_command_ends_with_the_same_rows_and_weights(whole, tmp_path, state, when):
-    rounds, end = whole
+    rounds, end, _ = whole
     folder = made_folder(tmp_path / "killed", rounds)
     assert loop(folder, (state, when)) == -signal.SIGKILL
     assert loop(folder) == 0, (folder / "said").read_text()

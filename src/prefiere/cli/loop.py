@@ -18,6 +18,7 @@ from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.rounds.recipe import LoopRecipe
 from prefiere.feedback.store import Store
+from prefiere.feedback.testimony import blind_comparison
 from prefiere.models.source import ModelError
 from prefiere.run import Run, RunError, Stop
 
@@ -58,6 +59,13 @@ class Models:
         if stop is not None and stop.kind == "interrupted":
             raise KeyboardInterrupt
         return stop
+
+    def report(self, out: str) -> None:
+        """See `Work.report`."""
+        run = api.TrainedRun(out)
+        if (said := blind_comparison(self._store, run.folder)) is not None:
+            run.blind = said
+            run.report()
 
 
 def run_loop(store: Store, recipe: LoopRecipe, console: Console) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class Work(Protocol):
     def train(self, model: str, data: str, out: str) -> Stop | None:
         """Start or continue a run, to its end. Returns why a guard stopped it, or None."""
 
+    def report(self, out: str) -> None:
+        """Let the run's report say how its blind comparison ended."""
+
 
 @dataclass(frozen=True)
 class Round:
@@ -193,6 +196,7 @@ class Rounds:
     def _judged(self, now: Round) -> Round:
         with self.store.read() as c:
             found: Verdict = verdict_of(c, now.id)
+        self.work.report(str(now.run))
         if found.lost:
             return self._stop(now, f"the model after lost: {found.sentence}")
         self._say(now, found.sentence)
