@@ -127,6 +127,11 @@ class Settings(BaseModel):
         | {"tokens_per_microbatch", "gradient_checkpointing"}
     )
 
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _none_hides(cls, value: Any) -> Any:
+        return {k: None if v == "none" else v for k, v in value.items()} if isinstance(value, dict) else value
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:

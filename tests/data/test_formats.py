@@ -210,7 +210,7 @@ def test_other_splits_are_not_read_in_silence(tmp_path):
     put(tmp_path / "pairs-test.jsonl", lines(ROWS[1:]))
     assert read(tmp_path)[0] == PAIRS[:1]
     (tmp_path / "pairs.jsonl").rename(tmp_path / "pairs-validation.jsonl")
-    with pytest.raises(DataError, match="which split"):
+    with pytest.raises(DataError, match=r"held out by its name \(test, validation\), so not trained on"):
         formats.read(tmp_path, kind="pairs")
 
 
@@ -399,7 +399,7 @@ def test_broken_documents_are_errors_in_every_mode(tmp_path, text, message):
         ("d.csv", 'prompt,chosen,rejected\nq,"open,y\n', r"d\.csv:2 \(line\): broken CSV: .*quote left open"),
         ("d.csv", "prompt,chosen,rejected\nq,x\n", r"d\.csv:2 \(line\): expected 3 cells, found 2"),
         ("d.csv", "prompt,chosen,chosen\nq,x,y\n", r"d\.csv:1 \(chosen\): two columns"),
-        ("d.csv", b"prompt,chosen,rejected\nq,\xff,y\n", r"d\.csv:2 \(line\): not UTF-8"),
+        ("d.csv", "prompt,chosen,rejected\n¿,x,y\n".encode() + b"q,\xff,y\n", r"d\.csv:3 \(line\): not UTF-8"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):
@@ -518,9 +518,9 @@ def test_unknown_layout_names_columns_neighbours_and_an_example(tmp_path):
     said = str(e.value)
     assert "Columns found: question, winner_text, loser_text" in said
     assert "Axolotl (lacks chosen, rejected)" in said
-    assert "columns={'chosen': 'winner_text', 'rejected': 'loser_text'}" in said
-    with pytest.raises(DataError, match=r"columns={'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}"):
-        formats.read(put(tmp_path / "e.jsonl", lines([dict.fromkeys("abc", "x")])), kind="pairs")
+    assert "'columns={chosen: winner_text, rejected: loser_text}'" in said
+    with pytest.raises(DataError, match=r"'columns={prompt: <column>, chosen: <column>, rejected: <column>}'"):
+        formats.read(put(tmp_path / "e.jsonl", lines([dict.fromkeys(("x1", "y1", "z1"), "x")])), kind="pairs")
     got, source = read(path, columns={"prompt": "question", "chosen": "winner_text", "rejected": "loser_text"})
     assert got == [PreferencePair(prompt="q", chosen="x", rejected="y")]
     assert source.layout.why.endswith("with prompt=question, chosen=winner_text, rejected=loser_text")
@@ -569,17 +569,25 @@ def test_options_out_of_range(tmp_path, options):
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda s: s.strip())
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | TEXT,
+    st.booleans() | st.integers(-9, 9) | TEXT,
     lambda v: st.lists(v, max_size=2) | st.dictionaries(TEXT, v, max_size=2),
     max_leaves=4,
 )
-EXTRA = st.dictionaries(st.sampled_from(["tool_calls", "name", "thinking"]), VALUES, max_size=2)
+CALLS = st.lists(st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": TEXT, "arguments": VALUES})}))
+EXTRA = st.fixed_dictionaries({}, optional={"tool_calls": CALLS.filter(len), "name": VALUES, "thinking": VALUES})
 TOOLS = st.lists(st.dictionaries(TEXT, VALUES, max_size=2), max_size=2).map(tuple)
 NUMBER = st.floats(0, 4) | st.just(1.0)
+
+
+def with_a_masked_turn(turns):
+    """The turns, of which the first of several is not learnt."""
+    return (replace(turns[0], learnt=False), *turns[1:]) if len(turns) > 1 else tuple(turns)
+
+
 CHATS = st.tuples(
     st.lists(st.builds(Message, st.sampled_from(["system", "user"]), TEXT, EXTRA), min_size=1, max_size=3).map(tuple),
     st.lists(st.builds(Message, st.just("assistant"), TEXT, EXTRA), min_size=1, max_size=2).map(tuple),
-    st.lists(st.builds(Message, st.just("assistant"), TEXT, EXTRA), min_size=1, max_size=2).map(tuple),
+    st.lists(st.builds(Message, st.just("assistant"), TEXT, EXTRA), min_size=1, max_size=2).map(with_a_masked_turn),
 )
 STRINGS = st.tuples(TEXT, TEXT, TEXT)
 

@@ -524,8 +524,8 @@ def test_demonstrations_from_other_kinds(tmp_path):
     assert source.counts.dropped == {"undesirable": 1}
     got, source = records(tmp_path, [{"messages": [U, C, U]}, {"messages": [C, U]}], kind="demonstrations")
     assert got == [Demonstration(prompt=ASKED, completion=(assistant("good"),))]
-    assert source.counts.changed == {"unanswered last turn cut": 2}
-    assert source.counts.dropped == {"empty prompt": 1}
+    assert source.counts.changed == {"unanswered last turn cut": 1}
+    assert source.counts.dropped == {"empty completion": 1}
 
 
 PROMPTS = [

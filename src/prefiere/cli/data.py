@@ -11,6 +11,7 @@ from rich.text import Text as Styled
 from prefiere.data import formats
 from prefiere.data.audit import audit
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
+from prefiere.data.values import DataError
 from prefiere.files import visible
 from prefiere.settings import DPO
 
@@ -22,7 +23,7 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     """Read everything once (twice with a model), and show what came of it. Damaged lines are counted, not raised.
 
     ``model``: whose tokenizer and chat template the examples are shown with; None shows their text. Returns what was
-    shown, for --json. Raises DataError or FileNotFoundError where there is nothing to read.
+    shown, for --json. Raises DataError or FileNotFoundError where there is nothing to read, or no record can be used.
     """
     source = open_source(settings)
     console.print(Styled.assemble(("Layout  ", "bold"), str(source.layout)))
@@ -30,10 +31,14 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     with console.status(f"reading {settings.data}"):
         found = audit(source)
     read = source.describe()
+    for line in source.unread_lines():
+        console.print(Styled.assemble(("Unread  ", "bold"), line), soft_wrap=True)
     console.print(Styled.assemble(("Records ", "bold"), str(source.counts)))
     for line in [*found.lines()[1:], *source.problems]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     result: dict[str, Any] = {"read": read, "audit": found.to_dict()}
+    if not source.counts.kept:
+        raise DataError(f"{settings.data}: no record can be used ({source.counts})")
     if model is None:
         shown: list[Styled] = [as_text(record) for record in islice(source, EXAMPLES)]
     else:

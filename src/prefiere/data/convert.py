@@ -7,7 +7,7 @@ gained 0.3 to 1.4 points of accuracy and stayed calibrated, margins gained 0 to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Literal, TypeAlias
 
@@ -17,7 +17,6 @@ from prefiere.data.schema import (
     Demonstration,
     Judgement,
     Kind,
-    Message,
     Preference,
     PreferencePair,
     Prompt,
@@ -159,7 +158,7 @@ def _demonstration(native: Native, note: Note) -> Demonstration:
         pair = _decided(native)
         prompt, completion, weight = pair.prompt, pair.chosen, pair.weight
     if not isinstance(completion, str):
-        end = max((i + 1 for i, m in enumerate(completion) if m.role == "assistant"), default=0)
+        end = max((i + 1 for i, m in enumerate(completion) if m.role == "assistant" and m.learnt), default=0)
         if 0 < end < len(completion):
             note("unanswered last turn cut")
             completion = completion[:end]
@@ -186,53 +185,58 @@ def check_content(record: AnyRecord) -> None:
     """Raises BadRow (content) at an empty prompt or answer, two equal answers, or half a character."""
     if isinstance(record, PreferencePair):
         _check_prompt(record.prompt)
-        _check_two(record.chosen, record.rejected, "chosen", "rejected")
+        _check_two(record.chosen, record.rejected, "chosen", "rejected", record.prompt)
     elif isinstance(record, Comparison):
         _check_prompt(record.prompt)
-        _check_two(record.answer_a, record.answer_b, "answer_a", "answer_b")
+        _check_two(record.answer_a, record.answer_b, "answer_a", "answer_b", record.prompt)
     elif isinstance(record, Judgement):
         _check_prompt(record.prompt)
-        _check_answer(record.completion, "completion")
+        _check_answer(record.completion, "completion", record.prompt)
     elif isinstance(record, Demonstration):
         if record.prompt != "" or not isinstance(record.completion, str):
             _check_prompt(record.prompt)
-        _check_answer(record.completion, "completion")
+        _check_answer(record.completion, "completion", record.prompt)
     else:
         _check_prompt(record.prompt)
+    for part in _strings(record.tools) if record.tools else ():
+        _check_characters(part, "tools")
 
 
-def _check_two(a: Text, b: Text, a_name: str, b_name: str) -> None:
-    _check_answer(a, a_name)
-    _check_answer(b, b_name)
+def _check_two(a: Text, b: Text, a_name: str, b_name: str, prompt: Text) -> None:
+    _check_answer(a, a_name, prompt)
+    _check_answer(b, b_name, prompt)
     if a == b or (isinstance(a, str) and isinstance(b, str) and a.strip() == b.strip()):
         reason = f"{a_name} equals {b_name}"
         raise BadRow(f"{a_name}, {b_name}", reason, f"{reason}: there is nothing to prefer", content=True)
 
 
-def _silent(turn: Message) -> bool:
-    return not turn.content.strip() and not turn.extra
-
-
 def _check_prompt(text: Text) -> None:
     if not (text.strip() if isinstance(text, str) else text):
         raise BadRow("prompt", "empty prompt", content=True)
-    if not isinstance(text, str) and text[-1].role == "user" and _silent(text[-1]):
+    if not isinstance(text, str) and text[-1].role == "user" and not text[-1].speaks:
         raise BadRow("prompt", "empty prompt", "the last user turn is empty", content=True)
     _check_characters(text, "prompt")
 
 
-def _check_answer(text: Text, field: str) -> None:
-    empty = not text.strip() if isinstance(text, str) else not text or _silent(text[-1])
+def _check_answer(text: Text, field: str, prompt: Text) -> None:
+    if text == () and not isinstance(prompt, str):
+        roles = ", ".join(dict.fromkeys(m.role for m in prompt))
+        detail = f"no turn of the assistant answers; roles found: {roles}"
+        raise BadRow(field, f"empty {field}", detail, content=True)
+    empty = not text.strip() if isinstance(text, str) else not text or not text[-1].speaks
     if empty:
         raise BadRow(field, f"empty {field}", "the answer is empty", content=True)
     if not isinstance(text, str) and text[-1].role != "assistant":
         detail = f"the conversation ends with the {text[-1].role} turn, not with an answer"
         raise BadRow(field, "ends without an answer", detail, content=True)
+    if not isinstance(text, str) and not any(m.role == "assistant" and m.learnt and m.speaks for m in text):
+        detail = "every turn of the assistant is empty or marked not to be learnt"
+        raise BadRow(field, "no turn to learn", detail, content=True)
     _check_characters(text, field)
 
 
 def _check_characters(text: Text, field: str) -> None:
-    for part in (text,) if isinstance(text, str) else [m.content for m in text]:
+    for part in (text,) if isinstance(text, str) else _strings([(m.content, m.extra, m.role) for m in text]):
         if part.isascii():
             continue
         try:
@@ -240,3 +244,16 @@ def _check_characters(text: Text, field: str) -> None:
         except UnicodeEncodeError as e:
             detail = f"half a character (a lone surrogate \\u{ord(part[e.start]):04x}) at position {e.start}"
             raise BadRow(field, "broken character", detail, content=True) from None
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All text in a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for k, v in value.items():
+            yield from _strings(k)
+            yield from _strings(v)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _strings(v)

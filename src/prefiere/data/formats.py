@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
-from prefiere.data.layouts.columns import Layout, Native
-from prefiere.data.layouts.detect import Detected, check_columns, detect, remap
+from prefiere.data.layouts.columns import Layout, Native, under_system
+from prefiere.data.layouts.detect import KNOWN, Detected, check_columns, decided, detect, remap
+from prefiere.data.layouts.names import SEEN_OR_HEARD, renamed
+from prefiere.data.layouts.unread import Asked, holds_something, refuse_a_guess
+from prefiere.data.messages import decoded
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
+from prefiere.data.splits import ReadFor, RowSplit
 from prefiere.data.values import BadRow, DataError, Row
 from prefiere.data.writers import write
 
@@ -64,14 +69,16 @@ class ReadOptions(TypedDict, total=False):
     layout: str | None
     limit: int | None
     pairs_per_prompt: PairsPerPrompt
+    purpose: ReadFor
 
 
 class Records(Generic[R]):
     """Records of one kind, read lazily, from the start at every iteration. Made by `read`.
 
     ``layout`` says what was detected and why (of the first file; ``layouts`` has each file's), ``files`` what is read,
-    ``split`` and ``splits`` which split it is and which there are. ``counts`` and ``problems`` (the first 20, as
-    ``file:line (field): what``) belong to the latest iteration.
+    ``split`` and ``splits`` which split it is and which there are, ``beside`` which files of a folder are not read,
+    ``commit`` that of a data set of the hub. ``unread`` names the columns that are not read, as far as rows were.
+    ``counts`` and ``problems`` (the first 20, as ``file:line (field): what``) belong to the latest iteration.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class Records(Generic[R]):
         layout: str | None = None,
         limit: int | None = None,
         pairs_per_prompt: PairsPerPrompt = "best_worst",
+        purpose: ReadFor = "train",
     ):
         for name, value, allowed in (
             ("kind", kind, ("pairs", "comparisons", "judgements", "demonstrations", "prompts")),
@@ -96,11 +104,15 @@ class Records(Generic[R]):
         check_columns(columns)
         self.kind, self._columns, self._on_bad, self._limit = kind, columns, on_bad, limit
         self._told, self._pairs_per_prompt = layout, pairs_per_prompt
-        found = sources.find(source, kind, split)
+        found = sources.find(source, kind, split, purpose)
         self._parts, self.split, self.splits = found.parts, found.split, found.splits
+        self.beside, self.commit = found.beside, found.commit
         self.layouts: dict[str, Detected] = {}
         self.counts = Counts()
         self.problems: list[str] = []
+        self._seen, self._read = dict[str, None](), set[str]()
+        self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
+        self._of_rows = RowSplit(split or found.split, purpose, str(source), bool(found.splits))
         self.layout = self._detect(self._parts[0])
 
     @property
@@ -112,18 +124,49 @@ class Records(Generic[R]):
         """Who said so, where the records come from a store of votes."""
         return next((dict(part.about) for part in self._parts if part.about), None)
 
+    @property
+    def unread(self) -> list[str]:
+        return [column for column in self._seen if column not in self._read]
+
     def describe(self) -> dict[str, Any]:
         """Everything about this source and its latest iteration, for data.json."""
         layouts = list(dict.fromkeys(str(d) for d in self.layouts.values()))
         about = {"files": self.files, "split": self.split, "kind": self.kind, "layout": " + ".join(layouts)}
+        about |= {"unread_columns": self.unread, "unread_files": list(self.beside), "commit": self.commit}
         return about | self.counts.to_dict() | {"problems": list(self.problems)}
+
+    def unread_lines(self) -> list[str]:
+        """What of the source is not read, in plain language."""
+        said = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
+        return said + ([f"files not read: {', '.join(self.beside)}"] if self.beside else [])
 
     def key(self) -> dict[str, Any]:
         """Everything that the records depend on, as plain values: the contents of the files, and how they are read."""
         parts = [[part.name, part.content()] for part in self._parts]
         columns = dict(self._columns) if self._columns else None
-        options = [self.kind, self._on_bad, self._limit, self._told, self._pairs_per_prompt]
+        options = [self.kind, self._on_bad, self._limit, self._told, self._pairs_per_prompt, *self._of_rows.key()]
         return {"parts": parts, "columns": columns, "options": options}
+
+    # -- from rows of a file to rows of a layout
+
+    def _row(self, row: Row | BadRow) -> Row:
+        """A row under the names that layouts know, with messages that were written as text decoded."""
+        if isinstance(row, BadRow):
+            raise row
+        row = remap(decoded(row), self._columns)
+        names = self._shapes.get(shape := tuple(row))
+        if names is None:
+            names = self._shapes[shape] = renamed(shape, KNOWN)
+        return {names.get(k, k): v for k, v in row.items()} if names else row
+
+    def _rows(self) -> Iterator[Row]:
+        """All rows of all parts that are whole."""
+        for part in self._parts:
+            for _, row in part.rows():
+                try:
+                    yield self._row(row)
+                except BadRow:
+                    continue
 
     def _detect(self, part: sources.Part) -> Detected:
         """The layout of one file, from its first rows that are whole."""
@@ -133,37 +176,55 @@ class Records(Generic[R]):
         first_bad: tuple[int, BadRow] | None = None
         for line, row in itertools.islice(part.rows(), _SAMPLE):
             try:
-                if isinstance(row, BadRow):
-                    raise row
-                rows.append(remap(row, self._columns))
+                rows.append(self._row(row))
             except BadRow as bad:
                 first_bad = first_bad or (line, bad)
         if not rows:
             if first_bad:
                 raise DataError(self._told_problem(part, *first_bad))
             raise DataError(f"{part.name}: no records in it")
-        self.layouts[part.name] = detect(rows, self.kind, part.name, self._columns, self._told)
-        return self.layouts[part.name]
+        found = decided(
+            detect(rows, self.kind, part.name, self._columns, self._told), self.kind, self._rows(), part.name
+        )
+        for row in rows:
+            self._account(found.layout, row)
+        if self._told is None and found.layout.guesses:
+            refuse_a_guess(found.layout, self.kind, self.unread, rows, part.name)
+        self._of_rows.look(rows, self._rows)
+        self.layouts[part.name] = found
+        return found
+
+    def _account(self, layout: Layout, row: Row) -> None:
+        """Which columns there are, and which of them the layout reads."""
+        self._seen |= dict.fromkeys(str(k) for k, v in row.items() if holds_something(v))
+        asked = Asked(row)
+        with suppress(BadRow):
+            _parse(layout, asked, lambda change: None)
+        self._read |= asked.read | set(layout.fields) | {*SEEN_OR_HEARD}
+        if self._of_rows.split is not None:
+            self._read.add("split")
 
     def __iter__(self) -> Iterator[R]:
         self.counts, self.problems = Counts(), []
         return itertools.islice(self._records(self.counts), self._limit)
 
     def _records(self, counts: Counts) -> Iterator[R]:
+        def note(change: str) -> None:
+            counts.changed[change] += 1
+
         for part in self._parts:
             layout = self._detect(part).layout
-            for line, row in part.rows():
+            shapes = set[tuple[str, ...]]()
+            for line, raw in part.rows():
                 counts.read += 1
                 try:
-                    if isinstance(row, BadRow):
-                        raise row
-                    for native in _parse(layout, remap(row, self._columns)):
-                        made = convert.records(
-                            native,
-                            self.kind,
-                            pairs_per_prompt=self._pairs_per_prompt,
-                            note=lambda change: counts.changed.update([change]),
-                        )
+                    row = self._row(raw)
+                    if (shape := tuple(row)) not in shapes:
+                        shapes.add(shape)
+                        self._account(layout, row)
+                    self._of_rows.check(row)
+                    for native in _parse(layout, row, note):
+                        made = convert.records(native, self.kind, pairs_per_prompt=self._pairs_per_prompt, note=note)
                         for record in made:
                             if isinstance(record, BadRow):
                                 self._drop(counts, part, line, record)
@@ -187,13 +248,21 @@ class Records(Generic[R]):
             self.problems.append(problem)
 
 
-def _parse(layout: Layout, row: Row) -> list[Native]:
+def _parse(layout: Layout, row: Mapping[str, Any], note: Callable[[str], None]) -> list[Native]:
     """What a row holds. A value of another shape than the layout has is damage like any other."""
+    for column in SEEN_OR_HEARD:
+        if column in row and _is_there(row[column]):
+            detail = "the example holds something to see or hear, which is not read; it is left out"
+            raise BadRow(column, f"{column} not read", detail, content=True)
     try:
-        return list(layout.parse(row))
+        return [under_system(native, row, note) for native in layout.parse(row)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         detail = f"the values are not shaped as in layout {layout.name} ({type(e).__name__}: {e})"
         raise BadRow(", ".join(layout.fields) or "row", "unexpected shape", detail) from e
+
+
+def _is_there(value: Any) -> bool:
+    return any(map(_is_there, value)) if isinstance(value, list) else bool(value)
 
 
 @overload
@@ -217,9 +286,11 @@ def read(source: str | Path, *, kind: Kind, **options: Unpack[ReadOptions]) -> R
     where that makes sense: demonstrations are the preferred answers, judgements both answers of a pair, prompts come
     from everything; pairs are not made of judgements. Ties become pairs with label 0.5.
 
-    split: of a folder, saved data set or hub id; without it the training split. columns: ``{"prompt": "question"}``
-    takes the prompt from the column question (a dotted path reaches inside one; None hides a column). layout: its name,
-    if the detection errs. limit: at most so many records. pairs_per_prompt: of ranked answers, "best_worst" or "all".
+    split: of a folder, saved data set, hub id or column ``split``; without it the training split, or for purpose="eval"
+    the one held out; ``name[split]`` says the same, and ``owner/name@revision`` a state of the hub. columns:
+    ``{"prompt": "question"}`` takes the prompt from the column question (a dotted path reaches inside one; None hides a
+    column). layout: its name, if the detection errs. limit: at most so many records. pairs_per_prompt: of ranked
+    answers, "best_worst" or "all".
 
     on_bad: what happens to an example that cannot be used.
         "content" (default): one with nothing to learn from (an empty answer, chosen equal to rejected, both called bad)

@@ -7,16 +7,17 @@ of JSONL). Where it cannot (a broken gzip stream, Parquet, a JSON list) it raise
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from prefiere.data.values import BadRow, DataError, Row, is_messages
+from prefiere.data.packed import DAMAGED, ZIP, is_sheet, packed_as, refuse_what_is_no_data, unpacked
+from prefiere.data.values import BadRow, DataError, Row, without_nulls
 
 MAX_RECORD = 64 * 2**20
 """Bytes that one line of text or one JSON record may take. Longer ones are never held in memory."""
@@ -32,26 +33,39 @@ _HEAD = 1 << 16
 def read_rows(path: Path) -> Rows:
     """Every row of a file. The format is taken from the content; only text that fits several is decided by its name."""
     with open(path, "rb") as f:
-        magic = f.read(8)
+        magic = f.read(32)
+    refuse_what_is_no_data(path, magic)
+    if magic[:4] == ZIP and is_sheet(path):
+        return _sheet(path)
     if magic[:4] == b"PAR1":
         return _parquet(path)
     if magic[:6] == b"ARROW1" or magic[:4] == b"\xff\xff\xff\xff":
         return _arrow(path)
-    return _text(path, zipped=magic[:2] == b"\x1f\x8b")
+    return _text(path, packed_as(magic))
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path, zipped: bool) -> Rows:
+def _text(path: Path, packed: str | None) -> Rows:
     line = 0
     try:
-        with gzip.open(path, "rb") if zipped else open(path, "rb", buffering=0) as opened:
+        with unpacked(path, packed) if packed else _plainly(path) as (opened, suffix):
             f: io.BufferedReader = io.BufferedReader(cast(io.RawIOBase, opened), _HEAD)
-            for line, row in _text_rows(f, path, suffix=path.with_suffix("").suffix if zipped else path.suffix):
+            for line, row in _text_rows(f, path, suffix):
                 yield line, row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+    except DAMAGED as e:
         raise DataError(f"{path}: the compressed file is damaged after line {line} ({e}); fetch it again") from e
+    except OSError as e:
+        if packed != "zst":
+            raise
+        raise DataError(f"{path}: the compressed file is damaged after line {line} ({e}); fetch it again") from e
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    with open(path, "rb", buffering=0) as f:
+        yield cast(BinaryIO, f), path.suffix
 
 
 def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
@@ -61,6 +75,9 @@ def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
     if head[:3] == b"\xef\xbb\xbf":
         f.read(3)
         head = head[3:]
+    refuse_what_is_no_data(path, head)
+    if head[:4] in (b"PAR1", ZIP) or head[:6] == b"ARROW1":
+        raise DataError(f"{path}: a table inside a compressed file; unpack it")
     start = head.lstrip()[:1]
     if not head.strip() and len(head) < _HEAD:
         raise DataError(f"{path}: the file is empty")
@@ -104,8 +121,11 @@ def _decoded(f: BinaryIO) -> Iterator[tuple[int, str | BadRow]]:
         try:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as e:
-            detail = f"not UTF-8: byte 0x{line[e.start]:02x} at position {e.start + 1}; convert the file to UTF-8"
-            yield number, BadRow("line", "not UTF-8", detail)
+            yield number, BadRow("line", "not UTF-8", _not_utf8(line, e))
+
+
+def _not_utf8(line: bytes, e: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{line[e.start]:02x} at position {e.start + 1}; convert the file to UTF-8"
 
 
 def _as_row(value: Any) -> Row | BadRow:
@@ -166,56 +186,102 @@ def _json_document(f: BinaryIO, path: Path) -> Rows:
 
 
 def _csv(f: io.BufferedReader, path: Path) -> Rows:
-    """CSV with a header; commas, semicolons or tabs, whichever the header has most of. Cells may hold JSON messages."""
+    """CSV with a header; commas, semicolons or tabs, as Excel's ``sep=`` says, else what the header has most of."""
     csv.field_size_limit(MAX_RECORD)
-    header = f.peek(_HEAD)[:_HEAD].split(b"\n")[0]
-    delimiter = max(",;\t", key=lambda d: header.count(d.encode()))
-
-    def text_lines() -> Iterator[str]:
-        for number, line in _decoded(f):
-            if isinstance(line, BadRow):
-                raise DataError(f"{path}:{number} (line): {line.detail}")
-            yield line
-
-    reader = csv.reader(text_lines(), delimiter=delimiter, strict=True)
-    start = 1
+    header, start = f.peek(_HEAD)[:_HEAD].split(b"\n")[0], 1
+    if told := _SEPARATOR.fullmatch(header.strip()):
+        f.readline()
+        delimiter, start = told[1].decode(), 2
+    else:
+        delimiter = max(",;\t", key=lambda d: header.count(d.encode()))
+    reader = csv.reader(_csv_lines(f, path, start), delimiter=delimiter, strict=True)
+    skipped = start - 1
     try:
-        names = next(reader)
+        names = [n.strip() for n in next(reader)]
         if len(set(names)) < len(names):
             twice = next(n for n in names if names.count(n) > 1)
-            raise DataError(f"{path}:1 ({twice}): two columns have this name; rename one")
-        start = reader.line_num + 1
+            raise DataError(f"{path}:{start} ({twice}): two columns have this name; rename one")
+        start = reader.line_num + skipped + 1
         for cells in reader:
             if len(cells) == len(names):
                 yield start, {name: _cell(cell) for name, cell in zip(names, cells, strict=True)}
             elif cells:
                 detail = f"expected {len(names)} cells, found {len(cells)}; is a quote missing?"
                 yield start, BadRow("line", "wrong number of cells", detail)
-            start = reader.line_num + 1
+            start = reader.line_num + skipped + 1
     except csv.Error as e:
         raise DataError(f"{path}:{start} (line): broken CSV: {e}; is a quote left open?") from e
 
 
-def _cell(cell: str) -> Any:
-    """A cell: messages if it is JSON messages, otherwise its text; an empty one is None."""
-    if cell[:1] in "[{" and cell and ('"content"' in cell or '"value"' in cell):
+_SEPARATOR = re.compile(rb'"?sep=(.)"?', re.IGNORECASE)
+
+
+def _csv_lines(f: BinaryIO, path: Path, number: int) -> Iterator[str]:
+    """The lines of a CSV file: UTF-8, or Windows-1252 as Excel writes it where no line before was beyond ASCII."""
+    encoding, beyond_ascii = "utf-8", False
+    for at, line in enumerate(_lines(f), number):
+        if isinstance(line[1], BadRow):
+            raise DataError(f"{path}:{at} (line): {line[1].detail}")
         try:
-            value = json.loads(cell)
-        except ValueError:
-            return cell
-        return value if is_messages(value) else cell
-    return cell or None
+            decoded = line[1].decode(encoding)
+        except UnicodeDecodeError as e:
+            if beyond_ascii:
+                raise DataError(f"{path}:{at} (line): {_not_utf8(line[1], e)}") from e
+            encoding = "cp1252"
+            decoded = line[1].decode(encoding, "replace")
+        beyond_ascii = beyond_ascii or not line[1].isascii()
+        yield decoded
+
+
+def _cell(cell: str) -> str | None:
+    """The text of a cell; None for an empty one, and for what pandas writes where there is nothing."""
+    return None if cell in ("", "nan", "NaN") else cell
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def without_nulls(value: Any) -> Any:
-    """Arrow fills the keys that a record lacks with null; inside a column these go again."""
-    if isinstance(value, dict):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [without_nulls(v) for v in value]
+_IN_A_CELL = 32_767  # characters: Excel keeps no more
+_ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+
+
+def _sheet(path: Path) -> Rows:
+    """The first sheet of an Excel workbook that holds anything: a header, and a row below it for each record."""
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except Exception as e:  # openpyxl raises whatever its parsers do
+        raise DataError(f"{path}: the workbook cannot be read ({e}); save it again, or as .csv") from e
+    try:
+        names: list[str] = []
+        for sheet in book.worksheets:
+            for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+                values = [_of_sheet(c) for c in cells]
+                if not any(v is not None for v in values):
+                    continue
+                if not names:
+                    names = ["" if v is None else str(v).strip() for v in values]
+                    continue
+                if any(isinstance(v, str) and len(v) >= _IN_A_CELL for v in values):
+                    detail = (
+                        f"a cell holds {_IN_A_CELL:,} characters, the most that Excel keeps: it is probably cut off"
+                    )
+                    yield number, BadRow("line", "cut off by Excel", detail, content=True)
+                    continue
+                yield number, {n: v for n, v in zip(names, values, strict=False) if n}
+            if names:
+                break
+    finally:
+        book.close()
+
+
+def _of_sheet(value: Any) -> Any:
+    """A cell: its text, number or time as text; None for an empty one."""
+    if isinstance(value, str):
+        return _cell(_ESCAPED.sub(lambda m: chr(int(m[1], 16)), value))
+    if isinstance(value, date | datetime):
+        return value.isoformat()
     return value
 
 

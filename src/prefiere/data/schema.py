@@ -12,13 +12,28 @@ from typing import Any, Literal, TypeAlias
 Preference: TypeAlias = Literal["a", "b", "tie", "both_bad"]
 
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which a message holds what was thought before its content."""
+SAID_BESIDE = ("tool_calls", *REASONING)
+"""Keys of a message that say something besides its content."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. ``extra`` holds what a chat template may read besides (tool calls, a name)."""
+    """One turn of a conversation. ``extra`` holds what a chat template may read besides (tool calls, a name).
+
+    learnt: whether a turn of the assistant is learnt; otherwise it is context, as a turn of anybody else.
+    """
 
     role: str
     content: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+    learnt: bool = True
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the turn says anything: text, a call of a tool, or reasoning."""
+        return bool(self.content.strip()) or any(self.extra.get(k) for k in SAID_BESIDE)
 
     def as_dict(self) -> dict[str, Any]:
         """The layout that ``tokenizer.apply_chat_template`` takes."""

@@ -5,47 +5,31 @@ The hub's library is imported only where it is needed; its data sets stay on dis
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefiere.cache import digest_of
-from prefiere.data.readers import Rows, read_rows, without_nulls
+from prefiere.data.packed import PACKED_SUFFIXES
+from prefiere.data.readers import Rows, is_records, read_rows
 from prefiere.data.schema import Kind
-from prefiere.data.values import DataError
+from prefiere.data.splits import Named, ReadFor, choose_split, is_held_out, is_hub_id, preferred, read_name, split_of
+from prefiere.data.values import DataError, without_nulls
 from prefiere.files import hash_of
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".xlsx")
 
 # Files that lie beside data and are none.
-_NOT_DATA = {
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "config.json",
-    "requirements.txt",
-    "license.txt",
-    "readme.txt",
-}
-
-# The split that suits a kind, where a data set has several and none was named.
-_PREFERRED: dict[Kind, tuple[str, ...]] = {
-    "pairs": ("train_prefs", "train"),
-    "comparisons": ("train_prefs", "train"),
-    "judgements": ("train_prefs", "train"),
-    "demonstrations": ("train_sft", "train"),
-    "prompts": ("train_gen", "train"),
-}
-
-_SHARD = re.compile(r"-\d{5}-of-\d{5}.*$")
-_SPLIT = re.compile(r"^(?:train|test|validation|valid|val|dev|eval)(?:_\w+)?$")
-_SPLIT_AT_END = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev|eval)$")
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
+_NOT_DATA = re.compile(
+    r"(?:dataset_infos?|data_info|dataset_dict|state|config|metadata|meta|info|stats|schema|manifest|index)\.json"
+    r"|(?:requirements|license|licence|readme|notes?|changelog|changes|citation|credits|todo)\.\w+",
+    re.IGNORECASE,
+)
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
 @dataclass(frozen=True)
@@ -63,33 +47,45 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """All parts of a source, the split that they are, and the splits there are."""
+    """All parts of a source, the split that they are, and the splits there are.
+
+    beside: files of a folder that are not read. commit: of a data set of the hub, where its library says it.
+    """
 
     parts: tuple[Part, ...]
     split: str | None
     splits: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    commit: str | None = None
 
 
 def on_hub(name: str) -> bool:
     """Whether a name that is no file or folder here is written as a data set of the hub is."""
-    return bool(_HUB_ID.match(name)) and not name.startswith(".") and not name.endswith((*SUFFIXES, ".gz"))
+    base = read_name(name).base
+    return is_hub_id(base) and not base.startswith(".") and not base.endswith((*SUFFIXES, *PACKED_SUFFIXES))
 
 
-def find(source: str | Path, kind: Kind, split: str | None) -> Parts:
-    """What a user's name for data stands for. Raises FileNotFoundError or DataError, with what to do."""
+def find(source: str | Path, kind: Kind, split: str | None, purpose: ReadFor = "train") -> Parts:
+    """What a user's name for data stands for; it may name a split: ``name[split]``, ``owner/name:config[split]@rev``.
+
+    purpose: whether it is trained or validated on, which chooses among splits where none is named. The split of a
+    single file is left to its rows. Raises FileNotFoundError or DataError, with what to do.
+    """
     if is_votes(source):
         opened: Parts = importlib.import_module("prefiere.feedback.records").parts(str(source), kind, split)
         return opened
-    path = Path(source).expanduser()
+    name = read_name(source)
+    if split is not None and name.split not in (None, split):
+        raise DataError(f"{source}: it names the split {name.split}, and split={split} another; leave one out")
+    split = split or name.split
+    path = Path(name.base).expanduser()
     if path.is_file():
-        if split is not None:
-            raise DataError(f"{source}: a file has no splits; leave out split={split}, or name the folder")
-        return Parts((_part(path),), None, ())
+        return Parts((_part(path),), split, ())
     if path.is_dir():
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-        return _saved(path, kind, split) if saved else _folder(path, kind, split)
+        return (_saved if saved else _folder)(path, kind, split, purpose)
     if on_hub(str(source)):
-        return _hub(str(source), kind, split)
+        return _hub(name, kind, split, purpose)
     raise FileNotFoundError(f"{source}: no such file or folder (a data set of the hub is written owner/name)")
 
 
@@ -116,50 +112,58 @@ def _part(path: Path) -> Part:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def split_of(relative: Path) -> str | None:
-    """The split that a path names: train.jsonl, data/train_prefs-00000-of-00004.parquet, my-test.csv, val/x.json."""
-    stem = _SHARD.sub("", relative.name.split(".")[0])
-    if _SPLIT.match(stem):
-        return stem
-    if ending := _SPLIT_AT_END.search(stem):
-        return ending.group(1)
-    return next((p for p in reversed(relative.parts[:-1]) if _SPLIT.match(p)), None)
-
-
-def _folder(folder: Path, kind: Kind, split: str | None) -> Parts:
-    def is_data(path: Path) -> bool:
-        hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
-        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        return path.is_file() and not hidden and suffix.lower() in SUFFIXES and path.name.lower() not in _NOT_DATA
-
-    files = sorted(p for p in folder.rglob("*") if is_data(p))
+def _folder(folder: Path, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
+    files, beside = _data_in(folder)
     if not files:
-        raise DataError(f"{folder}: no data in this folder (looked for {' '.join(SUFFIXES)}, also .gz)")
+        raise DataError(
+            f"{folder}: no data in this folder (looked for {' '.join(SUFFIXES)}, also {' '.join(PACKED_SUFFIXES)})"
+        )
     of = {f: split_of(f.relative_to(folder)) for f in files}
     splits = tuple(dict.fromkeys(s for s in of.values() if s is not None))
-    if split is None and None in of.values():  # files without a split in their name belong to what is trained on
-        chosen: str | None = next((s for s in _PREFERRED[kind] if s in splits), None)
+    if not splits and split is not None:  # its rows may say it
+        chosen: str | None = split
+    elif split is None and purpose == "train" and None in of.values():
+        # files without a split in their name belong to what is trained on
+        chosen = next((s for s in (*preferred(kind), *splits) if s in splits and not is_held_out(s)), None)
         files = [f for f in files if of[f] in (None, chosen)]
-    else:
-        chosen = choose_split(splits, kind, split, str(folder))
+    elif splits:
+        chosen = choose_split(splits, kind, split, str(folder), purpose)
         files = [f for f in files if of[f] == chosen]
-    return Parts(tuple(map(_part, files)), chosen, splits)
+    else:
+        chosen = None
+    return Parts(tuple(map(_part, files)), chosen, splits, tuple(str(f) for f in beside))
 
 
-def choose_split(splits: Sequence[str], kind: Kind, split: str | None, where: str) -> str:
-    """The named split, or the one that suits the kind. Raises DataError where that is not clear."""
-    if split is not None:
-        if split in splits:
-            return split
-        near = difflib.get_close_matches(split, splits, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{where}: no split {split}{hint} Splits: {', '.join(splits) or 'none'}")
-    if len(splits) == 1:
-        return splits[0]
-    chosen = next((s for s in _PREFERRED[kind] if s in splits), None)
-    if chosen is None:
-        raise DataError(f"{where}: which split? Name one with split=: {', '.join(splits)}")
-    return chosen
+def _data_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder that hold data, and those beside them that do not: notes, and descriptions of the data."""
+
+    def kind_of(path: Path) -> str:
+        suffix = path.with_suffix("").suffix if path.suffix.lower() in PACKED_SUFFIXES else path.suffix
+        return suffix.lower()
+
+    def hidden(path: Path) -> bool:
+        return any(p.startswith((".", "__MACOSX")) for p in path.relative_to(folder).parts)
+
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not hidden(p))
+    data = [p for p in files if kind_of(p) in SUFFIXES or (p.suffix.lower() == ".zip" and kind_of(p) == "")]
+    beside = [p for p in data if _NOT_DATA.fullmatch(p.name)]
+    data = [p for p in data if p not in beside]
+    tables = [p for p in data if kind_of(p) != ".txt" and not (kind_of(p) == ".json" and _is_one_object(p))]
+    if tables and len(tables) < len(data):
+        beside += [p for p in data if p not in tables]
+        data = tables
+    return data, sorted(beside)
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether a file of JSON is one object that holds no records: a description of something."""
+    if path.suffix != ".json" or path.stat().st_size > 1 << 20:
+        return False
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(value, dict) and not any(is_records(v) for v in value.values())
 
 
 # -- data sets --------------------------------------------------------------------------------------------------------
@@ -180,35 +184,41 @@ def _content(dataset: Any) -> str:
     return digest_of({"fingerprint": dataset._fingerprint, "tables": tables})
 
 
-def _dataset(loaded: Any, name: str, kind: Kind, split: str | None) -> Parts:
+def _dataset(loaded: Any, name: str, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
     splits: tuple[str, ...] = ()
-    chosen = None
+    chosen = split
     if hasattr(loaded, "column_names") and isinstance(loaded.column_names, dict):
         splits = tuple(loaded)
-        chosen = choose_split(splits, kind, split, name)
+        chosen = choose_split(splits, kind, split, name, purpose)
         loaded = loaded[chosen]
-    elif split is not None:
-        raise DataError(f"{name}: this data set has no splits; leave out split={split}")
     part = Part(f"{name}[{chosen}]" if chosen else name, lambda: _rows_of(loaded), lambda: _content(loaded))
-    return Parts((part,), chosen, splits)
+    return Parts((part,), chosen, splits, commit=_commit(loaded))
 
 
-def _saved(folder: Path, kind: Kind, split: str | None) -> Parts:
+def _commit(dataset: Any) -> str | None:
+    """The commit of the hub that a data set was made from, which stands in the addresses of its files."""
+    sums = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    found = {m[1] for address in sums if (m := _COMMIT.search(address))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _saved(folder: Path, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
     import datasets
 
-    return _dataset(datasets.load_from_disk(str(folder)), str(folder), kind, split)
+    return _dataset(datasets.load_from_disk(str(folder)), str(folder), kind, split, purpose)
 
 
-def _hub(name: str, kind: Kind, split: str | None) -> Parts:
-    """A data set of the Hugging Face hub, ``owner/name`` or ``owner/name:config``."""
+def _hub(name: Named, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
+    """A data set of the Hugging Face hub, ``owner/name`` or ``owner/name:config``, at a revision where one is named."""
     import datasets
 
-    repository, _, config = name.partition(":")
+    repository, _, config = name.base.partition(":")
+    options: dict[str, Any] = {} if name.revision is None else {"revision": name.revision}
     try:
-        loaded = datasets.load_dataset(repository, config or None)
+        loaded = datasets.load_dataset(repository, config or None, **options)
     except Exception as e:  # whatever goes wrong between here and the hub, the user gets one line
-        raise DataError(_hub_error(name, e)) from e
-    return _dataset(loaded, name, kind, split)
+        raise DataError(_hub_error(name.base, e)) from e
+    return _dataset(loaded, name.base, kind, split, purpose)
 
 
 def _hub_error(name: str, error: Exception) -> str:

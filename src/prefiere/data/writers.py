@@ -32,7 +32,8 @@ def write(records: Iterable[AnyRecord], path: str | Path) -> int:
 
 
 def _text(value: Text) -> Any:
-    return value if isinstance(value, str) else [m.as_dict() for m in value]
+    """Raw text, or messages; a turn that is not learnt says so, as `messages` reads it."""
+    return value if isinstance(value, str) else [m.as_dict() | ({} if m.learnt else {"train": False}) for m in value]
 
 
 def as_row(record: AnyRecord) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def validation_prompts(run: Run, limit: int) -> list[Text]:
         held_out or recipe["data"],
         split=None if held_out else recipe.get("data_split"),
         columns=recipe.get("columns"),
+        purpose="eval" if held_out else "train",
     )
     distinct = {repr(p): p for p in found.values()}
     return list(distinct.values())[:limit]

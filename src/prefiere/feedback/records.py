@@ -12,7 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from prefiere.data.schema import Kind
-from prefiere.data.sources import Part, Parts, choose_split
+from prefiere.data.sources import Part, Parts
+from prefiere.data.splits import choose_split
 from prefiere.data.values import DataError
 from prefiere.feedback import items, schema, snapshot
 from prefiere.feedback.schema import answer, pair, person, prompt
@@ -52,7 +53,7 @@ def pinned(source: str) -> str:
 
 
 def _found(store: Store, number: str, kind: Kind, split: str | None) -> Parts:
-    chosen = choose_split(("train", "eval"), kind, split or "train", store.name)
+    chosen = choose_split(("train", "eval"), kind, split or "train", store.name, "train")
     name = hidden(store.name)
     if kind == "comparisons" and number:
         raise DataError(f"{name}#{number}: a snapshot holds pairs; {kind} are read from {name}.")

@@ -17,6 +17,7 @@ from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
+from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.tokens.encoder import Encoder
@@ -68,12 +69,14 @@ class PromptData:
 
 def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> ExampleData:
     """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
-    store, read = _tokenized(settings, settings.data, settings.data_split, encoder, kind, display)
+    store, read = _tokenized(settings, settings.data, "train", encoder, kind, display)
     account: dict[str, Any] = {"train": read}
     validation: GroupStore | None
     if settings.eval_data is not None:
         train = store
-        validation, account["eval"] = _tokenized(settings, settings.eval_data, None, encoder, kind, display)
+        validation, account["eval"] = _tokenized(settings, settings.eval_data, "eval", encoder, kind, display)
+        account["overlap"] = overlap_of(train.prompt_keys, validation.prompt_keys)
+        display.note(overlap_line(account["overlap"]))
     elif settings.eval_size:
         train_at, eval_at = split_by_prompt(store.prompt_keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
@@ -97,6 +100,22 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
     return ExampleData(train, validation, account, watched)
 
 
+def overlap_of(train: np.ndarray, validation: np.ndarray) -> dict[str, int]:
+    """How many of the distinct prompts to validate on are also trained on. Keys of prompts: int64 [n] each."""
+    prompts = np.unique(validation)
+    return {"prompts": int(np.isin(prompts, train).sum()), "of": len(prompts)}
+
+
+def overlap_line(overlap: dict[str, int]) -> str | None:
+    """The same in words; None where no prompt is on both sides."""
+    both, of = overlap["prompts"], overlap["of"]
+    return (
+        f"{both:,} of {of:,} prompts of eval_data are also in data: what is measured on them is no test"
+        if both
+        else None
+    )
+
+
 @cache
 def code() -> str:
     """A hash of the code that reads and tokenizes, and the versions of the libraries that it calls: what they make of
@@ -115,13 +134,14 @@ def held_out(size: float, n: int) -> int:
 def _tokenized(
     settings: Settings,
     name: str,
-    split: str | None,
+    purpose: ReadFor,
     encoder: Encoder | PairEncoder,
     kind: formats.Kind,
     display: Display,
 ) -> tuple[GroupStore, dict[str, Any]]:
     """The examples of a source as token ids, from the cache where they are there, and what became of its records."""
-    options: Any = {"columns": settings.columns, "on_bad": settings.on_bad}
+    options: Any = {"columns": settings.columns, "on_bad": settings.on_bad, "purpose": purpose}
+    split = settings.data_split if purpose == "train" else None
     if isinstance(settings, Reward):
         options["pairs_per_prompt"] = settings.pairs_per_prompt
     source: Any = formats.read(name, kind=kind, split=split, **options)
@@ -138,7 +158,8 @@ def _tokenized(
                 if not len(writer):
                     what = f"{source.counts}; {'; '.join(report.lines())}"
                     raise ValueError(f"{name} holds no example to learn from ({what})")
-                said = [f"{name}: {source.layout}; {source.counts}", *(f"  {line}" for line in report.lines()[1:])]
+                said = [f"{name}: {source.layout}; {source.counts}"]
+                said += [f"  {line}" for line in (*source.unread_lines(), *report.lines()[1:])]
                 about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}
     for line in kept.about["said"]:
         display.say(line)
@@ -155,6 +176,11 @@ def prompts_of_file(name: str, encoder: Encoder) -> Prompts:
     return Prompts(encoder.encode_prompts(texts), texts, [r.source for r in records])
 
 
+def _watched_split(settings: Settings) -> dict[str, Any]:
+    """The split in which the watched prompts were read."""
+    return {"purpose": "eval"} if settings.eval_data else {"split": settings.data_split}
+
+
 def _watched(settings: Settings, store: GroupStore, encoder: Encoder) -> Prompts:
     """Distinct prompts to answer along the run: those of a file, or the first of this store."""
     if isinstance(settings.sample_prompts, str):
@@ -163,10 +189,10 @@ def _watched(settings: Settings, store: GroupStore, encoder: Encoder) -> Prompts
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
     groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
-    data = settings.eval_data or settings.data
-    split = None if settings.eval_data else settings.data_split
     sources = [g.source for g in groups]
-    texts = prompts_at(sources, data, split=split, columns=settings.columns)
+    texts = prompts_at(
+        sources, settings.eval_data or settings.data, columns=settings.columns, **_watched_split(settings)
+    )
     ids = [g.prompt for g in groups]
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         ids = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]

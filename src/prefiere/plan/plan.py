@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from prefiere.data import sources
+from prefiere.data.splits import ReadFor
 from prefiere.methods import METHODS, Method, Reads
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, room, skeleton
@@ -136,8 +137,8 @@ def resolve(
     """
     trouble = Trouble()
     picked = Picked(recorded or {})
-    trouble.tried(lambda: _data_is_there(settings.data, settings, settings.data_split))
-    trouble.tried(lambda: _data_is_there(settings.eval_data, settings, None))
+    trouble.tried(lambda: _data_is_there(settings.data, settings, "train"))
+    trouble.tried(lambda: _data_is_there(settings.eval_data, settings, "eval"))
     trust, paid = settings.trust_remote_code, settings.reward if isinstance(settings, PolicyGradient) else ()
     rewards = trouble.tried(lambda: scorers_of(paid, trust)) or ()
     judges = trouble.tried(lambda: scorers_of(settings.judge or (), trust)) or ()
@@ -286,7 +287,8 @@ def adapter_of(settings: Settings) -> Adapter:
     )
 
 
-def _data_is_there(name: str | None, settings: Settings, split: str | None) -> None:
+def _data_is_there(name: str | None, settings: Settings, purpose: ReadFor) -> None:
     """Raise FileNotFoundError or DataError for data that is on no disk; the hub is asked when it is read."""
+    split = settings.data_split if purpose == "train" else None
     if name is not None and (Path(name).expanduser().exists() or not sources.on_hub(name)):
-        sources.find(name, METHODS[settings.method].reads(settings), split)
+        sources.find(name, METHODS[settings.method].reads(settings), split, purpose)

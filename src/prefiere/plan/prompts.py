@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
-from prefiere.plan.examples import PromptData, Prompts, held_out, prompts_of_file
+from prefiere.data.splits import ReadFor
+from prefiere.plan.examples import PromptData, Prompts, held_out, overlap_line, overlap_of, prompts_of_file
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.truncation import Truncation
@@ -36,11 +37,13 @@ def read_prompts(
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
     """
     encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, template=settings.template)
-    read, account = _tokenized(settings, settings.data, settings.data_split, encoder, max_length, display)
+    read, account = _tokenized(settings, settings.data, "train", encoder, max_length, display)
     accounts: dict[str, Any] = {"train": account}
     train, validation = read, read.select([])
     if settings.eval_data is not None:
-        validation, accounts["eval"] = _tokenized(settings, settings.eval_data, None, encoder, max_length, display)
+        validation, accounts["eval"] = _tokenized(settings, settings.eval_data, "eval", encoder, max_length, display)
+        accounts["overlap"] = overlap_of(_keys(read), _keys(validation))
+        display.note(overlap_line(accounts["overlap"]))
     elif settings.eval_size:
         train_at, eval_at = split_by_prompt(_keys(read), held_out(settings.eval_size, len(read)), settings.seed)
         if not len(train_at) or not len(eval_at):
@@ -68,11 +71,12 @@ def _room(settings: PolicyGradient, max_length: int) -> int:
 
 
 def _tokenized(
-    settings: PolicyGradient, name: str, split: str | None, encoder: Encoder, max_length: int, display: Display
+    settings: PolicyGradient, name: str, purpose: ReadFor, encoder: Encoder, max_length: int, display: Display
 ) -> tuple[Prompts, dict[str, Any]]:
     """The distinct prompts of a source that leave room for an answer, and what became of its records."""
     room = _room(settings, max_length)
-    source = formats.read(name, kind="prompts", split=split, columns=settings.columns, on_bad=settings.on_bad)
+    split, columns = settings.data_split if purpose == "train" else None, settings.columns
+    source = formats.read(name, kind="prompts", split=split, columns=columns, on_bad=settings.on_bad, purpose=purpose)
     records = {repr(r.prompt): r for r in source}
     found = list(records.values())
     whole = Prompts(encoder.encode_prompts([r.prompt for r in found]), [r.prompt for r in found],
@@ -86,6 +90,8 @@ def _tokenized(
         )
     kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
     display.say(f"{name}: {source.layout}; {len(kept):,} distinct prompts")
+    for line in source.unread_lines():
+        display.note(line)
     if long:
         display.say(f"  {len(long):,} left out: longer than {room} tokens ({whole.sources[long[0]]}, ...)")
     if not len(kept):

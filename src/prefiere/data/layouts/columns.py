@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from prefiere.data.layouts.names import SYSTEM
+from prefiere.data.messages import message_list, text
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, Message, PreferencePair, Prompt, Text
-from prefiere.data.values import BadRow, finite_number, message_list, need, required_text, text, wrong_type
+from prefiere.data.values import BadRow, finite_number, need, required_text, wrong_type
 
 RowMap: TypeAlias = Mapping[str, Any]
 
@@ -26,13 +28,19 @@ Native: TypeAlias = PreferencePair | Comparison | Ranking | Judgement | Demonstr
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay out records: the columns that decide, a further condition, and how a row is parsed."""
+    """A way to lay out records: the columns that decide, a further condition, and how a row is parsed.
+
+    guesses: what the prompt or the answer is was not stated by a name, so that a text column that is not read may be
+    it. decide: the layout once all rows of its source, lazily, said what the values of a column mean.
+    """
 
     name: str
     holds: Kind
     fields: tuple[str, ...]
     parse: Callable[[RowMap], Iterator[Native]]
     when: Callable[[RowMap], bool] | None = None
+    guesses: bool = False
+    decide: Callable[[Iterable[RowMap], str], Layout] | None = None
 
     def fits(self, row: RowMap) -> bool:
         """Whether a row has the columns, and values as they should be."""
@@ -45,18 +53,47 @@ class Layout:
 Context: TypeAlias = Callable[[RowMap], Text | None]
 
 
-def with_system(row: RowMap, prompt: Text) -> Text:
-    """The prompt with the ``system`` column before it, if there is one."""
-    system = row.get("system")
-    if not system or not (isinstance(prompt, str) or not prompt or prompt[0].role != "system"):
-        return prompt
+def system_of(row: RowMap) -> str | None:
+    """The row's system message, under any of its names."""
+    said = next((row[k] for k in SYSTEM if row.get(k)), None)
+    return None if said is None else required_text(said, "system")
+
+
+def under_system(native: Native, row: RowMap, note: Callable[[str], None]) -> Native:
+    """The record with the system column before its prompt; its texts become messages where they were none.
+
+    ``note`` is told where the conversation has a system message of its own, which stays.
+    """
+    system = system_of(row)
+    if system is None or native.prompt == "" or not native.prompt:
+        return native
+    prompt = native.prompt
+    if not isinstance(prompt, str) and prompt[0].role in ("system", "developer"):
+        if prompt[0].content.strip() != system.strip():
+            note("system column left out, the conversation has its own")
+        return native
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    return (Message("system", required_text(system, "system")), *turns)
+    texts = {
+        name: (Message("assistant", value),)
+        for name in ("chosen", "rejected", "completion", "answer_a", "answer_b")
+        if isinstance(value := getattr(native, name, None), str)
+    }
+    if isinstance(native, Ranking):
+        spoken = ((rank, (Message("assistant", a),) if isinstance(a, str) else a) for rank, a in native.answers)
+        texts["answers"] = tuple(spoken)  # type: ignore[assignment]
+    return replace(native, prompt=(Message("system", system), *turns), **texts)  # type: ignore[arg-type]
+
+
+def asked_text(value: Any, field: str) -> Text:
+    """A prompt: raw text, messages, or an object that holds the text in full (WebGPT)."""
+    if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):
+        return str(value["full_text"])
+    return text(value, field)
 
 
 def given(field: str = "prompt") -> Context:
     """Raw text or messages, as they stand."""
-    return lambda row: with_system(row, text(need(row, field), field))
+    return lambda row: asked_text(need(row, field), field)
 
 
 def implicit(row: RowMap) -> None:
@@ -66,17 +103,17 @@ def implicit(row: RowMap) -> None:
 
 def conversation(field: str) -> Context:
     """Messages up to the answer."""
-    return lambda row: with_system(row, message_list(need(row, field), field))
+    return lambda row: message_list(need(row, field), field)
 
 
 def instruction(field: str) -> Context:
-    """One user turn, Alpaca style: ``input`` on the next line, ``history`` turns and a ``system`` message before it."""
+    """One user turn, Alpaca style: ``input`` on the next line, and ``history`` turns before it."""
 
     def build(row: RowMap) -> Text:
-        asked = text(need(row, field), field)
+        asked = asked_text(need(row, field), field)
         if not isinstance(asked, str):
-            return with_system(row, asked)
-        more = next((row[k] for k in ("input", "context") if k != field and isinstance(row.get(k), str)), "")
+            return asked
+        more = next((_said(row[k]) for k in ("input", "context") if k != field and k in row and _is_said(row[k])), "")
         turns = []
         for turn in row.get("history") or ():
             if isinstance(turn, str) or len(turn) != 2:
@@ -85,9 +122,17 @@ def instruction(field: str) -> Context:
                 Message("user", required_text(turn[0], "history")),
                 Message("assistant", required_text(turn[1], "history")),
             ]
-        return with_system(row, (*turns, Message("user", f"{asked}\n{more}" if more.strip() else asked)))
+        return (*turns, Message("user", f"{asked}\n{more}" if more.strip() else asked))
 
     return build
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _SCORES = (

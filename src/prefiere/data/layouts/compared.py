@@ -10,107 +10,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap, given
-from prefiere.data.schema import Comparison, Message, Preference, Text
-from prefiere.data.values import (
-    BadRow,
-    finite_number,
-    message,
-    message_list,
-    moment,
-    need,
-    required_text,
-    settle,
-    text,
-    tools,
-    wrong_type,
-)
-
-# How the verdict is spelt. Keys are compared in lower case.
-_VERDICTS: dict[str, Preference] = {
-    "model_a": "a",
-    "a": "a",
-    "left": "a",
-    "1": "a",
-    "first": "a",
-    "model_b": "b",
-    "b": "b",
-    "right": "b",
-    "2": "b",
-    "second": "b",
-    "tie": "tie",
-    "equal": "tie",
-    "both_good": "tie",
-    "both": "tie",
-    "tie (bothbad)": "both_bad",
-    "bothbad": "both_bad",
-    "both_bad": "both_bad",
-    "neither": "both_bad",
-}
-
-# Columns under which two answers stand side by side.
-_SIDES = [
-    (f"{word}{joint}{one}", f"{word}{joint}{two}")
-    for word in ("answer", "response", "completion", "generation", "output", "text")
-    for joint in ("_", "", "-")
-    for one, two in (("a", "b"), ("1", "2"))
-]
-_ASKED = ("prompt", "instruction", "question", "context", "input", "query")
-
+from prefiere.data.dialogues import settle
+from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap
+from prefiere.data.layouts.names import Sides
+from prefiere.data.layouts.two_answers import answers_of, asked_of, comparison, with_verdict
+from prefiere.data.layouts.verdicts import verdict
+from prefiere.data.messages import message, message_list, text
+from prefiere.data.schema import Message, Preference, Text
+from prefiere.data.values import BadRow, finite_number, moment, need, required_text, tools, wrong_type
 
 # Of several Argilla questions, the one that asks for a preference.
 _PREFERENCE_QUESTION = re.compile("prefer|better|best|chosen|choice|winner|rank|compar", re.IGNORECASE)
-
-
-def verdict(value: Any, field: str) -> Preference:
-    """Which answer a word prefers. Raises BadRow at a word that is not known."""
-    known = _VERDICTS.get(str(value).strip().lower())
-    if known is None:
-        expected = "a, b, tie or both_bad (also model_a, left, 1, tie (bothbad), ...)"
-        raise BadRow(field, f"unknown verdict in {field}", f"expected {expected}, found {str(value)[:40]!r}")
-    return known
-
-
-def comparison(
-    row: RowMap,
-    prompt: Text | None,
-    a: Text,
-    b: Text,
-    preference: Preference,
-    *,
-    strength: float | None = None,
-    annotator: object = None,
-    created_at: str | None = None,
-) -> Comparison:
-    """The comparison in one form (all text, or all messages)."""
-    if strength is not None and not 0 < strength <= 1:
-        raise BadRow("strength", "wrong type in strength", f"expected at most full strength (1), found {strength:g}")
-    prompt, a, b = settle(prompt, a, b)
-    return Comparison(
-        prompt=prompt,
-        answer_a=a,
-        answer_b=b,
-        preference=preference,
-        strength=strength,
-        annotator=None if annotator is None else str(annotator),
-        created_at=created_at,
-        tools=tools(row),
-    )
-
-
-def _own(row: RowMap) -> Iterator[Native]:
-    """The form in which `formats.write` keeps comparisons."""
-    a, b = text(need(row, "answer_a"), "answer_a"), text(need(row, "answer_b"), "answer_b")
-    yield comparison(
-        row,
-        given()(row),
-        a,
-        b,
-        verdict(need(row, "preference"), "preference"),
-        strength=finite_number(row.get("strength"), "strength"),
-        annotator=row.get("annotator"),
-        created_at=moment(row.get("created_at")),
-    )
 
 
 def _arena(row: RowMap) -> Iterator[Native]:
@@ -205,13 +115,14 @@ def _gemini(row: RowMap) -> Iterator[Native]:
 
 def _sides(data: RowMap, where: str) -> tuple[Text, Text, Text]:
     """Prompt and two answers under any of their usual names."""
-    asked = next((f for f in _ASKED if data.get(f) is not None), None)
-    pair = next((p for p in _SIDES if all(data.get(f) is not None for f in p)), None)
+    columns = [str(k) for k in data]
+    pair = answers_of(columns, [data])
+    asked = None if pair is None else asked_of(columns, [data], pair)
     if asked is None or pair is None:
-        missing = "the prompt" if asked is None else "the two answers"
+        missing = "the two answers" if pair is None else "the prompt"
         detail = f"no column for {missing} (expected names such as prompt, answer1, answer2); found {', '.join(data)}"
         raise BadRow(where, f"missing column in {where}", detail)
-    return text(data[asked], asked), text(data[pair[0]], pair[0]), text(data[pair[1]], pair[1])
+    return text(data[asked], asked), text(data[pair.a], pair.a), text(data[pair.b], pair.b)
 
 
 def _argilla(row: RowMap) -> Iterator[Native]:
@@ -252,12 +163,21 @@ def _label_studio(row: RowMap) -> Iterator[Native]:
             person = person.get("email") or person.get("id")
         when = moment(annotation.get("created_at"))
         for result in annotation.get("result") or ():
-            if result.get("type") == "pairwise":
+            selected = _selected(result.get("value") or {}) if result.get("type") in ("pairwise", "choices") else None
+            if selected is not None:
                 answered = True
-                selected = verdict((result.get("value") or {}).get("selected"), "annotations.result.value.selected")
-                yield comparison(row, prompt, a, b, selected, annotator=person, created_at=when)
+                said = verdict(selected, "annotations.result.value")
+                yield comparison(row, prompt, a, b, said, annotator=person, created_at=when)
     if not answered:
         raise BadRow("annotations", "unanswered", "no annotation chose a side", content=True)
+
+
+def _selected(value: Mapping[str, Any]) -> Any:
+    """The side of a pairwise result, or the only choice of a question with choices."""
+    choices = value.get("choices")
+    if isinstance(choices, list) and len(choices) == 1:
+        return choices[0]
+    return value.get("selected", choices if isinstance(choices, str) else None)
 
 
 def _nectar(row: RowMap) -> Iterator[Native]:
@@ -283,7 +203,7 @@ def _layout(name: str, fields: str, parse: Callable[[RowMap], Iterator[Native]],
 
 
 COMPARED = (
-    _layout("prefiere comparisons", "prompt answer_a answer_b preference", _own),
+    with_verdict("prompt", Sides("answer_a", "answer_b", "a", "b", ("answer",)), "preference", "prefiere comparisons"),
     _layout("Arena", "conversation_a conversation_b winner", _arena),
     _layout("Arena CSV", "prompt response_a response_b winner_model_a winner_model_b", _arena_csv),
     _layout("HelpSteer3", "context response1 response2 overall_preference", _helpsteer),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefiere.data.layouts.columns import Layout
 from prefiere.data.layouts.compared import COMPARED
+from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name, likely, map_to_give
 from prefiere.data.layouts.pairs import PAIRS
 from prefiere.data.layouts.single import SINGLE
+from prefiere.data.layouts.two_answers import TWO_ANSWERS, answers_of, recognised
+from prefiere.data.layouts.verdicts import about_verdict
 from prefiere.data.schema import Kind
 from prefiere.data.values import BadRow, DataError, Row
 
@@ -32,7 +35,7 @@ _HINT: dict[Kind, str] = {
 
 # Columns that a layout reads where they are present.
 OPTIONAL = (
-    "system",
+    *SYSTEM,
     "input",
     "history",
     "tools",
@@ -43,6 +46,11 @@ OPTIONAL = (
     "annotator",
     "created_at",
 )
+# Names by which a column map says what the numbers of a verdict mean.
+_VERDICTS = ("preference", "winner_index", "winner_number", "a_is_better", "preference_strength")
+_FIELDS = {f for layout in LAYOUTS for f in layout.fields} | {*OPTIONAL, *_VERDICTS}
+KNOWN = {bare_name(name): name for name in sorted(_FIELDS | {*ASKED, *SEEN_OR_HEARD, "split"})}
+"""Every column that a layout reads, by its plain name."""
 
 
 @dataclass(frozen=True)
@@ -63,48 +71,66 @@ class Detected:
 def remap(row: Mapping[str, Any], columns: Mapping[str, str | None] | None) -> Row:
     """The row under the layout's field names.
 
-    ``columns[field]`` is the data's column, or a dotted path inside one; None hides the column of that name. Raises
-    BadRow where a mapped column is missing.
+    ``columns[field]`` is the data's column, in whatever spelling, or a dotted path inside one; None hides the column
+    of that name. Raises BadRow where a mapped column is missing.
     """
     if not columns:
         return dict(row)
     taken = {field: _look_up(row, column, field) for field, column in columns.items() if column is not None}
-    hidden = {*columns, *columns.values()}
+    hidden = {*columns, *(_spelt(row, c) for c in columns.values() if c is not None)}
     return {k: v for k, v in row.items() if k not in hidden} | taken
 
 
-def _look_up(row: Mapping[str, Any], column: str, field: str) -> Any:
+def _spelt(row: Mapping[str, Any], column: str) -> str:
+    """The row's own spelling of a column."""
     if column in row:
-        return row[column]
+        return column
+    return next((k for k in row if bare_name(k) == bare_name(column)), column)
+
+
+def _look_up(row: Mapping[str, Any], column: str, field: str) -> Any:
+    if (own := _spelt(row, column)) in row:
+        return row[own]
     value: Any = row
     for part in column.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            detail = f"the column is missing (mapped to {field}); found: {', '.join(map(str, row))}"
-            raise BadRow(column, f"missing column {column}", detail)
+            found = ", ".join(map(str, row)) or "none"
+            what = f"the column is missing (mapped to {field}); found: {found}"
+            raise BadRow(column, f"missing column {column}", what)
         value = value[part]
     return value
 
 
 def check_columns(columns: Mapping[str, str | None] | None) -> None:
-    """Raises DataError at a field that no layout knows."""
-    known = list(dict.fromkeys(f for layout in LAYOUTS for f in layout.fields)) + list(OPTIONAL)
+    """Raise DataError at a field that no layout has. A column of any name can be hidden."""
     for field, column in (columns or {}).items():
-        if column is not None and field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(known)}"
-            raise DataError(f"columns: {field} is not a field of any layout; {hint}")
+        if column is None or field in _FIELDS or field in ASKED:
+            continue
+        near = difflib.get_close_matches(field, sorted(_FIELDS), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"columns: {field} is not a field of any layout{hint}")
 
 
 def named(name: str) -> list[Layout]:
-    """The layouts of this name. Raises DataError where there is none."""
+    """The layouts of this name. Raises DataError at a name that none has."""
     found = [layout for layout in LAYOUTS if layout.name == name]
-    if not found:
-        names = list(dict.fromkeys(layout.name for layout in LAYOUTS))
+    if not found and name != TWO_ANSWERS:
+        names = list(dict.fromkeys([*(layout.name for layout in LAYOUTS), TWO_ANSWERS]))
         near = difflib.get_close_matches(name, names, n=1)
         raise DataError(
             f"layout {name!r} is unknown{f'; did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}"
         )
     return found
+
+
+def candidates(rows: Sequence[Row], layout: str | None) -> Sequence[Layout]:
+    """The layouts to choose from, the most specific first."""
+    made = recognised(rows)
+    if layout is not None:
+        return [*named(layout), *([made] if made is not None and layout == TWO_ANSWERS else [])]
+    stated = [x for x in PAIRS if not x.guesses]
+    guessed = [x for x in PAIRS if x.guesses]
+    return [*COMPARED, *stated, *([made] if made is not None else []), *guessed, *SINGLE]
 
 
 def detect(
@@ -118,11 +144,10 @@ def detect(
 
     ``rows`` are already remapped. Raises DataError where none fits, or where what fits cannot give this kind.
     """
-    candidates: Iterable[Layout] = named(layout) if layout else LAYOUTS
-    votes = [(candidate, sum(candidate.fits(row) for row in rows)) for candidate in candidates]
+    votes = [(candidate, sum(candidate.fits(row) for row in rows)) for candidate in candidates(rows, layout)]
     mapped = {f for f, c in (columns or {}).items() if c is not None} - set(OPTIONAL)
     votes = [v for v in votes if v[1] and mapped <= set(v[0].fields)] or votes
-    most = max(n for _, n in votes)
+    most = max((n for _, n in votes), default=0)
     if most == 0:
         raise _unknown(rows, kind, where, layout)
     fitting = [candidate for candidate, n in votes if 2 * n >= most]
@@ -141,8 +166,22 @@ def detect(
     return Detected(best, how)
 
 
+def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Detected:
+    """The layout once all rows of the source said what its values mean; prompts need no verdict."""
+    if found.layout.decide is None or kind == "prompts":
+        return found
+    return replace(found, layout=found.layout.decide(rows, where))
+
+
+# -- what to do about columns that no layout has ----------------------------------------------------------------------
+
+
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:
     found = list(dict.fromkeys(str(k) for row in rows for k in row))
+    asked = f" does not fit layout {layout}" if layout else " has no known layout"
+    head = f"{where}{asked} for {kind}. Columns found: {', '.join(found) or 'none'}."
+    if kind in ("pairs", "comparisons", "judgements") and (made := _as_comparisons(found, rows)) is not None:
+        return DataError(f"{head} It looks like two answers and who won; name them: {map_to_give(made)}")
     able = [x for x in (named(layout) if layout else LAYOUTS) if kind in MAKES[x.holds] and x.fields]
     able.reverse()  # of equals, the most general first
     nearest = sorted(
@@ -155,22 +194,31 @@ def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) ->
         why = f"lacks {', '.join(missing)}" if missing else "its columns are empty or of another type"
         lines.append(f"{candidate.name} ({why})")
     near = "; ".join(dict.fromkeys(lines))
-    example = _example(nearest[0], found)
-    asked = f" does not fit layout {layout}" if layout else " has no known layout"
-    return DataError(
-        f"{where}{asked} for {kind}. Columns found: {', '.join(found) or 'none'}. Nearest: {near}. "
-        f"Name them, for example columns={example}"
-    )
+    example = f" Name them, for example {map_to_give(_example(nearest[0], found))}" if nearest else ""
+    return DataError(f"{head} Nearest: {near}.{example}")
+
+
+def _as_comparisons(found: Sequence[str], rows: Sequence[Row]) -> dict[str, str] | None:
+    """A column map for two answers and a verdict, where a column's name speaks of a verdict or answers stand side by
+    side: such data must not be advised to call one side the chosen one."""
+    sides = answers_of(found, rows)
+    verdicts = sorted((rank, c) for c in found if (rank := about_verdict(c)) is not None)
+    if sides is None and not verdicts:
+        return None
+    free = [c for c in found if c not in {c for _, c in verdicts}]
+    a, b = (sides.a, sides.b) if sides is not None else ("<column>", "<column>")
+    asked = likely("prompt", [c for c in free if c not in (a, b)])
+    verdict = verdicts[0][1] if verdicts else "<column>"
+    return {"prompt": asked or "<column>", "answer_a": a, "answer_b": b, "preference": verdict}
 
 
 def _example(layout: Layout, found: Sequence[str]) -> dict[str, str]:
-    """A column map for the error: each missing field with the likeliest column that is still free."""
+    """A column map for the error: each missing field with the column of the most like name, of those still free."""
     free = [c for c in found if c not in layout.fields]
     guess = {}
     for field in layout.fields:
         if field in found:
             continue
-        near = difflib.get_close_matches(field, free, n=1, cutoff=0.5) or free[:1]
-        guess[field] = near[0] if near else "<column>"
+        guess[field] = likely(field, free) or "<column>"
         free = [c for c in free if c != guess[field]]
     return guess

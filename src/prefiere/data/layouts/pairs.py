@@ -6,9 +6,11 @@ most to the least specific: the first that fits is taken.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from prefiere.data.dialogues import is_transcript, settle
 from prefiere.data.layouts.columns import (
     Context,
     Layout,
@@ -20,26 +22,11 @@ from prefiere.data.layouts.columns import (
     instruction,
     margin,
     weight,
-    with_system,
 )
+from prefiere.data.layouts.names import ASKED
+from prefiere.data.messages import is_messages, message_list, text
 from prefiere.data.schema import PreferencePair
-from prefiere.data.values import (
-    BadRow,
-    finite_number,
-    is_messages,
-    is_transcript,
-    message_list,
-    need,
-    settle,
-    text,
-    tools,
-    wrong_type,
-)
-
-# -- where the prompt is ----------------------------------------------------------------------------------------------
-
-
-# -- pairs ------------------------------------------------------------------------------------------------------------
+from prefiere.data.values import BadRow, finite_number, need, tools, wrong_type
 
 
 def pair_parser(
@@ -72,26 +59,36 @@ def _openai(row: RowMap) -> Iterator[Native]:
     if not isinstance(inside, Mapping):
         raise wrong_type("input", "an object with messages", inside)
     context = message_list(need(inside, "messages"), "input.messages")
-    flat = {**row, "tools": inside.get("tools") or row.get("tools")}
+    flat = beside(row, tools=inside.get("tools") or row.get("tools"))
     yield from pair_parser(lambda _: context, "preferred_output", "non_preferred_output")(flat)
+
+
+def beside(row: RowMap, **fields: Any) -> RowMap:
+    """The row with these fields in the place of its own; a column counts as read only where it is asked for."""
+    return ChainMap(fields, row)  # type: ignore[arg-type]
 
 
 def _swift(row: RowMap) -> Iterator[Native]:
     """ms-swift: the messages end with the chosen answer; the rejected one replaces it."""
-    turns = with_system(row, message_list(need(row, "messages"), "messages"))
-    if not turns or isinstance(turns, str) or turns[-1].role != "assistant":
+    turns = message_list(need(row, "messages"), "messages")
+    if not turns or turns[-1].role != "assistant":
         raise BadRow("messages", "no chosen answer", "the messages do not end with the chosen answer", content=True)
     if row.get("rejected_messages") is not None:
         yield from pair_parser(implicit, "messages", "rejected_messages")(row)
         return
     good: Any = [turns[-1].as_dict()]
-    yield from pair_parser(lambda _: turns[:-1], "chosen", "rejected_response")({**row, "chosen": good})
+    yield from pair_parser(lambda _: turns[:-1], "chosen", "rejected_response")(beside(row, chosen=good))
 
 
 def _chat_continues(row: RowMap) -> bool:
     """``chosen`` is the next turn after ``messages``, not a whole conversation by itself."""
     value = row["chosen"]
     return isinstance(value, str) or (is_messages(value) and message_list(value, "chosen")[0].role == "assistant")
+
+
+def _whole_conversations(row: RowMap) -> bool:
+    """Both are conversations that begin with a prompt."""
+    return all(is_messages(row[f]) and message_list(row[f], f)[0].role != "assistant" for f in ("chosen", "rejected"))
 
 
 def _any_messages(row: RowMap) -> bool:
@@ -108,6 +105,11 @@ PAIRS = (
         "torchtune",
         "chosen_conversations rejected_conversations",
         pair_parser(implicit, "chosen_conversations", "rejected_conversations"),
+    ),
+    _layout(
+        "LLaMA-Factory v1",
+        "chosen_messages rejected_messages",
+        pair_parser(implicit, "chosen_messages", "rejected_messages"),
     ),
     _layout("ms-swift", "messages rejected_response", _swift),
     _layout("ms-swift", "messages rejected_messages", _swift),
@@ -136,14 +138,16 @@ PAIRS = (
     _layout("TRL conversational", "prompt chosen rejected", pair_parser(given()), when=_any_messages),
     _layout("TRL standard", "prompt chosen rejected", pair_parser(given())),
     _layout("Alpaca pairwise", "instruction chosen rejected", pair_parser(instruction("instruction"))),
-    _layout("Axolotl", "question chosen rejected", pair_parser(instruction("question"))),
-    _layout("Axolotl", "input chosen rejected", pair_parser(instruction("input"))),
+    *(
+        _layout("Axolotl", f"{asked} chosen rejected", pair_parser(instruction(asked)))
+        for asked in (*(a for a in ASKED if a not in ("prompt", "instruction")), "input")
+    ),
     _layout(
         "HH-RLHF",
         "chosen rejected",
         pair_parser(implicit),
         when=lambda row: is_transcript(row["chosen"]) and is_transcript(row["rejected"]),
     ),
-    _layout("TRL conversational, implicit prompt", "chosen rejected", pair_parser(implicit), when=_any_messages),
-    _layout("TRL standard, implicit prompt", "chosen rejected", pair_parser(implicit)),
+    _layout("TRL conversational, implicit prompt", "chosen rejected", pair_parser(implicit), when=_whole_conversations),
+    _layout("TRL standard, implicit prompt", "chosen rejected", pair_parser(implicit), guesses=True),
 )

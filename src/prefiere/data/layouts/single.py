@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, conversation, given, instruction, weight
+from prefiere.data.layouts.names import ASKED
+from prefiere.data.messages import text
 from prefiere.data.schema import Demonstration, Judgement, Kind, Message, Prompt, Text
-from prefiere.data.values import BadRow, as_flag, flag, need, required_text, settle, text, tools
+from prefiere.data.values import BadRow, as_flag, flag, need, required_text, tools
 
 
 def answered(context: Context, field: str) -> Callable[[RowMap], tuple[Text, Text]]:
@@ -36,18 +39,19 @@ def last_turn(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
 
 
 def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
-    """A conversation: everything before the first assistant turn, and the rest."""
+    """A conversation: everything before the first assistant turn that answers somebody, and the rest."""
 
     def build(row: RowMap) -> tuple[Text, Text]:
         turns = conversation(field)(row)
         assert isinstance(turns, tuple)
-        first = next((i for i, m in enumerate(turns) if m.role == "assistant"), len(turns))
+        asked = next((i for i, m in enumerate(turns) if m.role == "user"), 0)
+        first = next((i for i, m in enumerate(turns) if i >= asked and m.role == "assistant"), len(turns))
         return turns[:first], turns[first:]
 
     return build
 
 
-def with_verdict(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
+def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
     """A parser of one answer that the column ``verdict`` calls good or bad."""
 
     def parse(row: RowMap) -> Iterator[Native]:
@@ -95,10 +99,15 @@ def _as_user(field: str) -> Context:
 
 
 def _layout(
-    name: str, holds: Kind, fields: str, parse: Callable[[RowMap], Iterator[Native]], verdict: str = ""
+    name: str,
+    holds: Kind,
+    fields: str,
+    parse: Callable[[RowMap], Iterator[Native]],
+    verdict: str = "",
+    guesses: bool = False,
 ) -> Layout:
     if not verdict:
-        return Layout(name, holds, tuple(fields.split()), parse)
+        return Layout(name, holds, tuple(fields.split()), parse, guesses=guesses)
     # a class label 0..4, or a word, is not a verdict
     return Layout(name, holds, (*fields.split(), verdict), parse, lambda row: as_flag(row[verdict]) is not None)
 
@@ -108,11 +117,11 @@ SINGLE = (
         "TRL unpaired (KTO)",
         "judgements",
         "prompt completion",
-        with_verdict(answered(given(), "completion"), "label"),
+        judged(answered(given(), "completion"), "label"),
         verdict="label",
     ),
     *(
-        _layout("ShareGPT KTO", "judgements", field, with_verdict(last_turn(field), verdict), verdict)
+        _layout("ShareGPT KTO", "judgements", field, judged(last_turn(field), verdict), verdict)
         for field in ("conversations", "messages")
         for verdict in ("kto_tag", "label")
     ),
@@ -120,7 +129,7 @@ SINGLE = (
         "Alpaca KTO",
         "judgements",
         "instruction output",
-        with_verdict(answered(instruction("instruction"), "output"), "kto_tag"),
+        judged(answered(instruction("instruction"), "output"), "kto_tag"),
         verdict="kto_tag",
     ),
     _layout(
@@ -136,11 +145,12 @@ SINGLE = (
             ("instruction", "response"),
             ("question", "answer"),
             ("question", "response"),
-            ("query", "response"),
+            ("question", "output"),
+            *((q, a) for q in ASKED[3:] for a in ("response", "answer", "completion", "output", "solution")),
             ("input", "output"),
         )
     ),
-    _layout("prompts", "prompts", "prompt", asked(given())),
-    *(_layout("prompts", "prompts", q, asked(_as_user(q))) for q in ("instruction", "question", "query")),
-    _layout("text", "demonstrations", "text", demonstrated(_whole_text)),
+    _layout("prompts", "prompts", "prompt", asked(given()), guesses=True),
+    *(_layout("prompts", "prompts", q, asked(_as_user(q)), guesses=True) for q in ASKED if q != "prompt"),
+    _layout("text", "demonstrations", "text", demonstrated(_whole_text), guesses=True),
 )

@@ -1,0 +1,191 @@
+"""Two answers side by side and a verdict, under any names: PKU-SafeRLHF, WebGPT, HelpSteer2, AlpacaEval, SHP, ...
+
+Recognised from the columns themselves: two texts whose names differ in the side only, a prompt, and a column that says
+which was preferred, or a score for each side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prefiere.data.dialogues import settle
+from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, instruction
+from prefiere.data.layouts.names import ASKED, Sides, side_by_side, words_of
+from prefiere.data.layouts.verdicts import about_verdict, meaning_of
+from prefiere.data.messages import is_messages, text
+from prefiere.data.schema import Comparison, Preference, Prompt, Text
+from prefiere.data.values import BadRow, finite_number, moment, need, tools
+
+TWO_ANSWERS = "two answers and a verdict"
+# Names of columns that hold texts, the likeliest first; and of those that hold none.
+_TEXTS = ("answer", "response", "completion", "output", "generation", "reply", "conversation", "candidate", "summary",
+          "option", "ref", "text")  # fmt: skip
+_NO_TEXTS = {"model", "name", "id", "score", "rating", "reward", "policy", "lang", "language", "source", "tokens",
+             "length", "category", "quotes", "winner", "win", "label"}  # fmt: skip
+_SCORES = {"score", "scores", "rating", "reward", "winner", "win", "wins", "votes", "upvotes", "preferred", "better"}
+# Columns under which a prompt of two answers stands besides `ASKED`.
+_MORE_ASKED = (
+    "context",
+    "history",
+    "input",
+    "messages",
+    "conversation",
+    "conversations",
+    "post",
+    "user",
+    "text",
+    "source",
+)
+
+
+def comparison(
+    row: RowMap,
+    prompt: Text | None,
+    a: Text,
+    b: Text,
+    preference: Preference,
+    *,
+    strength: float | None = None,
+    annotator: object = None,
+    created_at: str | None = None,
+) -> Comparison:
+    """The comparison in one form (all text, or all messages)."""
+    if strength is not None and not 0 < strength <= 1:
+        raise BadRow("strength", "wrong type in strength", f"expected at most full strength (1), found {strength:g}")
+    prompt, a, b = settle(prompt, a, b)
+    return Comparison(
+        prompt=prompt,
+        answer_a=a,
+        answer_b=b,
+        preference=preference,
+        strength=strength,
+        annotator=None if annotator is None else str(annotator),
+        created_at=created_at,
+        tools=tools(row),
+    )
+
+
+def recognised(rows: Sequence[RowMap]) -> Layout | None:
+    """The layout of rows with two answers side by side and a verdict, made of their own columns; None for others."""
+    columns = list(dict.fromkeys(str(k) for row in rows for k in row))
+    sides = answers_of(columns, rows)
+    if sides is None:
+        return None
+    asked = asked_of(columns, rows, sides)
+    verdict = verdict_of(columns, rows, sides)
+    if asked is None or verdict is None:
+        return None
+    return with_verdict(asked, sides, verdict)
+
+
+def answers_of(columns: Sequence[str], rows: Sequence[RowMap]) -> Sides | None:
+    """The two columns of answers."""
+
+    def rank(sides: Sides) -> tuple[int, int]:
+        named = (_TEXTS.index(w) for w in sides.words if w in _TEXTS)
+        return min(named, default=len(_TEXTS)), columns.index(sides.a)
+
+    found = [
+        s
+        for s in side_by_side(columns)
+        if (not set(s.words) & _NO_TEXTS or set(s.words) & set(_TEXTS) - {"text"})
+        and not {"score", "tokens", "quotes", "id"} & set(s.words)
+        and all(_holds(rows, c, _is_text) for c in (s.a, s.b))
+    ]
+    return min(found, key=rank, default=None)
+
+
+def asked_of(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> str | None:
+    """The column of the prompt."""
+    left = (c for c in (*ASKED, *_MORE_ASKED) if c in columns and c not in (sides.a, sides.b))
+    return next((c for c in left if _holds(rows, c, lambda v: _is_text(v) or isinstance(v, Mapping))), None)
+
+
+def verdict_of(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> str | Sides | None:
+    """The column that says which answer is preferred, or the two that score one each."""
+    pairs = [s for s in side_by_side(columns) if (s.a, s.b) != (sides.a, sides.b)]
+    scores = [s for s in pairs if set(s.words) & _SCORES and all(_holds(rows, c, _is_number) for c in (s.a, s.b))]
+    of_one_side = {c for s in pairs for c in (s.a, s.b)}
+    named = [(rank, c) for c in columns if (rank := about_verdict(c)) is not None and c not in of_one_side]
+    for _, column in sorted(named):
+        if column not in (sides.a, sides.b) and _holds(rows, column, _is_verdict):
+            return column
+    return scores[0] if scores else None
+
+
+def _holds(rows: Sequence[RowMap], column: str, what: Callable[[Any], bool]) -> bool:
+    values = [row[column] for row in rows if row.get(column) is not None]
+    return bool(values) and sum(map(what, values)) * 2 >= len(values)
+
+
+def _is_text(value: Any) -> bool:
+    return (isinstance(value, str) and not _is_number(value)) or is_messages(value)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, Mapping | list) and float(value) == float(value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_verdict(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, str) and len(words_of(value)) <= 40)
+
+
+def with_verdict(asked: str, sides: Sides, verdict: str | Sides, name: str = TWO_ANSWERS) -> Layout:
+    """The layout of these columns. What numbers in the verdict mean is decided from all rows of the source."""
+    context = instruction(asked) if asked in ("instruction", "question", "query", "input") else given(asked)
+    if isinstance(verdict, Sides):
+        fields = (asked, sides.a, sides.b, verdict.a, verdict.b)
+        return Layout(name, "comparisons", fields, _parser(context, sides, _by_scores(verdict)))
+    unread = Layout(name, "comparisons", (asked, sides.a, sides.b, verdict), _prompts(context))
+
+    def decide(rows: Iterable[RowMap], where: str) -> Layout:
+        meaning = meaning_of(verdict, sides, (row.get(verdict) for row in rows), where)
+        return replace(unread, parse=_parser(context, sides, meaning.read))
+
+    return replace(unread, decide=decide)
+
+
+def _parser(
+    context: Context, sides: Sides, said: Callable[[RowMap], tuple[Preference, float | None]]
+) -> Callable[[RowMap], Iterator[Native]]:
+    def parse(row: RowMap) -> Iterator[Native]:
+        a, b = text(need(row, sides.a), sides.a), text(need(row, sides.b), sides.b)
+        prompt = context(row)
+        preference, strength = said(row)
+        yield comparison(
+            row,
+            prompt,
+            a,
+            b,
+            preference,
+            strength=finite_number(row.get("strength"), "strength") or strength,
+            annotator=row.get("annotator"),
+            created_at=moment(row.get("created_at")),
+        )
+
+    return parse
+
+
+def _by_scores(scores: Sides) -> Callable[[RowMap], tuple[Preference, float | None]]:
+    def said(row: RowMap) -> tuple[Preference, float | None]:
+        a, b = (finite_number(need(row, c), c) for c in (scores.a, scores.b))
+        if a is None or b is None:
+            raise BadRow(scores.a, "unanswered", "an answer has no score", content=True)
+        return "tie" if a == b else "a" if a > b else "b", None
+
+    return said
+
+
+def _prompts(context: Context) -> Callable[[RowMap], Iterator[Native]]:
+    """What is read where the verdict does not matter."""
+
+    def parse(row: RowMap) -> Iterator[Native]:
+        prompt = context(row)
+        yield Prompt(prompt="" if prompt is None else prompt, tools=tools(row))
+
+    return parse

@@ -1,0 +1,160 @@
+"""Which split is this, and which is read: of files, folders, data sets and rows alike.
+
+What is named as held out (test, validation, ...) is not trained on unless its user names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from prefiere.data.schema import Kind
+from prefiere.data.values import BadRow, DataError, Row
+
+ReadFor: TypeAlias = Literal["train", "eval"]
+
+# The split that suits a kind, where a data set has several and none was named.
+_PREFERRED: dict[Kind, tuple[str, ...]] = {
+    "pairs": ("train_prefs", "train"),
+    "comparisons": ("train_prefs", "train"),
+    "judgements": ("train_prefs", "train"),
+    "demonstrations": ("train_sft", "train"),
+    "prompts": ("train_gen", "train"),
+}
+_TRAIN = ("train", "training")
+_HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "test", "testing", "heldout", "holdout")
+_NAMES = "|".join((*_TRAIN, *_HELD_OUT))
+_SHARD = re.compile(r"[-_.](?:\d{5}-of-\d{5}.*|part[-_]?\d+|\d+)$")
+_WHOLE = re.compile(rf"(?:{_NAMES})\d*(?:_\w+)?", re.IGNORECASE)
+_AT_END = re.compile(rf"(?:^|[-_. ])({_NAMES})\d*$", re.IGNORECASE)
+_AT_START = re.compile(rf"^({_NAMES})[-_. ]", re.IGNORECASE)
+_NAME = re.compile(r"(?P<base>.*?)(?:\[(?P<split>[^\[\]]*)\])?(?:@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A source as a user names it: ``base[split]@revision``, where base is a path, or owner/name:config."""
+
+    base: str
+    split: str | None = None
+    revision: str | None = None
+
+
+def read_name(source: str | Path) -> Named:
+    """The parts of a name. A path that exists is taken as it is. Raises DataError at a split that is none."""
+    name = str(source)
+    if Path(name).expanduser().exists():
+        return Named(name)
+    match = _NAME.fullmatch(name)
+    if match is None or (match["split"] is None and not is_hub_id(match["base"])):
+        return Named(name)
+    split = match["split"]
+    if split is not None and not re.fullmatch(r"[\w.-]+", split):
+        raise DataError(f"{name}: [{split}] is no split; write its name alone, as in {match['base']}[train]")
+    return Named(match["base"], split, match["revision"])
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this is written as data sets of the hub are."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def is_held_out(split: str) -> bool | None:
+    """Whether a split is kept for testing; None for a name that is no split's."""
+    if not _WHOLE.fullmatch(split):
+        return None
+    return not split.lower().startswith(_TRAIN)
+
+
+def split_of(relative: Path) -> str | None:
+    """The split that a path names: train.jsonl, data/train_prefs-00000-of-00004.parquet, my-test.csv, val/x.json."""
+    stem = relative.name
+    while (suffix := Path(stem).suffix) and re.fullmatch(r"\.[A-Za-z]\w*", suffix) and not _WHOLE.fullmatch(suffix[1:]):
+        stem = stem[: -len(suffix)]
+    while match := _SHARD.search(stem):
+        stem = stem[: match.start()]
+    if _WHOLE.fullmatch(stem):
+        return stem
+    if named := _AT_END.search(stem) or _AT_START.search(stem):
+        return named.group(1)
+    return next((p for p in reversed(relative.parts[:-1]) if _WHOLE.fullmatch(p)), None)
+
+
+def preferred(kind: Kind) -> tuple[str, ...]:
+    """The splits that suit a kind of record, the best first."""
+    return _PREFERRED[kind]
+
+
+def choose_split(splits: Sequence[str], kind: Kind, split: str | None, where: str, purpose: ReadFor) -> str:
+    """The named split, or the one that suits the kind and the purpose. Raises DataError where that is not clear."""
+    if split is not None:
+        if split in splits:
+            return split
+        near = difflib.get_close_matches(split, splits, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"{where}: no split {split}{hint} Splits: {', '.join(splits) or 'none'}")
+    for_train = [s for s in splits if not is_held_out(s)]
+    for_test = [s for s in splits if is_held_out(s)]
+    if purpose == "eval":
+        suffix = preferred(kind)[0].removeprefix("train")
+        suited = [s for s in for_test if s.endswith(suffix)] or for_test or for_train
+        if len(suited) == 1:
+            return suited[0]
+        raise DataError(
+            f"{where}: which split to validate on? Name it, as in {where}[{suited[0]}]: {', '.join(splits)}"
+        )
+    if len(for_train) == 1 == len(splits):
+        return splits[0]
+    chosen = next((s for s in preferred(kind) if s in splits), None)
+    if chosen is None and len(for_train) == 1:
+        chosen = for_train[0]
+    if chosen is None and not for_train:
+        raise DataError(
+            f"{where}: held out by its name ({', '.join(splits)}), so not trained on; to do so all the same, name it: "
+            f"{where}[{splits[0]}]"
+        )
+    if chosen is None:
+        raise DataError(f"{where}: which split? Name it, as in {where}[{splits[0]}]: {', '.join(splits)}")
+    return chosen
+
+
+class RowSplit:
+    """Rows that name their own split, in a column ``split``: those of another one are left out.
+
+    ``split`` is the one that is read, None where rows name none.
+    """
+
+    def __init__(self, told: str | None, purpose: ReadFor, where: str, settled: bool):
+        self._told, self._purpose, self._where, self._settled = told, purpose, where, settled
+        self.split: str | None = None
+
+    def key(self) -> list[str | None]:
+        """What it depends on, as plain values."""
+        return [self._told, self._purpose]
+
+    def look(self, rows: list[Row], every: Callable[[], Iterator[Row]]) -> None:
+        """Decide from the first rows, and from all where these do not suffice. Raises DataError where none suits."""
+        if self._settled or self.split is not None:
+            return
+        found = dict.fromkeys(row.get("split") for row in rows)
+        if not all(isinstance(s, str) and is_held_out(s) is not None for s in found):
+            if self._told is not None:
+                raise DataError(f"{self._where}: a file has no splits, and no column split; leave out {self._told}")
+            return
+        wanted = self._told or ("train" if self._purpose == "train" else None)
+        if wanted not in found:
+            found |= dict.fromkeys(s for row in every() if isinstance(s := row.get("split"), str))
+        splits = [s for s in found if isinstance(s, str)]
+        if self._purpose == "eval" and self._told is None and not any(is_held_out(s) for s in splits):
+            return
+        self.split = choose_split(splits, "pairs", self._told, self._where, self._purpose)
+
+    def check(self, row: Row) -> None:
+        """Raise BadRow for a row of another split."""
+        if self.split is not None and row.get("split") != self.split:
+            raise BadRow("split", f"of split {row.get('split')}", content=True)
