@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, PromptGroup
-from prefiere.tokens.template import Piece
+from prefiere.tokens.shield import Piece
 from prefiere.tokens.tokenizer import Tokens, contents, decode, describe, eos_ids_of
 from prefiere.tokens.truncation import EncodeReport, Truncation
 from tiny import TEMPLATES, tokenizer

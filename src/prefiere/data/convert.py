@@ -236,7 +236,10 @@ def _check_answer(text: Text, field: str, prompt: Text) -> None:
 
 
 def _check_characters(text: Text, field: str) -> None:
-    for part in (text,) if isinstance(text, str) else _strings([(m.content, m.extra, m.role) for m in text]):
+    parts: list[str] = [text] if isinstance(text, str) else [m.content for m in text]
+    if not isinstance(text, str):
+        parts += [s for m in text if m.extra for s in _strings(m.extra)]
+    for part in parts:
         if part.isascii():
             continue
         try:

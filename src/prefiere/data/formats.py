@@ -250,7 +250,7 @@ class Records(Generic[R]):
 
 def _parse(layout: Layout, row: Mapping[str, Any], note: Callable[[str], None]) -> list[Native]:
     """What a row holds. A value of another shape than the layout has is damage like any other."""
-    for column in SEEN_OR_HEARD:
+    for column in () if _TO_PERCEIVE.isdisjoint(row) else SEEN_OR_HEARD:
         if column in row and _is_there(row[column]):
             detail = "the example holds something to see or hear, which is not read; it is left out"
             raise BadRow(column, f"{column} not read", detail, content=True)
@@ -259,6 +259,9 @@ def _parse(layout: Layout, row: Mapping[str, Any], note: Callable[[str], None]) 
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         detail = f"the values are not shaped as in layout {layout.name} ({type(e).__name__}: {e})"
         raise BadRow(", ".join(layout.fields) or "row", "unexpected shape", detail) from e
+
+
+_TO_PERCEIVE = frozenset(SEEN_OR_HEARD)
 
 
 def _is_there(value: Any) -> bool:

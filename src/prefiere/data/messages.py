@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from prefiere.data.schema import Message, Text
 from prefiere.data.values import BadRow, Row, as_flag, without_nulls, wrong_type
@@ -280,14 +280,17 @@ def decoded(row: Mapping[str, Any]) -> Row:
 
     Raises BadRow for text that is messages and cannot be decoded.
     """
-    made: Row = dict(row)
+    made: Row = {}
     for column, value in row.items():
         if isinstance(value, str):
-            if value[:1] in ("[", "{", " ", "\n") and value.lstrip()[:1] in ("[", "{"):
+            if value[:1] in _OPENS and value.lstrip()[:1] in ("[", "{"):
                 made |= _from_text(column, value, row)
         elif isinstance(value, float) and value != value:
             made[column] = None
-    return made
+    return {**row, **made} if made else cast(Row, row)
+
+
+_OPENS = frozenset("[{ \n\t")
 
 
 def _from_text(column: str, value: str, row: Mapping[str, Any]) -> Row:

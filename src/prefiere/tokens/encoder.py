@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import date
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record, Text
+from prefiere.tokens.dialect import tells_the_date
 from prefiere.tokens.groups import PromptGroup
-from prefiere.tokens.template import Renderer, Rewritten, Script, TemplateRefusal, messages
+from prefiere.tokens.template import LeftOut, Renderer, Rewritten, Script, TemplateRefusal, messages
 from prefiere.tokens.tokenizer import Tokens, contents, decode
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
@@ -33,7 +35,7 @@ class Encoder:
     become a user's and an assistant's message; text without a prompt stays raw). ``always`` demands one. ``never``
     takes plain strings as they are. Messages without a template are written as
     ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``. template_kwargs: further variables of the template, such as
-    ``enable_thinking``.
+    ``enable_thinking``. day: what a template that prints today's date prints (default: today).
 
     on_bad: what happens to an example that cannot be used. ``content`` leaves out and counts one without content (an
     answer that says nothing, a prompt without tokens), and raises ValueError, which names the source, for one that the
@@ -50,14 +52,18 @@ class Encoder:
         completion_only: bool = True,
         template: Literal["auto", "always", "never"] = "auto",
         template_kwargs: Mapping[str, Any] | None = None,
+        day: date | None = None,
         on_bad: Literal["content", "error", "drop"] = "content",
     ):
         if not eos_ids:
             raise ValueError("eos_ids is empty: nothing would end an answer")
         self.tokenizer, self.truncation = tokenizer, truncation or Truncation()
         self._eos, self._completion_only, self._on_bad = tuple(eos_ids), completion_only, on_bad
-        self._template = [template, dict(template_kwargs or {})]
-        self._renderer = Renderer(tokenizer, eos_ids, template, template_kwargs)
+        self._template: list[Any] = [template, dict(template_kwargs or {})]
+        if tells_the_date(tokenizer):
+            day = day or date.today()
+            self._template.append(day.isoformat())
+        self._renderer = Renderer(tokenizer, eos_ids, template, template_kwargs, day)
         self._tokens, self._bos = Tokens(tokenizer), tokenizer.bos_token_id
 
     # ---- public
@@ -157,6 +163,9 @@ class Encoder:
             script = self._renderer.script(record.prompt, answers, record.tools)
         except Rewritten as error:
             why = str(error)
+        except LeftOut as error:
+            self._bad("left_out", record, str(error), report)
+            return
         except TemplateRefusal as error:
             self._bad("refused", record, f"the chat template refuses the conversation: {error}", report)
             return
@@ -172,6 +181,10 @@ class Encoder:
             return
         if script.control:
             report.count("control_tokens", record.source)
+        if script.already:
+            report.count("already_rendered", record.source)
+        for what in sorted(script.left_out):
+            report.count(what, record.source)
         if script.raw and not self._renderer.is_raw(record.prompt, *answers):
             note = 'no chat template: messages are written as "\\n\\nHuman: ...\\n\\nAssistant: ..."'
             if note not in report.notes:
@@ -226,6 +239,9 @@ class Encoder:
             pairs = [self._tokens.follow(bare, text, pieces, known) for pieces in script.completions]
         except ValueError as error:
             raise ValueError(f"{record.source}: {error}") from error
+        if script.raw and not bare and all(ids[: len(self._tokens.prefix)] == self._tokens.prefix for ids, _ in pairs):
+            cut = len(self._tokens.prefix)  # rendered text has its BOS: the prompt gets the one
+            pairs = [(ids[cut:], mask[cut:]) for ids, mask in pairs]
         open_ended = [(ids, mask) for ids, mask in pairs if not ids or ids[-1] not in self._eos]
         for ids, mask in open_ended:
             ids.append(self._eos[0])
@@ -295,5 +311,5 @@ def _turns(record: Record) -> list[Demonstration]:
     return [
         replace(record, prompt=tuple(talk[:i]), completion=(m,))
         for i, m in enumerate(talk)
-        if i >= first and m.role == "assistant"
+        if i >= first and m.role == "assistant" and m.learnt and m.speaks
     ]

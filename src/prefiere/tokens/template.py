@@ -4,33 +4,38 @@ Prompt and completion are told apart by construction: the template renders the c
 answer, and the conversation with that turn; the completion is what the second has after the first. Nobody searches for
 role markers. Messages without a chat template are written in the manner of HH-RLHF (`hh_transcript`).
 
-What people write is data, never markup. Where a message spells out a control token (``<|im_end|>`` in a question), a
-private-use character stands in for it while the template renders, and it comes back cut in two, so that the tokenizer
-sees ordinary text. Raw text without a template is taken as it is, control tokens included: whoever rendered it
-themselves wants them.
+What people write is data, never markup (`shield`). Raw text without a template is taken as it is, control tokens
+included: whoever rendered it themselves wants them; and a prompt that the template has written already is not rendered
+again (`rendered`). What the template leaves out is found by `written`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
 from prefiere.data.schema import Message, Text
+from prefiere.tokens.dialect import CALLED, all_templates, dated, with_arguments
+from prefiere.tokens.rendered import format_of
+from prefiere.tokens.shield import STAND_INS, Control, Piece, Shield
+from prefiere.tokens.written import LEFT_OUT, Marks, left_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STAND_INS = "\U000f0000-\U0010fffd"
-"""Two planes of private-use characters; those that occur in the data are stood in for as well."""
-
 
 class TemplateRefusal(ValueError):
     """The chat template cannot render a conversation."""
+
+
+class LeftOut(TemplateRefusal):
+    """The chat template leaves out what is to be learnt, or what it answers."""
 
 
 class Rewritten(TemplateRefusal):
@@ -38,18 +43,11 @@ class Rewritten(TemplateRefusal):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of text that is tokenized up to its end, and whether its tokens are scored."""
-
-    text: str
-    scored: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Script:
     """A prompt and its completions as text. ``raw``: no template wrote it, so the tokenizer's BOS goes before it.
 
     ``control``: control tokens were spelt out in the data. ``open_turns``: a turn before the last has no end token.
+    ``already``: the prompt was rendered before. ``left_out``: what the template does not write, as `LEFT_OUT` names it.
     """
 
     prompt: tuple[Piece, ...]
@@ -57,6 +55,8 @@ class Script:
     raw: bool
     control: bool
     open_turns: bool = False
+    already: bool = False
+    left_out: frozenset[str] = frozenset()
 
 
 def hh_transcript(conversation: Sequence[Mapping[str, Any]], tools: Any, *, ask: bool) -> str:
@@ -68,41 +68,6 @@ def hh_transcript(conversation: Sequence[Mapping[str, Any]], tools: Any, *, ask:
     return "".join(said) + "\n\nAssistant:" * ask
 
 
-class Shield:
-    """Keeps the control tokens that one record spells out from becoming any. ``seen``: there were some."""
-
-    def __init__(self, control: re.Pattern[str], covered: re.Pattern[str]):
-        self._control, self._covered, self._found, self.seen = control, covered, dict[str, str](), False
-
-    def cover(self, value: Any) -> Any:
-        """``value`` with a stand-in for each control token in its strings, however deep."""
-        if isinstance(value, str):
-            return self._covered.sub(self._cover, value)
-        if isinstance(value, Mapping):
-            return {k: self.cover(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.cover(v) for v in value]
-        return value
-
-    def _cover(self, match: re.Match[str]) -> str:
-        word = match[0]
-        self.seen = self.seen or len(word) > 1
-        return self._found.setdefault(word, chr(0xF0000 + len(self._found)))
-
-    def uncover(self, text: str, scored: bool) -> tuple[Piece, ...]:
-        """The pieces of a rendered text; what a stand-in stood for comes in two, neither with a control token in it."""
-        if not self._found:
-            return (Piece(text, scored),)
-        back = {stand_in: word for word, stand_in in self._found.items()}
-        parts: list[str] = []
-        for part in re.split(f"([{STAND_INS}])", text):
-            word = back.get(part, part)
-            clear = (i for i in range(1, len(word)) if not self._control.search(word[i:]))
-            at = next(clear, len(word)) if part in back else len(word)
-            parts += [word[:at], word[at:]]
-        return tuple(Piece(p, scored) for p in parts if p)
-
-
 class Renderer:
     """Renders prompts and answers with one tokenizer's template. `Encoder` documents the arguments."""
 
@@ -112,6 +77,7 @@ class Renderer:
         eos_ids: Sequence[int],
         template: Literal["auto", "always", "never"] = "auto",
         template_kwargs: Mapping[str, Any] | None = None,
+        day: date | None = None,
     ):
         if template == "always" and not tokenizer.chat_template:
             raise ValueError(
@@ -122,12 +88,11 @@ class Renderer:
         self.has_template = bool(tokenizer.chat_template) and template != "never"
         ends = [str(tokenizer.decode([i])) for i in eos_ids]
         self._ends = tuple(e for e in ends if e.strip())
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        control = {t.content for t in added if t.special} | set(tokenizer.all_special_tokens) | set(self._ends)
-        # One character cannot be cut in two; nobody's control token is one.
-        words = sorted((c for c in control if len(c) > 1), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, words)) or "(?!)")
-        self._covered = re.compile(f"{self._control.pattern}|[{STAND_INS}]")
+        self._day = day or date.today()
+        self._source = all_templates(tokenizer) if self.has_template else ""
+        self._control = Control(tokenizer, self._ends, lambda talk: self._tried(talk, ()))
+        self._marks = Marks(self._tried)
+        self._arguments: Literal["mapping", "text"] | None = None
 
     # ---- what the encoder asks
 
@@ -136,7 +101,7 @@ class Renderer:
         if isinstance(answer, str):
             return not self._split_end(answer)[0].strip()
         turns = [m for m in answer if m.role == "assistant"]
-        return all(not m.extra and self.is_blank(m.content) for m in turns)
+        return all(self.is_blank(m.content) and not replace(m, content="").speaks for m in turns)
 
     def is_raw(self, *texts: Text) -> bool:
         """Whether these go without a template: plain strings, and no template (or, for the first, no prompt)."""
@@ -145,22 +110,33 @@ class Renderer:
     def prompt(self, prompt: Text, tools: Sequence[Mapping[str, Any]] = ()) -> Script:
         """A prompt alone, asking for an answer. Raises `TemplateRefusal`."""
         if self.is_raw(prompt):
-            return Script((Piece(str(prompt)),), (), True, bool(self._control.search(str(prompt))))
-        shield = Shield(self._control, self._covered)
-        text = self._render(self._talk(prompt, "user", shield), shield.cover(tools), ask=True)
-        return Script(shield.uncover(text, False), (), not self.has_template, shield.seen)
+            return Script((Piece(str(prompt)),), (), True, bool(self._control.all.search(str(prompt))))
+        already = self._already(prompt)
+        if already is not None:
+            return Script((Piece(already),), (), True, False, already=True)
+        shield = Shield(self._control)
+        talk, covered_tools = self._talk(prompt, "user", shield), shield.cover(tools)
+        text = self._render(talk, covered_tools, ask=True)
+        left_out = self._context_left_out(talk, covered_tools, text)
+        return Script(shield.uncover(text, False), (), not self.has_template, shield.seen, left_out=left_out)
 
     def script(self, prompt: Text, answers: Sequence[Text], tools: Sequence[Mapping[str, Any]] = ()) -> Script:
         """A prompt and its answers. Raises `TemplateRefusal`, or `Rewritten` where no prompt begins the whole."""
         if self.is_raw(prompt, *answers):
-            texts = [self._cut(str(a)) for a in answers]
-            control = any(self._control.search(t) for t in (str(prompt), *(self._split_end(t)[0] for t in texts)))
-            return Script((Piece(str(prompt)),), tuple((Piece(t, True),) for t in texts), True, control)
-        shield = Shield(self._control, self._covered)
+            return self._raw(str(prompt), [str(a) for a in answers])
+        already = self._already(prompt)
+        if already is not None:
+            if any(not isinstance(a, str) and (len(a) > 1 or a[0].extra) for a in answers):
+                raise TemplateRefusal("its prompt is rendered text, and its answer is more than a text")
+            texts = [a if isinstance(a, str) else a[0].content for a in answers]
+            return replace(self._raw(already, texts), control=False, already=True)
+        shield = Shield(self._control)
         history, covered_tools = self._talk(prompt, "user", shield), shield.cover(tools)
-        heads, completions, asked = set(), [], dict[int, str]()
+        heads, completions, asked, left_out = set(), [], dict[int, str](), set[str]()
         for answer in answers:
-            head, spans = self._dialogue(history, self._talk(answer, "assistant", shield), covered_tools, asked)
+            at = self._learnt(messages(answer, "assistant"))
+            talk = self._talk(answer, "assistant", shield)
+            head, spans = self._dialogue(history, talk, at, covered_tools, asked, left_out)
             heads.add(head)
             completions.append(spans)
         if len(heads) > 1:
@@ -171,7 +147,36 @@ class Renderer:
             not self.has_template,
             shield.seen,
             any(self._split_end(text)[0] == text for spans in completions for text, scored in spans[:-1] if scored),
+            left_out=frozenset(left_out),
         )
+
+    def _learnt(self, turns: Sequence[Message]) -> list[int]:
+        """Which turns are learnt: the assistant's, but for those that say nothing or are marked not to be learnt."""
+        own = [i for i, m in enumerate(turns) if m.role == "assistant"]
+        return [i for i in own if turns[i].learnt and not self.is_blank((turns[i],))] or own
+
+    def _raw(self, prompt: str, answers: Sequence[str]) -> Script:
+        texts = [self._cut(a) for a in answers]
+        control = any(self._control.all.search(t) for t in (prompt, *(self._split_end(t)[0] for t in texts)))
+        return Script((Piece(prompt),), tuple((Piece(t, True),) for t in texts), True, control)
+
+    def _already(self, prompt: Text) -> str | None:
+        """A prompt that is one text, written in the format of this tokenizer's template; None for any other.
+
+        Raises `TemplateRefusal` for one in the format of another template, which must not be rendered as what a user
+        says.
+        """
+        text = prompt if isinstance(prompt, str) else prompt[0].content if len(prompt) == 1 else ""
+        found = format_of(text) if text else None
+        if found is None:
+            return None
+        name, marker = found
+        if self._source and marker not in self._source:
+            raise TemplateRefusal(
+                f"its prompt is written in the format {name} already, which is not this model's: give the bare text or "
+                "messages, or take it as it is with template=never"
+            )
+        return text
 
     # ---- the template
 
@@ -180,25 +185,55 @@ class Renderer:
             return hh_transcript(conversation, tools, ask=ask)
         try:
             text = self._tokenizer.apply_chat_template(
-                conversation,
+                self._with_arguments(conversation),
                 tools=tools or None,
                 add_generation_prompt=ask,
                 tokenize=False,
+                chat_template=self._dated(tools),
                 **self._kwargs,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise TemplateRefusal(re.sub(f"[{STAND_INS}]+", "...", str(error))) from error
         return str(text)
 
+    def _tried(self, conversation: list[dict[str, Any]], tools: Any) -> str | None:
+        """The rendered text; None where the template refuses."""
+        try:
+            return self._render(conversation, tools, ask=False)
+        except TemplateRefusal:
+            return None
+
+    def _dated(self, tools: Any) -> str | None:
+        """The template with the run's day in the place of the clock; None for the tokenizer's own, which has none."""
+        if "strftime_now(" not in self._source:
+            return None
+        return dated(self._tokenizer.get_chat_template(None, tools or None), self._day)
+
+    def _with_arguments(self, conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The conversation with the arguments of calls in the form that the template takes: objects, or their JSON."""
+        if not any(m.get("tool_calls") for m in conversation):
+            return conversation
+        if self._arguments is None:
+            self._arguments = "mapping"  # for the question itself
+            said = self._tried(CALLED, ())
+            self._arguments = "text" if said is None or "'k'" in said else "mapping"
+        return [with_arguments(m, self._arguments) for m in conversation]
+
     def _dialogue(
-        self, history: list[dict[str, Any]], answer: list[dict[str, Any]], tools: Any, asked: dict[int, str]
+        self,
+        history: list[dict[str, Any]],
+        answer: list[dict[str, Any]],
+        said: list[int],
+        tools: Any,
+        asked: dict[int, str],
+        left_out: set[str],
     ) -> tuple[str, list[tuple[str, bool]]]:
         """The prompt's text, and the (text, scored) spans after it: assistant turns with their end tokens are scored.
 
         Turns of others before the first answer belong to the prompt; those after the last one teach nothing and go.
-        asked: ``history`` asking for an answer, under 0, once it is rendered: answers that begin at once share it.
+        said: the turns of ``answer`` that are learnt. asked: ``history`` asking for an answer, under 0, once it is
+        rendered: answers that begin at once share it. left_out: takes what the template does not write.
         """
-        said = [i for i, m in enumerate(answer) if m["role"] == "assistant"]
         if not said:
             raise TemplateRefusal("its answer holds no assistant turn")
         talk = [*history, *answer[: said[-1] + 1]]
@@ -219,7 +254,42 @@ class Renderer:
                 spans.append((whole[at:start], False))
             spans.append((whole[start : len(closed)], True))
             at = len(closed)
+            left_out |= self._answer_left_out([*before, turn], tools, spans[-1][0])
+        left_out |= self._context_left_out(talk[:-1], tools, whole, skip=[len(history) + i for i in said])
         return prompt, spans
+
+    # ---- what came back
+
+    def _answer_left_out(self, talk: list[dict[str, Any]], tools: Any, span: str) -> set[str]:
+        """What a scored turn lacks of its message. Raises `LeftOut` where that is more than its reasoning."""
+        turn, missing = talk[-1], self._marks.missing(talk, tools or ())
+        lost = left_of(span, turn["content"] or "")
+        if lost == "content" or "content" in missing.last:
+            raise LeftOut("the chat template leaves out what the answer says")
+        if "calls" in missing.last:
+            raise LeftOut("the chat template leaves out the answer's call of a tool")
+        if turn["content"] == "" and "reasoning" in missing.last and not turn.get("tool_calls"):
+            raise LeftOut("the chat template leaves out the answer's reasoning, and there is nothing else in it")
+        gone = {"reasoning"} if lost or "reasoning" in missing.last else set[str]()
+        return {LEFT_OUT[what] for what in gone | (missing.before & {"tools"})}
+
+    def _context_left_out(
+        self, talk: list[dict[str, Any]], tools: Any, text: str, skip: Sequence[int] = ()
+    ) -> frozenset[str]:
+        """What the text lacks of the messages. Raises `LeftOut` where it is what a user or the assistant says."""
+        gone, at = set(self._marks.missing(talk, tools or ()).before) if talk else set[str](), 0
+        for i, m in enumerate(talk):
+            content = (m["content"] or "").strip()
+            found = text.find(content, at)
+            if found >= 0:
+                at = found
+            elif i not in skip:
+                lost = left_of(text, content)
+                gone |= {m["role"] if lost == "content" else lost} if lost else set()
+        said = gone - LEFT_OUT.keys()
+        if said:
+            raise LeftOut(f"the chat template leaves out what the {min(said)} says")
+        return frozenset(LEFT_OUT[what] for what in gone)
 
     def _start(self, before: list[dict[str, Any]], turn: dict[str, Any], tools: Any, head: str, closed: str) -> int:
         """Where the turn's text begins in ``closed``, the conversation up to its end."""
@@ -233,7 +303,8 @@ class Renderer:
         same = sum(1 for _ in takewhile(lambda ab: ab[0] == ab[1], zip(head, opening, strict=False)))
         raise Rewritten(
             f"the chat template asks for an answer with {head[same:]!r} where it writes one with {opening[same:]!r}: "
-            "pass template_kwargs (such as enable_thinking), or give the tokenizer a template that agrees with itself"
+            "set template_kwargs (such as {enable_thinking: false}), or give the tokenizer a template that agrees with "
+            "itself"
         )
 
     # ---- ends
@@ -255,7 +326,7 @@ class Renderer:
         for m in messages(text, role):
             content = self._split_end(m.content)[0] if m.role == "assistant" else m.content
             shield.seen = shield.seen or content != m.content
-            talk.append(shield.cover(Message(m.role, content, m.extra).as_dict()))
+            talk.append(shield.cover(Message(m.role, content, m.extra).as_dict(), own=m.role == "assistant"))
         return talk
 
 

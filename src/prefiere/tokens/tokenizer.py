@@ -1,4 +1,4 @@
-"""From text to ids and back: one-pass tokenization that keeps to the boundaries of `render.Piece`.
+"""From text to ids and back: one-pass tokenization that keeps to the boundaries of `shield.Piece`.
 
 A prompt must become the ids that generation will see, whatever the answer begins with. So each piece ends where the
 text up to there ends when it is tokenized on its own. Where a merge crosses that boundary, what follows is tokenized as
@@ -21,7 +21,7 @@ from rich.text import Text as Styled
 from prefiere.cache import digest_of
 from prefiere.files import hash_of, visible
 from prefiere.tokens.groups import PromptGroup
-from prefiere.tokens.template import Piece
+from prefiere.tokens.shield import Piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,12 +21,20 @@ WHAT = {
     "identical": "dropped: chosen and rejected are the same tokens, after truncation",
     "unscored": "dropped: truncation left no token to score",
     "refused": "dropped: the chat template refuses the conversation",
+    "left_out": "dropped: the chat template leaves out the answer, or what it answers",
     "rewritten": "dropped: the chat template writes the prompt differently once the answer follows",
+    "already_rendered": "examples that the chat template had written before: taken as they are",
+    "reasoning_left_out": "examples whose reasoning the chat template does not write",
+    "tools_left_out": "examples whose tools the chat template does not write",
+    "calls_left_out": "examples with earlier calls of tools that the chat template does not write",
+    "results_left_out": "examples with results of tools that the chat template does not write",
+    "system_left_out": "examples whose system message the chat template does not write",
+    "developer_left_out": "examples whose developer message the chat template does not write",
     "split_by_turn": "conversations learnt turn by turn, as the chat template rewrites earlier turns or ends none",
     "control_tokens": "examples that spell out control tokens, read as ordinary text (raw text: as control tokens)",
     "end_added": "examples to which an end token was added, as the chat template writes none of the model's",
 }
-_DROPS = ("empty_prompts", "empty_completions", "identical", "unscored", "refused", "rewritten")
+_DROPS = ("empty_prompts", "empty_completions", "identical", "unscored", "refused", "left_out", "rewritten")
 _SHOWN = 20
 
 
