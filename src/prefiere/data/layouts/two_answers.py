@@ -74,7 +74,7 @@ def recognised(rows: Sequence[RowMap]) -> Layout | None:
     if sides is None:
         return None
     asked = asked_of(columns, rows, sides)
-    verdict = verdict_of(columns, rows, sides)
+    verdict = verdict_column(columns, rows, sides)
     if asked is None or verdict is None:
         return None
     return with_verdict(asked, sides, verdict)
@@ -103,7 +103,7 @@ def asked_of(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> st
     return next((c for c in left if _holds(rows, c, lambda v: _is_text(v) or isinstance(v, Mapping))), None)
 
 
-def verdict_of(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> str | Sides | None:
+def verdict_column(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> str | Sides | None:
     """The column that says which answer is preferred, or the two that score one each."""
     pairs = [s for s in side_by_side(columns) if (s.a, s.b) != (sides.a, sides.b)]
     scores = [s for s in pairs if set(s.words) & _SCORES and all(_holds(rows, c, _is_number) for c in (s.a, s.b))]
