@@ -64,6 +64,7 @@ _FOREIGN = {
     "padding_free packing group_by_length use_liger_kernel": "nothing: batches are always packed, without padding",
     "train_on_prompt assistant_only_loss mask_history train_on_inputs": "completion_only_loss",
     "chat_template chat_template_path": "template (auto, always, never); the template itself is the model's own",
+    "chat_template_kwargs enable_thinking reasoning_effort": "template_kwargs, a map of the template's variables",
     "lr": "learning_rate",
     "lr_scheduler learning_rate_scheduler": "lr_scheduler_type",
     "warmup_steps": "warmup_ratio, a share of all steps",

@@ -53,6 +53,9 @@ class Settings(BaseModel):
     template: Literal["auto", "always", "never"] = Field(
         "auto", description="use the model's own chat template: where it has one, always (else an error), or never"
     )
+    template_kwargs: dict[str, Any] | None = Field(
+        None, description="further variables of the chat template, such as {enable_thinking: false}"
+    )
     # optimisation
     seed: Whole = Field(42, description="of data order, initialisation, split and sampling")
     learning_rate: Positive | Auto = Field(

@@ -411,9 +411,8 @@ def spelt(ids: np.ndarray) -> str:
         ((10, None, None), "^ghijk", "lmn$", "op$"),
         ((9, None, None), "^hijk", "lmn$", "op$"),  # room for 5: BOS and the last four
         ((6, None, None), "^k", "lmn$", "op$"),
-        ((5, None, None), "^", "lmn$", "op$"),  # BOS alone
-        ((4, None, None), "^", "lmn", "op$"),  # completions get 3: BOS stays
-        ((2, None, None), "^", "l", "o"),
+        ((5, None, None), "^k", "lmn", "op$"),  # BOS and the last token of the prompt stay: completions get 3
+        ((4, None, None), "^k", "lm", "op"),
         ((None, 3, None), "^jk", "lmn$", "op$"),
         ((None, 1, None), "^", "lmn$", "op$"),
         ((None, None, 3), "^ghijk", "lmn", "op$"),
@@ -429,6 +428,37 @@ def test_truncation(limits: tuple[Any, Any, Any], prompt: str, chosen: str, reje
     assert report.counts["truncated_completions"] == (chosen != "lmn$" or rejected != "op$")
     if limits[0]:
         assert all(len(group.prompt) + len(c) <= limits[0] for c in group.completions)
+
+
+def test_an_answer_to_nothing_is_left_out() -> None:
+    groups, report = encode(LETTERS, pair("ghijk", "lmn", "op", source="f:1"), truncation=Truncation(2))
+    assert not groups
+    assert report.counts["no_room"] == 1
+    assert report.lines()[1].startswith("1 dropped: max_length has no room for an answer")
+
+
+@pytest.mark.parametrize("style", [False, "chatml", "llama2", "zephyr"])
+def test_the_end_of_the_prompt_with_its_header_stays_beside_a_long_answer(style: Any) -> None:
+    tok = tokenizer("bpe", style)
+    asked = "Show with great care and at some length that this case holds as well."
+    record = demo(talk("u:" + asked), "so we go on " * 200, source="f:1")
+    [group], report = encode(tok, record, truncation=Truncation(96))
+    assert len(group.prompt) + len(group.completions[0]) <= 96
+    text = decode(tok, group.prompt)
+    whole = encoder(tok).encode_prompts([talk("u:" + asked)])[0]
+    end = asked[-3:]
+    assert text.rpartition(end)[1] == end
+    assert decode(tok, whole).endswith(text.removeprefix("<s>")[-12:])
+    assert len(group.prompt) >= 96 // 8
+    assert report.counts["truncated_completions"] == 1
+    assert decode(tok, group.completions[0]).strip().startswith("so we go on so we")
+
+
+def test_a_header_longer_than_the_limit_leaves_the_example_out() -> None:
+    tok = tokenizer("bpe", "chatml")
+    groups, report = encode(tok, demo(ASKED, "An animal."), truncation=Truncation(8))
+    assert not groups
+    assert report.counts["no_room"] == 1
 
 
 def test_the_longest_completion_decides() -> None:

@@ -71,7 +71,7 @@ def complete(session: Session, data: ExampleData, objective: Scores) -> None:
     made = normalise(
         session.trunk,
         np.where(labels >= 0.5, seen["rewards/chosen"], seen["rewards/rejected"]),
-        template=session.settings.template,
+        session.manner,
     )
     if main and data.eval is not None and held is not None:
         scores = np.stack([held["rewards/chosen"], held["rewards/rejected"]], 1)

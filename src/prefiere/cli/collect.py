@@ -15,6 +15,7 @@ from prefiere.data import formats
 from prefiere.data.schema import Text
 from prefiere.evaluate.compare import sides, validation_prompts
 from prefiere.evaluate.judges import Judge
+from prefiere.evaluate.manner import manner_of
 from prefiere.feedback import collect
 from prefiere.feedback.collect import How, Queueing
 from prefiere.feedback.judging.endpoint import Endpoint, names_endpoint
@@ -39,7 +40,7 @@ class Answering:
         tokenizer = load_tokenizer(source)
         self._model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
         eos_ids = eos_ids_of(self._model, tokenizer)
-        self._encoder = Encoder(tokenizer, eos_ids=eos_ids)
+        self._encoder = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(name))
         self._vocabulary = Vocabulary.of(tokenizer, eos_ids)
         self.label, self.path, self.fingerprint = name, name, fingerprint(self._model)
         is_run = (Path(name) / "recipe.yaml").is_file()

@@ -78,6 +78,7 @@ def tokenized(
         Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length),
         eos_ids=eos_ids_of(generation_config(found), tokenizer),
         template=settings.template,
+        template_kwargs=settings.template_kwargs,
         on_bad="drop",
     )
     report, shown = EncodeReport(), list[Styled]()

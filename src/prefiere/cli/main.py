@@ -149,6 +149,9 @@ TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample f
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")]
 Samples = Annotated[int, typer.Option("--samples", "-n", min=1, help="Answers to each prompt.")]
 SampleSeed = Annotated[int, typer.Option("--seed", help="The same seed, the same answers.")]
+TemplateKwargs = Annotated[
+    str | None, typer.Option("--template-kwargs", help="Variables of the chat template, as {enable_thinking: false}.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code, and load pickles, that come with a model.")]
 
 
@@ -165,6 +168,7 @@ def sample(
     max_new_tokens: NewTokens = 128,
     seed: SampleSeed = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Answer the first so many prompts only.")] = None,
+    template_kwargs: TemplateKwargs = None,
     trust: Trust = False,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -176,7 +180,16 @@ def sample(
     hush()
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
     speak = Display(progress())
-    return models.sample(model, prompts, sampling, limit=limit, trust=trust, display=speak, console=console())
+    return models.sample(
+        model,
+        prompts,
+        sampling,
+        limit=limit,
+        trust=trust,
+        template_kwargs=recipe.variables(template_kwargs),
+        display=speak,
+        console=console(),
+    )
 
 
 @app.command()
@@ -187,6 +200,7 @@ def chat(
     top_p: TopP = 1.0,
     max_new_tokens: NewTokens = 256,
     seed: SampleSeed = 0,
+    template_kwargs: TemplateKwargs = None,
     trust: Trust = False,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -195,7 +209,8 @@ def chat(
     from prefiere.sample.sampling import Sampling
 
     hush()
-    talker = models.Talker(model, Sampling(1, temperature, top_p, max_new_tokens, seed), trust=trust)
+    sampling, kwargs = Sampling(1, temperature, top_p, max_new_tokens, seed), recipe.variables(template_kwargs)
+    talker = models.Talker(model, sampling, trust=trust, template_kwargs=kwargs)
     if not talker.remembers:
         progress().print(f"{model} has no chat template: it continues each text on its own.", style="dim", markup=False)
     return models.chat(talker, models.typed(console()), console())
@@ -216,6 +231,7 @@ def compare(
     max_new_tokens: NewTokens = 128,
     seed: SampleSeed = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts at most.")] = 64,
+    template_kwargs: TemplateKwargs = None,
     trust: Trust = False,
     ask: Annotated[str | None, typer.Option("--ask", metavar="STORE", help="Let people judge, blind.")] = None,
     json: Json = False,
@@ -238,6 +254,7 @@ def compare(
             judge=judge,
             limit=limit,
             trust=trust,
+            template_kwargs=recipe.variables(template_kwargs),
         )
     show_comparison(found, console())
     return found.to_dict()
@@ -272,7 +289,9 @@ def score(
     overrides = [text for text in rest if "=" in text]
     settings = recipe.load("reward", None, {"model": models[0], "data": data, "out": ""}, overrides)
     given = settings.model_dump(include=settings.model_fields_set - {"method", "model", "data", "out"})
-    odd = sorted(given.keys() - {"data_split", "columns", "on_bad", "max_length", "pairs_per_prompt"})
+    odd = sorted(
+        given.keys() - {"data_split", "columns", "on_bad", "max_length", "pairs_per_prompt", "template_kwargs"}
+    )
     if odd:
         raise recipe.RecipeError(f"{odd[0]} is a setting of training: scoring does not have it.")
     speak = Display(progress())

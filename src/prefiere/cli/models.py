@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from prefiere.console import Display, table
 from prefiere.data import formats
 from prefiere.data.schema import Message, Text
 from prefiere.evaluate.compare import Compared, ask, validation_prompts
+from prefiere.evaluate.manner import manner_of
 from prefiere.files import visible
 from prefiere.models import export as exporting
 from prefiere.models.load import load_model, load_tokenizer
@@ -31,12 +32,21 @@ SHOWN = 8  # prompts shown side by side; --json has all
 
 
 def sample(
-    model: str, prompts: str, sampling: Sampling, *, limit: int | None, trust: bool, display: Display, console: Console
+    model: str,
+    prompts: str,
+    sampling: Sampling,
+    *,
+    limit: int | None,
+    trust: bool,
+    template_kwargs: Mapping[str, Any] | None,
+    display: Display,
+    console: Console,
 ) -> dict[str, Any]:
     """Answer the prompts of a file, and show each answer under its prompt."""
     asked = read_prompts(prompts, limit)
     with display.stage("sampling", len(asked) * sampling.samples) as advance:
-        answers = ask(find_model(model, trust=trust), asked, sampling, progress=advance)
+        manner = manner_of(model, template_kwargs)
+        answers = ask(find_model(model, trust=trust), asked, sampling, manner=manner, progress=advance)
     for row in answers.rows:
         console.print(Styled(visible(row["prompt"]), "bold"))
         console.print(Styled(visible(row["completion"]) + ("" if row["ended"] else " […]")))
@@ -53,14 +63,21 @@ def read_prompts(name: str, limit: int | None) -> list[Text]:
 class Talker:
     """A model that answers a conversation. Without a chat template it continues each text on its own."""
 
-    def __init__(self, model: str, sampling: Sampling, *, trust: bool = False):
+    def __init__(
+        self,
+        model: str,
+        sampling: Sampling,
+        *,
+        trust: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ):
         source = find_model(model, trust=trust)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(source)
         self.model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
         eos_ids = eos_ids_of(self.model, self.tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer, eos_ids)
-        self.encoder = Encoder(self.tokenizer, eos_ids=eos_ids)
+        self.encoder = Encoder(self.tokenizer, eos_ids=eos_ids, **manner_of(model, template_kwargs))
         self.sampling, self.turns = sampling, list[Message]()
 
     @property
@@ -133,7 +150,7 @@ def export(
     tokenizer = load_tokenizer(source)
     eos_ids = eos_ids_of(None, tokenizer)
     asked = read_prompts(prompts, 16) if prompts else validation_prompts(Run.open(folder), 16)
-    ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids).encode_prompts(asked)
+    ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(folder)).encode_prompts(asked)
     with console.status("writing and verifying"):
         made = exporting.export_model(source, out, merge=merge, prompts=ids, eos_ids=eos_ids)
     for m in made.moved:

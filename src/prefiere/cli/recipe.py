@@ -66,3 +66,20 @@ def schema(json: Json = False) -> dict[str, Any] | None:
         return recipe.schema()
     typer.echo(json_module.dumps(recipe.schema(), indent=2))
     return None
+
+
+def variables(text: str | None) -> dict[str, Any] | None:
+    """Variables of a chat template, written as a YAML map. Raises RecipeError at anything else."""
+    if text is None:
+        return None
+    import yaml
+
+    from prefiere.recipe import RecipeError
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise RecipeError(f"--template-kwargs takes a map, as in '{{enable_thinking: false}}', not {text!r}.")
+    return found

@@ -58,8 +58,16 @@ def _one(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     on_bad, longest = reading.get("on_bad", "content"), reading.get("max_length")
+    kwargs = reading.get("template_kwargs")
     model = RewardModel.load(
-        name, device=device, dtype=dtype, trust=trust, on_bad=on_bad, max_length=longest, notice=display.say
+        name,
+        device=device,
+        dtype=dtype,
+        trust=trust,
+        on_bad=on_bad,
+        max_length=longest,
+        template_kwargs=kwargs,
+        notice=display.say,
     )
     with display.console.status(f"scoring with {name}"):
         scored = calibration.score_data(model, data, **reading)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from prefiere.data import formats
 from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.evaluate.judges import Judge, names_function
+from prefiere.evaluate.manner import manner_of
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import Source, find_model
@@ -24,6 +25,7 @@ from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.stats import Estimate, clustered_mean, sign_test
+from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.tokenizer import eos_ids_of
 from prefiere.tokens.truncation import Truncation
@@ -94,13 +96,15 @@ def ask_both(
     judge: str | None = None,
     limit: int = 64,
     trust: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Compared:
     """Ask both models the same prompts with the same seed.
 
     ``before`` alone is a run: its model before and after, by its validation prompts and its judge. ``prompts`` is a
-    file of prompts or a list, of which the first ``limit`` are asked. ``judge`` "none" is no judge. Raises ValueError
-    where there are no prompts, and where a run's judge is code that was not named here.
+    file of prompts or a list, of which the first ``limit`` are asked. ``judge`` "none" is no judge. template_kwargs:
+    variables of the chat template (default: those of the run). Raises ValueError where there are no prompts, and where
+    a run's judge is code that was not named here.
     """
     first, second, run = sides(before, after)
     if judge is None and run is not None:
@@ -123,7 +127,7 @@ def ask_both(
             find_model(model, trust=trust),
             asked,
             sampling,
-            template=recipe.get("template", "auto"),
+            manner=manner_of(run.folder if run is not None else model, template_kwargs),
             max_length=recipe.get("max_length"),
             judge=judge,
             progress=progress,
@@ -166,17 +170,17 @@ def ask(
     prompts: Sequence[Text],
     sampling: Sampling,
     *,
-    template: Literal["auto", "always", "never"] = "auto",
+    manner: Manner | None = None,
     max_length: int | None = None,
     judge: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Load a model and let it answer. template, max_length: how prompts are written, and cut, as in a run's recipe."""
+    """Load a model and let it answer. manner, max_length: how prompts are written, and cut, as in a run."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
     eos_ids = eos_ids_of(model, tokenizer)
-    encoder = Encoder(tokenizer, Truncation(max_length), eos_ids=eos_ids, template=template)
+    encoder = Encoder(tokenizer, Truncation(max_length), eos_ids=eos_ids, **(manner or {}))
     trunk = Trunk(model, packed=False)
     evaluator = AnswerEvaluator(
         prompts=encoder.encode_prompts(prompts),

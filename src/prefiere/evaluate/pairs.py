@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from prefiere.data import formats
+from prefiere.evaluate.manner import manner_of
 from prefiere.models.load import load_policy, load_tokenizer
 from prefiere.models.reference import sequence_logps
 from prefiere.models.source import Source, find_model, generation_config
@@ -43,6 +44,8 @@ class Reading(TypedDict, total=False):
     max_prompt_length: int | None
     max_completion_length: int | None
     template: Any
+    template_kwargs: Any
+    day: Any
     pairs_per_prompt: Any
 
 
@@ -112,7 +115,7 @@ def implicit_rewards(
     policy, start = find_model(run.folder), find_model(recipe["model"])
     chosen = {c["name"]: c["value"] for c in run.environment.get("choices", [])}
     dtype: torch.dtype = getattr(torch, chosen.get("dtype", "float32"))
-    reading: Any = {k: recipe[k] for k in (*LIMITS, "template", "on_bad") if k in recipe}
+    reading: Any = {k: recipe[k] for k in (*LIMITS, "on_bad") if k in recipe} | manner_of(run.folder)
     store, account = _read(policy, data, reading)
     trunk = _trunk(policy, store, dtype)
     after = _logps(trunk, store, dtype, progress)
@@ -142,6 +145,8 @@ def _read(source: Source, data: str | Path, reading: Reading) -> tuple[GroupStor
         Truncation(*(reading.get(name) for name in LIMITS)),  # type: ignore[arg-type]
         eos_ids=eos_ids_of(generation_config(source), tokenizer),
         template=reading.get("template", "auto"),
+        template_kwargs=reading.get("template_kwargs"),
+        day=reading.get("day"),
         on_bad=reading.get("on_bad", "content"),
     )
     report = EncodeReport()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from prefiere.models.measure import Budget, measure
 from prefiere.models.score_head import Head, Normalisation
 from prefiere.models.source import ModelError, Source, find_model, generation_config, positions
 from prefiere.models.trunk import POLICY, REWARD, Trunk, activate, role_of
+from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import PackedBatch
@@ -37,18 +38,19 @@ def score_encoder(
     truncation: Truncation,
     *,
     both_ways: bool,
-    template: str = "auto",
     on_bad: str = "content",
+    **manner: Unpack[Manner],
 ) -> Encoder | PairEncoder:
     """How a reward model's prompts and answers become tokens, in training and after.
 
     ``both_ways``: it is an encoder; prompt and answer are then what its tokenizer makes of two texts, unless it has a
     chat template.
     """
+    template = manner.get("template", "auto")
     if both_ways and template != "always" and not (tokenizer.chat_template and template == "auto"):
         return PairEncoder(tokenizer, truncation, on_bad=on_bad)  # type: ignore[arg-type]
     eos_ids = ends(source, tokenizer) if both_ways else eos_ids_of(generation_config(source), tokenizer)
-    return Encoder(tokenizer, truncation, eos_ids=eos_ids, template=template, on_bad=on_bad)  # type: ignore[arg-type]
+    return Encoder(tokenizer, truncation, eos_ids=eos_ids, on_bad=on_bad, **manner)  # type: ignore[arg-type]
 
 
 class RewardModel:
@@ -87,12 +89,14 @@ class RewardModel:
         trust: bool = False,
         max_length: int | None = None,
         on_bad: str = "content",
+        template_kwargs: Mapping[str, Any] | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> Self:
         """A reward model from a folder, a hub id or a run: any AutoModelForSequenceClassification with one label, or
         an adapter that makes one of its base.
 
-        max_length: tokens of prompt and answer together (default: what the model takes). notice: told once when
+        max_length: tokens of prompt and answer together (default: what the model takes). template_kwargs: variables of
+        the chat template (default: those that it was trained with). notice: told once when
         something is truncated. Raises ModelError for a model with several labels or without a score head.
         """
         source = find_model(name, trust=trust)
@@ -105,10 +109,10 @@ class RewardModel:
         limits = [n for n in (max_length, room(source, tokenizer) if both_ways else positions(source)) if n]
         longest = min(limits, default=None)
         saved = normalisation(source)
-        template = saved.template if saved else "auto"
-        encoder = score_encoder(
-            source, tokenizer, Truncation(longest), both_ways=both_ways, template=template, on_bad=on_bad
-        )
+        manner: Manner = saved.manner if saved else {}
+        if template_kwargs is not None:
+            manner = {**manner, "template_kwargs": template_kwargs}
+        encoder = score_encoder(source, tokenizer, Truncation(longest), both_ways=both_ways, on_bad=on_bad, **manner)
         typed = isinstance(encoder, PairEncoder) and encoder.typed
         trunk, _ = load_reward(
             source,
@@ -142,9 +146,7 @@ class RewardModel:
         source = find_model(name, trust=trust)
         tokenizer = load_tokenizer(source)
         saved = mount(trunk, name, role, trust=trust)
-        encoder = score_encoder(
-            source, tokenizer, Truncation(positions(source)), both_ways=False, template=saved.template
-        )
+        encoder = score_encoder(source, tokenizer, Truncation(positions(source)), both_ways=False, **saved.manner)
         return cls(str(name), trunk, encoder, saved, notice=notice, role=role, compute=compute)
 
     def fingerprint(self) -> str:

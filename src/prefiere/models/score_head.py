@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefiere.kernels.attention import AttentionPlan
 from prefiere.models.trunk import POLICY, Trunk
+from prefiere.tokens.dialect import Manner
 from prefiere.tokens.pack import PackedBatch, unpack
 
 SAVED = "reward.json"
@@ -30,11 +32,19 @@ KEY = "prefiere_reward"
 class Normalisation:
     """score = logit - ``mean``. ``std`` is what the logits were divided by, so that demonstrations score 0 on average
     with unit scale; a difference of scores times ``std`` is the log-odds that the better answer is preferred.
-    ``template``: the setting under which it was trained to read text."""
+    ``template``, ``template_kwargs`` and ``template_date`` (ISO 8601): how it was trained to read text."""
 
     mean: float = 0.0
     std: float = 1.0
     template: str = "auto"
+    template_kwargs: dict[str, Any] | None = None
+    template_date: str | None = None
+
+    @property
+    def manner(self) -> Manner:
+        """The same for `encoder.Encoder`."""
+        day = date.fromisoformat(self.template_date) if self.template_date else None
+        return {"template": self.template, "template_kwargs": self.template_kwargs, "day": day}  # type: ignore[typeddict-item]
 
 
 class Head(nn.Linear):
@@ -122,13 +132,21 @@ def rescale(head: Head, factor: float) -> None:
         p.mul_(factor)
 
 
-def normalise(trunk: Trunk, scores: np.ndarray, *, template: str = "auto") -> Normalisation:
-    """Divide the head by the standard deviation of these scores, and note their mean in the configuration."""
+def normalise(trunk: Trunk, scores: np.ndarray, manner: Manner) -> Normalisation:
+    """Divide the head by the standard deviation of these scores, and note their mean in the configuration, with how
+    the model reads text."""
     spread = float(np.std(scores.astype(np.float64)))
     std = spread if spread > 1e-6 else 1.0
     rescale(head_of(trunk), 1 / std)
-    made = Normalisation(float(np.mean(scores.astype(np.float64))) / std, std, template)
-    setattr(trunk.lm.config, KEY, asdict(made))
+    day, kwargs = manner.get("day"), dict(manner.get("template_kwargs") or {})
+    made = Normalisation(
+        float(np.mean(scores.astype(np.float64))) / std,
+        std,
+        manner.get("template", "auto"),
+        kwargs or None,
+        day.isoformat() if day else None,
+    )
+    setattr(trunk.lm.config, KEY, {k: v for k, v in asdict(made).items() if v is not None})
     return made
 
 

@@ -14,6 +14,7 @@ from prefiere.data.audit import split_by_prompt
 from prefiere.data.splits import ReadFor
 from prefiere.plan.examples import PromptData, Prompts, held_out, overlap_line, overlap_of, prompts_of_file
 from prefiere.settings import PolicyGradient
+from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.truncation import Truncation
 
@@ -31,12 +32,13 @@ def read_prompts(
     display: Display,
     *,
     max_length: int,
+    manner: Manner,
 ) -> PromptData:
     """Read prompts to train on and to watch. A prompt that stands twice counts once.
 
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
     """
-    encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, template=settings.template)
+    encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, **manner)
     read, account = _tokenized(settings, settings.data, "train", encoder, max_length, display)
     accounts: dict[str, Any] = {"train": account}
     train, validation = read, read.select([])

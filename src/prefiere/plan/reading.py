@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,10 +12,12 @@ from prefiere.models.classifier import ends
 from prefiere.models.load import load_tokenizer
 from prefiere.models.reward_model import score_encoder
 from prefiere.models.source import generation_config
+from prefiere.plan.choices import Choice
 from prefiere.plan.examples import ExampleData, PromptData, read_data
 from prefiere.plan.plan import Plan
 from prefiere.plan.prompts import read_prompts
 from prefiere.settings import SFT, PolicyGradient, Settings
+from prefiere.tokens.dialect import Manner, tells_the_date
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.tokens.text_pairs import PairEncoder
@@ -29,6 +32,14 @@ class Reader:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: list[int]
     encoder: Encoder | PairEncoder
+    manner: Manner
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The day that the chat template prints, where it prints one."""
+        day = self.manner["day"]
+        why = "the first day of the run, which its chat template prints as today"
+        return [] if day is None else [Choice(DAY, day.isoformat(), why)]
 
     @classmethod
     def of(cls, plan: Plan) -> Reader:
@@ -37,14 +48,15 @@ class Reader:
         tokenizer = load_tokenizer(source)
         eos_ids = ends(source, tokenizer) if plan.both_ways else eos_ids_of(generation_config(source), tokenizer)
         kept = Truncation(plan.max_length, settings.max_prompt_length, settings.max_completion_length)
-        template, on_bad = settings.template, settings.on_bad
+        on_bad, day = settings.on_bad, first_day(plan, tokenizer)
+        manner: Manner = {"template": settings.template, "template_kwargs": settings.template_kwargs, "day": day}
         encoder: Encoder | PairEncoder
         if plan.scores:
-            encoder = score_encoder(source, tokenizer, kept, both_ways=plan.both_ways, template=template, on_bad=on_bad)
+            encoder = score_encoder(source, tokenizer, kept, both_ways=plan.both_ways, on_bad=on_bad, **manner)
         else:
             alone = not isinstance(settings, SFT) or settings.completion_only_loss
-            encoder = Encoder(tokenizer, kept, eos_ids=eos_ids, completion_only=alone, template=template, on_bad=on_bad)
-        return cls(tokenizer, eos_ids, encoder)
+            encoder = Encoder(tokenizer, kept, eos_ids=eos_ids, completion_only=alone, on_bad=on_bad, **manner)
+        return cls(tokenizer, eos_ids, encoder, manner)
 
     @property
     def typed(self) -> bool:
@@ -55,8 +67,21 @@ class Reader:
         """The run's data: prompts to answer, or examples to learn from. Raises ValueError where nothing is left."""
         settings = plan.settings
         if isinstance(settings, PolicyGradient):
-            return read_prompts(settings, self.tokenizer, self.eos_ids, display, max_length=plan.max_length)
+            return read_prompts(
+                settings, self.tokenizer, self.eos_ids, display, max_length=plan.max_length, manner=self.manner
+            )
         return read_data(settings, self.encoder, plan.reads, display)
+
+
+DAY = "template_date"
+"""The choice under which a run keeps the day that its chat template prints."""
+
+
+def first_day(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> date | None:
+    """The day on which a run began, where its chat template prints it; None where it prints none."""
+    if not tells_the_date(tokenizer) or plan.settings.template == "never":
+        return None
+    return date.fromisoformat(str(plan.recorded[DAY])) if DAY in plan.recorded else date.today()
 
 
 def updates_of(settings: Settings, examples: int) -> int:

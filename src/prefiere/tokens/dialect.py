@@ -6,10 +6,21 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Template: TypeAlias = Literal["auto", "always", "never"]
+
+
+class Manner(TypedDict, total=False):
+    """How text is written for a model, as `encoder.Encoder` takes it."""
+
+    template: Template
+    template_kwargs: Mapping[str, Any] | None
+    day: date | None
+
 
 CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "x"},

@@ -65,6 +65,8 @@ class Encoder:
             self._template.append(day.isoformat())
         self._renderer = Renderer(tokenizer, eos_ids, template, template_kwargs, day)
         self._tokens, self._bos = Tokens(tokenizer), tokenizer.bos_token_id
+        header = self._renderer.header
+        self._header = len(self._tokens.known([header])[header]) if header else 0
 
     # ---- public
 
@@ -267,7 +269,12 @@ class Encoder:
         masks: list[bytearray],
         report: EncodeReport,
     ) -> PromptGroup | None:
-        room = self.truncation.completion_room(kept)
+        header = 0 if self._renderer.is_raw(record.prompt, *_answers(record)) else self._header
+        least = self.truncation.least(len(prompt), kept, header)
+        room = self.truncation.completion_room(least)
+        if (room is not None and room < 1) or (self.truncation.max_prompt_length or least) < min(least, kept + header):
+            report.count("no_room", record.source)
+            return None
         if room is not None and max(map(len, completions)) > room:
             report.count("truncated_completions", record.source)
             completions, masks = [c[:room] for c in completions], [m[:room] for m in masks]

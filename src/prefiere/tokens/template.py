@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,6 +94,16 @@ class Renderer:
         self._control = Control(tokenizer, self._ends, lambda talk: self._tried(talk, ()))
         self._marks = Marks(self._tried)
         self._arguments: Literal["mapping", "text"] | None = None
+
+    @cached_property
+    def header(self) -> str:
+        """What stands between the last word of a prompt and its answer: the turn's end, and who speaks next."""
+        mark = "Mk0kM"
+        try:
+            asking = self._render([{"role": "user", "content": mark}], (), ask=True)
+        except TemplateRefusal:
+            return ""
+        return asking.rpartition(mark)[2]
 
     # ---- what the encoder asks
 

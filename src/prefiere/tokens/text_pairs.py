@@ -63,6 +63,8 @@ class PairEncoder:
             kept = [r for r in chunk if self._has_content(r, report)]
             for record, ids in zip(kept, self._ids(kept), strict=True):
                 group = self._group(record, ids, report)
+                if group is None:
+                    continue
                 if len(group.completions) == 2 and np.array_equal(*group.completions):
                     report.count("identical", record.source)
                     continue
@@ -79,9 +81,13 @@ class PairEncoder:
             for i, r in enumerate(asked, 1)
         ]
         report.examples += len(records)
-        groups = [self._group(r, ids, report) for r, ids in zip(records, self._ids(records), strict=True)]
-        for group in groups:
+        groups = []
+        for record, ids in zip(records, self._ids(records), strict=True):
+            group = self._group(record, ids, report)
+            if group is None:
+                raise ValueError(f"{record.source}: max_length has no room for an answer beside the end of its prompt")
             report.add(group)
+            groups.append(group)
         return groups
 
     def _has_content(self, record: Record, report: EncodeReport) -> bool:
@@ -100,10 +106,13 @@ class PairEncoder:
         found = iter(self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else [])
         return (list(islice(found, len(row))) for row in texts)
 
-    def _group(self, record: Record, ids: list[list[int]], report: EncodeReport) -> PromptGroup:
+    def _group(self, record: Record, ids: list[list[int]], report: EncodeReport) -> PromptGroup | None:
         prompt, *answers = ids
         fixed, tail = len(self._head) + len(self._middle), len(self._tail)
-        room = self.truncation.completion_room(fixed)
+        room = self.truncation.completion_room(self.truncation.least(fixed + len(prompt), fixed, 0))
+        if room is not None and room <= tail:
+            report.count("no_room", record.source)
+            return None
         if room is not None and max(map(len, answers)) + tail > room:
             report.count("truncated_completions", record.source)
             answers = [a[: max(0, room - tail)] for a in answers]

@@ -20,6 +20,7 @@ WHAT = {
     "empty_completions": "dropped: an answer says nothing",
     "identical": "dropped: chosen and rejected are the same tokens, after truncation",
     "unscored": "dropped: truncation left no token to score",
+    "no_room": "dropped: max_length has no room for an answer beside the end of its prompt",
     "refused": "dropped: the chat template refuses the conversation",
     "left_out": "dropped: the chat template leaves out the answer, or what it answers",
     "rewritten": "dropped: the chat template writes the prompt differently once the answer follows",
@@ -34,7 +35,7 @@ WHAT = {
     "control_tokens": "examples that spell out control tokens, read as ordinary text (raw text: as control tokens)",
     "end_added": "examples to which an end token was added, as the chat template writes none of the model's",
 }
-_DROPS = ("empty_prompts", "empty_completions", "identical", "unscored", "refused", "left_out", "rewritten")
+_DROPS = ("empty_prompts", "empty_completions", "identical", "unscored", "no_room", "refused", "left_out", "rewritten")
 _SHOWN = 20
 
 
@@ -43,7 +44,7 @@ class Truncation:
     """What is kept of an example that is too long; None is no limit. Lengths are in tokens, special ones included.
 
     First each completion keeps its first ``max_completion_length`` tokens, and no more than ``max_length`` less what
-    the prompt must keep: its BOS (or whatever the tokenizer puts first), else one token. Then the prompt keeps its last
+    the prompt must keep (`least`): an answer to nothing teaches nothing. Then the prompt keeps its last
     ``max_prompt_length`` tokens, and no more than leave room for the longest completion in ``max_length``; its BOS
     stays in front and counts. All completions see the same prompt. Raises ValueError on limits nothing fits in.
     """
@@ -58,9 +59,15 @@ class Truncation:
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")
 
-    def completion_room(self, kept: int) -> int | None:
-        """Tokens a completion may have beside a prompt that keeps ``kept`` tokens at least."""
-        rooms = [self.max_completion_length, self.max_length and max(1, self.max_length - max(1, kept))]
+    def least(self, prompt: int, kept: int, header: int) -> int:
+        """Tokens of a prompt of ``prompt`` tokens that stay beside any answer: its first ``kept``, and its end with the
+        ``header`` that asks for an answer: an eighth of ``max_length``, or one token more than the header."""
+        end = max(header + 1, (self.max_length or 0) // 8)
+        return min(prompt, max(1, kept + end))
+
+    def completion_room(self, least: int) -> int | None:
+        """Tokens a completion may have beside a prompt that keeps ``least`` tokens; below 1 where none has room."""
+        rooms = [self.max_completion_length, self.max_length and self.max_length - least]
         return min((r for r in rooms if r is not None), default=None)
 
     def prompt(self, ids: array[int], kept: int, longest: int) -> array[int]:

@@ -27,6 +27,7 @@ from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
 from prefiere.settings import Settings
+from prefiere.tokens.dialect import Manner
 from prefiere.tokens.tokenizer import decode
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
@@ -37,7 +38,8 @@ from prefiere.world import World
 
 @dataclass
 class Session:
-    """One run's parts, built from its plan. found: what only building could tell, with reasons."""
+    """One run's parts, built from its plan. found: what only building could tell, with reasons.
+    manner: how its model reads text."""
 
     plan: Plan
     run: Run
@@ -54,6 +56,7 @@ class Session:
     total_steps: int
     fingerprint: str
     found: list[Choice] = field(default_factory=list)
+    manner: Manner = field(default_factory=Manner)
 
     @property
     def settings(self) -> Settings:
@@ -102,7 +105,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
     if products.name in plan.recorded:
         products = Choice(products.name, plan.recorded[products.name], "as when this run began")
     apply_products(trunk, str(products.value))
-    found.append(products)
+    found += [products, *reader.choices]
     if plan.scores:
         display.note(settle_padding(trunk, reader.tokenizer, reader.eos_ids))
     if plan.scheme is not None:
@@ -135,6 +138,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
         steps,
         start,
         found,
+        reader.manner,
     )
 
 
