@@ -60,10 +60,9 @@ class Truncation:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")
 
     def least(self, prompt: int, kept: int, header: int) -> int:
-        """Tokens of a prompt of ``prompt`` tokens that stay beside any answer: its first ``kept``, and its end with the
-        ``header`` that asks for an answer: an eighth of ``max_length``, or one token more than the header."""
-        end = max(header + 1, (self.max_length or 0) // 8)
-        return min(prompt, max(1, kept + end))
+        """Tokens of a prompt of ``prompt`` tokens that stay beside any answer: its first ``kept``, the ``header`` that
+        asks for an answer, and before that the end of what is asked, of an eighth of ``max_length`` and one at least."""
+        return min(prompt, kept + header + max(1, (self.max_length or 0) // 8))
 
     def completion_room(self, least: int) -> int | None:
         """Tokens a completion may have beside a prompt that keeps ``least`` tokens; below 1 where none has room."""
