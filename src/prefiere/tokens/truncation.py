@@ -61,7 +61,7 @@ class Truncation:
 
     def least(self, prompt: int, kept: int, header: int) -> int:
         """Tokens of a prompt of ``prompt`` tokens that stay beside any answer: its first ``kept``, the ``header`` that
-        asks for an answer, and before that the end of what is asked, of an eighth of ``max_length`` and one at least."""
+        asks for an answer, and before that the end of what is asked: an eighth of ``max_length``, one at least."""
         return min(prompt, kept + header + max(1, (self.max_length or 0) // 8))
 
     def completion_room(self, least: int) -> int | None:
