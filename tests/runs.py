@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import processors
 from transformers import BertConfig, BertModel, GenerationConfig
 
@@ -174,3 +175,25 @@ def unknown_columns(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     measured |= {HELD_OUT + name for name in measured} & held_out
     allowed = plain | held_out | {name + end for name in measured for end in BOUNDS}
     return {key for row in rows for key in row} - allowed
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    """The tensors of a run's model or adapter."""
+    name = "adapter_model.safetensors" if (run.model / "adapter_config.json").exists() else "model.safetensors"
+    return load_file(run.model / name)
+
+
+def rows_without_clock(run: Run) -> list[dict[str, Any]]:
+    """What a run logged, less what depends on the clock."""
+    clock = ("seconds", "tokens_per_second", "peak_memory_mb")
+    return [{k: v for k, v in row.items() if k not in clock and k[:5] != "time/"} for row in run.metrics]
+
+
+def assert_same_run(one: Run, two: Run) -> None:
+    """Weights, rows but for the clock, and samples of both are equal to the last bit."""
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    assert rows_without_clock(one) == rows_without_clock(two)
+    assert one.samples == two.samples

@@ -114,3 +114,41 @@ def test_it_lies_beside_the_caches_of_hugging_face(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv("PREFIERE_CACHE")
     assert cache_folder() == Path(HF_HOME) / "prefiere"
+
+
+def test_a_full_disk_is_the_caches_and_a_file_that_cannot_be_read_is_not(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "cache"))
+    for error, told in (
+        (
+            OSError(28, "No space left on device"),
+            r"cannot write to .*cache \(No space left on device\): set PREFIERE_CACHE",
+        ),
+        (PermissionError(13, "Permission denied", str(tmp_path / "cache" / "x")), r"cannot write to .*cache"),
+    ):
+        with pytest.raises(ValueError, match=told), entry("tokens", {"a": 1}) as kept, kept.making():
+            raise error
+    with pytest.raises(PermissionError), entry("tokens", {"a": 1}) as kept, kept.making():
+        raise PermissionError(13, "Permission denied", "/data/pairs.jsonl")
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"]
+
+
+def test_who_waits_for_another_process_is_told(tmp_path, monkeypatch, capsys) -> None:
+    import threading
+
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path))
+    monkeypatch.setattr("prefiere.cache._SILENT", 0.05)
+    held, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with entry("tokens", {"a": 1}):
+            held.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(10)
+    threading.Timer(0.3, leave.set).start()
+    with entry("tokens", {"a": 1}):
+        pass
+    thread.join()
+    assert "waiting for another process that makes the same tokens" in capsys.readouterr().err

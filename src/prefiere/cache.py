@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from prefiere.console import progress, say
 from prefiere.files import atomic_folder, seal, sealed
+
+_SILENT = 2.0  # seconds of waiting before somebody is told
 
 
 def cache_folder() -> Path:
@@ -55,10 +58,17 @@ class Entry:
     def making(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield an empty folder to fill with files, and a dict to fill with plain values that are read back as
         ``about``. Nothing is kept where the filling fails."""
-        with atomic_folder(self.folder) as filled:
-            about: dict[str, Any] = {}
-            yield filled, about
-            seal(filled, about)
+        about: dict[str, Any] = {}
+        try:
+            with atomic_folder(self.folder) as filled:
+                yield filled, about
+                seal(filled, about)
+        except OSError as e:
+            where = self.folder.parent
+            if e.filename is not None and not Path(str(e.filename)).is_relative_to(where):
+                raise  # something that was read meanwhile
+            why = f"cannot write to {where} ({e.strerror or e})"
+            raise ValueError(f"{why}: set PREFIERE_CACHE to another folder") from e
         self.whole, self.about = True, dict(json.loads(json.dumps(about)))
 
 
@@ -73,7 +83,11 @@ def entry(kind: str, key: Mapping[str, Any]) -> Iterator[Entry]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
-        lock.acquire()
+        try:
+            lock.acquire(timeout=_SILENT)
+        except Timeout:
+            say(f"waiting for another process that makes the same {kind}: {lock.lock_file}", progress())
+            lock.acquire()
     except OSError as e:
         raise ValueError(f"cannot write to {path.parent} ({e.strerror}): set PREFIERE_CACHE to another folder") from e
     try:

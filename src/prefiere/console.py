@@ -63,9 +63,9 @@ def console() -> Console:
     return Terminal(quiet=not main_process(), highlight=False)
 
 
-def say(text: str) -> None:
-    """One line for people, as it is and unbroken: paths and commands can be copied."""
-    console().print(text, markup=False, soft_wrap=True)
+def say(text: str, to: Console | None = None) -> None:
+    """One line for people, as it is and unbroken: paths and commands can be copied. ``to``: stdout, if not said."""
+    (to or console()).print(text, markup=False, soft_wrap=True)
 
 
 def progress() -> Console:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from prefiere.console import Display
 from prefiere.data.sources import is_votes
 from prefiere.files import clean
+from prefiere.kernels.memory import within_memory
 from prefiere.methods import METHODS
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
@@ -36,6 +37,13 @@ class Outcome:
     run: Run
     already: bool = False
     stopped: Stop | None = None
+
+
+_LOADING = "set lora=true or quantize=nf4, or take a smaller model; `prefiere estimate` says what fits"
+_TRAINING = (
+    "set a smaller tokens_per_microbatch, max_length or max_new_tokens, gradient_checkpointing=true, or lora=true. "
+    "What was saved is whole"
+)
 
 
 def claim(out: str | Path) -> tuple[Run, FileLock]:
@@ -120,7 +128,8 @@ def launch(
     with Ending(), contextlib.ExitStack() as held:
         held.callback(lock.release)
         try:
-            prepared = _prepare(settings, run, fresh, world, display)
+            with within_memory("loading", _LOADING):
+                prepared = _prepare(settings, run, fresh, world, display)
         except BaseException:
             _leave_as_it_was(run.folder, there)
             raise
@@ -192,8 +201,10 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
         world.barrier()
         world.start_trackers(loop.settings.model_dump())
         with contextlib.closing(loop.session.rollouts):
-            stop = loop.run()
-            loop.finish(stop)
+            with within_memory("training", _TRAINING):
+                stop = loop.run()
+            with within_memory("writing the model", _LOADING):
+                loop.finish(stop)
         world.barrier()
     except BaseException as e:
         if world.main and _record_failure(run, e):

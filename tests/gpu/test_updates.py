@@ -14,7 +14,7 @@ import tiny
 from prefiere.algorithms.dpo import Pairs
 from prefiere.algorithms.sft import Imitate
 from prefiere.kernels import attention
-from prefiere.models.measure import OutOfMemory
+from prefiere.kernels.memory import OutOfMemory
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.settings import DPO

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import tiny
-from prefiere.models.measure import Budget, Found, OutOfMemory, measure
+from prefiere.kernels.memory import OutOfMemory
+from prefiere.models.measure import Budget, Found, measure
 from prefiere.models.trunk import Trunk
 from random_groups import store
 

@@ -17,7 +17,7 @@ from prefiere.algorithms.dpo import Pairs
 from prefiere.algorithms.kto import Unpaired, mismatch
 from prefiere.algorithms.sft import Imitate
 from prefiere.kernels import attention
-from prefiere.models.measure import OutOfMemory
+from prefiere.kernels.memory import OutOfMemory
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.train.engine import Engine, TrainingError

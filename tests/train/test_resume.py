@@ -17,6 +17,7 @@ import runs
 from prefiere import files
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
+from prefiere.kernels.memory import OutOfMemory
 from prefiere.launch import launch
 from prefiere.run import Run, RunError, Stop
 from prefiere.settings import DPO, SFT
@@ -25,25 +26,6 @@ from prefiere.train.engine import Engine, TrainingError
 from prefiere.train.interrupt import resume_command
 
 QUIET = Display(quiet=True)
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    name = "adapter_model.safetensors" if (run.model / "adapter_config.json").exists() else "model.safetensors"
-    return load_file(run.model / name)
-
-
-def rows_without_clock(run: Run) -> list[dict]:
-    clock = ("seconds", "tokens_per_second", "peak_memory_mb")
-    return [{k: v for k, v in row.items() if k not in clock and k[:5] != "time/"} for row in run.metrics]
-
-
-def assert_same_run(one: Run, two: Run) -> None:
-    a, b = weights(one), weights(two)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-    assert rows_without_clock(one) == rows_without_clock(two)
-    assert one.samples == two.samples
 
 
 def given(tmp: Path, method, **options):
@@ -99,7 +81,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, 
         monkeypatch.setattr(Engine, "update", real)
     resumed = launch(s, display=QUIET).run
     assert resumed.status["state"] == "finished"
-    assert_same_run(whole, resumed)
+    runs.assert_same_run(whole, resumed)
     if isinstance(method, str):
         assert_same_checkpoint(whole, resumed)
         scale = last_state(whole)["method"]["scale"]["std"]
@@ -140,7 +122,7 @@ def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
     assert Run(killed).status["state"] == "running", "it was too fast to be killed"
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["state"] == "finished"
-    assert_same_run(whole, Run.open(killed))
+    runs.assert_same_run(whole, Run.open(killed))
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "finished already" in again.stdout + again.stderr
 
@@ -166,7 +148,7 @@ def test_a_signal_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, cap
     assert checkpoint.found(outcome.run.checkpoints)[-1].name == "step-00000003"
     assert "To continue:" in capsys.readouterr().err
     whole = launch(runs.settings(tmp_path, max_steps=6, out=str(tmp_path / "whole")), display=QUIET).run
-    assert_same_run(whole, launch(s, display=QUIET).run)
+    runs.assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP"])
@@ -294,7 +276,7 @@ def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeyp
     kept = checkpoint.found(run.checkpoints)
     assert [p.name[-1] for p in kept] == ["2", "4", "5"]
     best = load_file(kept[0] / "trained.safetensors")
-    for name, tensor in weights(run).items():
+    for name, tensor in runs.weights(run).items():
         assert torch.equal(tensor, best[f"model.{name}"])
     assert "best step, 2" in run.status["reason"]
 
@@ -341,7 +323,7 @@ def test_a_half_written_log_line_is_cut_back(tmp_path, monkeypatch) -> None:
         launch(s, display=QUIET)
     monkeypatch.setattr(Run, "log", real)
     assert Run.open(s.out).metrics[-1]["step"] == 2
-    assert_same_run(whole, launch(s, display=QUIET).run)
+    runs.assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
@@ -378,7 +360,7 @@ def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> N
     with pytest.raises(Killed):
         launch(s, display=QUIET)
     monkeypatch.undo()
-    assert_same_run(whole, launch(s, display=QUIET).run)
+    runs.assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -477,7 +459,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     resumed = launch(going_on(tmp_path, killed_at_5), display=display).run
     assert any(f"step-00000004/{where} is damaged" in line for line in told)
     assert any("continuing from step 2 of 6" in line for line in told)
-    assert_same_run(Run.open(tmp_path / "whole"), resumed)
+    runs.assert_same_run(Run.open(tmp_path / "whole"), resumed)
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +511,7 @@ def test_what_a_power_cut_leaves_in_a_log_is_cut_by_rows(tmp_path, killed_at_5, 
     shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
     log = tmp_path / "run" / name
     log.write_bytes(LOST[how](log.read_bytes()))
-    assert_same_run(Run.open(tmp_path / "whole"), launch(going_on(tmp_path, killed_at_5), display=QUIET).run)
+    runs.assert_same_run(Run.open(tmp_path / "whole"), launch(going_on(tmp_path, killed_at_5), display=QUIET).run)
 
 
 def test_rows_that_are_gone_are_said(tmp_path, monkeypatch, killed_at_5) -> None:
@@ -543,6 +525,43 @@ def test_rows_that_are_gone_are_said(tmp_path, monkeypatch, killed_at_5) -> None
     run = launch(going_on(tmp_path, killed_at_5), display=display).run
     assert any("2 rows of metrics.jsonl up to step 4 are missing or damaged" in line for line in told)
     assert [row["step"] for row in run.metrics] == [0, 3, 4, 5, 6]
+
+
+def no_memory(kind: str):
+    """Something that finds no memory, in the words of Python, of torch on a CPU, and of oneDNN."""
+    said = {
+        "python": MemoryError(),
+        "torch": RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        "onednn": RuntimeError("could not create a primitive"),
+    }
+
+    def failing(*args, **kwargs):
+        raise said[kind]
+
+    return failing
+
+
+@pytest.mark.parametrize("kind", ["python", "torch", "onednn"])
+@pytest.mark.parametrize(
+    ("where", "doing"),
+    [
+        ("prefiere.train.setup.load_policy", "loading"),
+        ("prefiere.train.setup.make_optimizer", "loading"),
+        ("prefiere.sample.local.LocalRollouts.sample", "training"),
+        ("torch.optim.AdamW.step", "training"),
+        ("prefiere.train.checkpoint.save_model", "writing the model"),
+    ],
+)
+def test_memory_that_runs_out_anywhere_is_one_line(tmp_path, monkeypatch, killed_at_5, where, doing, kind) -> None:
+    """And the same command goes on to the uninterrupted run once there is enough."""
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    with monkeypatch.context() as m:
+        m.setattr(where, no_memory(kind))
+        with pytest.raises(OutOfMemory, match=rf"^out of memory while {doing}: set .*$"):
+            launch(going_on(tmp_path, killed_at_5), display=QUIET)
+    runs.assert_same_run(Run.open(tmp_path / "whole"), launch(going_on(tmp_path, killed_at_5), display=QUIET).run)
 
 
 def test_links_of_a_run_folder_are_not_followed(tmp_path, killed_at_5) -> None:

@@ -139,6 +139,12 @@ def show_comparison(found: Compared, console: Console) -> None:
     console.print(table("", ("of the answers", "before", "after"), figures))
 
 
+def _verified(made: exporting.Export) -> str:
+    if not made.answers:
+        return "NOT verified: the run held out no prompts to ask. Name some with --prompts"
+    return f"{made.answers} greedy answers, run again"
+
+
 def export(
     folder: str, out: Path, *, merge: bool, prompts: str | None, trust: bool, console: Console
 ) -> dict[str, Any]:
@@ -160,13 +166,11 @@ def export(
                 "token. Do not use it; export without --merge."
             )
     said = f", of a base that was {made.held} in training" if made.held else ""
-    console.print(
-        f"{out}: the {made.what}{said}. {made.answers} greedy answers, run again", markup=False, soft_wrap=True
-    )
+    console.print(f"{out}: the {made.what}{said}. {_verified(made)}", markup=False, soft_wrap=True)
     for m in made.moved:
         how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
         console.print(f"{how} (at most {m.most:.1g})", markup=False, soft_wrap=True)
-    if not all(m.exact for m in made.moved):
+    if any(not m.exact for m in made.moved):
         console.print("What moved is the price of other weights than those it was trained on.", markup=False)
     return {
         "out": made.folder,

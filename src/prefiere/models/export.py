@@ -41,7 +41,10 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Where it went, what it is, how the base was ``held`` in training (None: dense), and how far ``answers`` moved."""
+    """Where it went, what it is, how the base was ``held`` in training (None: dense), and how far ``answers`` moved.
+
+    Without answers nothing was compared: ``moved`` is empty.
+    """
 
     folder: Path
     what: str
@@ -75,13 +78,17 @@ def export_model(
         _written(model, source, merged, scheme is not None).save_pretrained(str(temporary))
         load_tokenizer(source).save_pretrained(temporary)
     del model
+    what = "merged model" if merged else "adapter" if source.adapter else "model"
+    held = None if scheme is None else scheme.name
+    if not answers:
+        return Export(out, what, held, 0, [])
 
     def moved(how: str, again: PreTrainedModel, exact: bool) -> Moved:
         new_answers, _ = _answers(again, prompts, eos_ids, max_new_tokens)
         new_logps = _logps(again, prompts, answers)
         same = [np.array_equal(a, b) for a, b in zip(answers, new_answers, strict=True)]
-        off = [abs(a - b) / len(t) for a, b, t in zip(logps, new_logps, answers, strict=True)] or [0.0]
-        changed = 1 - float(np.mean(same)) if same else 0.0
+        off = [abs(a - b) / max(len(t), 1) for a, b, t in zip(logps, new_logps, answers, strict=True)]
+        changed = 1 - float(np.mean(same))
         return Moved(how, changed, float(np.mean(off)), float(max(off)), exact)
 
     if scheme is None:
@@ -93,8 +100,7 @@ def export_model(
         found = [moved(f"on its base in {scheme.name}, as it was trained", load_model(here), True)]
         if scheme.config is None:  # the base is published dense: what happens to whoever does not quantize it
             found.append(moved("on its base as published, not quantized", load_plain(out), False))
-    what = "merged model" if merged else "adapter" if source.adapter else "model"
-    return Export(out, what, None if scheme is None else scheme.name, len(answers), found)
+    return Export(out, what, held, len(answers), found)
 
 
 def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bool) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefiere.kernels.memory import OutOfMemory, out_of_memory
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch, pack
@@ -25,17 +26,6 @@ Out = TypeVar("Out")
 Name = TypeVar("Name", bound=Hashable)
 Cut = Callable[[np.ndarray, np.ndarray, int], Sequence[tuple[int, ...]]]
 """From groups' indices, the lengths of all groups, and a budget, both in tokens, to the indices of each micro-batch."""
-
-
-class OutOfMemory(ValueError):
-    """Memory ran out, and smaller micro-batches are of no help or not allowed; the message names the remedy."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 @dataclass
