@@ -6,6 +6,7 @@ import doctest
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,65 @@ def test_mistakes_in_scoring_are_one_line(place: Path, given: list[str], message
     assert done.exit_code == 2
     assert re.search(message, done.stderr)
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_memory_that_runs_out_in_a_command_is_one_line(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+
+    def none_left(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr("prefiere.sample.local.LocalRollouts.sample", none_left)
+    monkeypatch.setattr("prefiere.models.export.generate", none_left)
+    monkeypatch.setattr("prefiere.cli.models.generate", none_left)
+    for command in (
+        ("sample", "model", "-p", "prompts.txt"),
+        ("compare", "run", "--judge", "none"),
+        ("chat", "model"),
+        ("export", "run", "--out", "nowhere"),
+    ):
+        done = run(*command, stdin="hola\n" if command[0] == "chat" else None)
+        assert done.exit_code == 2, done.output
+        assert done.stderr.splitlines()[-1].startswith("error: out of memory while ")
+    assert not (place / "nowhere").exists()
+
+
+def test_a_run_that_held_nothing_out_is_exported_and_not_called_verified(place: Path) -> None:
+    result(
+        "dpo", "-m", place / "model", "-d", place / "pairs.jsonl", "-o", place / "unheld", "max_steps=1", "eval_size=0",
+        "sample_steps=0",
+    )  # fmt: skip
+    done = run("export", place / "unheld", "--out", place / "unasked")
+    assert done.exit_code == 0
+    assert "NOT verified" in done.stdout
+    assert "0%" not in done.stdout
+    assert AutoModelForCausalLM.from_pretrained(place / "unasked") is not None
+
+
+def test_the_judge_of_a_run_from_elsewhere_is_named_and_not_executed(
+    place: Path, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module lies in the folder that was sent, which is where the person looks at it."""
+    shutil.copytree(place / "run", tmp_path / "run")
+    (tmp_path / "theirs.py").write_text(
+        "open('it_ran', 'w')\ndef score(prompts, answers): return [0.0] * len(answers)\n"
+    )
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(re.sub(r"(?m)^judge: .*$", "judge: theirs:score", recipe.read_text()))
+    monkeypatch.chdir(tmp_path)
+    done = run("compare", "run", "--max-new-tokens", "3")
+    assert done.exit_code == 2
+    assert "theirs:score, which reading a run does not execute" in done.stderr
+    assert "--judge theirs:score" in done.stderr
+    for command in (
+        ("report", "run"),
+        ("export", "run", "--out", "out"),
+        ("sample", "run", "-p", place / "prompts.txt"),
+    ):
+        run(*command)
+    assert not (tmp_path / "it_ran").exists()
+    assert run("compare", "run", "--max-new-tokens", "3", "--judge", "none").exit_code == 0
+    assert run("compare", "run", "--max-new-tokens", "3", "--judge", "theirs:score").exit_code == 0
+    assert (tmp_path / "it_ran").exists(), "named by the user, it runs"

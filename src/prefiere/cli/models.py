@@ -19,6 +19,7 @@ from prefiere.data.schema import Message, Text
 from prefiere.evaluate.compare import Compared, ask, validation_prompts
 from prefiere.evaluate.manner import manner_of
 from prefiere.files import visible
+from prefiere.kernels.memory import within_memory
 from prefiere.models import export as exporting
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import ModelError, find_model
@@ -63,6 +64,7 @@ def read_prompts(name: str, limit: int | None) -> list[Text]:
 class Talker:
     """A model that answers a conversation. Without a chat template it continues each text on its own."""
 
+    @within_memory("loading", "take a smaller model")
     def __init__(
         self,
         model: str,
@@ -84,6 +86,7 @@ class Talker:
     def remembers(self) -> bool:
         return bool(self.tokenizer.chat_template)
 
+    @within_memory("answering", "set a smaller --max-new-tokens, or take a smaller model")
     def __call__(self, said: str) -> str:
         """The answer to what was said, in the light of the conversation so far."""
         self.turns.append(Message("user", said))

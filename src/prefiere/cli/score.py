@@ -16,6 +16,7 @@ from prefiere.evaluate import calibration
 from prefiere.evaluate.calibration import AnswerScores
 from prefiere.evaluate.pairs import PairScores
 from prefiere.files import write_text
+from prefiere.kernels.memory import within_memory
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.source import ModelError
 from prefiere.tokens.truncation import WHAT
@@ -52,6 +53,7 @@ def score(
     return {"data": data, **result, "out": out}
 
 
+@within_memory("scoring", "set a smaller max_length, or take a smaller model")
 def _one(
     name: str, data: str, trust: bool, display: Display, reading: dict[str, Any]
 ) -> tuple[PairScores | AnswerScores, float]:

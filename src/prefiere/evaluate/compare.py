@@ -18,6 +18,7 @@ from prefiere.data.schema import Text
 from prefiere.evaluate.judges import Judge, names_function
 from prefiere.evaluate.manner import manner_of
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
+from prefiere.kernels.memory import within_memory
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import Source, find_model
 from prefiere.models.trunk import Trunk
@@ -165,6 +166,7 @@ def validation_prompts(run: Run, limit: int) -> list[Text]:
     return list(distinct.values())[:limit]
 
 
+@within_memory("answering", "ask for fewer samples or max_new_tokens, or take a smaller model")
 def ask(
     source: Source,
     prompts: Sequence[Text],

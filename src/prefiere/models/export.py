@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.files import atomic_folder
+from prefiere.kernels.memory import within_memory
 from prefiere.models.load import base_scheme, load_model, load_tokenizer, without_bars
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
@@ -53,6 +54,7 @@ class Export:
     moved: list[Moved]
 
 
+@within_memory("exporting", "it needs room for the model twice; a machine with more memory can do it")
 def export_model(
     source: Source,
     out: Path,
