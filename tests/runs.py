@@ -19,12 +19,14 @@ from prefiere.launch import launch
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, COLUMNS, HELD_OUT
 from prefiere.plan.device import Device
-from prefiere.plan.plan import resolve
+from prefiere.plan.plan import Plan, resolve
 from prefiere.run import Run
 from prefiere.settings import DPO, PolicyGradient, Reward, Settings
+from prefiere.tokens.pack import PackedBatch, pack
 from prefiere.train.engine import Engine
 from prefiere.train.setup import Session, build_session
 from prefiere.world import World
+from random_groups import store
 
 WORDS = "el perro es un animal que vive en la casa con gente y come pan the dog is a friend of man".split()  # noqa: SIM905
 
@@ -146,6 +148,23 @@ def built(settings: Settings, run: Run) -> Session:
     """What a run of these settings is built of."""
     world = World.open()
     return build_session(resolve(settings, Device.of(world.device)), run, Display(quiet=True), world=world)
+
+
+def planned(settings: Settings) -> Plan:
+    """What such a run is decided to be."""
+    return resolve(settings, Device.of(World.open().device))
+
+
+def batch() -> PackedBatch:
+    """Three groups of two completions, in ids that every tiny model has."""
+    return pack(list(store(3, 2, prompt=12, completion=8)))
+
+
+def resumed(settings: Settings) -> Session:
+    """What a run that was broken off is built of, when it goes on."""
+    world, run = World.open(), Run(settings.out)
+    recorded = {c["name"]: c["value"] for c in run.environment["choices"]}
+    return build_session(resolve(settings, Device.of(world.device), recorded), run, Display(quiet=True), world=world)
 
 
 class Killed(BaseException):

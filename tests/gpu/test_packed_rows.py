@@ -8,7 +8,7 @@ import torch
 import tiny
 from prefiere.kernels import attention
 from prefiere.kernels.fused import has_varlen
-from prefiere.models.check import probe
+from prefiere.models.check.rows import probe
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.pack import pack, unpack
 from random_groups import store

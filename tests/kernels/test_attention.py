@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tiny
 from prefiere.kernels import attention, fused
 from prefiere.kernels.attention import plan_attention
-from prefiere.models.load import probe
+from prefiere.models.check.rows import probe
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.pack import Segment, pack, unpack
 from random_groups import store

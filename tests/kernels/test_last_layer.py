@@ -6,7 +6,7 @@ import torch
 import tiny
 from prefiere.kernels import attention, last_layer
 from prefiere.kernels.attention import plan_attention, trimmed
-from prefiere.models.check import probe
+from prefiere.models.check.rows import probe
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.pack import Segment, pack
 from random_groups import store

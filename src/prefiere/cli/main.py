@@ -304,6 +304,10 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Of the weights [default: as in the checkpoint]."),
+    ] = None,
     prompts: Prompts = None,
     trust: Trust = False,
     json: Json = False,
@@ -312,7 +316,7 @@ def export(
     from prefiere.cli import models
 
     hush()
-    return models.export(run, out, merge=merge, prompts=prompts, trust=trust, console=console())
+    return models.export(run, out, merge=merge, dtype=dtype, prompts=prompts, trust=trust, console=console())
 
 
 @app.command()

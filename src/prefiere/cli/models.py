@@ -22,7 +22,8 @@ from prefiere.files import visible
 from prefiere.kernels.memory import within_memory
 from prefiere.models import export as exporting
 from prefiere.models.load import load_model, load_tokenizer
-from prefiere.models.source import ModelError, find_model
+from prefiere.models.source import ModelError, find_model, generation_config
+from prefiere.plan.plan import TORCH_DTYPES
 from prefiere.run import Run
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
@@ -149,19 +150,22 @@ def _verified(made: exporting.Export) -> str:
 
 
 def export(
-    folder: str, out: Path, *, merge: bool, prompts: str | None, trust: bool, console: Console
+    folder: str, out: Path, *, merge: bool, dtype: str | None, prompts: str | None, trust: bool, console: Console
 ) -> dict[str, Any]:
     """Write a run's model as a plain folder, hold its answers against the run's, and say how far they moved.
+
+    dtype: of the weights that are written (None: as the checkpoint has them).
 
     Raises ModelError where they differ and should not. A base that was quantized in training differs from any other.
     """
     source = find_model(folder, trust=trust)
     tokenizer = load_tokenizer(source)
-    eos_ids = eos_ids_of(None, tokenizer)
+    eos_ids = eos_ids_of(generation_config(source), tokenizer)
     asked = read_prompts(prompts, 16) if prompts else validation_prompts(Run.open(folder), 16)
     ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(folder)).encode_prompts(asked)
     with console.status("writing and verifying"):
-        made = exporting.export_model(source, out, merge=merge, prompts=ids, eos_ids=eos_ids)
+        kept = TORCH_DTYPES[dtype] if dtype else None
+        made = exporting.export_model(source, out, merge=merge, prompts=ids, eos_ids=eos_ids, dtype=kept)
     for m in made.moved:
         if m.exact and m.most > exporting.EXACT:
             raise ModelError(

@@ -203,7 +203,7 @@ def segment_attention(
     if decoding is not None:
         extras = softcap, sliding_window, kwargs.get("s_aux"), kwargs.get("position_bias")
         masked = attention_mask is None or attention_mask.dtype == torch.bool
-        made = decoding.attend(module, query, scale, masked and all(x is None for x in extras))
+        made = decoding.attend(module, query, key, value, scale, masked and all(x is None for x in extras))
         if made is not None:
             return made, None
     if segments is None:

@@ -64,7 +64,9 @@ class _Adapted(torch.autograd.Function):
         ctx.save_for_backward(rows, low, small_a, small_b)
         ctx.layer, ctx.scale, ctx.products = layer, scale, products
         ctx.shape, ctx.dtypes = x.shape, (x.dtype, a.dtype, b.dtype)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        # A view, but none to autograd: models change the outputs of their layers in place (OLMo's clip_qkv).
+        whole: Tensor = torch.ops.aten._unsafe_view(out, [*x.shape[:-1], out.shape[-1]])
+        return whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

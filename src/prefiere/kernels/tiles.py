@@ -147,7 +147,8 @@ class _Attention(torch.autograd.Function):
                 probabilities.append(p)
         ctx.tiles, ctx.scale, ctx.shapes = tiles, scale, (query_T.shape, key_T.shape)
         ctx.save_for_backward(query, key, value, *probabilities)
-        return out.index_select(0, tiles.inverse).view(query_T.shape)
+        whole: Tensor = torch.ops.aten._unsafe_view(out.index_select(0, tiles.inverse), list(query_T.shape))
+        return whole  # no view to autograd: a model may change it in place
 
     @staticmethod
     def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:

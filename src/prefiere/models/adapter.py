@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftConfig
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefiere.models.source import ModelError
+
+NAME_THEM = " Name the layers that take an adapter, such as lora_target_modules=[q_proj,v_proj]."
+"""Said where an adapter on all linear layers fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +46,26 @@ class Adapter:
         """The configuration of an adapter that exists, in a folder or on the hub. Raises ModelError where it cannot be
         read."""
         try:
-            return cls(PeftConfig.from_pretrained(folder))
+            found = cls(PeftConfig.from_pretrained(folder))
         except (OSError, ValueError, TypeError) as e:
             raise ModelError(f"{folder}: its adapter_config.json cannot be read ({str(e).splitlines()[0]}).") from e
+        if found.biases != "none":
+            raise ModelError(
+                f"{folder}: it has trained biases of its base (bias={found.biases}), so that no reference is left: "
+                f"merge it first (prefiere export {folder} --merge --out FOLDER) and start from FOLDER."
+            )
+        return found
+
+    @property
+    def hint(self) -> str:
+        """What to do where some linear layers take no adapter: asked before PEFT has put it in their place."""
+        every = getattr(self.config, "target_modules", None) == "all-linear"
+        return NAME_THEM if every else ""
+
+    @property
+    def biases(self) -> str:
+        """Which biases of the base are trained in place, where every role has them: "none" is what can be."""
+        return str(getattr(self.config, "bias", "none"))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: PEFT's own."""
@@ -71,7 +94,31 @@ class Adapter:
             raise ModelError(f"peft_config: {e}") from e
         if found.is_prompt_learning:
             raise ModelError(f"peft_config: {values['peft_type']} learns a prompt, not layers: use LORA or its kin.")
-        return cls(found)
+        made = cls(found)
+        if made.biases != "none":
+            raise ModelError(
+                f"peft_config: bias={made.biases} trains biases of the base itself, so that the reference would move "
+                "with the policy: leave it out (lora_bias=true trains biases of the adapter's own)."
+            )
+        return made
+
+
+def make_room(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """As many embeddings as an adapter was saved with: it may have tokens that the base does not have.
+
+    weights: the adapter's, by their names in its file.
+    """
+    rows = max((len(weights[n]) for n in _tables(base) if n in weights), default=0)
+    table: Any = base.get_input_embeddings()
+    if rows > len(table.weight):
+        with torch.random.fork_rng():  # new rows are drawn, and then overwritten by the adapter's
+            base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _tables(base: PreTrainedModel) -> list[str]:
+    """Names, in an adapter's file, of the base's embeddings and head."""
+    ends = [m for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m is not None]
+    return [f"base_model.model.{n}.weight" for n, m in base.named_modules() if any(m is e for e in ends)]
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from transformers.utils import logging as hf_logging
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
 from prefiere.models import quantize
-from prefiere.models.adapter import Adapter
-from prefiere.models.load import loaded, probe
+from prefiere.models.adapter import Adapter, make_room
+from prefiere.models.check.rows import probe
+from prefiere.models.load import loaded
 from prefiere.models.score_head import KEY, SAVED, EncoderTrunk, Head, Normalisation, head_of, rescale
 from prefiere.models.source import ModelError, Source, explain, positions
 from prefiere.models.trunk import POLICY, Trunk, activate
@@ -134,9 +135,10 @@ def load_reward(
     with _quiet():  # of a head that is missing: it is made here
         base, missing = loaded(source, compute if adapted else torch.float32, device, kind, **options)
     name = install_head(base, source)
-    fresh = any(key.startswith(name) for key in missing)
-    if has_head and not source.adapter and fresh:
-        raise ModelError(f"{source.base} says it is a classifier, but has no weights of its score head ({name}).")
+    fresh = any(key.startswith(f"{name}.") for key in missing)
+    if has_head and not source.adapter and missing:
+        lost = ", ".join(sorted(missing)[:2])
+        raise ModelError(f"{source.base} says it is a classifier, but lacks weights of its score head ({lost}).")
     if fresh and not (has_head and source.adapter):
         for p in base.get_submodule(name).parameters():
             nn.init.zeros_(p)
@@ -145,7 +147,7 @@ def load_reward(
     if packed:
         base.set_attn_implementation(attention.NAME)
     quantize.norms_in_fp32(base)
-    model: PreTrainedModel | PeftModel = _adapted(base, source, adapter, name) if adapted else base
+    model: PreTrainedModel | PeftModel = _adapted(base, source, adapter, name, missing) if adapted else base
     for p in model.parameters() if adapted else ():
         if p.requires_grad:
             p.data = p.data.float()
@@ -201,54 +203,66 @@ def install_head(model: PreTrainedModel, source: Source) -> str:
     return name
 
 
-def scoring_config(config: PeftConfig, head: str) -> PeftConfig:
+def scoring_config(config: PeftConfig, head: str, fresh: Iterable[str] = ()) -> PeftConfig:
     """An adapter's configuration as one that classifies, with the score head trained beside it.
 
-    head: the name of the linear map within the model. Raises ModelError for a kind of adapter that cannot.
+    head: the name of the linear map within the model. fresh: names of further modules that no checkpoint holds: they
+    are trained whole, and saved. Raises ModelError for a kind of adapter that cannot.
     """
     made: Any = copy.deepcopy(config)
     if not hasattr(made, "modules_to_save"):
         raise ModelError(f"peft_config: {made.peft_type} cannot train a score head beside it: use LORA or its kin.")
     made.task_type, made.inference_mode = "SEQ_CLS", False
-    made.modules_to_save = list(dict.fromkeys([*(made.modules_to_save or []), head.split(".")[0]]))
+    whole = [*(made.modules_to_save or []), head.split(".")[0], *fresh]
+    made.modules_to_save = list(dict.fromkeys(whole))
+    if fresh and made.target_modules == "all-linear":
+        made.exclude_modules = [*(made.exclude_modules or []), *fresh]
     return made
 
 
-def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, name: str) -> PeftModel:
-    """An adapter of the kind that classifies, with the score head beside it; a source's own weights go on in it."""
-    head = name.split(".")[0]
-    config = scoring_config((adapter or Adapter.saved(str(source.adapter))).config, head)
+def _fresh_modules(missing: set[str], head: str) -> list[str]:
+    """The modules, but for those with the head, whose weights were drawn anew."""
+    found = dict.fromkeys(n.rpartition(".")[0] for n in sorted(missing))
+    return [n for n in found if n.split(".")[0] != head.split(".")[0]]
+
+
+def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, name: str, missing: set[str]) -> PeftModel:
+    """An adapter of the kind that classifies, with the score head beside it; a source's own weights go on in it.
+
+    missing: names of weights that the base's checkpoint lacks.
+    """
+    config = scoring_config((adapter or Adapter.saved(str(source.adapter))).config, name, _fresh_modules(missing, name))
     weights = load_peft_weights(str(source.adapter), device="cpu") if source.adapter else {}
-    _make_room(base, weights)
+    make_room(base, weights)
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError, AttributeError, ImportError) as e:
         raise ModelError(f"the adapter does not fit {source.base}: {str(e).splitlines()[0]}") from e
     assert isinstance(model, PeftModel)
     if source.adapter:
-        _continue(model, source, head, weights)
+        _continue(model, source, name, weights)
     activate(model, POLICY)
     return model
 
 
-def _make_room(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """As many embeddings as the adapter was saved with: its padding may be a token that the base does not have."""
-    table: Any = base.get_input_embeddings()
-    name = next(n for n, m in base.named_modules() if m is table)
-    saved = weights.get(f"base_model.model.{name}.weight")
-    if saved is not None and len(saved) > len(table.weight):
-        base.resize_token_embeddings(len(saved), mean_resizing=False)
-
-
 def _continue(model: PeftModel, source: Source, head: str, weights: dict[str, Tensor]) -> None:
-    own = {n: w for n, w in get_peft_model_state_dict(model).items() if f".{head}." in n}
-    labels = next((w.shape[0] for n, w in weights.items() if f".{head}." in n and n.endswith("weight")), 1)
-    if labels != 1 and is_classifier(source):
-        raise ModelError(f"{source.adapter} has {labels} labels: a reward model has one, the score.")
+    whole: Any = model.peft_config[POLICY]
+    inside = tuple(f".{n}." for n in whole.modules_to_save)
+    own = {n: w for n, w in get_peft_model_state_dict(model).items() if any(i in n for i in inside)}
+    lost = sorted(own.keys() - weights.keys())
+    if is_classifier(source):
+        labels = weights.get(f"base_model.model.{head}.weight")
+        if labels is not None and labels.shape[0] != 1:
+            raise ModelError(f"{source.adapter} has {labels.shape[0]} labels: a reward model has one, the score.")
+        if lost:
+            raise ModelError(
+                f"{source.adapter} lacks weights that it was trained beside ({lost[0]}), which no checkpoint holds: "
+                "they were drawn at random and are gone. Train it again."
+            )
     try:
         found: Any = set_peft_model_state_dict(model, own | weights)
     except RuntimeError as e:
         raise ModelError(f"{source.adapter} does not fit {source.base}: {str(e).splitlines()[-1].strip()}") from e
     if found.unexpected_keys:
-        lost = found.unexpected_keys[0]
-        raise ModelError(f"{source.adapter} adapts what a reward model does not have ({lost}): merge it first.")
+        name = found.unexpected_keys[0]
+        raise ModelError(f"{source.adapter} adapts what a reward model does not have ({name}): merge it first.")

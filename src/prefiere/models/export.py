@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.files import atomic_folder
 from prefiere.kernels.memory import within_memory
+from prefiere.models.configuration import published, save_whole
 from prefiere.models.load import base_scheme, load_model, load_tokenizer, without_bars
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
 from prefiere.models.source import ModelError, Source
-from prefiere.models.trunk import Trunk
+from prefiere.models.trunk import Trunk, role_of
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.groups import PromptGroup
@@ -63,11 +64,13 @@ def export_model(
     prompts: Sequence[np.ndarray],
     eos_ids: Sequence[int],
     max_new_tokens: int = 64,
+    dtype: torch.dtype | None = None,
 ) -> Export:
     """Write a model to ``out`` (an adapter stays one unless ``merge``), load it back as anybody would, and compare.
 
-    An adapter on a quantized base is merged into the dense 16-bit weights that the base stands for. Raises ModelError
-    where ``out`` has something in it already, and, naming the difference, where answers moved that should not.
+    dtype: of its weights; None: that of the checkpoint, an adapter in fp32. An adapter on a quantized base is merged
+    into the dense 16-bit weights that the base stands for. Raises ModelError where ``out`` has something in it already,
+    and, naming the difference, where answers moved that should not.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty. Choose another --out.")
@@ -77,7 +80,7 @@ def export_model(
     merged = merge and isinstance(model, PeftModel)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as temporary, without_bars():
-        _written(model, source, merged, scheme is not None).save_pretrained(str(temporary))
+        kept = _write(_written(model, source, merged, scheme is not None), temporary, dtype)
         load_tokenizer(source).save_pretrained(temporary)
     del model
     what = "merged model" if merged else "adapter" if source.adapter else "model"
@@ -94,15 +97,30 @@ def export_model(
         return Moved(how, changed, float(np.mean(off)), float(max(off)), exact)
 
     if scheme is None:
-        found = [moved("as transformers loads it", load_plain(out), True)]
+        rounded = kept != torch.float32 and (merged or dtype is not None)
+        how = f"as transformers loads it, rounded to {str(kept).removeprefix('torch.')}" * rounded
+        found = [moved(how or "as transformers loads it", load_plain(out), not rounded)]
     elif merged:
         found = [moved("as transformers loads it, in dense 16-bit weights", load_plain(out), False)]
     else:
         here = replace(source, adapter=str(out) if source.adapter else None)
-        found = [moved(f"on its base in {scheme.name}, as it was trained", load_model(here), True)]
+        found = [moved(f"on its base in {scheme.name}, as it was trained", load_model(here), dtype is None)]
         if scheme.config is None:  # the base is published dense: what happens to whoever does not quantize it
             found.append(moved("on its base as published, not quantized", load_plain(out), False))
     return Export(out, what, held, len(answers), found)
+
+
+def _write(model: Any, folder: Path, dtype: torch.dtype | None) -> torch.dtype:
+    """Save a model or an adapter, in a dtype where one is asked for; returns the one that it is saved in."""
+    if not isinstance(model, PeftModel):
+        dtype = dtype or published(model).dtype
+        save_whole(model, folder, dtype)
+        return dtype
+    for name, p in model.named_parameters() if dtype is not None else ():
+        if role_of(name) is not None:
+            p.data = p.data.to(dtype)
+    model.save_pretrained(str(folder))
+    return dtype or torch.float32
 
 
 def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bool) -> Any:

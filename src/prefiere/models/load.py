@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, load_peft_weights
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -26,10 +26,13 @@ from transformers.utils import logging as hf_logging
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
 from prefiere.models import quantize
-from prefiere.models.adapter import Adapter
-from prefiere.models.check import probe
+from prefiere.models.adapter import Adapter, make_room
+from prefiere.models.check.rows import probe
+from prefiere.models.check.trial import running, try_policy
+from prefiere.models.check.weights import nothing_missing
+from prefiere.models.configuration import calm, no_dropout, remember
 from prefiere.models.reference import keep_start
-from prefiere.models.source import ModelError, Source, explain
+from prefiere.models.source import ModelError, Source, explain, writes_text
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate, role_of
 
 
@@ -83,15 +86,17 @@ def loaded(
 ) -> tuple[PreTrainedModel, set[str]]:
     """The base of a source as a model of this ``kind``, without dropout, and the names of weights that it lacks.
 
-    Raises ModelError where it cannot be loaded.
+    Raises ModelError where it cannot be loaded, and for a language model that lacks any.
     """
     attention.register()
     scheme = base_scheme(source)
+    if "config" not in options:
+        options["config"] = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+    said = calm(options["config"], source.base)
     if scheme is not None:
         stored, held = scheme.arguments(dtype)
         options |= {**held, "device_map": {"": device}}
         if stored is not None:
-            options.setdefault("config", AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust))
             options["config"].quantization_config = stored
     model: PreTrainedModel
     try:
@@ -106,36 +111,28 @@ def loaded(
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
         raise explain(source.base, e) from e
+    nothing_missing(source.base, model, info, whole=kind is AutoModelForCausalLM)
+    remember(model, said)
     if scheme is None:
         torch.nn.Module.to(model, device)
     else:
-        lost = sorted(n for n in info["missing_keys"] if n.startswith(f"{model.base_model_prefix}."))
-        if lost:
-            raise ModelError(f"{source.base} lacks weights that its configuration names ({lost[0]}, ...).")
         quantize.make_safe(model)
         quantize.check_quantized(model, scheme, source.base)
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
-        if getattr(model.config, name, 0):
-            setattr(model.config, name, 0.0)
     no_dropout(model)
     return model, set(info["missing_keys"])
-
-
-def no_dropout(model: torch.nn.Module) -> None:
-    """Switch dropout off, whatever the mode: what is measured and what is learnt are then the same function."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
 
 
 def load_model(
     source: Source, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """A model to sample from or evaluate: the adapter, if any, on its base (not merged), its layers routed."""
+    """A model to sample from or evaluate, tried out: the adapter, if any, on its base (not merged), layers routed."""
+    base_scheme(source)  # says of GGUF what it is
+    writes_text(source)
     model = loaded(source, dtype, device)[0]
     if source.adapter:
-        model = PeftModel.from_pretrained(model, source.adapter)  # type: ignore[assignment]
+        model = _with_adapter(model, source.adapter, trainable=False)  # type: ignore[assignment]
     route(model)
+    try_policy(Trunk(model, packed=False), source.adapter or source.base, learns=False)
     return model.eval()
 
 
@@ -168,17 +165,20 @@ def load_policy(
         base.set_attn_implementation(attention.NAME)
     quantize.norms_in_fp32(base)
     model: PreTrainedModel | PeftModel = base
+    hint = ""
     if source.adapter:
-        model = PeftModel.from_pretrained(base, source.adapter, is_trainable=True)
+        model = _with_adapter(base, source.adapter, trainable=True)
         model.load_adapter(source.adapter, adapter_name=REFERENCE, is_trainable=False)
         activate(model, POLICY)
     elif adapter is not None:
+        hint = adapter.hint
         model = _adapted(base, adapter, source.base)
     route(model)
     trunk = Trunk(model, packed=packed)
     if adapted:
         if source.adapter is None:
-            keep_start(trunk)
+            with running(source.base, hint):
+                keep_start(trunk)
         for name, p in model.named_parameters():
             p.requires_grad_(p.requires_grad and role_of(name) != REFERENCE)
             if p.requires_grad or role_of(name) == REFERENCE:
@@ -190,11 +190,21 @@ def load_policy(
     return trunk.train(), how
 
 
+def _with_adapter(base: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
+    try:
+        make_room(base, load_peft_weights(folder, device="cpu"))
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, OSError) as e:
+        raise ModelError(f"{folder} does not fit its base: {str(e).splitlines()[-1].strip()}") from e
+
+
 def _adapted(base: PreTrainedModel, adapter: Adapter, name: str) -> PeftModel:
+    hint = adapter.hint
     try:
         model = get_peft_model(base, adapter.config)
     except (ValueError, TypeError, AttributeError, ImportError) as e:
-        raise ModelError(f"the adapter does not fit {name}: {str(e).splitlines()[0]}") from e
+        why = str(e).splitlines()[0].rstrip(".")
+        raise ModelError(f"the adapter does not fit {name}: {why}.{hint}") from e
     assert isinstance(model, PeftModel)
     return model
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.data.schema import Text
+from prefiere.models.check.trial import try_scores
 from prefiere.models.classifier import decodes, ends, is_classifier, load_reward, normalisation, room, skeleton
 from prefiere.models.load import fingerprint, load_tokenizer
 from prefiere.models.measure import Budget, measure
@@ -123,6 +124,7 @@ class RewardModel:
             typed=typed,
             train=False,
         )
+        try_scores(trunk, str(name), compute=dtype, learns=False)
         pad = trunk.lm.config.pad_token_id
         foreign = saved is None and not both_ways
         unseen = pad if foreign and pad in eos_ids_of(generation_config(source), tokenizer) else None

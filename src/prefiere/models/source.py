@@ -12,6 +12,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefiere.models.weight_files import damaged_file
 
+PROMPT_LEARNING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "ADAPTION_PROMPT")
+"""Kinds of adapters that put learnt vectors before the text."""
+
 
 class ModelError(ValueError):
     """A model that cannot be loaded, or not in the way asked for."""
@@ -47,10 +50,7 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
         return replace(find_model(path / "model", trust=trust), quantize=_quantization_of_run(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
-            base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
-            if not base:
-                raise ModelError(f"{path}/adapter_config.json names no base model (base_model_name_or_path).")
-            return Source(str(base), str(path), trust)
+            return Source(_base_of(path), str(path), trust)
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
         return Source(str(path.resolve()), None, trust)
@@ -63,6 +63,48 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
     if found is not None:
         return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
     return Source(str(name), None, trust)
+
+
+def _base_of(folder: Path) -> str:
+    """The base that an adapter names. Raises ModelError, naming what to edit, where it names none that is usable."""
+    file = folder / "adapter_config.json"
+    told = json.loads(file.read_text())
+    base = str(told.get("base_model_name_or_path") or "")
+    if not base:
+        raise ModelError(f"{file} names no base model (base_model_name_or_path).")
+    if str(told.get("peft_type", "LORA")) in PROMPT_LEARNING:
+        raise ModelError(
+            f"{folder} is a {told['peft_type']} adapter, which learns a prompt and no layers: name its base {base} "
+            "instead, or an adapter of the LORA kind."
+        )
+    path = Path(base)
+    if not path.is_dir() and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
+        raise ModelError(
+            f"{folder} is an adapter on {base}, which is not there: set base_model_name_or_path in {file} to where it "
+            "is now."
+        )
+    for stacked in (path, path / "model"):
+        if (stacked / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder} is an adapter on {base}, which is an adapter itself: merge that one first (prefiere export "
+                f"{base} --merge --out FOLDER), and set base_model_name_or_path in {file} to FOLDER."
+            )
+    return base
+
+
+def writes_text(source: Source) -> None:
+    """Raise ModelError for a reward model where a language model is asked for, by its configuration alone."""
+    name = source.adapter or source.base
+    if source.adapter:
+        reward = str(PeftConfig.from_pretrained(source.adapter).task_type) in ("SEQ_CLS", "TaskType.SEQ_CLS")
+    else:
+        try:
+            config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        except (OSError, ValueError) as e:
+            raise explain(source.base, e) from e
+        reward = any(a.endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or [])
+    if reward:
+        raise ModelError(f"{name} is a reward model: it scores answers and writes none. Name a language model.")
 
 
 def _quantization_of_run(folder: Path) -> str:
@@ -85,6 +127,8 @@ def explain(name: str, error: Exception) -> ModelError:
         )
     if found := damaged_file(Path(name)):
         return ModelError(f"cannot load {name}: {found}")
+    if "Unrecognized configuration class" in text:
+        return ModelError(_other_kind(name, text))
     if "ignore_mismatched_sizes" in text:
         return ModelError(
             f"cannot load {name}: its weights do not have the shapes that its config.json says (group_size and bits, "
@@ -93,15 +137,33 @@ def explain(name: str, error: Exception) -> ModelError:
     return ModelError(f"cannot load {name}: {text.strip().splitlines()[0] if text.strip() else error!r}")
 
 
+def _other_kind(name: str, text: str) -> str:
+    """What a model is that transformers has no model of the asked kind for."""
+    config = AutoConfig.from_pretrained(name)
+    what = "is of another kind"
+    if getattr(config, "is_encoder_decoder", False):
+        what = "has an encoder and a decoder"
+    elif any(getattr(config, f"{part}_config", None) is not None for part in ("vision", "audio")):
+        what = "reads images or sound beside text"
+    scores = "SequenceClassification" in text
+    role, one = ("reward model", "classifier") if scores else ("policy", "text-only language model")
+    return (
+        f"{name} cannot be a {role}: {config.model_type} {what}, and transformers has no {one} of its kind. Name a "
+        "language model that writes from left to right."
+    )
+
+
 def generation_config(source: Source) -> GenerationConfig:
-    """How a model says that it generates; an empty configuration where it says nothing."""
+    """How a model says that it generates: its generation_config.json, or else its config.json."""
     try:
         return GenerationConfig.from_pretrained(source.base)
-    except OSError:  # many folders have none; the tokenizer's end token is then all there is
-        return GenerationConfig()
+    except OSError:
+        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        return GenerationConfig(eos_token_id=config.get_text_config().eos_token_id)
 
 
 def positions(source: Source) -> int | None:
     """The longest row that a model takes, in tokens; None where it sets no limit."""
     config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    found = getattr(config, "max_position_embeddings", None)
+    return found if found and found > 0 else None  # XLNet's is -1

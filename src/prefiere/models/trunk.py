@@ -171,6 +171,9 @@ class Trunk(nn.Module):
     def decoder(self) -> nn.Module:
         """The language model without a head."""
         found: nn.Module = self.lm.get_decoder() if hasattr(self.lm, "get_decoder") else self.lm.base_model
+        if found is self.lm or isinstance(found, nn.Linear):  # ModernBERT calls its head so, Llama 4 the whole
+            inside = (m for m in self.lm.children() if isinstance(m, PreTrainedModel))
+            found = next(inside, self.lm.base_model)
         return found
 
     def read(

@@ -20,7 +20,7 @@ from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, room, skeleton
 from prefiere.models.load import base_scheme, count_parameters, load_tokenizer
 from prefiere.models.quantize import Scheme
-from prefiere.models.source import Source, find_model, positions
+from prefiere.models.source import Source, find_model, positions, writes_text
 from prefiere.plan import choices
 from prefiere.plan.choices import Choice, Picked
 from prefiere.plan.device import Device
@@ -102,6 +102,11 @@ class Plan:
     def compute(self) -> torch.dtype | None:
         """The dtype of autocast; None for plain fp32."""
         return None if self.dtype == torch.float32 else self.dtype
+
+    @property
+    def saved_dtype(self) -> torch.dtype | None:
+        """The dtype that a whole model is saved in, where one was asked for; None: that of its checkpoint."""
+        return None if self.settings.dtype == "auto" else self.dtype
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for environment.json: what was decided, without the settings, which stand in recipe.yaml."""
@@ -195,6 +200,7 @@ def _policy(settings: Settings) -> _Policy:
     if source.adapter:
         _no_second_adapter(settings)
     if METHODS[settings.method].family != "reward":
+        writes_text(source)
         return _Policy(source, scheme, count_parameters(source), False, positions(source))
     shape = skeleton(source)
     both_ways = not decodes(shape)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from prefiere.sample.plain import padded
 from prefiere.sample.shared_prefix import Decoding, SharedLayer, Watch
 
 MOST_PADDING = 1.15
@@ -57,25 +58,73 @@ class PreallocatedLayer(DynamicLayer):
         self._show(self._used)
 
 
+class Prepared:
+    """Rows that decode on keys and values in slots: each prompt is run once, and its cache serves all of its samples.
+
+    prompts: int32 ids each, shortest first. samples: rows of each prompt. slots: room for each row's new tokens. With
+    ``share`` (`shareable`) a prompt's rows share its keys, if all of the model's layers are plain. limit: positions
+    that the model takes. logits_RV: of the first new token.
+
+    Raises NotImplementedError for a model whose cache holds anything but keys and values.
+    """
+
+    may_drop = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[np.ndarray],
+        samples: int,
+        slots: int,
+        *,
+        share: bool = False,
+        limit: int = 2**31,
+    ):
+        device = next(model.parameters()).device
+        self._model, self._limit, self._longest, self._drawn = model, limit, max(map(len, prompts)), 0
+        self.logits_RV, self._cache, self._mask, shared = prefill(model, prompts, samples, slots, share=share)
+        self._shared = {} if shared is None else {"decoding": shared}
+        self._length_R = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
+
+    def step(self, token_R: Tensor) -> Tensor:
+        """Take up each row's new token; returns the logits [R, V] of the next one."""
+        self._drawn += 1
+        logits: Tensor = self._model(
+            input_ids=token_R[:, None],
+            attention_mask=self._mask[:, : self._longest + self._drawn],
+            position_ids=(self._length_R + self._drawn - 1).clamp(max=self._limit - 1)[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._shared,
+        ).logits[:, -1]
+        return logits
+
+    def keep(self, kept: Tensor) -> None:
+        """Drop all rows but these."""
+        self._cache.batch_select_indices(kept)
+        self._mask, self._length_R = self._mask.index_select(0, kept), self._length_R.index_select(0, kept)
+
+
 def prefill(
     model: PreTrainedModel, prompts: Sequence[np.ndarray], samples: int, slots: int, *, share: bool = False
 ) -> tuple[Tensor, Cache, Tensor, Decoding | None]:
     """Run each prompt once, and make a cache of ``samples`` rows a prompt, each with ``slots`` for more tokens.
 
-    prompts: int32 ids each, shortest first. Returns the logits [R, V] of the first new token, the cache, and the mask
-    [R, longest prompt + slots]. Prompts end in the same slot, so that all rows' next tokens have the same one. With
-    ``share`` (`shareable`) a prompt's rows share its keys, if all of the model's layers are plain: the last value is
-    then what each decoding step passes to the model as ``decoding``; otherwise it is None.
+    Returns the logits [R, V] of the first new token, the cache, and the mask [R, longest prompt + slots]. Prompts end
+    in the same slot, so that all rows' next tokens have the same one. Where a prompt's rows share its keys, the last
+    value is what each decoding step passes to the model as ``decoding``; otherwise it is None.
     """
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    ordinary = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    if not {type(layer) for layer in DynamicCache(config=model.config).layers} <= {
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    }:
+        raise NotImplementedError(f"the cache of {type(model).__name__} holds more than keys and values")
     longest, device = max(map(len, prompts)), next(model.parameters()).device
     logits, masks, caches, watch = [], [], [], Watch()
     watched = {"decoding": watch} if share else {}
-    for few in alike(prompts) if ordinary else [prompts]:
-        ids, mask = _padded_left(few, device)
-        # Ordinary layers keep every token, and the model's mask has its windows; the others know what to keep.
-        cache = DynamicCache() if ordinary else DynamicCache(config=model.config)
+    for few in alike(prompts):
+        ids, mask = padded(few, 1, device, left=True)
+        cache = DynamicCache()  # its layers keep every token, and the model's mask has its windows
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         out = model(
             input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
@@ -85,10 +134,7 @@ def prefill(
         masks.append(mask.repeat_interleave(samples, 0))
         caches.append(cache)
     mask = _right_aligned(masks, longest, slots)
-    if not ordinary:
-        caches[0].batch_repeat_interleave(samples)
-        return logits[0], caches[0], mask, None
-    if watch.all_plain(len(caches[0].layers)):
+    if watch.all_plain(caches[-1].layers):
         seen = mask[::samples, :longest].bool()
         shared = [SharedLayer(k, v, seen, samples, slots) for k, v in _layers(caches, 1, longest, 0)]
         return torch.cat(logits), Cache(layers=[*shared]), mask, Decoding(shared)
@@ -143,14 +189,3 @@ def alike(prompts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
             start, real = i, 0
         real += len(prompt)
     yield prompts[start:]
-
-
-def _padded_left(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask [R, L], padded on the left."""
-    longest = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for r, p in enumerate(prompts):
-        ids[r, longest - len(p) :] = torch.from_numpy(p.astype(np.int64))
-        mask[r, longest - len(p) :] = 1
-    return ids.to(device), mask.to(device)

@@ -1,7 +1,7 @@
 """Answers from a model in this process: each prompt is run once, rows that have ended are dropped, log-probs are kept.
 
-How tokens are drawn is in `draw`, the cache in `kv_cache`, what the answers to a prompt share in `shared_prefix`, and
-what makes thin matrix products fast on a CPU in `packed_weights`.
+How tokens are drawn is in `draw`, the cache in `kv_cache`, what the answers to a prompt share in `shared_prefix`, what
+makes thin matrix products fast on a CPU in `packed_weights`, how a model decodes that none of this suits in `plain`.
 
 Suffixes: _P prompts, _R rows (answers that are being drawn), _T their tokens.
 """
@@ -9,6 +9,7 @@ Suffixes: _P prompts, _R rows (answers that are being drawn), _T their tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefiere.sample.draw import draw
-from prefiere.sample.kv_cache import prefill
+from prefiere.sample.kv_cache import Prepared
 from prefiere.sample.packed_weights import packed_weights
+from prefiere.sample.plain import Anew, OwnCache, way_of
 from prefiere.sample.sampling import Sample, Sampling, Vocabulary
 from prefiere.sample.shared_prefix import shareable
 
@@ -85,7 +87,8 @@ def generate(
     model.eval()
     done: dict[tuple[int, int], Sample] = {}
     try:
-        with packed_weights(model), shareable(model) as share:
+        sharing = shareable(model) if way_of(model) == "prepared" else nullcontext(False)
+        with packed_weights(model), sharing as share:
             for start in range(0, len(order), width):
                 group = order[start : start + width]
                 asked = [prompts[i] for i in group]
@@ -101,7 +104,8 @@ def generate(
 
 def _positions(model: PreTrainedModel) -> int:
     """How many tokens of prompt and answer the model takes."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if found and found > 0 else 2**31  # XLNet's is -1
 
 
 def _decode(
@@ -112,30 +116,26 @@ def _decode(
     vocabulary: Vocabulary,
     share: bool,
 ) -> Iterator[Sample]:
-    """Run each prompt once, repeat its cache for its samples, and draw token after token until every row has ended."""
+    """Run the prompts, and draw token after token until every row has ended, in the way that the model decodes."""
     device, limit = next(model.parameters()).device, _positions(model)
     rows = _Rows(prompts, number_P, sampling, limit, device)
-    logits, cache, mask, decoding = prefill(model, prompts, sampling.samples, rows.slots, share=share)
-    shared = {} if decoding is None else {"decoding": decoding}
-    longest, every = max(map(len, prompts)), _look_every(device)
+    way, every = way_of(model), _look_every(device)
+    steps: Prepared | OwnCache | Anew
+    if way == "prepared":
+        steps = Prepared(model, prompts, sampling.samples, rows.slots, share=share, limit=limit)
+    else:
+        steps = (OwnCache if way == "cache" else Anew)(model, prompts, sampling.samples)
+    logits = steps.logits_RV
     while True:
         rows.add(*draw(logits, sampling, vocabulary, rows.number_R, rows.sample_R, rows.drawn))
         if rows.drawn % every == 0 or rows.drawn == rows.slots:
             yield from rows.finished(vocabulary.eos_ids)
             if rows.over_R.all():
                 return
-            kept = rows.drop_finished()
+            kept = rows.drop_finished() if steps.may_drop else None
             if kept is not None:
-                cache.batch_select_indices(kept)
-                mask = mask.index_select(0, kept)
-        logits = model(
-            input_ids=rows.tokens_RT[:, rows.drawn - 1, None],
-            attention_mask=mask[:, : longest + rows.drawn],
-            position_ids=(rows.length_R + rows.drawn - 1).clamp(max=limit - 1)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            **shared,
-        ).logits[:, -1]
+                steps.keep(kept)
+        logits = steps.step(rows.tokens_RT[:, rows.drawn - 1])
 
 
 class _Rows:

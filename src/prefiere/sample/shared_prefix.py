@@ -10,7 +10,7 @@ Suffixes: _R rows (samples that decode), _P prompts, _L tokens of the longest pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,17 +46,18 @@ class Watch:
     """Sees during a prefill which layers call the attention function, and whether nothing but causality is in it."""
 
     def __init__(self) -> None:
-        self._layers: set[int] = set()
+        self._shapes: dict[int, tuple[torch.Size, torch.Size]] = {}
         self._plain = True
 
-    def attend(self, module: nn.Module, query: Tensor, scale: float, plain: bool) -> None:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, plain: bool) -> None:
         """Note a call, which goes on as it would."""
-        self._layers.add(getattr(module, "layer_idx", -1))
+        self._shapes[getattr(module, "layer_idx", -1)] = key.shape, value.shape
         self._plain &= plain
 
-    def all_plain(self, layers: int) -> bool:
-        """Whether each of so many layers called, plainly."""
-        return self._plain and self._layers == set(range(layers))
+    def all_plain(self, layers: Sequence[Any]) -> bool:
+        """Whether each of these layers of the last cache called, plainly, with the keys and values that it holds:
+        some hold what these are computed from (DeepSeek's latents)."""
+        return self._plain and self._shapes == {i: (x.keys.shape, x.values.shape) for i, x in enumerate(layers)}
 
 
 class Decoding:
@@ -65,14 +66,14 @@ class Decoding:
     def __init__(self, layers: list[SharedLayer]):
         self._layers = layers
 
-    def attend(self, module: nn.Module, query: Tensor, scale: float, plain: bool) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, plain: bool) -> Tensor:
         """[R, heads, 1, D] -> [R, 1, heads, D]."""
         return self._layers[int(module.layer_idx)].attend(query, scale)  # type: ignore[arg-type]
 
 
 class SharedLayer(DynamicLayer):
-    """One layer's cache. keys, values: [P, K, L, D], of the prompts; seen_PL: bool, false at padding; each prompt has
-    ``samples`` rows, each with ``slots`` for tokens of its own."""
+    """One layer's cache. keys, values: [P, K, L, D], of the prompts, values of another width where the model has them
+    so; seen_PL: bool, false at padding; each prompt has ``samples`` rows, each with ``slots`` for tokens of its own."""
 
     def __init__(self, keys: Tensor, values: Tensor, seen_PL: Tensor, samples: int, slots: int):
         super().__init__()
@@ -80,8 +81,9 @@ class SharedLayer(DynamicLayer):
         prompts, heads, self._longest, width = keys.shape
         self._work = compute_dtype(values)
         self._keys, self._values = keys.float().contiguous(), values.to(self._work).contiguous()
-        own = prompts * samples, heads, slots, width
-        self._own_keys, self._own_values = torch.zeros(own), torch.zeros(own, dtype=self._work)
+        own = prompts * samples, heads, slots
+        self._own_keys = torch.zeros(*own, width)
+        self._own_values = torch.zeros(*own, values.shape[-1], dtype=self._work)
         self._bias = torch.zeros(seen_PL.shape).masked_fill_(~seen_PL, float("-inf"))
         self._samples, self._used = samples, 0
         self._cell_R = torch.arange(prompts * samples)
@@ -121,7 +123,7 @@ class SharedLayer(DynamicLayer):
         first, second = p.split([longest, self._slots], -1)
         out = self._by_row(torch.bmm(self._by_prompt(first), self._values.flatten(0, 1)))
         out = out + torch.bmm(second.flatten(0, 1), self._own_values.flatten(0, 1)).view_as(out)
-        return out.reshape(rows, 1, heads, width)
+        return out.reshape(rows, 1, heads, out.shape[-1])
 
     @property
     def _slots(self) -> int:

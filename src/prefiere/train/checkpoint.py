@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.files import atomic_folder, clean, remove_folder, seal, sealed
+from prefiere.models.configuration import save_whole
 from prefiere.models.load import without_bars
 from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.score_head import save_normalisation
@@ -130,12 +131,17 @@ def restore(path: Path, engine: Engine) -> dict[str, Any]:
     return state
 
 
-def save_model(trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not."""
+def save_model(
+    trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not.
+
+    dtype: of a whole model's weights (None: as the checkpoint that it began from). An adapter stays fp32.
+    """
     model: Any = trunk.model
     with atomic_folder(folder) as temporary, without_bars():
         if not trunk.adapted:
-            model.save_pretrained(temporary)
+            save_whole(model, temporary, dtype)
         elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
             _save_as_lora(trunk, temporary)
         else:

@@ -298,7 +298,9 @@ class Loop:
         if usable:
             self.algorithm.complete()
         if usable and self.main:
-            checkpoint.save_model(self.session.trunk, self.session.tokenizer, self.run_folder.model)
+            checkpoint.save_model(
+                self.session.trunk, self.session.tokenizer, self.run_folder.model, self.session.plan.saved_dtype
+            )
         if self.main:
             self._status("finished" if ended else "stopped", reason, stop)
         self.session.world.finish_trackers()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -14,19 +13,28 @@ from prefiere.models.trunk import REWARD, Trunk
 from prefiere.plan.choices import Choice
 from prefiere.plan.plan import Plan
 from prefiere.settings import PPO, PolicyGradient
+from prefiere.train.host import apply_products
 
 
-def opener(plan: Plan, device: torch.device, notice: Callable[[str], None]) -> Callable[[str], RewardModel]:
-    """How a run loads a reward model that stands on its own, by name."""
+def opener(
+    plan: Plan, device: torch.device, products: Choice, notice: Callable[[str], None]
+) -> Callable[[str], RewardModel]:
+    """How a run loads a reward model that stands on its own, by name. products: see `choose_products`."""
     trust = plan.settings.trust_remote_code
-    return partial(RewardModel.load, device=device, dtype=plan.dtype, trust=trust, notice=notice)
+
+    def load(name: str) -> RewardModel:
+        model = RewardModel.load(name, device=device, dtype=plan.dtype, trust=trust, notice=notice)
+        apply_products(model.trunk, str(products.value))
+        return model
+
+    return load
 
 
-def load_rewards(plan: Plan, trunk: Trunk, notice: Callable[[str], None]) -> Judge:
+def load_rewards(plan: Plan, trunk: Trunk, products: Choice, notice: Callable[[str], None]) -> Judge:
     """What answers are rewarded by, each asked once before anything else. Raises ValueError where one does not work."""
     settings = plan.settings
     assert isinstance(settings, PolicyGradient)
-    beside, trust = opener(plan, trunk.device, notice), settings.trust_remote_code
+    beside, trust = opener(plan, trunk.device, products, notice), settings.trust_remote_code
     roles = {r.name: REWARD if i == 0 else f"{REWARD}_{i + 1}" for i, r in enumerate(plan.roles.mounted)}
     trained_on = {r.name: r.source.quantize for r in plan.roles.mounted if r.source is not None}
 

@@ -13,8 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.console import Display
 from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.sampled import AnswerEvaluator
+from prefiere.models.adapter import NAME_THEM
+from prefiere.models.check.trial import try_policy, try_scores
+from prefiere.models.check.weights import ids_fit
 from prefiere.models.classifier import load_reward
-from prefiere.models.load import fingerprint, load_policy, no_dropout
+from prefiere.models.configuration import no_dropout, published
+from prefiere.models.load import fingerprint, load_policy
 from prefiere.models.reference import model_key
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.score_head import settle_padding
@@ -25,6 +29,7 @@ from prefiere.plan.plan import Plan
 from prefiere.plan.reading import Reader, updates_of
 from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
+from prefiere.sample.plain import set_way
 from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
 from prefiere.settings import Settings
 from prefiere.tokens.dialect import Manner
@@ -34,6 +39,9 @@ from prefiere.train.host import apply_products, choose_products, keep_few_kernel
 from prefiere.train.optimizer import make_optimizer, make_scheduler
 from prefiere.train.roles import give_critic, load_rewards, opener
 from prefiere.world import World
+
+CHECK, DECODING = "check", "decoding"
+"""What a trial of the model is recorded under, and the way that it decodes."""
 
 
 @dataclass
@@ -96,24 +104,26 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
     keep_freed_memory(device)
     keep_few_kernels(device)
     reader = Reader.of(plan)
-    judge = Judge.load(settings.judge, model=opener(plan, device, display.say)) if settings.judge else None
+    products = choose_products(device, plan.dtype)
+    if products.name in plan.recorded:
+        products = Choice(products.name, plan.recorded[products.name], "as when this run began")
+    opened = opener(plan, device, products, display.say)
+    judge = Judge.load(settings.judge, model=opened) if settings.judge else None
     data = reader.read(plan, display)
     torch.manual_seed(settings.seed)
     display.say(f"loading {settings.model} ({plan.parameters / 1e6:,.1f}M parameters)")
     trunk, found = load_trunk(plan, device, typed=reader.typed)
-    products = choose_products(device, plan.dtype)
-    if products.name in plan.recorded:
-        products = Choice(products.name, plan.recorded[products.name], "as when this run began")
     apply_products(trunk, str(products.value))
     found += [products, *reader.choices]
     if plan.scores:
         display.note(settle_padding(trunk, reader.tokenizer, reader.eos_ids))
+    ids_fit(trunk.lm, reader.tokenizer, settings.model)
     if plan.scheme is not None:
         found.append(describe_quantization(plan.scheme, trunk.lm))
     start = fingerprint(trunk.model)
     reward = None
     if plan.method.family == "policy":
-        reward = load_rewards(plan, trunk, display.say)
+        reward = load_rewards(plan, trunk, products, display.say)
         if plan.roles.critic != "none":
             found.append(give_critic(plan, trunk, reward))
         no_dropout(trunk)  # an adapter may have been trained with it, the policy's own or one that is mounted
@@ -143,7 +153,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
 
 
 def load_trunk(plan: Plan, device: torch.device, *, typed: bool = False) -> tuple[Trunk, list[Choice]]:
-    """The model to train, and how its rows run. ``typed``: see `EncoderTrunk`."""
+    """The model to train, tried out, and what was found on the way. ``typed``: see `EncoderTrunk`."""
     load: Callable[..., tuple[Trunk, str]] = partial(load_reward, typed=typed) if plan.scores else load_policy
     trunk, how = load(
         plan.policy,
@@ -154,7 +164,27 @@ def load_trunk(plan: Plan, device: torch.device, *, typed: bool = False) -> tupl
         max_length=plan.max_length,
         packed=plan.rows,
     )
-    return trunk, [Choice("rows", "packed" if trunk.packed else "padded", how)]
+    found = [Choice("rows", "packed" if trunk.packed else "padded", how)]
+    if published(trunk.lm).auxiliary:
+        left = "the loss of its routers that config.json asks for (output_router_logits) is not trained on"
+        found.append(Choice("auxiliary_loss", "left out", left))
+    return trunk, [*found, *tried(plan, trunk)]
+
+
+def tried(plan: Plan, trunk: Trunk) -> list[Choice]:
+    """The outcome of the model's trial (`models.check.trial`); a resumed run's, as it is recorded."""
+    if CHECK in plan.recorded:
+        if DECODING in plan.recorded:
+            set_way(trunk.lm, plan.recorded[DECODING])
+        again = "as when this run began"
+        return [Choice(n, plan.recorded[n], again) for n in (DECODING, CHECK) if n in plan.recorded]
+    every = plan.settings.peft_config is None and plan.settings.lora_target_modules == "all-linear"
+    hint = NAME_THEM if plan.adapter is not None and every else ""
+    trial = (try_scores if plan.scores else try_policy)(trunk, plan.settings.model, compute=plan.compute, hint=hint)
+    found = []
+    if trial.way is not None:
+        found.append(Choice(DECODING, trial.way, trial.why or "sampled log-probs equal those of a plain forward"))
+    return [*found, Choice(CHECK, "passed", trial.holds)]
 
 
 def engine_of(plan: Plan, trunk: Trunk, steps: int, world: World, display: Display) -> Engine:
