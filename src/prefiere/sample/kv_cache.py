@@ -58,7 +58,7 @@ class PreallocatedLayer(DynamicLayer):
         self._show(self._used)
 
 
-class Prepared:
+class PreparedCache:
     """Rows that decode on keys and values in slots: each prompt is run once, and its cache serves all of its samples.
 
     prompts: int32 ids each, shortest first. samples: rows of each prompt. slots: room for each row's new tokens. With

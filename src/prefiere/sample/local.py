@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefiere.sample.draw import draw
-from prefiere.sample.kv_cache import Prepared
+from prefiere.sample.kv_cache import PreparedCache
 from prefiere.sample.packed_weights import packed_weights
 from prefiere.sample.plain import Anew, OwnCache, way_of
 from prefiere.sample.sampling import Sample, Sampling, Vocabulary
@@ -120,9 +120,9 @@ def _decode(
     device, limit = next(model.parameters()).device, _positions(model)
     rows = _Rows(prompts, number_P, sampling, limit, device)
     way, every = way_of(model), _look_every(device)
-    steps: Prepared | OwnCache | Anew
+    steps: PreparedCache | OwnCache | Anew
     if way == "prepared":
-        steps = Prepared(model, prompts, sampling.samples, rows.slots, share=share, limit=limit)
+        steps = PreparedCache(model, prompts, sampling.samples, rows.slots, share=share, limit=limit)
     else:
         steps = (OwnCache if way == "cache" else Anew)(model, prompts, sampling.samples)
     logits = steps.logits_RV

@@ -95,8 +95,8 @@ def try_policy(
 ) -> Tried:
     """Try out a language model, in the role that it trains in, and let it decode in the fastest way that is right.
 
-    name: what it is called in errors. compute: of autocast, under which it runs. learns: a backward is asked for too. hint: what to do where
-    it fails. Raises ModelError for a model that cannot be trusted.
+    name: what it is called in errors. compute: of autocast, under which it runs. learns: a backward is asked for too.
+    hint: what to do where it fails. Raises ModelError for a model that cannot be trusted.
     """
     groups = groups_for(trunk.lm)
     batch = pack(groups).to(trunk.device)
