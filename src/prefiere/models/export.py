@@ -80,7 +80,9 @@ def export_model(
     merged = merge and isinstance(model, PeftModel)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as temporary, without_bars():
-        kept = _write(_written(model, source, merged, scheme is not None), temporary, dtype)
+        whole = _written(model, source, merged, scheme is not None)
+        said = whole.dtype if scheme is not None else published(whole).dtype
+        kept = _write(whole, temporary, dtype, said)
         load_tokenizer(source).save_pretrained(temporary)
     del model
     what = "merged model" if merged else "adapter" if source.adapter else "model"
@@ -110,12 +112,14 @@ def export_model(
     return Export(out, what, held, len(answers), found)
 
 
-def _write(model: Any, folder: Path, dtype: torch.dtype | None) -> torch.dtype:
-    """Save a model or an adapter, in a dtype where one is asked for; returns the one that it is saved in."""
+def _write(model: Any, folder: Path, dtype: torch.dtype | None, said: torch.dtype) -> torch.dtype:
+    """Save a model or an adapter, in a dtype where one is asked for; returns the one that it is saved in.
+
+    said: the dtype of a whole model where none is asked for.
+    """
     if not isinstance(model, PeftModel):
-        dtype = dtype or published(model).dtype
-        save_whole(model, folder, dtype)
-        return dtype
+        save_whole(model, folder, dtype or said)
+        return dtype or said
     for name, p in model.named_parameters() if dtype is not None else ():
         if role_of(name) is not None:
             p.data = p.data.to(dtype)
