@@ -47,6 +47,15 @@ def test_the_limit_that_cut_is_named(tmp_path: Path) -> None:
     assert "same text" in finding.meaning
 
 
+@pytest.mark.parametrize(("both", "severity"), [(0, None), (1, "info"), (4, "warning"), (40, "warning")])
+def test_prompts_that_are_trained_on_and_validated_on_are_said(tmp_path: Path, both: int, severity: Any) -> None:
+    run = make(tmp_path)
+    run.data = account() | {"overlap": {"prompts": both, "of": 40}}
+    found = [f for f in diagnose(run).findings if f.key == "not_held_out"]
+    assert [f.severity for f in found] == ([severity] if severity else [])
+    assert all(f.evidence == (f"{both} of 40 prompts of eval_data are also in data",) for f in found)
+
+
 def test_a_reward_model_is_asked_too(tmp_path: Path) -> None:
     run = make_reward(tmp_path)
     run.data = account(answers=150)

@@ -32,7 +32,7 @@ _SHARD = re.compile(r"[-_.](?:\d{5}-of-\d{5}.*|part[-_]?\d+|\d+)$")
 _WHOLE = re.compile(rf"(?:{_NAMES})\d*(?:_\w+)?", re.IGNORECASE)
 _AT_END = re.compile(rf"(?:^|[-_. ])({_NAMES})\d*$", re.IGNORECASE)
 _AT_START = re.compile(rf"^({_NAMES})[-_. ]", re.IGNORECASE)
-_NAME = re.compile(r"(?P<base>.*?)(?:\[(?P<split>[^\[\]]*)\])?(?:@(?P<revision>[\w./-]+))?")
+_NAME = re.compile(r"(?P<base>.*?)(?:\[(?P<split>.*)\])?(?:@(?P<revision>[\w./-]+))?")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 

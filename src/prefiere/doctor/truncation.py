@@ -1,4 +1,4 @@
-"""What the account of the data (data.json) says: how much of it the run never saw, because it was cut."""
+"""What the account of the data (data.json) says: how much of it the run never saw, and what it saw of its own test."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def cut(case: Case) -> Finding | None:
         " ".join(meaning),
         tuple(evidence),
         (f"a larger {' and '.join(limits)}", "`prefiere data --model ...`, which counts what is cut before a run"),
+    )
+
+
+def not_held_out(case: Case) -> Finding | None:
+    """Prompts of eval_data that are also trained on: from a tenth of them on it is a warning."""
+    overlap: dict[str, Any] = case.run.data.get("overlap") or {}
+    both, of = int(overlap.get("prompts") or 0), int(overlap.get("of") or 0)
+    if not both or not of:
+        return None
+    return Finding(
+        "not_held_out",
+        "Some of the validation data was trained on.",
+        "warning" if both >= 0.1 * of else "info",
+        "What is measured on such prompts says how well they were learnt, not how the model does on others.",
+        (f"{both:,} of {of:,} prompts of eval_data are also in data",),
+        ("leave these prompts out of one of the two", "eval_size instead of eval_data, which holds out by prompt"),
     )
 
 

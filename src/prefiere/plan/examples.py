@@ -78,7 +78,7 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
         account["overlap"] = overlap_of(train.prompt_keys, validation.prompt_keys)
         display.note(overlap_line(account["overlap"]))
     elif settings.eval_size:
-        train_at, eval_at = split_by_prompt(store.prompt_keys, held_out(settings.eval_size, len(store)), settings.seed)
+        train_at, eval_at = split_by_prompt(store.split_keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
             raise ValueError(
                 f"{settings.data} has too few distinct prompts to hold some out: set eval_size=0, or give eval_data"

@@ -158,6 +158,15 @@ class GroupStore(Sequence[PromptGroup]):
         """int64 [n]: a hash of each group's prompt; equal prompts have equal keys."""
         return self._column("prompt_key")
 
+    @cached_property
+    def split_keys(self) -> np.ndarray:
+        """int64 [n]: what examples are held out by: their prompts, or the whole of them where the prompt is a single
+        token (a BOS, or the first token of a plain text), which says nothing."""
+        sizes, digests = self._a["sizes"].reshape(-1, self.k + 1), self._a["digest"].reshape(-1, 2)
+        at = slice(None) if self._rows is None else self._rows
+        whole = np.ascontiguousarray(digests[at][:, 0]).view(np.int64)
+        return np.where(sizes[at][:, 0] == 1, whole, self.prompt_keys)
+
     def _column(self, name: str) -> np.ndarray:
         return self._a[name] if self._rows is None else self._a[name][self._rows]
 
