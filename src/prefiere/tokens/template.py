@@ -243,7 +243,8 @@ class Renderer:
 
         Turns of others before the first answer belong to the prompt; those after the last one teach nothing and go.
         said: the turns of ``answer`` that are learnt. asked: ``history`` asking for an answer, under 0, once it is
-        rendered: answers that begin at once share it. left_out: takes what the template does not write.
+        rendered: answers that begin at once share it; under 1 the prompt that was looked through. left_out: takes what
+        the template does not write.
         """
         if not said:
             raise TemplateRefusal("its answer holds no assistant turn")
@@ -266,7 +267,9 @@ class Renderer:
             spans.append((whole[start : len(closed)], True))
             at = len(closed)
             left_out |= self._answer_left_out([*before, turn], tools, spans[-1][0])
-        left_out |= self._context_left_out(talk[:-1], tools, whole, skip=[len(history) + i for i in said])
+        if asked.get(1) != prompt or said != [0]:  # what both answers follow is looked for once
+            left_out |= self._context_left_out(talk[:-1], tools, whole, skip=[len(history) + i for i in said])
+            asked[1] = prompt
         return prompt, spans
 
     # ---- what came back

@@ -41,6 +41,9 @@ class Missing:
 NOTHING = Missing()
 
 
+_MOST = 10_000  # kinds of conversations that are kept in mind
+
+
 class Marks:
     """Finds out, once for each kind of conversation, what a template leaves out. render: raises nothing, None where
     the template refuses."""
@@ -51,10 +54,17 @@ class Marks:
 
     def missing(self, talk: Talk, tools: Sequence[Mapping[str, Any]]) -> Missing:
         """What is left out of a conversation of this kind."""
-        key = (bool(tools), *_kinds(talk))
+        said = [m["role"] if m["content"] and len(m) == 2 else None for m in talk]
+        plain = (bool(tools), *said)  # most conversations are of this kind, which is quick to tell
+        found = self._known.get(plain) if None not in said else None
+        if found is not None:
+            return found
+        key = (bool(tools), "kinds", *_kinds(talk))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._probe(talk, tools)
+        if None not in said and len(self._known) < _MOST:
+            self._known[plain] = found
         return found
 
     def _probe(self, talk: Talk, tools: Sequence[Mapping[str, Any]]) -> Missing:
