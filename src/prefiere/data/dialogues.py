@@ -23,12 +23,15 @@ _BEGINS = ("Human:", "System:", "### Human:", "### User:", "### System:", "###Hu
 
 
 def _style_of(value: Any) -> re.Pattern[str] | None:
-    if not isinstance(value, str) or not value.lstrip().startswith(_BEGINS):
+    if not isinstance(value, str):
         return None
-    if value.lstrip().startswith("###"):
+    head = value[:80].lstrip()
+    if not head.startswith(_BEGINS):
+        return None
+    if head.startswith("###"):
         return _STYLES[2] if "### Assistant:" in value or "###Assistant:" in value else None
     found = next((s for s, asks in zip(_STYLES, _ASKS, strict=True) if asks in value), None)
-    return found if found is None or "Human:" in value else None
+    return found if found is None or head.startswith("Human:") or "Human:" in value else None
 
 
 def is_transcript(value: Any) -> bool:

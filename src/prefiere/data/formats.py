@@ -23,7 +23,7 @@ from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
 from prefiere.data.layouts.columns import Layout, Native, under_system
 from prefiere.data.layouts.detect import KNOWN, Detected, check_columns, decided, detect, remap
-from prefiere.data.layouts.names import SEEN_OR_HEARD, renamed
+from prefiere.data.layouts.names import SEEN_OR_HEARD, SYSTEM, renamed
 from prefiere.data.layouts.unread import Asked, holds_something, refuse_a_guess
 from prefiere.data.messages import decoded
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
@@ -153,7 +153,9 @@ class Records(Generic[R]):
         """A row under the names that layouts know, with messages that were written as text decoded."""
         if isinstance(row, BadRow):
             raise row
-        row = remap(decoded(row), self._columns)
+        row = decoded(row)
+        if self._columns:
+            row = remap(row, self._columns)
         names = self._shapes.get(shape := tuple(row))
         if names is None:
             names = self._shapes[shape] = renamed(shape, KNOWN)
@@ -222,7 +224,8 @@ class Records(Generic[R]):
                     if (shape := tuple(row)) not in shapes:
                         shapes.add(shape)
                         self._account(layout, row)
-                    self._of_rows.check(row)
+                    if self._of_rows.split is not None:
+                        self._of_rows.check(row)
                     for native in _parse(layout, row, note):
                         made = convert.records(native, self.kind, pairs_per_prompt=self._pairs_per_prompt, note=note)
                         for record in made:
@@ -255,13 +258,15 @@ def _parse(layout: Layout, row: Mapping[str, Any], note: Callable[[str], None]) 
             detail = "the example holds something to see or hear, which is not read; it is left out"
             raise BadRow(column, f"{column} not read", detail, content=True)
     try:
+        if _SYSTEMS.isdisjoint(row):
+            return list(layout.parse(row))
         return [under_system(native, row, note) for native in layout.parse(row)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         detail = f"the values are not shaped as in layout {layout.name} ({type(e).__name__}: {e})"
         raise BadRow(", ".join(layout.fields) or "row", "unexpected shape", detail) from e
 
 
-_TO_PERCEIVE = frozenset(SEEN_OR_HEARD)
+_TO_PERCEIVE, _SYSTEMS = frozenset(SEEN_OR_HEARD), frozenset(SYSTEM)
 
 
 def _is_there(value: Any) -> bool:

@@ -53,9 +53,6 @@ class Layout:
 Context: TypeAlias = Callable[[RowMap], Text | None]
 
 
-_SYSTEMS = frozenset(SYSTEM)
-
-
 def system_of(row: RowMap) -> str | None:
     """The row's system message, under any of its names."""
     said = next((row[k] for k in SYSTEM if row.get(k)), None)
