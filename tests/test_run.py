@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from prefiere.run import Run, Stop, StopKind
+from prefiere.run import Run, RunError, Stop, StopKind
 
 
 @pytest.mark.parametrize("kind", get_args(StopKind))
@@ -61,3 +61,10 @@ def test_what_follows_from_a_kind() -> None:
     assert {k for k, s in said.items() if s.finished} == {"early"}
     assert {k for k, s in said.items() if s.usable} == {"early", "kl_budget"}
     assert {k for k, s in said.items() if s.guarded} == {"degenerate", "exploited", "kl_budget"}
+
+
+def test_a_status_whose_step_is_no_number_is_damaged(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    (run.folder / "status.json").write_text('{"state": "running", "step": {"a": 1}}')
+    with pytest.raises(RunError, match=r"status\.json is damaged: step is no number"):
+        _ = run.status

@@ -217,7 +217,11 @@ class Run:
         ``state`` (running, finished, stopped, failed), ``step``, ``total_steps``, ``seconds``; ``reason``, a sentence
         on why it ended; ``stop``, why it ended before its last step: ``kind`` and ``text`` of a `Stop`, or None.
         """
-        return self._read_json("status.json")
+        found = self._read_json("status.json")
+        for name in ("step", "total_steps", "seconds"):
+            if not isinstance(found.get(name), int | float | None):
+                raise RunError(f"{self.folder / 'status.json'} is damaged: {name} is no number. Restore it.")
+        return found
 
     @status.setter
     def status(self, data: Mapping[str, Any]) -> None:

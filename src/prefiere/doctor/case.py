@@ -99,7 +99,7 @@ class Case:
 
     @property
     def has_reference(self) -> bool:
-        return self.family == "preference" and self.recipe.get("loss_type", "sigmoid") in NEEDS_REFERENCE
+        return self.family == "preference" and str(self.recipe.get("loss_type", "sigmoid")) in NEEDS_REFERENCE
 
     @property
     def steps(self) -> int:
