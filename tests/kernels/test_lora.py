@@ -222,3 +222,20 @@ def test_packed_weights(tmp_path, used) -> None:
     for mine, theirs in zip(run(), expected, strict=True):
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
     assert len(used) == 4
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_an_output_may_be_changed_in_place(onednn) -> None:
+    """As OLMo's clip_qkv and AdaLoRA do: the gradient is that of a clamp out of place."""
+    model, x = adapted()
+    layer = model.base_model.model.up
+    layer(x).clamp(-0.5, 0.5).square().sum().backward()
+    expected = {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}
+    layer.zero_grad()
+    route(model)
+    use_onednn(model, onednn)
+    layer(x).clamp_(-0.5, 0.5).square().sum().backward()
+    assert expected
+    for n, p in layer.named_parameters():
+        if n in expected:
+            torch.testing.assert_close(p.grad, expected[n])

@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 import runs
 import tiny
 from prefiere.console import Display
+from prefiere.kernels.linear import products_of
 from prefiere.launch import launch
 from prefiere.models.adapter import Adapter
 from prefiere.models.check import trial
 from prefiere.models.check.trial import try_policy
 from prefiere.models.load import fingerprint, load_model, load_policy
 from prefiere.models.source import ModelError, find_model
+from prefiere.plan.choices import Choice
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.sample.plain import way_of
@@ -187,3 +189,18 @@ def test_a_model_to_sample_from_is_tried_out_too(tmp_path) -> None:
     with pytest.raises(ModelError, match=r"m: its logits are not finite; its weight model\.norm\.weight is not"):
         load_model(find_model(tmp_path / "m"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m") is not None
+
+
+@pytest.mark.parametrize("library", ["onednn", "default"])
+def test_a_reward_model_beside_the_trunk_runs_through_the_run_s_library(tmp_path, monkeypatch, library) -> None:
+    runs.ragged_folder(tmp_path / "model", chat=False)
+    runs.prompts_file(tmp_path / "prompts.txt")
+    judged = runs.settings(
+        tmp_path, runs.Reward, data=str(runs.pairs_file(tmp_path / "pairs.jsonl")), max_steps=1, eval_size=0,
+        out=str(tmp_path / "judge"),
+    )  # fmt: skip
+    launch(judged, display=Display(quiet=True))
+    monkeypatch.setattr("prefiere.train.setup.choose_products", lambda *_: Choice("fp32_products", library, "as asked"))
+    made = runs.policy_session(tmp_path, data=str(tmp_path / "prompts.txt"), reward=str(tmp_path / "judge"))
+    (model,) = made.reward.scorers.values()
+    assert products_of(model.trunk.lm).onednn == products_of(made.trunk.lm).onednn == (library == "onednn")
