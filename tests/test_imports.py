@@ -33,7 +33,7 @@ MAY: dict[str, set[str]] = {
     "tokens": {"files", "cache", "data"},
     "kernels": {"objectives", "tokens"},
     "sample": {"kernels", "tokens"},
-    "models": {"kernels", "sample", "tokens", "data", "objectives", "files", "cache"},
+    "models": {"kernels", "sample", "tokens", "data", "objectives", "files", "cache", "run", "untrusted"},
     "evaluate": {"models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "plan": {"evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "train": {"plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},

@@ -171,7 +171,7 @@ def _prepare(settings: Settings, run: Run, fresh: bool, world: World, display: D
     settings, before, finished = world.broadcast((settings, before, finished))
     if finished:
         return Prepared(run, world, display, before, None)
-    recorded = {c["name"]: c["value"] for c in (before or {}).get("choices", [])}
+    recorded = run.choices if before is not None else {}
     plan = resolve(settings, Device.of(world.device), recorded)
     session = build_session(plan, run, display, world=world)
     if before:

@@ -180,7 +180,7 @@ def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:
         raise RecipeError(f"{path}: not a recipe: {e}.") from e
     except yaml.YAMLError as e:
         line = f":{e.problem_mark.line + 1}" if isinstance(e, yaml.MarkedYAMLError) and e.problem_mark else ""
-        problem = e.problem if isinstance(e, yaml.MarkedYAMLError) else str(e)
+        problem = e.problem if isinstance(e, yaml.MarkedYAMLError) else " ".join(str(e).split())
         raise RecipeError(f"{path}{line}: not valid YAML: {problem}.") from e
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 import yaml
@@ -173,6 +174,14 @@ class Run:
         except UnreadableFile as e:
             raise RunError(f"{e} Restore it, or start over with --fresh.") from e
 
+    def _shaped(self, name: str, kinds: Mapping[str, type]) -> dict[str, Any]:
+        """A record whose parts have these kinds, where they are there. Raises RunError for one of another."""
+        found = self._read_json(name)
+        for key, kind in kinds.items():
+            if not isinstance(found.get(key, kind()), kind | NoneType):
+                raise RunError(f"{self.folder / name} is damaged: {key} is not as a run writes it. Restore it.")
+        return found
+
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
         text = json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with self.writing():
@@ -196,15 +205,23 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        return self._read_json("environment.json")
+        """Versions, hardware, the plan, and each choice that was made for the user, with its reason."""
+        return self._shaped("environment.json", {"choices": list, "versions": dict, "plan": dict})
 
     @environment.setter
     def environment(self, data: Mapping[str, Any]) -> None:
         self._write_json("environment.json", data)
 
     @property
+    def choices(self) -> dict[str, Any]:
+        """What was chosen for the user, by name."""
+        made = self.environment.get("choices", [])
+        return {str(c["name"]): c.get("value") for c in made if isinstance(c, dict) and "name" in c}
+
+    @property
     def data(self) -> dict[str, Any]:
-        return self._read_json("data.json")
+        """What was read, dropped, truncated."""
+        return self._shaped("data.json", {"train": dict, "eval": dict, "eval_sources": list})
 
     @data.setter
     def data(self, data: Mapping[str, Any]) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from transformers import AutoConfig
 
 from prefiere.console import Display
 from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, card_of, here, processor
 from prefiere.estimate.simulate import Simulation, cache, simulate
 from prefiere.estimate.workload import ROWS_AT_ONCE, Workload, longest, workload
-from prefiere.models.source import Source
+from prefiere.models.source import Source, config_of
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.sample.packed_weights import SHARE_FOR_COPIES
@@ -93,7 +92,7 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
 
 
 def _vocabulary(work: Workload) -> int:
-    config = AutoConfig.from_pretrained(work.plan.policy.base, trust_remote_code=work.plan.policy.trust)
+    config = config_of(work.plan.policy)
     return int(config.get_text_config().vocab_size)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
@@ -22,7 +22,7 @@ from prefiere.models.classifier import decodes, install_head, scoring_config
 from prefiere.models.load import base_scheme
 from prefiere.models.quantize import Scheme
 from prefiere.models.score_head import EncoderTrunk, Head, head_of
-from prefiere.models.source import Source, explain
+from prefiere.models.source import Source, config_of, readable
 from prefiere.models.trunk import CRITIC, POLICY, REFERENCE, REWARD, Trunk, role_of
 from prefiere.plan.plan import Plan
 
@@ -124,16 +124,13 @@ def _base(
     """The model under all adapters, and the name of its score head where it ``scores``."""
     attention.register()
     scheme = base_scheme(source)
-    try:
-        shape = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
-        if scores:
-            shape.num_labels = 1
-        kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-        dtype = compute if adapted or (scheme and not scores) else torch.float32
-        with torch.device("meta"):
-            base: PreTrainedModel = kind.from_config(shape, trust_remote_code=source.trust, dtype=dtype)
-    except (OSError, ValueError) as e:
-        raise explain(source.base, e) from e
+    shape = config_of(source)
+    if scores:
+        shape.num_labels = 1
+    kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    dtype = compute if adapted or (scheme and not scores) else torch.float32
+    with readable(source.base), torch.device("meta"):
+        base: PreTrainedModel = kind.from_config(shape, trust_remote_code=source.trust, dtype=dtype)
     with torch.device("meta"):
         head = install_head(base, source) if scores else ""
         if packed and not (scores and not decodes(base)):

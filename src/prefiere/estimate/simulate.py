@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig
 
 from prefiere.estimate.counter import CostCounter
 from prefiere.estimate.meta_model import bytes_of, materialise, meta_scorer, meta_trunk
 from prefiere.estimate.workload import ROWS_AT_ONCE, Workload
+from prefiere.models.source import config_of
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
 from prefiere.plan.plan import Plan
 from prefiere.sample.kv_cache import alike
@@ -117,7 +117,7 @@ def _laid_out(trunk: Trunk, compute: torch.dtype) -> int:
 def cache(work: Workload) -> int:
     """Bytes of keys and values of all rows, with a layer that is copied; and of a step's logits and probabilities."""
     plan = work.plan
-    config = AutoConfig.from_pretrained(plan.policy.base, trust_remote_code=plan.policy.trust).get_text_config()
+    config = config_of(plan.policy).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     columns = max(work.prompts, default=0) + plan.settings.max_new_tokens

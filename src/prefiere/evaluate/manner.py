@@ -19,7 +19,7 @@ def manner_of(model: str | Path, template_kwargs: Mapping[str, Any] | None = Non
     made: Manner = {}
     if (Path(model) / "recipe.yaml").is_file():
         run = Run.open(model)
-        day = next((c["value"] for c in run.environment.get("choices", []) if c["name"] == "template_date"), None)
+        day = run.choices.get("template_date")
         made = {
             "template": run.recipe.get("template", "auto"),
             "template_kwargs": run.recipe.get("template_kwargs"),

@@ -113,7 +113,7 @@ def implicit_rewards(
     if loss is None or loss.per != "pair":
         raise RunError(f"{run.folder} was not trained on pairs: score its answers with logps.")
     policy, start = find_model(run.folder), find_model(recipe["model"])
-    chosen = {c["name"]: c["value"] for c in run.environment.get("choices", [])}
+    chosen = run.choices
     dtype: torch.dtype = getattr(torch, chosen.get("dtype", "float32"))
     reading: Any = {k: recipe[k] for k in (*LIMITS, "on_bad") if k in recipe} | manner_of(run.folder)
     store, account = _read(policy, data, reading)

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefiere.models.source import ModelError
+from prefiere.models.source import ModelError, adapter_config
 
 NAME_THEM = " Name the layers that take an adapter, such as lora_target_modules=[q_proj,v_proj]."
 """Said where an adapter on all linear layers fails."""
@@ -45,10 +45,7 @@ class Adapter:
     def saved(cls, folder: str) -> Adapter:
         """The configuration of an adapter that exists, in a folder or on the hub. Raises ModelError where it cannot be
         read."""
-        try:
-            found = cls(PeftConfig.from_pretrained(folder))
-        except (OSError, ValueError, TypeError) as e:
-            raise ModelError(f"{folder}: its adapter_config.json cannot be read ({str(e).splitlines()[0]}).") from e
+        found = cls(adapter_config(folder))
         if found.biases != "none":
             raise ModelError(
                 f"{folder}: it has trained biases of its base (bias={found.biases}), so that no reference is left: "

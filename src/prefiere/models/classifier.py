@@ -24,7 +24,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from prefiere.kernels import attention
@@ -34,7 +34,7 @@ from prefiere.models.adapter import Adapter, make_room
 from prefiere.models.check.rows import probe
 from prefiere.models.load import loaded
 from prefiere.models.score_head import KEY, SAVED, EncoderTrunk, Head, Normalisation, head_of, rescale
-from prefiere.models.source import ModelError, Source, explain, positions
+from prefiere.models.source import ModelError, Source, adapter_config, config_of, positions, readable
 from prefiere.models.trunk import POLICY, Trunk, activate
 from prefiere.tokens.pack import PackedBatch
 
@@ -44,8 +44,8 @@ from prefiere.tokens.pack import PackedBatch
 def is_classifier(source: Source) -> bool:
     """Whether a folder holds a score head already. Raises ModelError for one with several labels."""
     if source.adapter:
-        return str(PeftConfig.from_pretrained(source.adapter).task_type) in ("SEQ_CLS", "TaskType.SEQ_CLS")
-    config = _config(source)
+        return str(adapter_config(source.adapter).task_type) in ("SEQ_CLS", "TaskType.SEQ_CLS")
+    config = config_of(source)
     if not any(a.endswith("ForSequenceClassification") for a in config.architectures or []):
         return False
     if config.num_labels != 1:
@@ -53,28 +53,18 @@ def is_classifier(source: Source) -> bool:
     return True
 
 
-def _config(source: Source) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
-    except (OSError, ValueError) as e:
-        raise explain(source.base, e) from e
-
-
 def _one_label(source: Source) -> Any:
-    config = _config(source)
+    config = config_of(source)
     config.num_labels = 1
     return config
 
 
 def skeleton(source: Source) -> PreTrainedModel:
     """The model without its weights: its shape. Raises ModelError where transformers has no classifier of its kind."""
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-                _one_label(source), trust_remote_code=source.trust
-            )
-    except (OSError, ValueError) as e:
-        raise explain(source.base, e) from e
+    with readable(source.base), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            _one_label(source), trust_remote_code=source.trust
+        )
     return model
 
 
@@ -104,7 +94,7 @@ def normalisation(source: Source) -> Normalisation | None:
         path = Path(source.adapter) / SAVED
         saved = json.loads(path.read_text()) if path.is_file() else None
     else:
-        saved = getattr(_config(source), KEY, None)
+        saved = getattr(config_of(source), KEY, None)
     return Normalisation(**saved) if saved else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.files import atomic_folder
 from prefiere.kernels.memory import within_memory
@@ -18,7 +18,7 @@ from prefiere.models.configuration import published, save_whole
 from prefiere.models.load import base_scheme, load_model, load_tokenizer, without_bars
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import ModelError, Source
+from prefiere.models.source import ModelError, Source, config_of
 from prefiere.models.trunk import Trunk, role_of
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
@@ -132,7 +132,7 @@ def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bo
     if not merged:
         return model
     if quantized:
-        said = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).dtype
+        said = config_of(source).dtype
         dtype = said if said in (torch.float16, torch.bfloat16) else torch.bfloat16
         dense = dequantize(load_model(replace(source, adapter=None)), torch.float32)
         model = PeftModel.from_pretrained(dense, str(source.adapter)).merge_and_unload().to(dtype)  # rounded once

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, load_peft_weights
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -32,7 +30,7 @@ from prefiere.models.check.trial import running, try_policy
 from prefiere.models.check.weights import nothing_missing
 from prefiere.models.configuration import calm, no_dropout, remember
 from prefiere.models.reference import keep_start
-from prefiere.models.source import ModelError, Source, explain, writes_text
+from prefiere.models.source import ModelError, Source, adapter_weights, config_of, readable, writes_text
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate, role_of
 
 
@@ -50,23 +48,18 @@ def without_bars() -> Iterator[None]:
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ModelError where there is none."""
-    try:
+    with readable(source.tokenizer):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.tokenizer, trust_remote_code=source.trust
         )
-    except (OSError, ValueError) as e:
-        raise explain(source.tokenizer, e) from e
     return tokenizer
 
 
 def count_parameters(source: Source) -> int:
     """Parameters of the base model, without loading any weight."""
-    try:
-        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
-        with torch.device("meta"):  # shapes without memory; tied weights stay one
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust)
-    except (OSError, ValueError) as e:
-        raise explain(source.base, e) from e
+    config = config_of(source)
+    with readable(source.base), torch.device("meta"):  # shapes without memory; tied weights stay one
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust)
     return int(sum(p.numel() for p in model.parameters()))
 
 
@@ -74,11 +67,7 @@ def base_scheme(source: Source) -> quantize.Scheme | None:
     """How the base is held in few bits; None where it is dense. Raises ValueError for what cannot be trained."""
     if source.base.lower().endswith(".gguf"):
         raise ModelError(f"{source.base} is GGUF, which cannot be trained. {quantize.TRAINABLE}.")
-    try:
-        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
-    except (OSError, ValueError) as e:
-        raise explain(source.base, e) from e
-    return quantize.scheme(source.base, config, source.quantize)
+    return quantize.scheme(source.base, config_of(source), source.quantize)
 
 
 def loaded(
@@ -91,7 +80,7 @@ def loaded(
     attention.register()
     scheme = base_scheme(source)
     if "config" not in options:
-        options["config"] = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        options["config"] = config_of(source)
     said = calm(options["config"], source.base)
     if scheme is not None:
         stored, held = scheme.arguments(dtype)
@@ -99,18 +88,15 @@ def loaded(
         if stored is not None:
             options["config"].quantization_config = stored
     model: PreTrainedModel
-    try:
-        with without_bars():
-            model, info = kind.from_pretrained(
-                source.base,
-                dtype=dtype,
-                use_safetensors=None if source.trust else True,
-                trust_remote_code=source.trust,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
-        raise explain(source.base, e) from e
+    with readable(source.base), without_bars():
+        model, info = kind.from_pretrained(
+            source.base,
+            dtype=dtype,
+            use_safetensors=None if source.trust else True,
+            trust_remote_code=source.trust,
+            output_loading_info=True,
+            **options,
+        )
     nothing_missing(source.base, model, info, whole=kind is AutoModelForCausalLM)
     remember(model, said)
     if scheme is None:
@@ -191,11 +177,13 @@ def load_policy(
 
 
 def _with_adapter(base: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
+    weights = adapter_weights(folder)
     try:
-        make_room(base, load_peft_weights(folder, device="cpu"))
+        make_room(base, weights)
         return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, OSError) as e:
-        raise ModelError(f"{folder} does not fit its base: {str(e).splitlines()[-1].strip()}") from e
+    except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError) as e:
+        why = (str(e).strip() or repr(e)).splitlines()[-1].strip()
+        raise ModelError(f"{folder} does not fit its base: {why}") from e
 
 
 def _adapted(base: PreTrainedModel, adapter: Adapter, name: str) -> PeftModel:

@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +19,15 @@ from prefiere.models.classifier import decodes, ends, is_classifier, load_reward
 from prefiere.models.load import fingerprint, load_tokenizer
 from prefiere.models.measure import Budget, measure
 from prefiere.models.score_head import Head, Normalisation
-from prefiere.models.source import ModelError, Source, find_model, generation_config, positions
+from prefiere.models.source import (
+    ModelError,
+    Source,
+    adapter_config,
+    adapter_weights,
+    find_model,
+    generation_config,
+    positions,
+)
 from prefiere.models.trunk import POLICY, REWARD, Trunk, activate, role_of
 from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
@@ -225,8 +233,8 @@ def mount(trunk: Trunk, folder: str | Path, role: str = REWARD, *, trust: bool =
         raise ModelError(f"{folder} is not an adapter with a score head: only such a one shares the policy's base.")
     if not isinstance(trunk.model, PeftModel):
         raise ModelError(f"{folder} is an adapter, but the policy is not: it cannot share its base.")
-    config = copy.deepcopy(PeftConfig.from_pretrained(source.adapter))
-    saved = load_peft_weights(source.adapter, device=str(trunk.device))
+    config: Any = copy.deepcopy(adapter_config(source.adapter))
+    saved = adapter_weights(source.adapter, str(trunk.device))
     heads = {n: w for n, w in saved.items() if n.endswith(("score.weight", "score.bias"))}
     shared = {n for n, _ in trunk.model.named_parameters()}  # embeddings with a row for padding, which nothing reads
     layers = {n: w for n, w in saved.items() if n not in heads and n not in shared}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftConfig
+from peft.utils import load_peft_weights
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from prefiere.kernels.memory import OutOfMemory, out_of_memory
 from prefiere.models.weight_files import damaged_file
+from prefiere.run import Run
+from prefiere.untrusted import UnreadableFile, read_json
 
 PROMPT_LEARNING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "ADAPTION_PROMPT")
 """Kinds of adapters that put learnt vectors before the text."""
@@ -61,14 +68,17 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
     except (OSError, ValueError):  # not there, gated, or no network: loading the base says which, in full
         found = None
     if found is not None:
-        return Source(str(PeftConfig.from_pretrained(str(name)).base_model_name_or_path), str(name), trust)
+        return Source(str(adapter_config(str(name)).base_model_name_or_path), str(name), trust)
     return Source(str(name), None, trust)
 
 
 def _base_of(folder: Path) -> str:
     """The base that an adapter names. Raises ModelError, naming what to edit, where it names none that is usable."""
     file = folder / "adapter_config.json"
-    told = json.loads(file.read_text())
+    try:
+        told = read_json(file)
+    except UnreadableFile as e:
+        raise ModelError(f"{e} Download the adapter again.") from e
     base = str(told.get("base_model_name_or_path") or "")
     if not base:
         raise ModelError(f"{file} names no base model (base_model_name_or_path).")
@@ -96,12 +106,9 @@ def writes_text(source: Source) -> None:
     """Raise ModelError for a reward model where a language model is asked for, by its configuration alone."""
     name = source.adapter or source.base
     if source.adapter:
-        reward = str(PeftConfig.from_pretrained(source.adapter).task_type) in ("SEQ_CLS", "TaskType.SEQ_CLS")
+        reward = str(adapter_config(source.adapter).task_type) in ("SEQ_CLS", "TaskType.SEQ_CLS")
     else:
-        try:
-            config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
-        except (OSError, ValueError) as e:
-            raise explain(source.base, e) from e
+        config = config_of(source)
         reward = any(a.endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or [])
     if reward:
         raise ModelError(f"{name} is a reward model: it scores answers and writes none. Name a language model.")
@@ -109,9 +116,50 @@ def writes_text(source: Source) -> None:
 
 def _quantization_of_run(folder: Path) -> str:
     """How the base under a run's adapter was held in training, as the run has recorded it."""
-    record = folder / "environment.json"
-    choices = json.loads(record.read_text()).get("choices", []) if record.is_file() else []
-    return next((str(c["value"]) for c in choices if c["name"] == "quantization"), "none")
+    return str(Run(folder).choices.get("quantization", "none"))
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever a library raises while it reads the files of a model, as a ModelError of one line.
+
+    Those files may say anything, so anything may be raised; what is ours, and memory that ran out, passes.
+    """
+    try:
+        yield
+    except (ModelError, OutOfMemory):
+        raise
+    except Exception as e:
+        if out_of_memory(e):
+            raise
+        raise explain(name, e) from e
+
+
+def config_of(source: Source) -> Any:
+    """A model's configuration. Raises ModelError where it cannot be read."""
+    with readable(source.base):
+        return AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+
+
+def adapter_config(folder: str) -> PeftConfig:
+    """An adapter's configuration, in a folder or on the hub. Raises ModelError where it cannot be read."""
+    with readable(folder):
+        return PeftConfig.from_pretrained(folder)
+
+
+def adapter_weights(folder: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """An adapter's weights. Raises ModelError where they cannot be read, or are pickled."""
+    if (path := Path(folder)).is_dir():
+        if not (path / "adapter_model.safetensors").is_file():
+            raise ModelError(
+                f"{folder} has no adapter_model.safetensors. Pickled weights can run code and are refused: ask its "
+                "author to save it as safetensors."
+            )
+        if found := damaged_file(path):
+            raise ModelError(f"cannot load {folder}: {found}")
+    with readable(folder):
+        weights: dict[str, torch.Tensor] = load_peft_weights(folder, device=device)
+    return weights
 
 
 def explain(name: str, error: Exception) -> ModelError:
@@ -158,12 +206,12 @@ def generation_config(source: Source) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(source.base)
     except OSError:
-        config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        config = config_of(source)
         return GenerationConfig(eos_token_id=config.get_text_config().eos_token_id)
 
 
 def positions(source: Source) -> int | None:
     """The longest row that a model takes, in tokens; None where it sets no limit."""
-    config = AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust).get_text_config()
+    config = config_of(source).get_text_config()
     found = getattr(config, "max_position_embeddings", None)
     return found if found and found > 0 else None  # XLNet's is -1

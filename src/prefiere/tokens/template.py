@@ -19,8 +19,6 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import TemplateError
-
 from prefiere.data.schema import Message, Text
 from prefiere.tokens.dialect import CALLED, all_templates, dated, with_arguments
 from prefiere.tokens.rendered import format_of
@@ -203,7 +201,7 @@ class Renderer:
                 chat_template=self._dated(tools),
                 **self._kwargs,
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except Exception as error:  # a template is a program from elsewhere
             raise TemplateRefusal(re.sub(f"[{STAND_INS}]+", "...", str(error))) from error
         return str(text)
 
