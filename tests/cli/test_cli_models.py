@@ -85,7 +85,7 @@ def test_data_with_a_model_colours_what_is_scored(place: Path, monkeypatch: pyte
     shown = result("data", place / "pairs.jsonl", "--model", place / "model")
     assert shown["tokens"]["groups"] == 23
     assert "<|im_start|>user" in shown["examples"][0]
-    cut = result("data", place / "pairs.jsonl", "--model", place / "model", "max_length=8")
+    cut = result("data", place / "pairs.jsonl", "--model", place / "model", "max_length=12")
     assert cut["tokens"]["truncated_prompts"]["count"] == 23
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -564,6 +564,20 @@ def test_memory_that_runs_out_anywhere_is_one_line(tmp_path, monkeypatch, killed
     runs.assert_same_run(Run.open(tmp_path / "whole"), launch(going_on(tmp_path, killed_at_5), display=QUIET).run)
 
 
+def test_a_report_that_cannot_be_written_changes_no_end(tmp_path, monkeypatch) -> None:
+    """A disk that fills then: the run has finished, and what is missing is said."""
+    told: list[str] = []
+    display = Display(quiet=True)
+    monkeypatch.setattr(display, "say", told.append)
+
+    def full(run: Run) -> None:
+        raise OSError(28, "No space left on device", str(run.folder / "report.html"))
+
+    outcome = launch(runs.settings(tmp_path, max_steps=1), display=display, on_end=full)
+    assert outcome.run.status["state"] == "finished"
+    assert any("no report: " in line and "No space left on device" in line for line in told)
+
+
 def test_links_of_a_run_folder_are_not_followed(tmp_path, killed_at_5) -> None:
     """An archive may restore links: what they point to is neither written to, nor emptied, nor shown."""
     private = tmp_path / "private"
