@@ -117,6 +117,7 @@ def test_a_step_moves_policy_and_critic_and_nothing_else(four) -> None:
     assert not roles[REWARD]
 
 
+@pytest.mark.long
 def test_checkpointing_microbatches_and_processes_change_no_gradient(four) -> None:
     tmp, options = four
     whole = first_update(tmp, "ppo", **options)

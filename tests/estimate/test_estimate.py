@@ -98,6 +98,7 @@ def test_checkpointing_few_bits_and_small_batches_need_less(tmp_path) -> None:
     )
 
 
+@pytest.mark.long
 def test_changes_are_proposed_until_it_fits(tmp_path) -> None:
     w = work(tmp_path, lora=True)
     whole = estimate(w, CARDS["t4"]).memory.peak

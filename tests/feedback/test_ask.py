@@ -125,6 +125,7 @@ def test_questions_come_from_a_file_and_need_a_model(tmp_path):
     assert not (tmp_path / "v.db").exists()
 
 
+@pytest.mark.long
 def test_the_demos_model_answers_in_a_process_of_its_own():
     sampler = Sampler([sys.executable, "-m", "prefiere.cli.sampler", BASE])
     try:

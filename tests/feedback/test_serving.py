@@ -150,6 +150,7 @@ def test_ten_thousand_votes_of_twenty_people_survive_ten_kills(where, capsys):
         print(f"\n{where[:10]}: {n} votes, {rate}")
 
 
+@pytest.mark.long
 def test_links_and_addresses_are_said_once(tmp_path):
     where = str(tmp_path / "votes.db")
     server = Server(where, "--token", "--host", "127.0.0.1")
