@@ -46,6 +46,7 @@ def in_processes(tmp_path: Path, count: int) -> list[dict[str, object]]:
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
 
 
+@pytest.mark.long
 def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
     found = in_processes(tmp_path, 2)
     assert [(f["rank"], f["size"], f["main"], f["device"]) for f in found] == [

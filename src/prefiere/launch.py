@@ -221,7 +221,6 @@ def _record(session: Session, run: Run, before: dict[str, Any] | None) -> None:
     now = environment(session)
     if before is None:
         previous.put_aside(run.folder)
-        run.checkpoints.mkdir(exist_ok=True)
     elif (moved := _versions_moved(before, now)) and moved not in before.get("resumed", []):
         words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in moved.items())
         session.display.say(f"this run began with other versions ({words}): results agree to rounding, not bit for bit")

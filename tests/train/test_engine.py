@@ -119,6 +119,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     assert math.sqrt(sum(float(g.norm()) ** 2 for g in clipped.values())) == pytest.approx(norm / 4, rel=1e-3)
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = {name: step(engine(budget=150), *objective(name)) for name in ("sft", "sigmoid", "kto")}
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OUT": str(tmp_path)}

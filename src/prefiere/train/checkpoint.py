@@ -34,6 +34,7 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     random = engine.world.gather([{"cpu": torch.get_rng_state(), "cuda": cuda}])
     if engine.world.main:
+        folder.mkdir(exist_ok=True)
         with atomic_folder(final) as temporary:
             _fill(temporary, engine, random, {**state, "step": step})
     engine.world.barrier()
