@@ -68,3 +68,13 @@ def test_a_status_whose_step_is_no_number_is_damaged(tmp_path: Path) -> None:
     (run.folder / "status.json").write_text('{"state": "running", "step": {"a": 1}}')
     with pytest.raises(RunError, match=r"status\.json is damaged: step is no number"):
         _ = run.status
+
+
+def test_a_run_folder_holds_no_password(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    url = "postgresql://ana:hunter2@db.example:5432/votes#3"
+    run.recipe = {"data": url, "judge": ["http://x:hunter2@y/v1", "a:b"], "out": str(tmp_path)}
+    run.environment = {"command": f"prefiere dpo --data {url}", "plan": {"settings": {"data": url}}}
+    assert not [p for p in run.folder.iterdir() if b"hunter2" in p.read_bytes()]
+    assert run.recipe["data"] == "postgresql://ana:***@db.example:5432/votes#3"
+    assert run.recipe["judge"][1] == "a:b"

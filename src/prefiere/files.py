@@ -196,3 +196,17 @@ def visible(text: str) -> str:
     That cannot be mistaken for what somebody wrote, as ``\\x1b`` can.
     """
     return _UNSAFE.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", text)
+
+
+_PASSWORD = re.compile(r"(\w+://[^\s/:@]*:)[^\s/@]+@")
+
+
+def without_passwords(value: Any) -> Any:
+    """Plain values in which no URL holds a password: ``postgresql://ana:***@host/votes``."""
+    if isinstance(value, str):
+        return _PASSWORD.sub(r"\1***@", value)
+    if isinstance(value, Mapping):
+        return {k: without_passwords(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_passwords(v) for v in value]
+    return value

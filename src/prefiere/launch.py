@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from prefiere.console import Display
 from prefiere.data.sources import is_votes
-from prefiere.files import clean
+from prefiere.files import clean, without_passwords
 from prefiere.kernels.memory import within_memory
 from prefiere.methods import METHODS
 from prefiere.plan.device import Device
@@ -73,8 +73,10 @@ def as_begun(run: Run, settings: Settings) -> Settings:
     """
     if "#" in settings.data or not is_votes(settings.data) or not (run.folder / "recipe.yaml").is_file():
         return settings
-    began = str(run.recipe.get("data"))
-    return settings.model_copy(update={"data": began}) if began.startswith(f"{settings.data}#") else settings
+    began, recorded = str(run.recipe.get("data")), without_passwords(settings.data)
+    if not began.startswith(f"{recorded}#"):
+        return settings
+    return settings.model_copy(update={"data": settings.data + began.removeprefix(recorded)})
 
 
 def with_snapshot(settings: Settings) -> Settings:
@@ -96,7 +98,7 @@ def begun(run: Run, settings: Settings) -> dict[str, Any] | None:
         return None
     if not holds_rows(run.folder / "metrics.jsonl") and not any(run.checkpoints.glob("step-*")):
         return None
-    keys = changed(run.recipe, settings.model_dump())
+    keys = changed(run.recipe, without_passwords(settings.model_dump()))
     if keys:
         raise RunError(
             f"{run.folder} was started with other settings ({', '.join(keys)}). "
@@ -199,7 +201,7 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
             _record(loop.session, run, prepared.before)
             loop.begin()
         world.barrier()
-        world.start_trackers(loop.settings.model_dump())
+        world.start_trackers(without_passwords(loop.settings.model_dump()))
         with contextlib.closing(loop.session.rollouts):
             with within_memory("training", _TRAINING):
                 stop = loop.run()

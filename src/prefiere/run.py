@@ -30,7 +30,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 
 from prefiere import untrusted
-from prefiere.files import leads_out, write_text
+from prefiere.files import leads_out, without_passwords, write_text
 from prefiere.untrusted import UnreadableFile
 
 
@@ -183,7 +183,7 @@ class Run:
         return found
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        text = json.dumps(_clean(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(without_passwords(_clean(data)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with self.writing():
             write_text(self.folder / name, text)
 
@@ -199,7 +199,7 @@ class Run:
 
     @recipe.setter
     def recipe(self, settings: Mapping[str, Any]) -> None:
-        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(without_passwords(settings), sort_keys=False, allow_unicode=True)
         with self.writing():
             write_text(self.folder / "recipe.yaml", text)
 
