@@ -72,3 +72,25 @@ def test_errors_are_shown_in_one_harmless_line(error: Exception) -> None:
     if isinstance(error, OSError):
         assert found.exit_code == 2
         assert "error: a⟨U+001B⟩b: No such\n" in found.output
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a pipe that nobody reads."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error")])
+def test_a_command_goes_on_when_nobody_reads_what_it_says(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``prefiere dpo 2>&1 | tee log`` and Ctrl-C end tee as well; ssh may drop. Training is not over for that."""
+    monkeypatch.setattr("sys.stderr", Gone(error))
+    display = Display()
+    display.say("stopping after this update")
+    with display.stage("training", 2) as advance:
+        advance(1, note="loss 0.5")
+    display.say("saved")

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import runs
 from prefiere.api import train
 from prefiere.cli.main import app
+from prefiere.files import seal
 from prefiere.settings import Reward
 
 ESCAPE = "\x1b]0;owned\x07"
@@ -158,6 +159,7 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "a model type that moves the cursor": rewrite("model/config.json", lambda c: c | {"model_type": ESCAPE}),
     "shards outside": text("model/model.safetensors.index.json",
                            json.dumps({"weight_map": {"a": "../../secret.json"}, "metadata": {}})),
+    "a generation configuration that is a list": text("model/generation_config.json", "[]"),
     "a tokenizer that is no JSON": text("model/tokenizer.json", "{"),
     "a template that asks for the class of things": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     "a template that never ends": template("{% for i in range(10**9) %}{% endfor %}x"),
@@ -228,6 +230,38 @@ def test_a_run_from_a_stranger(place: Path, kind: str) -> None:
         harmless(place, *command)
     if (place / "report.html").exists():
         assert SECRET not in (place / "report.html").read_text()
+
+
+def resealed(folder: Path) -> None:
+    """As whoever sends a checkpoint can make it look whole."""
+    (folder / "manifest.json").unlink()
+    seal(folder)
+
+
+CHECKPOINTS: dict[str, Callable[[Path], object]] = {
+    "a pickle for an optimizer": lambda p: (p / "optimizer.pt").write_bytes(pickle.dumps({"optimizer": Bomb()})),
+    "a state that is a list": lambda p: (p / "state.json").write_text("[]"),
+    "a state that is empty": lambda p: (p / "state.json").write_text("{}"),
+    "random numbers that are a pickle": lambda p: (p / "rng-0.pt").write_bytes(pickle.dumps(Bomb())),
+    "weights of another model": lambda p: save_file({"x": torch.zeros(2)}, p / "trained.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_checkpoint_from_a_stranger_that_looks_whole(place: Path, base: Path, kind: str) -> None:
+    """Somebody is sent a run and asked to go on with it."""
+    run = place / "sent" / "run"
+    newest = max((run / "checkpoints").glob("step-*"))
+    CHECKPOINTS[kind](newest)
+    resealed(newest)
+    shutil.rmtree(run / "model")
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "stopped"}))
+    said = harmless(place, "dpo", str(run / "recipe.yaml"), "--out", "sent/run")
+    assert "error: " in said
+    for name, content in {"status.json": '{"state": "finished"}', "environment.json": '{"rewards": [1]}'}.items():
+        (run / name).write_text(content)
+        harmless(place, "dpo", str(run / "recipe.yaml"), "--out", "sent/run")
 
 
 REWARDS: dict[str, Callable[[Path], None]] = {

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from prefiere.files import without_passwords
 from prefiere.run import Run, RunError, Stop, StopKind
 
 
@@ -78,3 +79,17 @@ def test_a_run_folder_holds_no_password(tmp_path: Path) -> None:
     assert not [p for p in run.folder.iterdir() if b"hunter2" in p.read_bytes()]
     assert run.recipe["data"] == "postgresql://ana:***@db.example:5432/votes#3"
     assert run.recipe["judge"][1] == "a:b"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ana:s3/cr:et@h/v", "postgresql://ana:***@h/v"),
+        ("postgresql://h/v?user=ana&password=s3cret", "postgresql://h/v?user=ana&password=***"),
+        ("http://localhost:8000/v1#a@b", "http://localhost:8000/v1#a@b"),
+        ("¿Qué es un perro? a:b@c", "¿Qué es un perro? a:b@c"),
+        ("x" * 200_000, "x" * 200_000),
+    ],
+)
+def test_which_part_is_a_password(url: str, shown: str) -> None:
+    assert without_passwords(url) == shown

@@ -43,6 +43,20 @@ class Terminal(Console):
     a title or reorder others is spelt out; what rich itself sends to the terminal passes.
     """
 
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: a command that writes results ends, what is said besides goes unsaid."""
+        if not self.stderr:
+            super().on_broken_pipe()
+        self.quiet = True
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        except OSError:  # the terminal is gone, and with it whoever would read this
+            if not self.stderr:
+                raise
+            self.quiet = True
+
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich prints. Text is made visible first: rich drops some characters without a word."""
         super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)

@@ -161,6 +161,8 @@ def _delete(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make the contents of a file, or the names in a folder, survive a power cut."""
+    if os.name == "nt":  # Windows syncs no folder, and a file only where it may be written to
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,13 +200,19 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", text)
 
 
-_PASSWORD = re.compile(r"(\w+://[^\s/:@]*:)[^\s/@]+@")
+_PASSWORDS = (
+    (re.compile(r"\b(postgres(?:ql)?://[^\s/:@]*:)[^\s@]+@"), r"\1***@"),
+    (re.compile(r"\b(\w+://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"),
+    (re.compile(r"([?&]password=)[^&\s#]+"), r"\1***"),
+)
 
 
 def without_passwords(value: Any) -> Any:
     """Plain values in which no URL holds a password: ``postgresql://ana:***@host/votes``."""
     if isinstance(value, str):
-        return _PASSWORD.sub(r"\1***@", value)
+        for pattern, shown in _PASSWORDS:
+            value = pattern.sub(shown, value)
+        return value
     if isinstance(value, Mapping):
         return {k: without_passwords(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -49,21 +49,43 @@ _TRAINING = (
 def claim(out: str | Path) -> tuple[Run, FileLock]:
     """The run folder, locked. Raises RunError where something else lies there, or another process trains there."""
     folder = Path(out)
-    if folder.is_dir() and not (folder / "recipe.yaml").is_file():
-        known = (*previous.LOGS, *previous.FOLDERS, "cache")
-        strangers = sorted(p.name for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
-        if strangers:
-            raise RunError(f"{folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
+    if strangers := _strangers(folder):
+        raise RunError(f"{folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
     run = Run.create(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{folder} is being trained by another process. Wait, or choose another --out.") from None
-    for messy in (folder, run.checkpoints):
-        clean(messy)
-    previous.put_back(folder)
+    try:
+        for messy in (folder, run.checkpoints):
+            clean(messy)
+        previous.put_back(folder)
+    except BaseException:
+        lock.release()
+        raise
     return run, lock
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What lies in a folder that is no run. A run that died before it began leaves two records and no checkpoint."""
+    if not folder.is_dir() or (folder / "recipe.yaml").is_file():
+        return []
+    empty = {"checkpoints"} if not any((folder / "checkpoints").glob("*")) else set()
+    known = {"data.json", "environment.json", "cache", *empty}
+    return sorted(p.name for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
+
+
+def reads_itself(settings: Settings) -> None:
+    """Raise RunError where a model or data that the run reads lies in the folder that it writes."""
+    out = Path(settings.out).resolve()
+    rewards = getattr(settings, "reward", None) or []
+    named = {"model": settings.model, "data": settings.data, "eval_data": getattr(settings, "eval_data", None)}
+    named["judge"] = settings.judge
+    named |= {f"reward {i}": r for i, r in enumerate([rewards] if isinstance(rewards, str) else rewards)}
+    for key, name in named.items():
+        if name and Path(name).exists() and Path(name).resolve().is_relative_to(out):
+            raise RunError(f"{key.split()[0]}: {name} lies in the folder that the run writes to. Choose another --out.")
 
 
 def as_begun(run: Run, settings: Settings) -> Settings:
@@ -96,7 +118,8 @@ def begun(run: Run, settings: Settings) -> dict[str, Any] | None:
     """
     if not (run.folder / "recipe.yaml").is_file():
         return None
-    if not holds_rows(run.folder / "metrics.jsonl") and not any(run.checkpoints.glob("step-*")):
+    logged = holds_rows(run.folder / "metrics.jsonl") or any(run.checkpoints.glob("step-*"))
+    if not logged and not run.model.is_dir() and run.status.get("state") != "finished":
         return None
     keys = changed(run.recipe, without_passwords(settings.model_dump()))
     if keys:
@@ -125,6 +148,7 @@ def launch(
     if not world.main:
         display = Display(quiet=True)
         return _train(_prepare(settings, Run(settings.out), fresh, world, display), lambda run: None)
+    reads_itself(settings)
     there = next(p for p in (Path(settings.out), *Path(settings.out).parents) if p.exists())
     run, lock = claim(settings.out)
     with Ending(), contextlib.ExitStack() as held:
@@ -142,8 +166,8 @@ def _leave_as_it_was(folder: Path, there: Path) -> None:
     """Remove the folder that was made for a run which was refused, with the parents that it needed."""
     if folder == there:
         return
-    (folder / ".lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+        (folder / ".lock").unlink(missing_ok=True)
         for made in (folder, *folder.parents):
             if made == there:
                 break
@@ -192,7 +216,7 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
     """Write the run's records, train, and leave the folder in order."""
     run, world, loop = prepared.run, prepared.world, prepared.loop
     if loop is None:
-        prepared.display.say(f"{run.folder} has finished already ({run.status['step']} steps); --fresh starts over")
+        prepared.display.say(f"{run.folder} has finished already ({run.status.get('step')} steps); --fresh starts over")
         if world.main:
             _report(prepared, on_end)
         return Outcome(run, already=True)
@@ -245,6 +269,8 @@ def _record_failure(run: Run, error: BaseException) -> bool:
     with contextlib.suppress(OSError, RunError):  # the disk may be full: what went wrong is raised all the same
         if previous.put_back(run.folder):
             return False
+        if run.status.get("state") == "finished":  # what failed came after: a tracker, another process
+            return True
         stop = Stop("interrupted", "interrupted") if stopped else None
         ended = {"reason": stop.text if stop else str(error), "stop": asdict(stop) if stop else None}
         run.status = {**run.status, "state": "stopped" if stopped else "failed", **ended}
@@ -255,8 +281,8 @@ def _report(prepared: Prepared, on_end: Callable[[Run], None]) -> None:
     """What is done at every end. What goes wrong there is said; it does not change how the run ended."""
     try:
         on_end(prepared.run)
-    except (OSError, ValueError) as e:
-        prepared.display.say(f"no report: {e}. `prefiere report` writes it.")
+    except Exception as e:
+        prepared.display.say(f"no report: {type(e).__name__}: {e}. `prefiere report` writes it.")
 
 
 def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:

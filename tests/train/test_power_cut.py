@@ -18,7 +18,7 @@ from prefiere.console import Display
 from prefiere.launch import launch
 from prefiere.run import Run
 from prefiere.settings import DPO
-from prefiere.train import logs
+from prefiere.train import logs, previous
 
 QUIET = Display(quiet=True)
 
@@ -118,6 +118,33 @@ def test_a_finished_run_is_on_the_disk(uninterrupted: tuple[Path, int]) -> None:
 def test_a_power_cut_loses_nothing_that_counts(tmp_path: Path, uninterrupted: tuple[Path, int], share: float) -> None:
     base, syncs = uninterrupted
     cut_and_go_on(tmp_path, base, int(share * syncs))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_a_power_cut_in_a_fresh_start_leaves_the_old_run_or_the_new_one(
+    tmp_path: Path, uninterrupted: tuple[Path, int], share: float
+) -> None:
+    base, syncs = uninterrupted
+    shutil.copytree(base / "whole", tmp_path / "run")
+    disk = Disk(tmp_path / "run", None)
+    for path in sorted((tmp_path / "run").rglob("*"), reverse=True):
+        disk.sync(path)
+    disk.sync(tmp_path / "run")
+    disk.cut = disk.synced + int(share * syncs)
+    new = settings(tmp_path, base, tmp_path / "run").model_copy(update={"beta": 0.7})
+    with pytest.MonkeyPatch.context() as m:
+        for module in (files, logs, previous):
+            m.setattr(module, "sync", disk.sync)
+        with pytest.raises(PowerCut):
+            launch(new, fresh=True, display=QUIET)
+    disk.after_the_cut(tmp_path / "after")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "after").rename(tmp_path / "run")
+    if any(p.name == ".previous" for p in (tmp_path / "run").iterdir()) or Run(tmp_path / "run").recipe["beta"] != 0.7:
+        assert launch(settings(tmp_path, base, tmp_path / "run"), display=QUIET).already
+        runs.assert_same_run(Run.open(base / "whole"), Run.open(tmp_path / "run"))
+    else:
+        assert any((tmp_path / "run" / "checkpoints").glob("step-*")), "the old run went before the new one had any"
 
 
 @pytest.mark.slow

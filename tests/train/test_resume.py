@@ -23,7 +23,7 @@ from prefiere.run import Run, RunError, Stop
 from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop, previous
 from prefiere.train.engine import Engine, TrainingError
-from prefiere.train.interrupt import resume_command
+from prefiere.train.interrupt import Ending, Interrupt, resume_command
 
 QUIET = Display(quiet=True)
 
@@ -576,6 +576,65 @@ def test_a_report_that_cannot_be_written_changes_no_end(tmp_path, monkeypatch) -
     outcome = launch(runs.settings(tmp_path, max_steps=1), display=display, on_end=full)
     assert outcome.run.status["state"] == "finished"
     assert any("no report: " in line and "No space left on device" in line for line in told)
+
+
+def test_what_another_trainer_left_is_no_run_of_ours(tmp_path) -> None:
+    """The names are ours, the things are not: nothing of them is taken over."""
+    work = tmp_path / "work"
+    runs.model_folder(work / "model")
+    (work / "checkpoints" / "step-500").mkdir(parents=True)
+    (work / "metrics.jsonl").write_text('{"step": 500, "loss": 1.0}\n')
+    before = contents(work)
+    with pytest.raises(RunError, match="holds other things"):
+        launch(runs.settings(tmp_path, out=str(work)), display=QUIET)
+    with pytest.raises(RunError, match="lies in the folder"):
+        launch(runs.settings(tmp_path, model=str(work / "model"), out=str(work)), display=QUIET)
+    assert contents(work) == before
+
+
+def test_a_run_cannot_write_over_what_it_reads(tmp_path, killed_at_5) -> None:
+    shutil.copytree(killed_at_5 / "whole", tmp_path / "whole")
+    before = contents(tmp_path / "whole")
+    for given in ({"model": str(tmp_path / "whole")}, {"model": str(tmp_path / "whole" / "model")},
+                  {"model": str(killed_at_5 / "model"), "judge": str(tmp_path / "whole")}):  # fmt: skip
+        told = {"data": str(killed_at_5 / "pairs.jsonl"), **given}
+        for fresh in (False, True):
+            with pytest.raises(RunError, match="lies in the folder that the run writes to"):
+                launch(runs.settings(tmp_path, out=str(tmp_path / "whole"), **told), fresh=fresh, display=QUIET)
+    assert contents(tmp_path / "whole") == before
+
+
+def test_a_finished_run_without_its_logs_is_still_a_run(tmp_path, killed_at_5) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "whole").rename(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    before = contents(tmp_path / "run")
+    settings = going_on(tmp_path, killed_at_5)
+    with pytest.raises(RunError, match="other settings"):
+        launch(settings.model_copy(update={"beta": 0.9}), display=QUIET)
+    assert launch(settings, display=QUIET).already
+    assert contents(tmp_path / "run") == before
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    """``nohup prefiere ... &`` goes on after the logout."""
+    held = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for around in (Ending(), Interrupt(lambda text: None)):
+            with around:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, held)
+
+
+def test_checkpoints_beyond_the_step_go_first(tmp_path) -> None:
+    for step in (4, 6, 10):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    checkpoint.rotate(tmp_path, 6, 1, best=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
 
 
 def test_links_of_a_run_folder_are_not_followed(tmp_path, killed_at_5) -> None:

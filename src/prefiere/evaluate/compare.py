@@ -22,7 +22,7 @@ from prefiere.kernels.memory import within_memory
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import Source, find_model
 from prefiere.models.trunk import Trunk
-from prefiere.run import Run
+from prefiere.run import Run, RunError
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.stats import Estimate, clustered_mean, sign_test
@@ -85,7 +85,10 @@ def sides(before: str | os.PathLike[str], after: str | os.PathLike[str] | None) 
     if after is not None:
         return os.fspath(before), os.fspath(after), None
     run = Run.open(os.fspath(before))
-    return str(run.recipe["model"]), str(run.folder), run
+    model = run.recipe.get("model")
+    if model is None:
+        raise RunError(f"{run.folder / 'recipe.yaml'} names no model: name both models.")
+    return str(model), str(run.folder), run
 
 
 def ask_both(
@@ -152,6 +155,10 @@ def _judge_of(run: Run) -> str | None:
 def validation_prompts(run: Run, limit: int) -> list[Text]:
     """The prompts that a run answered along the way, in full; raises ValueError where their data is gone."""
     recipe = run.recipe
+    if "data" not in recipe:
+        raise RunError(f"{run.folder / 'recipe.yaml'} names no data: name prompts with --prompts.")
+    if ":***@" in str(recipe["data"]):
+        raise RunError(f"{run.folder} does not hold the password of its store: name prompts with --prompts.")
     if isinstance(recipe.get("sample_prompts"), str):
         return [r.prompt for r in formats.read(recipe["sample_prompts"], kind="prompts", limit=limit)]
     held_out = recipe.get("eval_data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -166,7 +167,7 @@ def explain(name: str, error: Exception) -> ModelError:
     """What transformers could not load, in one line that says what to do."""
     text = str(error)
     low = text.lower()
-    if "gated" in low or "401" in text or "403" in text:
+    if not Path(name).exists() and ("gated" in low or re.search(r"\b40[13]\b", text)):
         return ModelError(f"{name} is gated: accept its licence on its page, then run `hf auth login`.")
     if "safetensors" in low and ("pytorch_model" in low or ".bin" in low or "no file named" in low):
         return ModelError(
@@ -205,7 +206,7 @@ def generation_config(source: Source) -> GenerationConfig:
     """How a model says that it generates: its generation_config.json, or else its config.json."""
     try:
         return GenerationConfig.from_pretrained(source.base)
-    except OSError:
+    except (OSError, TypeError, ValueError, AttributeError):  # there is none, or none that is one
         config = config_of(source)
         return GenerationConfig(eos_token_id=config.get_text_config().eos_token_id)
 

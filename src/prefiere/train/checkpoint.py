@@ -6,6 +6,7 @@ A checkpoint is a folder ``checkpoints/step-00000010``, written atomically: one 
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,11 +89,17 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def rotate(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the last ``keep`` checkpoints and the best one, and what a kill left half-written."""
+def rotate(folder: Path, step: int, keep: int, best: int | None) -> None:
+    """Delete all but the last ``keep`` checkpoints up to a step and the best one.
+
+    What lies beyond the step is damaged, and the run went on from an earlier one. What a kill left half-written goes.
+    """
     clean(folder)
     spared = {f"step-{best:08d}"} if best is not None else set()
-    for path in found(folder)[:-keep]:
+    last = f"step-{step:08d}"
+    there = found(folder)
+    past = [p for p in there if p.name <= last]
+    for path in [*(p for p in there if p.name > last), *past[:-keep]]:
         if path.name not in spared:
             remove_folder(path)
 
@@ -109,8 +116,24 @@ def load_weights(path: Path, engine: Engine) -> None:
             p.copy_(weights[name])
 
 
+_MISSHAPEN = (pickle.UnpicklingError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, EOFError)
+
+
 def restore(path: Path, engine: Engine) -> dict[str, Any]:
-    """Put everything back as it was; returns the ``state`` that `save` was given, with ``step``."""
+    """Put everything back as it was; returns the ``state`` that `save` was given, with ``step``.
+
+    Raises ValueError for a checkpoint of another model, or of another shape than ours.
+    """
+    try:
+        return _restored(path, engine)
+    except _MISSHAPEN as e:
+        said = " ".join(str(e).split())[:200]
+        raise ValueError(
+            f"{path} is no checkpoint of this run ({type(e).__name__}: {said}). --fresh starts over."
+        ) from e
+
+
+def _restored(path: Path, engine: Engine) -> dict[str, Any]:
     load_weights(path, engine)
     # weights_only: a checkpoint folder can come from anywhere, and a pickle can run code.
     optimizer = torch.load(path / "optimizer.pt", map_location=engine.trunk.device, weights_only=True)
@@ -118,12 +141,16 @@ def restore(path: Path, engine: Engine) -> dict[str, Any]:
     engine.scheduler.load_state_dict(optimizer["scheduler"])
     engine.scaler.load_state_dict(optimizer["scaler"])
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    lacking = {"step", "stop", "method", "backoffs", "budget"} - state.keys()
+    if lacking:
+        raise KeyError(f"state.json lacks {sorted(lacking)[0]}")
     random = path / f"rng-{engine.world.rank}.pt"
     if random.is_file():
         rng = torch.load(random, map_location="cpu", weights_only=True)
         torch.set_rng_state(rng["cpu"])
         if rng["cuda"]:
-            torch.cuda.set_rng_state_all(rng["cuda"])
+            for i, one in enumerate(rng["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(one, i)
     else:  # there are more processes than before
         torch.manual_seed(1000 * state["step"] + engine.world.rank)
     engine.backoffs = state["backoffs"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -21,12 +22,17 @@ class Ending:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
-            self._before = {n: signal.signal(n, _interrupt) for n in _HANGUP}
+            self._before = {n: signal.signal(n, _interrupt) for n in _HANGUP if _heeded(n)}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _heeded(number: int) -> bool:
+    """Whether a signal counts here: ``nohup`` and shells have some ignored."""
+    return signal.getsignal(number) is not signal.SIG_IGN
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -42,7 +48,7 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, *_HANGUP)}
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, *_HANGUP) if _heeded(n)}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -58,6 +64,8 @@ class Interrupt:
 
 def resume_command() -> str:
     """What continues this run: the command line of this process, to copy."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "the same torchrun command again"
     if not Path(sys.argv[0]).name.startswith(("prefiere", "__main__")):
         return "call the same function again"
     return shlex.join(["prefiere", *(a for a in sys.argv[1:] if a != "--fresh")])

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
+from prefiere.kernels.memory import out_of_memory
 from prefiere.metrics import BOUNDS, column, measured_again
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
@@ -244,12 +245,14 @@ class Loop:
         try:
             checkpoint.save(folder, s.step, self.engine, state)
         except (OSError, SafetensorError, RuntimeError) as e:
+            if out_of_memory(e):
+                raise
             whole = checkpoint.found(folder)
             kept = f"{whole[-1]} is whole" if whole else "there is no earlier one"
             raise TrainingError(f"cannot write a checkpoint to {folder}: {e}. Free some space; {kept}") from e
         self._saved = s.step
         if self.main:
-            checkpoint.rotate(folder, self.settings.save_total_limit, s.best_step)
+            checkpoint.rotate(folder, s.step, self.settings.save_total_limit, s.best_step)
             previous.drop(self.run_folder.folder)
 
     def resume(self) -> None:

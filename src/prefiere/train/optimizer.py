@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
+import psutil
 import torch
 from torch import nn
 from transformers import get_scheduler
@@ -17,6 +17,10 @@ def peak_memory_mb() -> float:
     """Peak memory so far in MB: of the CUDA allocator where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset / 1e6)
+    import resource  # there is none on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from prefiere.files import remove_folder
+from prefiere.files import remove_folder, sync
 
 LOGS = (
     "metrics.jsonl",
@@ -39,7 +39,9 @@ def put_aside(folder: Path) -> None:
     for name in (*FOLDERS, *LOGS):
         if os.path.lexists(folder / name):
             (folder / name).rename(part / name)
+    sync(part)
     part.rename(folder / _WHOLE)
+    sync(folder)
 
 
 def put_back(folder: Path) -> bool:
@@ -65,6 +67,7 @@ def put_back(folder: Path) -> bool:
         if os.path.lexists(part / name):
             (part / name).rename(folder / name)
     part.rmdir()
+    sync(folder)
     return True
 
 
