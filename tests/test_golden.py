@@ -11,7 +11,7 @@ import pytest
 from golden import record
 
 
-@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_runs_log_what_was_recorded(part: int) -> None:
     names = list(record.CASES)[part::2]
     command = [sys.executable, str(record.HERE / "record.py"), *names]

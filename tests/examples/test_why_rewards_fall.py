@@ -86,6 +86,7 @@ def test_foreign_templates_and_ends(examples: dict[str, ModuleType], tmp_path: P
     assert written("foreign_end") == (f"<|user|>{asked}<|end|><|assistant|>", f"{said}<|system|>")
 
 
+@pytest.mark.long
 def test_the_whole_path(
     examples: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

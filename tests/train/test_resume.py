@@ -106,6 +106,7 @@ def assert_same_checkpoint(one: Run, two: Run) -> None:
     assert all(torch.equal(m[i][k], n[i][k]) for i in m for k in m[i])
 
 
+@pytest.mark.long
 def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
     options = {"max_steps": 40, "save_steps": 5, "eval_steps": 10, "sample_steps": 10}
     whole = launch(runs.settings(tmp_path, out=str(tmp_path / "whole"), **options), display=QUIET).run
