@@ -191,6 +191,17 @@ def test_turns_that_are_not_learnt_and_empty_ones_are_context() -> None:
     assert not counted(report)
 
 
+@pytest.mark.parametrize("first", [Message("assistant", "Wrong.", learnt=False), Message("assistant", "")])
+def test_a_pair_whose_first_turn_is_learnt_on_one_side_only(first: Message) -> None:
+    tok = family("qwen2_5")
+    pair = PreferencePair(
+        prompt=talk("u:Hi"), chosen=(first, *talk("u:More?", "a:Yes.")), rejected=talk("a:No.", "u:More?", "a:Never.")
+    )
+    (group,), _ = encode(tok, pair)
+    learnt = [decode(tok, c[m], False) for c, m in zip(group.completions, group.masks, strict=True)]
+    assert learnt == ["Yes.<|im_end|>", "No.<|im_end|>Never.<|im_end|>"]
+
+
 def test_what_is_learnt_after_a_greeting() -> None:
     tok = tokenizer("bpe", "chatml")
     [group], _ = encode(tok, demo(talk("a:Hello, ask me.", "u:Capital of Peru?"), "a:Lima."))

@@ -1,4 +1,4 @@
-"""How a chat template wants to be spoken to: the form of a call's arguments, and the day that it prints."""
+"""How a chat template wants to be spoken to: the form of a call's arguments, the day that it prints, its refusals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class TemplateRefusal(ValueError):
+    """The chat template cannot render a conversation."""
+
+
+class LeftOut(TemplateRefusal):
+    """The chat template leaves out what is to be learnt, or what it answers."""
+
+
+class Rewritten(TemplateRefusal):
+    """The chat template writes a conversation differently once it goes on: the prompt is not the beginning of it."""
+
 
 Template: TypeAlias = Literal["auto", "always", "never"]
 

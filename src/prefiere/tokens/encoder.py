@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record, Text
-from prefiere.tokens.dialect import tells_the_date
+from prefiere.tokens.dialect import LeftOut, Rewritten, TemplateRefusal, tells_the_date
 from prefiere.tokens.groups import PromptGroup
-from prefiere.tokens.template import LeftOut, Renderer, Rewritten, Script, TemplateRefusal, messages
+from prefiere.tokens.template import Renderer, Script, messages
 from prefiere.tokens.tokenizer import Tokens, contents, decode
 from prefiere.tokens.truncation import EncodeReport, Truncation
 

@@ -20,25 +20,13 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefiere.data.schema import Message, Text
-from prefiere.tokens.dialect import CALLED, all_templates, dated, with_arguments
+from prefiere.tokens.dialect import CALLED, LeftOut, Rewritten, TemplateRefusal, all_templates, dated, with_arguments
 from prefiere.tokens.rendered import format_of
 from prefiere.tokens.shield import STAND_INS, Control, Piece, Shield
 from prefiere.tokens.written import LEFT_OUT, Marks, left_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class TemplateRefusal(ValueError):
-    """The chat template cannot render a conversation."""
-
-
-class LeftOut(TemplateRefusal):
-    """The chat template leaves out what is to be learnt, or what it answers."""
-
-
-class Rewritten(TemplateRefusal):
-    """The chat template writes a conversation differently once it goes on: the prompt is not the beginning of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +131,12 @@ class Renderer:
         history, covered_tools = self._talk(prompt, "user", shield), shield.cover(tools)
         heads, completions, asked, left_out = set(), [], dict[int, str](), set[str]()
         for answer in answers:
-            at = self._learnt(messages(answer, "assistant"))
-            talk = self._talk(answer, "assistant", shield)
-            head, spans = self._dialogue(history, talk, at, covered_tools, asked, left_out)
+            turns = messages(answer, "assistant")
+            at, talk = self._learnt(turns), self._talk(answer, "assistant", shield)
+            # Where only one of two begins with a turn that is not learnt, that turn is no part of their prompt.
+            shared = all(messages(a, "assistant")[: min(at, default=0)] == turns[: min(at, default=0)] for a in answers)
+            whole = at if shared else sorted({*at, *(i for i, m in enumerate(turns[: at[0]]) if m.role == "assistant")})
+            head, spans = self._dialogue(history, talk, whole, at, covered_tools, asked, left_out)
             heads.add(head)
             completions.append(spans)
         if len(heads) > 1:
@@ -232,6 +223,7 @@ class Renderer:
         self,
         history: list[dict[str, Any]],
         answer: list[dict[str, Any]],
+        turns: list[int],
         said: list[int],
         tools: Any,
         asked: dict[int, str],
@@ -240,31 +232,32 @@ class Renderer:
         """The prompt's text, and the (text, scored) spans after it: assistant turns with their end tokens are scored.
 
         Turns of others before the first answer belong to the prompt; those after the last one teach nothing and go.
-        said: the turns of ``answer`` that are learnt. asked: ``history`` asking for an answer, under 0, once it is
-        rendered: answers that begin at once share it; under 1 the prompt that was looked through. left_out: takes what
-        the template does not write.
+        turns: the assistant's in ``answer`` after the prompt. said: those of them that are learnt. asked:
+        ``history`` asking for an answer, under 0, once it is rendered: answers that begin at once share it; under 1 the
+        prompt that was looked through. left_out: takes what the template does not write.
         """
         if not said:
             raise TemplateRefusal("its answer holds no assistant turn")
         talk = [*history, *answer[: said[-1] + 1]]
         whole = self._cut(self._render(talk, tools, ask=False))
         prompt, spans, at = "", [], 0
-        for i in said:
+        for i in turns:
             before, turn = talk[: len(history) + i], answer[i]
-            head = asked[0] if i == 0 and asked else self._render(before, tools, ask=True)
+            head = asked[0] if i == 0 and 0 in asked else self._render(before, tools, ask=True)
             if i == 0:
                 asked[0] = head
             closed = whole if i == said[-1] else self._cut(self._render([*before, turn], tools, ask=False))
             start = self._start(before, turn, tools, head, closed)
             if start < at or not whole.startswith(closed):
                 raise Rewritten("the chat template writes earlier turns differently once later ones follow")
-            if i == said[0]:
+            if i == turns[0]:
                 prompt = head
             else:
                 spans.append((whole[at:start], False))
-            spans.append((whole[start : len(closed)], True))
+            spans.append((whole[start : len(closed)], i in said))
             at = len(closed)
-            left_out |= self._answer_left_out([*before, turn], tools, spans[-1][0])
+            if i in said:
+                left_out |= self._answer_left_out([*before, turn], tools, spans[-1][0])
         if asked.get(1) != prompt or said != [0]:  # what both answers follow is looked for once
             left_out |= self._context_left_out(talk[:-1], tools, whole, skip=[len(history) + i for i in said])
             asked[1] = prompt
