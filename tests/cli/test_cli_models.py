@@ -346,3 +346,24 @@ def test_the_judge_of_a_run_from_elsewhere_is_named_and_not_executed(
     assert run("compare", "run", "--max-new-tokens", "3", "--judge", "none").exit_code == 0
     assert run("compare", "run", "--max-new-tokens", "3", "--judge", "theirs:score").exit_code == 0
     assert (tmp_path / "it_ran").exists(), "named by the user, it runs"
+
+
+def test_ids_without_a_row_are_said_wherever_a_model_meets_its_tokenizer(place: Path, tmp_path: Path) -> None:
+    """The model has fewer rows than its tokenizer has ids: no command looks one up."""
+    tokens = tiny.tokenizer("bpe", "chatml")
+    tiny.model("llama", vocab_size=len(tokens) - 20).save_pretrained(tmp_path / "model")
+    tokens.save_pretrained(tmp_path / "model")
+    for command in (("sample", "-p", place / "prompts.txt"), ("chat",)):
+        done = run(command[0], tmp_path / "model", *command[1:], stdin="hola\n")
+        assert done.exit_code == 2, done.output
+        assert "its tokenizer has ids up to" in done.stderr
+
+
+def test_layers_that_the_configuration_does_not_count_are_named(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"num_hidden_layers": told["num_hidden_layers"] - 1, "layer_types": None}))
+    done = run("sample", tmp_path / "model", "-p", place / "prompts.txt")
+    assert done.exit_code == 2
+    assert "holds weights that its config.json has no layer or expert for (model.layers." in done.stderr

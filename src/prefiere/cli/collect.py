@@ -22,6 +22,7 @@ from prefiere.feedback.judging.endpoint import Endpoint, names_endpoint
 from prefiere.feedback.judging.voting import Compares, by_scores, vote_by
 from prefiere.feedback.store import Store, hidden
 from prefiere.files import visible
+from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import fingerprint, load_model, load_tokenizer
 from prefiere.models.source import ModelError, find_model
 from prefiere.run import Run
@@ -39,6 +40,7 @@ class Answering:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(source)
         self._model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        ids_fit(self._model, tokenizer, source.base)
         eos_ids = eos_ids_of(self._model, tokenizer)
         self._encoder = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(name))
         self._vocabulary = Vocabulary.of(tokenizer, eos_ids)

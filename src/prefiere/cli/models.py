@@ -21,6 +21,7 @@ from prefiere.evaluate.manner import manner_of
 from prefiere.files import visible
 from prefiere.kernels.memory import within_memory
 from prefiere.models import export as exporting
+from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import ModelError, find_model, generation_config
 from prefiere.plan.plan import TORCH_DTYPES
@@ -78,6 +79,7 @@ class Talker:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(source)
         self.model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        ids_fit(self.model, self.tokenizer, source.base)
         eos_ids = eos_ids_of(self.model, self.tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer, eos_ids)
         self.encoder = Encoder(self.tokenizer, eos_ids=eos_ids, **manner_of(model, template_kwargs))

@@ -19,6 +19,7 @@ from prefiere.evaluate.judges import Judge, names_function
 from prefiere.evaluate.manner import manner_of
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
 from prefiere.kernels.memory import within_memory
+from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.source import Source, find_model
 from prefiere.models.trunk import Trunk
@@ -188,6 +189,7 @@ def ask(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+    ids_fit(model, tokenizer, source.base)
     eos_ids = eos_ids_of(model, tokenizer)
     encoder = Encoder(tokenizer, Truncation(max_length), eos_ids=eos_ids, **(manner or {}))
     trunk = Trunk(model, packed=False)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefiere.data.schema import Text
 from prefiere.models.check.trial import try_scores
+from prefiere.models.check.weights import ids_fit
 from prefiere.models.classifier import decodes, ends, is_classifier, load_reward, normalisation, room, skeleton
 from prefiere.models.load import fingerprint, load_tokenizer
 from prefiere.models.measure import Budget, measure
@@ -132,6 +133,7 @@ class RewardModel:
             typed=typed,
             train=False,
         )
+        ids_fit(trunk.lm, tokenizer, source.base)
         try_scores(trunk, str(name), compute=dtype, learns=False)
         pad = trunk.lm.config.pad_token_id
         foreign = saved is None and not both_ways

@@ -14,11 +14,19 @@ from prefiere.models.source import ModelError
 
 
 def nothing_missing(name: str, model: PreTrainedModel, info: Mapping[str, Any], *, whole: bool) -> None:
-    """Raise ModelError where a checkpoint lacks weights of a model, which transformers then draws at random.
+    """Raise ModelError where a checkpoint lacks weights of a model, which transformers then draws at random, or has
+    more of them than the model has layers or experts.
 
     info: transformers' account of the loading, in which tied weights are not missing. whole: nothing may be missing;
     otherwise what a new classifier has besides layers and embeddings may be.
     """
+    own = {_place(n) for n in model.state_dict()}
+    beyond = sorted(n for n in info["unexpected_keys"] if _place(n) in own)
+    if beyond:
+        raise ModelError(
+            f"{name} holds weights that its config.json has no layer or expert for ({_some(beyond)}): correct the "
+            "numbers there, or download it again."
+        )
     missing = sorted(info["missing_keys"])
     if not whole:
         table = next((n for n, m in model.named_modules() if m is model.get_input_embeddings()), "")
@@ -29,6 +37,11 @@ def nothing_missing(name: str, model: PreTrainedModel, info: Mapping[str, Any], 
         there = sorted(info["unexpected_keys"])
         instead = f" Its files hold {_some(there)} instead: rename them." if there else " Download it again."
         raise ModelError(f"{name} lacks weights of {type(model).__name__} ({_some(missing)}).{instead}")
+
+
+def _place(name: str) -> str:
+    """The name of a weight whatever the number of its layer or expert."""
+    return re.sub(r"\.\d+\.", ".#.", name)
 
 
 def ids_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
