@@ -75,6 +75,26 @@ def test_text_that_is_no_conversation_stays_text(tmp_path):
     assert [r.completion for r in got] == answers
 
 
+@pytest.mark.parametrize(
+    "given", ['[{"name": "Bob", "age": 3}]', '{"name": "Bob"}', '{"role": "user", "content": "hi"}']
+)
+def test_json_beside_an_instruction_is_what_is_said(tmp_path, given):
+    (record,), _ = read(tmp_path, {"instruction": "As CSV.", "input": given, "output": "Bob,3"})
+    assert said(record.prompt) == [("user", f"As CSV.\n{given}")]
+
+
+def test_objects_beside_an_instruction_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"d\.jsonl:1 \(input\): expected text \(write it as text, .*found dict"):
+        read(tmp_path, {"instruction": "As CSV.", "input": {"name": "Bob"}, "output": "Bob"})
+
+
+@pytest.mark.parametrize("answer", ['{"role": "assistant", "content": "hi"}', json.dumps(DEEP), json.dumps(DEEP)[:-9]])
+def test_an_answer_that_is_json_among_prose_is_an_answer(tmp_path, answer):
+    rows = [{"prompt": "Write a request.", "completion": a} for a in (answer, "I will.", "It is deep.")]
+    got, _ = read(tmp_path, *rows)
+    assert [r.completion for r in got] == [answer, "I will.", "It is deep."]
+
+
 def test_messages_that_are_cut_off_are_named(tmp_path):
     with pytest.raises(DataError, match=r"d\.jsonl:1 \(chosen\): it holds messages as text .* cut off"):
         read(tmp_path, {"prompt": "q", "chosen": json.dumps(DEEP)[:-9], "rejected": "no"}, kind="pairs")

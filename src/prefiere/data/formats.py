@@ -25,7 +25,7 @@ from prefiere.data.layouts.columns import Layout, Native, under_system
 from prefiere.data.layouts.detect import KNOWN, Detected, check_columns, decided, detect, remap
 from prefiere.data.layouts.names import SEEN_OR_HEARD, SYSTEM, renamed
 from prefiere.data.layouts.unread import Asked, holds_something, refuse_a_guess
-from prefiere.data.messages import decoded
+from prefiere.data.layouts.written import decoded, prose_columns
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
 from prefiere.data.splits import ReadFor, RowSplit
 from prefiere.data.values import BadRow, DataError, Row
@@ -110,6 +110,7 @@ class Records(Generic[R]):
         self.layouts: dict[str, Detected] = {}
         self.counts = Counts()
         self.problems: list[str] = []
+        self._prose: dict[str, frozenset[str]] = {}
         self._seen, self._read = dict[str, None](), set[str]()
         self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
         self._of_rows = RowSplit(split or found.split, purpose, str(source), bool(found.splits))
@@ -149,11 +150,15 @@ class Records(Generic[R]):
 
     # -- from rows of a file to rows of a layout
 
-    def _row(self, row: Row | BadRow) -> Row:
+    def _row(self, row: Row | BadRow, part: sources.Part) -> Row:
         """A row under the names that layouts know, with messages that were written as text decoded."""
         if isinstance(row, BadRow):
             raise row
-        row = decoded(row)
+        prose = self._prose.get(part.name)
+        if prose is None:
+            first = (r for _, r in itertools.islice(part.rows(), _SAMPLE) if not isinstance(r, BadRow))
+            prose = self._prose[part.name] = prose_columns(first)
+        row = decoded(row, prose)
         if self._columns:
             row = remap(row, self._columns)
         names = self._shapes.get(shape := tuple(row))
@@ -166,7 +171,7 @@ class Records(Generic[R]):
         for part in self._parts:
             for _, row in part.rows():
                 try:
-                    yield self._row(row)
+                    yield self._row(row, part)
                 except BadRow:
                     continue
 
@@ -178,7 +183,7 @@ class Records(Generic[R]):
         first_bad: tuple[int, BadRow] | None = None
         for line, row in itertools.islice(part.rows(), _SAMPLE):
             try:
-                rows.append(self._row(row))
+                rows.append(self._row(row, part))
             except BadRow as bad:
                 first_bad = first_bad or (line, bad)
         if not rows:
@@ -220,7 +225,7 @@ class Records(Generic[R]):
             for line, raw in part.rows():
                 counts.read += 1
                 try:
-                    row = self._row(raw)
+                    row = self._row(raw, part)
                     if (shape := tuple(row)) not in shapes:
                         shapes.add(shape)
                         self._account(layout, row)

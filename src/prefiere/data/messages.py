@@ -5,15 +5,14 @@ Every layout reads its messages here, so that a message is read in one way whoev
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from prefiere.data.schema import Message, Text
-from prefiere.data.values import BadRow, Row, as_flag, without_nulls, wrong_type
+from prefiere.data.values import BadRow, as_flag, literal, without_nulls, wrong_type
 
 # What data sets call the roles of a chat template. Others (tool, developer, ...) are left for the template to judge.
 ROLES = {
@@ -33,7 +32,7 @@ ROLES = {
     "tool_result": "tool",
 }
 _CALLING = {"function_call", "tool_call", "tool_calls"}  # roles of a turn that is a call and nothing else
-_KNOWN = {"user", "assistant", "system", "developer", "tool", *ROLES, *_CALLING}
+KNOWN_ROLES = {"user", "assistant", "system", "developer", "tool", *ROLES, *_CALLING}
 
 _BODIES = ("content", "value", "parts", "text", "message")
 _MASKS = ("weight", "train", "loss", "loss_weight", "trainable")
@@ -116,7 +115,7 @@ def _result(value: Mapping[str, Any], where: str) -> Message:
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls of tools as templates read them: ``{type: function, function: {name, arguments}}``."""
     if isinstance(value, str):
-        value = _literal(value)
+        value = literal(value)
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, Sequence) or not all(isinstance(c, Mapping) for c in items):
         raise wrong_type(where, "calls of tools {name, arguments}", value)
@@ -241,79 +240,3 @@ def is_messages(value: Any) -> bool:
     """Whether a value looks like messages rather than text."""
     first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
     return isinstance(first, Mapping) and ("role" in first or "from" in first)
-
-
-# -- messages that were written as text -------------------------------------------------------------------------------
-
-_LITERAL = 1 << 20  # characters of a Python literal that are parsed at most
-_NAMED = re.compile(r"""["'](?:role|from|messages|conversations)["']\s*:""")
-_ROLE = re.compile(rf"""["'](?:role|from)["']\s*:\s*["'](?:{"|".join(sorted(_KNOWN))})["']""", re.IGNORECASE)
-_BETWEEN_ROWS = re.compile(r"\}\s*\n\s*\{")  # how numpy prints a list of objects; inside a string a break is escaped
-_WHOLE = ("messages", "conversations", "conversation")
-# Columns of layouts that hold objects, never text.
-_STRUCTURED = {"input", "answers", "completions", "contents", "summaries", "info", "annotations", "data", "extra"}
-
-
-def _literal(text: str) -> Any:
-    """The value of JSON, or of what Python prints of lists and objects; None for anything else."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    if len(text) > _LITERAL:
-        return None
-    try:
-        return ast.literal_eval(_BETWEEN_ROWS.sub("},\n{", text.strip()))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-
-
-def _reads_as_messages(value: Any) -> bool:
-    if not is_messages(value):
-        return False
-    first = value[0] if isinstance(value, list) else value
-    return str(first.get("role", first.get("from"))).strip().lower() in _KNOWN
-
-
-def decoded(row: Mapping[str, Any]) -> Row:
-    """The row with messages that were written as text decoded, and "nan" and nan taken for nothing.
-
-    Raises BadRow for text that is messages and cannot be decoded.
-    """
-    made: Row = {}
-    for column, value in row.items():
-        if isinstance(value, str):
-            if value[:1] in _OPENS and value.lstrip()[:1] in ("[", "{"):
-                made |= _from_text(column, value, row)
-        elif isinstance(value, float) and value != value:
-            made[column] = None
-    return {**row, **made} if made else cast(Row, row)
-
-
-_OPENS = frozenset("[{ \n\t")
-
-
-def _from_text(column: str, value: str, row: Mapping[str, Any]) -> Row:
-    if column in _STRUCTURED:
-        found = _literal(value)
-        return {column: found} if _holds_objects(found) else {}
-    if not _NAMED.search(value):
-        return {}
-    found = _literal(value)
-    if isinstance(found, Mapping):
-        inside = next((found[k] for k in _WHOLE if is_messages(found.get(k))), None)
-        if inside is not None:
-            with_tools = found.get("tools") and not row.get("tools")
-            return {column: inside} | ({"tools": found["tools"]} if with_tools else {})
-    if _reads_as_messages(found):
-        return {column: found}
-    if found is None and _ROLE.search(value):
-        detail = "it holds messages as text that is neither JSON nor what Python prints of them (is it cut off?)"
-        raise BadRow(column, f"messages as text in {column}", detail)
-    return {}
-
-
-def _holds_objects(value: Any) -> bool:
-    return isinstance(value, Mapping) or (
-        isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
-    )

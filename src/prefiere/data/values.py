@@ -1,12 +1,14 @@
-"""From the values found in data files to flags, numbers, times and tools, and what is raised for those of no use.
+"""From the values in data files to flags, numbers, times, literals and tools, and what is raised for those of no use.
 
 Anything that cannot be used raises `BadRow`, which names the field; the reader adds file and line.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -83,6 +85,24 @@ def finite_number(value: Any, field: str) -> float | None:
     if not math.isfinite(result):
         raise BadRow(field, f"wrong type in {field}", f"expected a finite number, found {value}")
     return result
+
+
+_LITERAL = 1 << 20  # characters of a Python literal that are parsed at most
+_BETWEEN_ROWS = re.compile(r"\}\s*\n\s*\{")  # how numpy prints a list of objects; inside a string a break is escaped
+
+
+def literal(text: str) -> Any:
+    """The value of JSON, or of what Python prints of lists and objects; None for anything else."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if len(text) > _LITERAL:
+        return None
+    try:
+        return ast.literal_eval(_BETWEEN_ROWS.sub("},\n{", text.strip()))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

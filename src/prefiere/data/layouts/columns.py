@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -113,7 +113,7 @@ def instruction(field: str) -> Context:
         asked = asked_text(need(row, field), field)
         if not isinstance(asked, str):
             return asked
-        more = next((_said(row[k]) for k in ("input", "context") if k != field and k in row and _is_said(row[k])), "")
+        more = next((said for k in ("input", "context") if k != field and k in row and (said := _said(row[k], k))), "")
         turns = []
         for turn in row.get("history") or ():
             if isinstance(turn, str) or len(turn) != 2:
@@ -122,17 +122,20 @@ def instruction(field: str) -> Context:
                 Message("user", required_text(turn[0], "history")),
                 Message("assistant", required_text(turn[1], "history")),
             ]
-        return (*turns, Message("user", f"{asked}\n{more}" if more.strip() else asked))
+        return (*turns, Message("user", f"{asked}\n{more}" if more else asked))
 
     return build
 
 
-def _is_said(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
-
-
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+def _said(value: Any, field: str) -> str:
+    """What stands beside an instruction: text, a number; "" where nothing does."""
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if value is None or isinstance(value, bool) or (isinstance(value, Mapping | Sequence) and not value):
+        return ""
+    if not isinstance(value, int | float):
+        raise wrong_type(field, f"text (write it as text, or leave it out: columns={{{field}: none}})", value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _SCORES = (
