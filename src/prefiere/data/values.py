@@ -82,6 +82,10 @@ def finite_number(value: Any, field: str) -> float | None:
         result = float(value)
     except (TypeError, ValueError):
         raise wrong_type(field, "a number", value) from None
+    except OverflowError:
+        raise BadRow(
+            field, f"wrong type in {field}", f"expected a number, found one of {len(str(value))} digits"
+        ) from None
     if not math.isfinite(result):
         raise BadRow(field, f"wrong type in {field}", f"expected a finite number, found {value}")
     return result
@@ -150,5 +154,8 @@ def moment(value: Any) -> str | None:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).isoformat()
+        try:
+            return datetime.fromtimestamp(value, UTC).isoformat()
+        except (OverflowError, OSError, ValueError):
+            raise wrong_type("created_at", "a time in seconds since 1970", value) from None
     return str(value)

@@ -14,7 +14,7 @@ from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap
 from prefiere.data.layouts.names import Sides
 from prefiere.data.layouts.two_answers import answers_of, asked_of, comparison, with_verdict
-from prefiere.data.layouts.verdicts import verdict
+from prefiere.data.layouts.verdicts import preferred_side, verdict
 from prefiere.data.messages import message, message_list, text
 from prefiere.data.schema import Message, Preference, Text
 from prefiere.data.values import BadRow, finite_number, moment, need, required_text, tools, wrong_type
@@ -113,8 +113,8 @@ def _gemini(row: RowMap) -> Iterator[Native]:
     yield comparison(row, context, a, b, "a" if high > low else "b" if low > high else "tie")
 
 
-def _sides(data: RowMap, where: str) -> tuple[Text, Text, Text]:
-    """Prompt and two answers under any of their usual names."""
+def _sides(data: RowMap, where: str) -> tuple[Text, Text, Text, Sides]:
+    """Prompt and two answers under any of their usual names, and which columns the answers are."""
     columns = [str(k) for k in data]
     pair = answers_of(columns, [data])
     asked = None if pair is None else asked_of(columns, [data], pair)
@@ -122,7 +122,7 @@ def _sides(data: RowMap, where: str) -> tuple[Text, Text, Text]:
         missing = "the two answers" if pair is None else "the prompt"
         detail = f"no column for {missing} (expected names such as prompt, answer1, answer2); found {', '.join(data)}"
         raise BadRow(where, f"missing column in {where}", detail)
-    return text(data[asked], asked), text(data[pair.a], pair.a), text(data[pair.b], pair.b)
+    return text(data[asked], asked), text(data[pair.a], pair.a), text(data[pair.b], pair.b), pair
 
 
 def _argilla(row: RowMap) -> Iterator[Native]:
@@ -135,25 +135,30 @@ def _argilla(row: RowMap) -> Iterator[Native]:
     submitted = [(v, p) for v, p, s in zip(said, people, states, strict=False) if s == "submitted" and v is not None]
     if not submitted:
         raise BadRow(f"{question}.responses", "unanswered", "no submitted response", content=True)
-    prompt, a, b = _sides(row, "fields")
+    prompt, a, b, sides = _sides(row, "fields")
     for value, person in submitted:
-        yield comparison(row, prompt, a, b, _argilla_verdict(value, question), annotator=person)
+        yield comparison(row, prompt, a, b, _argilla_verdict(value, question, row, sides), annotator=person)
 
 
-def _argilla_verdict(value: Any, question: str) -> Preference:
+def _argilla_verdict(value: Any, question: str, row: RowMap, sides: Sides) -> Preference:
     """A label such as "response_2", or a ranking [{value, rank}] of the two."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        ranks = {_argilla_verdict(v["value"], question): finite_number(v.get("rank"), question) or 0.0 for v in value}
+        ranks = {
+            _argilla_verdict(v["value"], question, row, sides): finite_number(v.get("rank"), question) or 0.0
+            for v in value
+        }
         if set(ranks) != {"a", "b"}:
             raise wrong_type(f"{question}.responses", "a ranking of two answers", value)
         return "tie" if ranks["a"] == ranks["b"] else "a" if ranks["a"] < ranks["b"] else "b"
-    side = re.search(r"[-_ ]?([ab12])$", str(value).strip().lower())
-    return verdict(side.group(1) if side else value, f"{question}.responses")
+    if not isinstance(value, str):
+        raise wrong_type(f"{question}.responses", "the label of an answer", value)
+    return preferred_side(value, row, sides, f"{question}.responses")
 
 
 def _label_studio(row: RowMap) -> Iterator[Native]:
     """Label Studio: each annotation that was not cancelled is a comparison."""
-    prompt, a, b = _sides(need(row, "data"), "data")
+    data = need(row, "data")
+    prompt, a, b, sides = _sides(data, "data")
     answered = False
     for annotation in need(row, "annotations") or ():
         if annotation.get("was_cancelled"):
@@ -166,7 +171,7 @@ def _label_studio(row: RowMap) -> Iterator[Native]:
             selected = _selected(result.get("value") or {}) if result.get("type") in ("pairwise", "choices") else None
             if selected is not None:
                 answered = True
-                said = verdict(selected, "annotations.result.value")
+                said = preferred_side(selected, data, sides, "annotations.result.value")
                 yield comparison(row, prompt, a, b, said, annotator=person, created_at=when)
     if not answered:
         raise BadRow("annotations", "unanswered", "no annotation chose a side", content=True)
@@ -203,7 +208,9 @@ def _layout(name: str, fields: str, parse: Callable[[RowMap], Iterator[Native]],
 
 
 COMPARED = (
-    with_verdict("prompt", Sides("answer_a", "answer_b", "a", "b", ("answer",)), "preference", "prefiere comparisons"),
+    with_verdict(
+        "prompt", Sides("answer_a", "answer_b", "a", "b", ("answer",)), "preference", name="prefiere comparisons"
+    ),
     _layout("Arena", "conversation_a conversation_b winner", _arena),
     _layout("Arena CSV", "prompt response_a response_b winner_model_a winner_model_b", _arena_csv),
     _layout("HelpSteer3", "context response1 response2 overall_preference", _helpsteer),

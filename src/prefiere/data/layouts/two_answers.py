@@ -6,17 +6,25 @@ which was preferred, or a score for each side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, instruction
-from prefiere.data.layouts.names import ASKED, Sides, side_by_side, words_of
-from prefiere.data.layouts.verdicts import about_verdict, meaning_of
+from prefiere.data.layouts.names import ASKED, Sides, map_to_give, side_by_side, words_of
+from prefiere.data.layouts.verdicts import (
+    about_verdict,
+    full_strength,
+    is_strength,
+    meaning_of,
+    number_of,
+    side_word,
+)
 from prefiere.data.messages import is_messages, text
 from prefiere.data.schema import Comparison, Preference, Prompt, Text
-from prefiere.data.values import BadRow, finite_number, moment, need, tools
+from prefiere.data.values import BadRow, DataError, finite_number, moment, need, tools
 
 TWO_ANSWERS = "two answers and a verdict"
 # Names of columns that hold texts, the likeliest first; and of those that hold none.
@@ -25,6 +33,10 @@ _TEXTS = ("answer", "response", "completion", "output", "generation", "reply", "
 _NO_TEXTS = {"model", "name", "id", "score", "rating", "reward", "policy", "lang", "language", "source", "tokens",
              "length", "category", "quotes", "winner", "win", "label"}  # fmt: skip
 _SCORES = {"score", "scores", "rating", "reward", "winner", "win", "wins", "votes", "upvotes", "preferred", "better"}
+# Words that leave the higher of two scores the better answer's; of others (toxicity, error) the lower may be.
+_NEUTRAL = {"overall", "human", "model", "quality", "helpful", "helpfulness", "mean", "average", "avg", "total",
+            "final", "gold", "expert", "crowd", "user", "annotator", "judge", "rm", "preference", "is",
+            "the"}  # fmt: skip
 # Columns under which a prompt of two answers stands besides `ASKED`.
 _MORE_ASKED = (
     "context",
@@ -74,10 +86,13 @@ def recognised(rows: Sequence[RowMap]) -> Layout | None:
     if sides is None:
         return None
     asked = asked_of(columns, rows, sides)
-    verdict = verdict_column(columns, rows, sides)
-    if asked is None or verdict is None:
+    if asked is None:
         return None
-    return with_verdict(asked, sides, verdict)
+    pairs = [s for s in side_by_side(columns) if (s.a, s.b) != (sides.a, sides.b)]
+    if (said := _verdict_columns(columns, rows, sides, pairs)) is not None:
+        return with_verdict(asked, sides, *said)
+    scores = [s for s in pairs if set(s.words) & _SCORES and all(_holds(rows, c, _is_number) for c in (s.a, s.b))]
+    return _with_scores(asked, sides, scores) if scores else None
 
 
 def answers_of(columns: Sequence[str], rows: Sequence[RowMap]) -> Sides | None:
@@ -103,16 +118,22 @@ def asked_of(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> st
     return next((c for c in left if _holds(rows, c, lambda v: _is_text(v) or isinstance(v, Mapping))), None)
 
 
-def verdict_column(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> str | Sides | None:
-    """The column that says which answer is preferred, or the two that score one each."""
-    pairs = [s for s in side_by_side(columns) if (s.a, s.b) != (sides.a, sides.b)]
-    scores = [s for s in pairs if set(s.words) & _SCORES and all(_holds(rows, c, _is_number) for c in (s.a, s.b))]
-    of_one_side = {c for s in pairs for c in (s.a, s.b)}
-    named = [(rank, c) for c in columns if (rank := about_verdict(c)) is not None and c not in of_one_side]
-    for _, column in sorted(named):
-        if column not in (sides.a, sides.b) and _holds(rows, column, _is_verdict):
-            return column
-    return scores[0] if scores else None
+def _verdict_columns(
+    columns: Sequence[str], rows: Sequence[RowMap], sides: Sides, pairs: Sequence[Sides]
+) -> tuple[str, str | None] | None:
+    """The column that says which answer is preferred, and the one that says how strongly."""
+    taken = {sides.a, sides.b, *(c for s in pairs for c in (s.a, s.b))}
+    ranked = sorted((rank, c) for c in columns if (rank := about_verdict(c)) is not None and c not in taken)
+    found = [c for _, c in ranked if _holds(rows, c, _is_verdict)]
+    strong = [c for c in found if is_strength(c) and _holds(rows, c, _is_number)]
+    which = [c for c in found if c not in strong]
+    if not strong or not which:
+        return (found[0], None) if found else None
+    numbers = {n for row in rows if (n := number_of(row.get(strong[0]))) is not None}
+    if min(numbers) < 0 < max(numbers):  # a scale with a sign says which, unless words do
+        spoken = [c for c in which if _holds(rows, c, lambda v: side_word(v, sides.one, sides.two) is not None)]
+        which = [c for c in spoken if not any(_is_number(row.get(c)) for row in rows)]
+    return (which[0], strong[0]) if which else (strong[0], None)
 
 
 def _holds(rows: Sequence[RowMap], column: str, what: Callable[[Any], bool]) -> bool:
@@ -126,8 +147,8 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, Mapping | list) and float(value) == float(value)
-    except (TypeError, ValueError):
+        return not isinstance(value, Mapping | list) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -135,17 +156,53 @@ def _is_verdict(value: Any) -> bool:
     return _is_number(value) or (isinstance(value, str) and len(words_of(value)) <= 40)
 
 
-def with_verdict(asked: str, sides: Sides, verdict: str | Sides, name: str = TWO_ANSWERS) -> Layout:
+def _context(asked: str) -> Context:
+    return instruction(asked) if asked in ("instruction", "question", "query", "input") else given(asked)
+
+
+def with_verdict(
+    asked: str, sides: Sides, verdict: str, strength: str | None = None, name: str = TWO_ANSWERS
+) -> Layout:
     """The layout of these columns. What numbers in the verdict mean is decided from all rows of the source."""
-    context = instruction(asked) if asked in ("instruction", "question", "query", "input") else given(asked)
-    if isinstance(verdict, Sides):
-        fields = (asked, sides.a, sides.b, verdict.a, verdict.b)
-        return Layout(name, "comparisons", fields, _parser(context, sides, _by_scores(verdict)))
+    context = _context(asked)
     unread = Layout(name, "comparisons", (asked, sides.a, sides.b, verdict), _prompts(context))
 
     def decide(rows: Iterable[RowMap], where: str) -> Layout:
-        meaning = meaning_of(verdict, sides, (row.get(verdict) for row in rows), where)
+        strengths = set[float]()
+
+        def values() -> Iterator[Any]:
+            for row in rows:
+                if strength is not None and (n := number_of(row.get(strength))) is not None:
+                    strengths.add(n)
+                yield row.get(verdict)
+
+        meaning = meaning_of(verdict, sides, values(), where)
+        if strength is not None and (full := full_strength(strengths)) is not None:
+            meaning = replace(meaning, strength=(strength, full))
         return replace(unread, parse=_parser(context, sides, meaning.read))
+
+    return replace(unread, decide=decide)
+
+
+def _with_scores(asked: str, sides: Sides, pairs: Sequence[Sides]) -> Layout:
+    """The layout of two answers with a score each; refused where several pairs of scores may decide, or none."""
+    context, known = _context(asked), _SCORES | _NEUTRAL | set(_TEXTS) | set(sides.words)
+    clear = [s for s in pairs if set(s.words) <= known]
+    scores = (clear or pairs)[0]
+    unread = Layout(TWO_ANSWERS, "comparisons", (asked, sides.a, sides.b, scores.a, scores.b), _prompts(context))
+
+    def decide(rows: Iterable[RowMap], where: str) -> Layout:
+        if len(clear) == 1:
+            return replace(unread, parse=_parser(context, sides, _by_scores(scores)))
+        shown = ", ".join(f"{s.a} and {s.b}" for s in clear or pairs)
+        if clear:
+            hidden = map_to_give(dict.fromkeys(c for s in clear[1:] for c in (s.a, s.b)))
+            raise DataError(f"{where}: {shown} score both answers. Leave all but one out, for example {hidden}")
+        given = map_to_give({"score_a": scores.a, "score_b": scores.b})
+        raise DataError(
+            f"{where}: {shown} do not say whether the higher or the lower is better. If the higher: {given}; if "
+            f"another column says which answer is preferred: {map_to_give({'preference': '<column>'})}"
+        )
 
     return replace(unread, decide=decide)
 
