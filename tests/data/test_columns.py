@@ -200,3 +200,26 @@ def test_records_of_hidden_columns_are_as_without_them(tmp_path):
     (bare,) = source_of(tmp_path, row)
     (hidden,) = source_of(tmp_path, row | {"note": "a long note"}, columns={"note": None})
     assert replace(bare, source="") == replace(hidden, source="")
+
+
+def test_a_column_that_only_late_rows_fill_is_named(tmp_path):
+    early = [{"prompt": f"How deep {i}?", "context": None} | ANSWERS for i in range(40)]
+    source = source_of(tmp_path, *early, {"prompt": "How deep?", "context": "A map of the bay."} | ANSWERS)
+    assert source.unread == []
+    assert len(list(source)) == 41
+    assert source.unread == ["context"]
+
+
+def test_a_guess_is_refused_at_the_late_row_whose_text_it_would_lose(tmp_path):
+    row = {"chosen": "How deep?\nVery deep.", "rejected": "How deep?\nQuite dry.", "passage": ""}
+    source = source_of(tmp_path, *[row] * 40, row | {"passage": "A map of the bay."})
+    with pytest.raises(DataError, match=r"d\.jsonl:41: passage would not be read"):
+        list(source)
+
+
+def test_of_input_and_context_the_second_is_named_where_a_row_has_both(tmp_path):
+    row = {"instruction": "How deep?", "output": "Very."}
+    rows = [row | {"input": "", "context": "The bay."}, row | {"input": "In m.", "context": "The bay."}]
+    source = source_of(tmp_path, *rows, kind="demonstrations")
+    assert [r.prompt[-1].content for r in source] == ["How deep?\nThe bay.", "How deep?\nIn m."]
+    assert source.unread == ["context"]

@@ -259,6 +259,12 @@ def test_an_image_is_called_one_and_an_unknown_part_by_its_name(tmp_path):
         ("loss", False, None),
         ("loss_weight", 0.0, 1.0),
         ("trainable", "false", "true"),
+        ("train_on_turn", False, True),
+        ("loss_mask", 0, 1),
+        ("training", False, True),
+        ("masked", True, False),
+        ("mask", 1, 0),
+        ("is_masked", "true", "false"),
     ],
 )
 def test_turns_marked_not_to_be_learnt(tmp_path, key, off, on):
@@ -284,6 +290,20 @@ def test_a_weight_between_is_an_error_and_all_masked_is_left_out(tmp_path):
     got, source = read(tmp_path, {"messages": chat({"role": "assistant", "content": "No.", "weight": 0})})
     assert not got
     assert source.counts.dropped == {"no turn to learn": 1}
+
+
+@pytest.mark.parametrize("flag", [True, False, 0, 1])
+def test_an_unknown_flag_of_a_turn_is_refused_by_name(tmp_path, flag):
+    with pytest.raises(
+        DataError, match=rf"d\.jsonl:1 \(messages\): the assistant's turn has learn_it={flag}: .*weight"
+    ):
+        read(tmp_path, {"messages": chat({"role": "assistant", "content": "Yes.", "learn_it": flag})})
+
+
+def test_keys_of_messages_that_nobody_reads_are_named(tmp_path):
+    asked = {"role": "user", "content": "How deep?", "context": "A map of the bay."}
+    _, source = read(tmp_path, {"messages": [asked, {**DEEP[1], "name": "Ana", "masked": None}]})
+    assert source.unread == ["messages[].context"]
 
 
 # ---- half characters

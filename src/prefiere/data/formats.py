@@ -24,7 +24,7 @@ from prefiere.data.convert import PairsPerPrompt
 from prefiere.data.layouts.columns import Layout, Native, under_system
 from prefiere.data.layouts.detect import KNOWN, Detected, check_columns, decided, detect, remap
 from prefiere.data.layouts.names import SEEN_OR_HEARD, SYSTEM, renamed
-from prefiere.data.layouts.unread import Asked, holds_something, refuse_a_guess
+from prefiere.data.layouts.unread import Asked, holds_something, keys_unread, refuse_a_guess
 from prefiere.data.layouts.written import decoded, prose_columns
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
 from prefiere.data.splits import ReadFor, RowSplit
@@ -37,6 +37,7 @@ OnBad: TypeAlias = Literal["content", "error", "drop"]
 R = TypeVar("R")
 
 _SAMPLE = 32  # rows that decide about the layout
+_SHAPES = 1_000  # kinds of rows, by the columns that hold something, that are looked at for columns not read
 _SHOWN = 20  # problems kept in words; all are counted
 
 
@@ -111,7 +112,7 @@ class Records(Generic[R]):
         self.counts = Counts()
         self.problems: list[str] = []
         self._prose: dict[str, frozenset[str]] = {}
-        self._seen, self._read = dict[str, None](), set[str]()
+        self._seen, self._read, self._passed_over = dict[str, None](), set[str](), set[str]()
         self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
         self._of_rows = RowSplit(split or found.split, purpose, str(source), bool(found.splits))
         self.layout = self._detect(self._parts[0])
@@ -127,7 +128,8 @@ class Records(Generic[R]):
 
     @property
     def unread(self) -> list[str]:
-        return [column for column in self._seen if column not in self._read]
+        read = (self._read - self._passed_over) | ({"split"} if self._of_rows.split is not None else set())
+        return [column for column in self._seen if column not in read]
 
     def describe(self) -> dict[str, Any]:
         """Everything about this source and its latest iteration, for data.json."""
@@ -202,14 +204,25 @@ class Records(Generic[R]):
         return found
 
     def _account(self, layout: Layout, row: Row) -> None:
-        """Which columns there are, and which of them the layout reads."""
-        self._seen |= dict.fromkeys(str(k) for k, v in row.items() if holds_something(v))
-        asked = Asked(row)
+        """Which columns there are, and which of them the layout reads, or passes over in some row."""
+        there = {str(k) for k, v in row.items() if holds_something(v)}
+        self._seen |= dict.fromkeys(k for k in map(str, row) if k in there)
+        asked, whole = Asked(row), False
         with suppress(BadRow):
             _parse(layout, asked, lambda change: None)
-        self._read |= asked.read | set(layout.fields) | {*SEEN_OR_HEARD}
-        if self._of_rows.split is not None:
-            self._read.add("split")
+            whole = True
+        read = asked.read | set(layout.fields) | {*SEEN_OR_HEARD}
+        self._read |= read
+        if whole:
+            self._passed_over |= there - read
+        self._seen |= dict.fromkeys(keys_unread(row, [k for k in row if k in asked.read]))
+
+    def _account_late(self, layout: Layout, row: Row, part: sources.Part, line: int) -> None:
+        """Account for a row of columns that no row before had together."""
+        known = len(self.unread)
+        self._account(layout, row)
+        if len(self.unread) > known and self._told is None and layout.guesses:
+            refuse_a_guess(layout, self.kind, self.unread, [row], f"{part.name}:{line}")
 
     def __iter__(self) -> Iterator[R]:
         self.counts, self.problems = Counts(), []
@@ -226,9 +239,10 @@ class Records(Generic[R]):
                 counts.read += 1
                 try:
                     row = self._row(raw, part)
-                    if (shape := tuple(row)) not in shapes:
+                    shape = tuple([k for k, v in row.items() if v])
+                    if shape not in shapes and (len(shapes) < _SHAPES or not self._seen.keys() >= set(shape)):
                         shapes.add(shape)
-                        self._account(layout, row)
+                        self._account_late(layout, row, part, line)
                     if self._of_rows.split is not None:
                         self._of_rows.check(row)
                     for native in _parse(layout, row, note):

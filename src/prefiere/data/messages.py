@@ -35,8 +35,26 @@ _CALLING = {"function_call", "tool_call", "tool_calls"}  # roles of a turn that 
 KNOWN_ROLES = {"user", "assistant", "system", "developer", "tool", *ROLES, *_CALLING}
 
 _BODIES = ("content", "value", "parts", "text", "message")
-_MASKS = ("weight", "train", "loss", "loss_weight", "trainable")
+# What other tools call the mask of a turn: the first are true where it is learnt, the others where it is not.
+_LEARNT = ("weight", "train", "loss", "loss_weight", "trainable", "train_on_turn", "loss_mask", "training")
+_MASKED = ("masked", "mask", "is_masked")
 _REASONING = ("thinking", "reasoning", "reasoning_content")
+_FOR_TEMPLATES = (
+    "name",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "tool_plan",
+    "citations",
+    "channel",
+    "recipient",
+)
+MESSAGE_KEYS = frozenset(
+    ("role", "from", "replies", "extra_json", *_BODIES, *_LEARNT, *_MASKED, *_REASONING, *_FOR_TEMPLATES)
+)
+"""Keys of a message that are read, or that chat templates write."""
+# Numbers and flags about a turn that are no masks.
+_ABOUT = {"id", "idx", "index", "turn", "rank", "score", "toxic", "redacted", "deleted", "synthetic", "prefix"}
 _TEXTS = (None, "text", "input_text", "output_text")
 _SEEN_OR_HEARD = re.compile("image|video|audio|file|document|inline_?data", re.IGNORECASE)
 
@@ -164,7 +182,7 @@ def turns(value: Any, where: str) -> list[Message]:
     calling, role = role in _CALLING, "assistant" if role in _CALLING else ROLES.get(role, role)
     body_key = next((k for k in _BODIES if value.get(k) is not None), None)
     body_key = body_key or next((k for k in _BODIES if k in value), None)
-    extra = _extra(value, {role_key, body_key, *_MASKS}, where)
+    extra = _extra(value, {role_key, body_key, *_LEARNT, *_MASKED}, where)
     if body_key is None and not Message(role, "", extra).speaks:
         has = ", ".join(k for k in value if k != role_key) or "nothing else"
         raise BadRow(where, f"message without content in {where}", f"the {role} message has no content; it has {has}")
@@ -195,17 +213,25 @@ def _extra(value: Mapping[str, Any], taken: set[str | None], where: str) -> dict
 
 
 def _learnt(value: Mapping[str, Any], role: str, where: str) -> bool:
-    """Whether a turn of the assistant is learnt, as the masks of other tools say it: weight, train, loss."""
-    for key in _MASKS:
-        if value.get(key) is None or role != "assistant":
+    """Whether a turn of the assistant is learnt, as the masks of other tools say it: weight, train, masked."""
+    if role != "assistant":
+        return True
+    learnt = True
+    for key, said in value.items():
+        if said is None or key in _ABOUT or (key in MESSAGE_KEYS and key not in _LEARNT and key not in _MASKED):
             continue
-        known = as_flag(value[key])
-        if known is None:
-            detail = f"{key}={str(value[key])[:20]}: a turn is learnt (1, true) or not (0, false), nothing between"
+        known = as_flag(said)
+        if key in MESSAGE_KEYS and known is None:
+            detail = f"{key}={str(said)[:20]}: a turn is learnt (1, true) or not (0, false), nothing between"
             raise BadRow(where, f"unknown {key} of a turn", detail)
-        if not known:
-            return False
-    return True
+        if key not in MESSAGE_KEYS and isinstance(said, bool | int) and known is not None:
+            detail = (
+                f"the assistant's turn has {key}={said}: if it says whether the turn is learnt, call it weight (1 or 0)"
+            )
+            raise BadRow(where, f"unknown {key} of a turn", f"{detail}; if it does not, leave it out")
+        if key in MESSAGE_KEYS:
+            learnt = learnt and known is (key in _LEARNT)
+    return learnt
 
 
 def message(value: Any, where: str) -> Message:

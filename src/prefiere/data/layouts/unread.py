@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prefiere.data.layouts.columns import Layout
 from prefiere.data.layouts.names import ANSWERS, likely, map_to_give, words_of
-from prefiere.data.messages import is_messages
+from prefiere.data.messages import MESSAGE_KEYS, is_messages
 from prefiere.data.schema import Kind
 from prefiere.data.values import DataError
 
@@ -44,6 +44,15 @@ class Asked(Mapping[str, Any]):
 def holds_something(value: Any) -> bool:
     """Whether a cell is not empty."""
     return value is not None and value not in ("", [], {})
+
+
+def keys_unread(row: Mapping[str, Any], columns: Iterable[str]) -> Iterator[str]:
+    """The keys of messages in these columns that nobody reads, as ``messages[].context``."""
+    for column in columns:
+        value = row[column]
+        for m in value if isinstance(value, list) and is_messages(value) else ():
+            if isinstance(m, Mapping) and not m.keys() <= MESSAGE_KEYS:
+                yield from (f"{column}[].{k}" for k, v in m.items() if k not in MESSAGE_KEYS and holds_something(v))
 
 
 def is_prose(column: str, value: Any) -> bool:
