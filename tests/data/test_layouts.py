@@ -451,6 +451,9 @@ JUDGEMENTS = [
         True,
     ),
     ("Alpaca KTO", {"instruction": "q", "input": "", "output": "x", "kto_tag": True}, ASKED, (assistant("x"),), True),
+    ("TRL unpaired (KTO)", {"prompt": "q", "response": "x", "label": False}, "q", "x", False),
+    ("Alpaca KTO", {"question": "q", "answer": "x", "label": 0}, ASKED, (assistant("x"),), False),
+    ("Alpaca KTO", {"instruction": "q", "output": "x", "label": "true"}, ASKED, (assistant("x"),), True),
 ]
 
 
@@ -518,10 +521,11 @@ def test_demonstration_layouts(tmp_path, name, row, prompt, completion):
 def test_demonstrations_from_other_kinds(tmp_path):
     got, _ = records(tmp_path, [PAIRS["TRL conversational"][1][0]], kind="demonstrations")
     assert got == [Demonstration(prompt=(system("be brief"), user("q")), completion=(assistant("good"),))]
-    rows = [{"prompt": "q", "completion": c, "label": c == "x"} for c in ("x", "y")]
-    got, source = records(tmp_path, rows, kind="demonstrations")
-    assert got == [Demonstration(prompt="q", completion="x")]
-    assert source.counts.dropped == {"undesirable": 1}
+    for answer in ("completion", "response"):
+        rows = [{"prompt": "q", answer: c, "label": c == "x"} for c in ("x", "y")]
+        got, source = records(tmp_path, rows, kind="demonstrations")
+        assert got == [Demonstration(prompt="q", completion="x")]
+        assert source.counts.dropped == {"undesirable": 1}
     got, source = records(tmp_path, [{"messages": [U, C, U]}, {"messages": [C, U]}], kind="demonstrations")
     assert got == [Demonstration(prompt=ASKED, completion=(assistant("good"),))]
     assert source.counts.changed == {"unanswered last turn cut": 1}

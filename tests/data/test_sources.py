@@ -229,7 +229,7 @@ def test_of_two_held_out_splits_one_is_to_be_named(tmp_path):
 
 
 HELD_OUT = ["test.jsonl", "pairs-test.jsonl", "pairs.test.jsonl", "test/x.jsonl", "Test-part1.jsonl", "val_2.jsonl",
-            "eval-00000-of-00002.jsonl", "heldout.jsonl"]  # fmt: skip
+            "eval-00000-of-00002.jsonl", "heldout.jsonl", "held-out.jsonl", "pairs_held_out.jsonl"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HELD_OUT)
@@ -273,6 +273,63 @@ def test_a_column_split_that_names_no_splits_is_a_column(tmp_path):
     source = formats.read(by_row(tmp_path, "banana", "peach", "train"), kind="pairs")
     assert len(list(source)) == 3
     assert source.unread == ["split"]
+
+
+def rows_said(tmp_path, *said, **options):
+    """Which rows are read, by their number, where these are the values of their column split (... for no column)."""
+    rows = [
+        {"prompt": f"q{i}", "chosen": f"{i}", "rejected": "no"} | ({} if s is ... else {"split": s})
+        for i, s in enumerate(said)
+    ]
+    path = put(tmp_path / "d.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    source = formats.read(path, kind="pairs", **options)
+    return [int(p.chosen) for p in source], dict(source.counts.dropped)
+
+
+@pytest.mark.parametrize("gap", [None, ..., "", "banana"])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_row_of_no_split_lets_no_held_out_row_in(tmp_path, gap, first):
+    said = [gap, "train", "test", "train"] if first else ["train", "test", "train", gap]
+    got, dropped = rows_said(tmp_path, *said)
+    assert got == ([1, 3] if first else [0, 2])
+    assert dropped == {"of split test": 1, "of split banana" if gap == "banana" else "without a split": 1}
+    assert rows_said(tmp_path, *said, purpose="eval")[0] == ([2] if first else [1])
+
+
+def test_held_out_rows_behind_the_first_ones_are_left_out(tmp_path):
+    assert rows_said(tmp_path, *[...] * 40, "test", ...) == ([*range(40), 41], {"of split test": 1})
+    assert rows_said(tmp_path, None, *["train"] * 40, "test")[1] == {"of split test": 1, "without a split": 1}
+    assert rows_said(tmp_path, *["banana"] * 40, "held_out") == ([*range(40)], {"of split held_out": 1})
+    with pytest.raises(DataError, match="held out by its name"):
+        rows_said(tmp_path, None, "banana", "test")
+
+
+@pytest.mark.parametrize("name", ["held_out", "held-out", "Held out", "hold_out", "heldout"])
+def test_held_out_in_every_spelling(tmp_path, name):
+    assert rows_said(tmp_path, "train", name) == ([0], {f"of split {name}": 1})
+    assert rows_said(tmp_path, "train", name, split=name)[0] == [1]
+
+
+def test_a_null_beside_training_rows_alone_changes_nothing(tmp_path):
+    assert rows_said(tmp_path, "train", None, "train") == ([0, 1, 2], {})
+
+
+def test_a_list_of_splits_is_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"d\.jsonl:1 \(split\): expected the name of one split, found \['train'\]"):
+        rows_said(tmp_path, ["train"], ["test"])
+    assert rows_said(tmp_path, ["train"], ["test"], columns={"split": None})[0] == [0, 1]
+    assert rows_said(tmp_path, ["sums"], ["prose", "verse"])[0] == [0, 1]
+
+
+def test_rows_of_the_split_that_suits_the_kind(tmp_path):
+    names = ["train_prefs", "test_prefs", "train_sft", "test_sft"]
+    rows = [{"prompt": n, "completion": "x", "split": n} for n in names]
+    path = put(tmp_path / "d.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+
+    def read(**options):
+        return [d.prompt for d in formats.read(path, kind="demonstrations", **options)]
+
+    assert (read(), read(purpose="eval")) == (["train_sft"], ["test_sft"])
 
 
 def test_the_commit_of_the_hub_is_recorded(monkeypatch):

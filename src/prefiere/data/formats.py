@@ -114,7 +114,7 @@ class Records(Generic[R]):
         self._prose: dict[str, frozenset[str]] = {}
         self._seen, self._read, self._passed_over = dict[str, None](), set[str](), set[str]()
         self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
-        self._of_rows = RowSplit(split or found.split, purpose, str(source), bool(found.splits))
+        self._of_rows = RowSplit(split or found.split, kind, purpose, str(source), bool(found.splits))
         self.layout = self._detect(self._parts[0])
 
     @property
@@ -243,8 +243,7 @@ class Records(Generic[R]):
                     if shape not in shapes and (len(shapes) < _SHAPES or not self._seen.keys() >= set(shape)):
                         shapes.add(shape)
                         self._account_late(layout, row, part, line)
-                    if self._of_rows.split is not None:
-                        self._of_rows.check(row)
+                    self._of_rows.check(row)
                     for native in _parse(layout, row, note):
                         made = convert.records(native, self.kind, pairs_per_prompt=self._pairs_per_prompt, note=note)
                         for record in made:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from prefiere.data.schema import Kind
 from prefiere.data.values import BadRow, DataError, Row
@@ -26,7 +26,7 @@ _PREFERRED: dict[Kind, tuple[str, ...]] = {
     "prompts": ("train_gen", "train"),
 }
 _TRAIN = ("train", "training")
-_HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "test", "testing", "heldout", "holdout")
+_HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "test", "testing", "(?:held|hold)[-_ ]?out")
 _NAMES = "|".join((*_TRAIN, *_HELD_OUT))
 _SHARD = re.compile(r"[-_.](?:\d{5}-of-\d{5}.*|part[-_]?\d+|\d+)$")
 _WHOLE = re.compile(rf"(?:{_NAMES})\d*(?:_\w+)?", re.IGNORECASE)
@@ -54,7 +54,7 @@ def read_name(source: str | Path) -> Named:
     if match is None or (match["split"] is None and not is_hub_id(match["base"])):
         return Named(name)
     split = match["split"]
-    if split is not None and not re.fullmatch(r"[\w.-]+", split):
+    if split is not None and not re.fullmatch(r"[\w.-]+( [\w.-]+)*", split):
         raise DataError(f"{name}: [{split}] is no split; write its name alone, as in {match['base']}[train]")
     return Named(match["base"], split, match["revision"])
 
@@ -124,13 +124,13 @@ def choose_split(splits: Sequence[str], kind: Kind, split: str | None, where: st
 
 
 class RowSplit:
-    """Rows that name their own split, in a column ``split``: those of another one are left out.
+    """Rows that name their own split, in a column ``split``: those of another one, or of none, are left out.
 
-    ``split`` is the one that is read, None where rows name none.
+    One held-out value is enough to make it such a column. ``split`` is the one that is read, None where rows name none.
     """
 
-    def __init__(self, told: str | None, purpose: ReadFor, where: str, settled: bool):
-        self._told, self._purpose, self._where, self._settled = told, purpose, where, settled
+    def __init__(self, told: str | None, kind: Kind, purpose: ReadFor, where: str, settled: bool):
+        self._told, self._kind, self._purpose, self._where, self._settled = told, kind, purpose, where, settled
         self.split: str | None = None
 
     def key(self) -> list[str | None]:
@@ -141,20 +141,39 @@ class RowSplit:
         """Decide from the first rows, and from all where these do not suffice. Raises DataError where none suits."""
         if self._settled or self.split is not None:
             return
-        found = dict.fromkeys(row.get("split") for row in rows)
-        if not all(isinstance(s, str) and is_held_out(s) is not None for s in found):
-            if self._told is not None:
-                raise DataError(f"{self._where}: a file has no splits, and no column split; leave out {self._told}")
-            return
+        said = dict.fromkeys(s if isinstance(s := row.get("split"), str) else None for row in rows)
+        found = [s for s in said if s is not None]
+        known = [s for s in found if is_held_out(s) is not None]
         wanted = self._told or ("train" if self._purpose == "train" else None)
-        if wanted not in found:
-            found |= dict.fromkeys(s for row in every() if isinstance(s := row.get("split"), str))
-        splits = [s for s in found if isinstance(s, str)]
-        if self._purpose == "eval" and self._told is None and not any(is_held_out(s) for s in splits):
+        if self._told is None and not known:
+            return  # what later rows say is checked as they come
+        if wanted not in found or len(known) < len(said):
+            found = list(dict.fromkeys(s for row in every() if isinstance(s := row.get("split"), str)))
+            known = [s for s in found if is_held_out(s) is not None]
+        if self._told is not None:
+            if not known:
+                raise DataError(f"{self._where}: a file has no splits, and no column split; leave out {self._told}")
+            self.split = choose_split(found, self._kind, self._told, self._where, self._purpose)
             return
-        self.split = choose_split(splits, "pairs", self._told, self._where, self._purpose)
+        unknown = len(found) > len(known)
+        if not any(is_held_out(s) for s in known) and (unknown or None in said or self._purpose == "eval"):
+            return
+        self.split = choose_split(known, self._kind, None, self._where, self._purpose)
 
     def check(self, row: Row) -> None:
-        """Raise BadRow for a row of another split."""
-        if self.split is not None and row.get("split") != self.split:
-            raise BadRow("split", f"of split {row.get('split')}", content=True)
+        """Raise BadRow for a row of another split, or of none, or of several."""
+        if self._settled:
+            return
+        said: Any = row.get("split")
+        if isinstance(said, list) and any(isinstance(s, str) and is_held_out(s) is not None for s in said):
+            detail = (
+                f"expected the name of one split, found {str(said)[:40]}; 'columns={{split: none}}' leaves it unread"
+            )
+            raise BadRow("split", "wrong type in split", detail)
+        if self.split is None:
+            held = self._told is None and self._purpose == "train" and isinstance(said, str) and is_held_out(said)
+        else:
+            held = said != self.split
+        if held:
+            of = f"of split {said}" if isinstance(said, str) and said else "without a split"
+            raise BadRow("split", of, content=True)

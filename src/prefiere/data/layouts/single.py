@@ -112,43 +112,41 @@ def _layout(
     return Layout(name, holds, (*fields.split(), verdict), parse, lambda row: as_flag(row[verdict]) is not None)
 
 
+# Where a prompt and one answer stand.
+_GIVEN = (("prompt", "completion"), ("prompt", "response"))
+_INSTRUCTED = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("question", "output"),
+    *((q, a) for q in ASKED[3:] for a in ("response", "answer", "completion", "output", "solution")),
+    ("input", "output"),
+)
+_CALLED = ("kto_tag", "label")
+
 SINGLE = (
-    _layout(
-        "TRL unpaired (KTO)",
-        "judgements",
-        "prompt completion",
-        judged(answered(given(), "completion"), "label"),
-        verdict="label",
+    *(
+        _layout("TRL unpaired (KTO)", "judgements", f"{q} {a}", judged(answered(given(), a), verdict), verdict)
+        for q, a in _GIVEN
+        for verdict in _CALLED
     ),
     *(
         _layout("ShareGPT KTO", "judgements", field, judged(last_turn(field), verdict), verdict)
         for field in ("conversations", "messages")
-        for verdict in ("kto_tag", "label")
+        for verdict in _CALLED
     ),
-    _layout(
-        "Alpaca KTO",
-        "judgements",
-        "instruction output",
-        judged(answered(instruction("instruction"), "output"), "kto_tag"),
-        verdict="kto_tag",
+    *(
+        _layout("Alpaca KTO", "judgements", f"{q} {a}", judged(answered(instruction(q), a), verdict), verdict)
+        for q, a in _INSTRUCTED
+        for verdict in _CALLED
     ),
-    _layout(
-        "prompt and completion", "demonstrations", "prompt completion", demonstrated(answered(given(), "completion"))
-    ),
-    _layout("prompt and response", "demonstrations", "prompt response", demonstrated(answered(given(), "response"))),
+    *(_layout(f"{q} and {a}", "demonstrations", f"{q} {a}", demonstrated(answered(given(), a))) for q, a in _GIVEN),
     _layout("messages", "demonstrations", "messages", demonstrated(all_turns("messages"))),
     _layout("ShareGPT", "demonstrations", "conversations", demonstrated(all_turns("conversations"))),
     *(
         _layout("Alpaca", "demonstrations", f"{q} {a}", demonstrated(answered(instruction(q), a)))
-        for q, a in (
-            ("instruction", "output"),
-            ("instruction", "response"),
-            ("question", "answer"),
-            ("question", "response"),
-            ("question", "output"),
-            *((q, a) for q in ASKED[3:] for a in ("response", "answer", "completion", "output", "solution")),
-            ("input", "output"),
-        )
+        for q, a in _INSTRUCTED
     ),
     _layout("prompts", "prompts", "prompt", asked(given()), guesses=True),
     *(_layout("prompts", "prompts", q, asked(_as_user(q)), guesses=True) for q in ASKED if q != "prompt"),
