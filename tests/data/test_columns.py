@@ -223,3 +223,27 @@ def test_of_input_and_context_the_second_is_named_where_a_row_has_both(tmp_path)
     source = source_of(tmp_path, *rows, kind="demonstrations")
     assert [r.prompt[-1].content for r in source] == ["How deep?\nThe bay.", "How deep?\nIn m."]
     assert source.unread == ["context"]
+
+
+ASKS = "How deep is the sea here?"
+
+
+@pytest.mark.parametrize("given", [{"prompt": ASKS}, {"instruction": ASKS, "input": ""}])
+def test_answers_that_repeat_a_text_prompt_lose_it_and_are_counted(tmp_path, given):
+    source = source_of(tmp_path, given | {"chosen": f"{ASKS} Very deep.", "rejected": f"{ASKS} Dry."})
+    (pair,) = source
+    said = [t if isinstance(t, str) else t[-1].content for t in (pair.chosen, pair.rejected)]
+    assert [x.strip() for x in said] == ["Very deep.", "Dry."]
+    assert source.counts.changed == {"prompt cut off answers that repeat it": 1}
+
+
+@pytest.mark.parametrize("chosen", ["Very deep.", ASKS])
+def test_where_one_answer_does_not_repeat_the_prompt_neither_is_cut(tmp_path, chosen):
+    source = source_of(tmp_path, {"prompt": ASKS, "chosen": chosen, "rejected": f"{ASKS} Dry."})
+    (pair,) = source
+    assert (pair.chosen, pair.rejected, source.counts.changed) == (chosen, f"{ASKS} Dry.", {})
+
+
+def test_a_greeting_is_no_repeated_prompt(tmp_path):
+    (record,) = source_of(tmp_path, {"prompt": "Hello", "completion": "Hello there."}, kind="demonstrations")
+    assert record.completion == "Hello there."

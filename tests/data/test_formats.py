@@ -722,3 +722,32 @@ bad = {{"torch", "transformers", "datasets", "pyarrow", "pandas"}} & set(sys.mod
 assert not bad, bad
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_columns_that_pandas_wrote_are_named(tmp_path):
+    with pytest.raises(DataError, match="columns, not records: write it with orient='records', lines=True"):
+        read(put(tmp_path / "d.json", '{"prompt":{"0":"q","1":"r"},"chosen":{"0":"a","1":"b"}}'))
+
+
+def test_lines_of_two_encodings_are_refused(tmp_path):
+    (tmp_path / "d.csv").write_bytes(b"prompt,chosen,rejected\ncaf\xe9,yes it is,no\n" + "señor,sí señor,no\n".encode())
+    with pytest.raises(DataError, match=r"d\.csv:3 \(line\): mixed encodings: .*convert the file to UTF-8"):
+        read(tmp_path / "d.csv")
+
+
+def test_a_sheet_with_two_columns_of_one_name_is_refused_and_one_without_a_name_is_named(tmp_path):
+    from openpyxl import Workbook
+
+    for names, last in (
+        (["prompt", "chosen", "rejected", "rejected"], None),
+        (["prompt", "chosen", "rejected"], "x y"),
+    ):
+        book = Workbook()
+        book.active.append(names)
+        book.active.append(["How?", "So.", "No.", last])
+        book.save(tmp_path / "d.xlsx")
+        if last is None:
+            with pytest.raises(DataError, match=r"d\.xlsx:1 \(rejected\): two columns have this name"):
+                formats.read(tmp_path / "d.xlsx", kind="pairs")
+            continue
+        assert formats.read(tmp_path / "d.xlsx", kind="pairs").unread == ["(column 4)"]

@@ -248,6 +248,12 @@ def test_an_image_is_called_one_and_an_unknown_part_by_its_name(tmp_path):
         read(tmp_path, {"messages": [{"role": "user", "content": [{"type": "hologram", "x": 1}]}, DEEP[1]]})
 
 
+@pytest.mark.parametrize("extra", ["nope", "[1]"])
+def test_further_keys_that_are_no_object_are_named(tmp_path, extra):
+    with pytest.raises(DataError, match=r"d\.jsonl:1 \(messages\[\]\.extra_json\): expected the JSON of an object"):
+        read(tmp_path, {"messages": chat({"role": "assistant", "content": "Yes.", "extra_json": extra})})
+
+
 # ---- masks
 
 

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack,
 
 from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
-from prefiere.data.layouts.columns import Layout, Native, under_system
+from prefiere.data.layouts.columns import Layout, Native, under_system, without_repeated_prompt
 from prefiere.data.layouts.detect import KNOWN, Detected, check_columns, decided, detect, remap
 from prefiere.data.layouts.names import SEEN_OR_HEARD, SYSTEM, renamed
 from prefiere.data.layouts.unread import Asked, holds_something, keys_unread, refuse_a_guess
@@ -276,9 +276,8 @@ def _parse(layout: Layout, row: Mapping[str, Any], note: Callable[[str], None]) 
             detail = "the example holds something to see or hear, which is not read; it is left out"
             raise BadRow(column, f"{column} not read", detail, content=True)
     try:
-        if _SYSTEMS.isdisjoint(row):
-            return list(layout.parse(row))
-        return [under_system(native, row, note) for native in layout.parse(row)]
+        made = [without_repeated_prompt(native, note) for native in layout.parse(row)]
+        return made if _SYSTEMS.isdisjoint(row) else [under_system(native, row, note) for native in made]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         detail = f"the values are not shaped as in layout {layout.name} ({type(e).__name__}: {e})"
         raise BadRow(", ".join(layout.fields) or "row", "unexpected shape", detail) from e

@@ -170,7 +170,10 @@ def turns(value: Any, where: str) -> list[Message]:
     if not isinstance(value, Mapping):
         raise wrong_type(where, "a message {role, content}", value)
     if isinstance(value.get("extra_json"), str):  # how `formats.write` keeps free-form keys in Parquet
-        value = {k: v for k, v in value.items() if k != "extra_json"} | json.loads(value["extra_json"])
+        extra = literal(value["extra_json"])
+        if not isinstance(extra, Mapping):
+            raise wrong_type(f"{where}[].extra_json", "the JSON of an object", value["extra_json"])
+        value = {**{k: v for k, v in value.items() if k != "extra_json"}, **extra}
     role_key = "role" if "role" in value else "from"
     role = value.get(role_key)
     if not isinstance(role, str):

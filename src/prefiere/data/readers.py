@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -130,10 +130,20 @@ def _not_utf8(line: bytes, e: UnicodeDecodeError) -> str:
 
 def _as_row(value: Any) -> Row | BadRow:
     if isinstance(value, Mapping):
+        if value and isinstance(next(iter(value.values())), Mapping) and _is_columns(value):
+            detail = "columns, not records: write it with orient='records', lines=True"
+            return BadRow("line", "columns, not records", detail)
         return cast(Row, value)
     if isinstance(value, str):
         return {"text": value}
     return BadRow("line", "not a record", f"expected an object with columns, found {type(value).__name__}")
+
+
+def _is_columns(value: Mapping[str, Any]) -> bool:
+    """Whether these are columns as pandas writes them: {name: {"0": cell, "1": cell}, ...}."""
+    rows = next(iter(value.values()))
+    numbered = all(isinstance(c, Mapping) and c.keys() == rows.keys() for c in value.values())
+    return numbered and bool(rows) and all(k.isdigit() for k in rows)
 
 
 def _plain_lines(f: BinaryIO, path: Path) -> Rows:
@@ -198,9 +208,7 @@ def _csv(f: io.BufferedReader, path: Path) -> Rows:
     skipped = start - 1
     try:
         names = [n.strip() for n in next(reader)]
-        if len(set(names)) < len(names):
-            twice = next(n for n in names if names.count(n) > 1)
-            raise DataError(f"{path}:{start} ({twice}): two columns have this name; rename one")
+        _refuse_twins(names, f"{path}:{start}")
         start = reader.line_num + skipped + 1
         for cells in reader:
             if len(cells) == len(names):
@@ -211,6 +219,12 @@ def _csv(f: io.BufferedReader, path: Path) -> Rows:
             start = reader.line_num + skipped + 1
     except csv.Error as e:
         raise DataError(f"{path}:{start} (line): broken CSV: {e}; is a quote left open?") from e
+
+
+def _refuse_twins(names: Sequence[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise DataError(f"{where} ({twice}): two columns have this name; rename one")
 
 
 _SEPARATOR = re.compile(rb'"?sep=(.)"?', re.IGNORECASE)
@@ -224,6 +238,9 @@ def _csv_lines(f: BinaryIO, path: Path, number: int) -> Iterator[str]:
             raise DataError(f"{path}:{at} (line): {line[1].detail}")
         try:
             decoded = line[1].decode(encoding)
+            if encoding == "cp1252" and not line[1].isascii() and _is_utf8(line[1]):
+                detail = "mixed encodings: this line is UTF-8, an earlier one is not; convert the file to UTF-8"
+                raise DataError(f"{path}:{at} (line): {detail}")
         except UnicodeDecodeError as e:
             if beyond_ascii:
                 raise DataError(f"{path}:{at} (line): {_not_utf8(line[1], e)}") from e
@@ -231,6 +248,14 @@ def _csv_lines(f: BinaryIO, path: Path, number: int) -> Iterator[str]:
             decoded = line[1].decode(encoding, "replace")
         beyond_ascii = beyond_ascii or not line[1].isascii()
         yield decoded
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _cell(cell: str) -> str | None:
@@ -261,7 +286,8 @@ def _sheet(path: Path) -> Rows:
                 if not any(v is not None for v in values):
                     continue
                 if not names:
-                    names = ["" if v is None else str(v).strip() for v in values]
+                    names = [f"(column {i})" if v is None else str(v).strip() for i, v in enumerate(values, 1)]
+                    _refuse_twins(names, f"{path}:{number}")
                     continue
                 if any(isinstance(v, str) and len(v) >= _IN_A_CELL for v in values):
                     detail = (
@@ -269,7 +295,7 @@ def _sheet(path: Path) -> Rows:
                     )
                     yield number, BadRow("line", "cut off by Excel", detail, content=True)
                     continue
-                yield number, {n: v for n, v in zip(names, values, strict=False) if n}
+                yield number, dict(zip(names, values, strict=False))
             if names:
                 break
     finally:

@@ -84,6 +84,29 @@ def under_system(native: Native, row: RowMap, note: Callable[[str], None]) -> Na
     return replace(native, prompt=(Message("system", system), *turns), **texts)  # type: ignore[arg-type]
 
 
+_ANSWERS = ("chosen", "rejected", "completion", "answer_a", "answer_b")
+_GREETING = 20  # characters: an answer may well begin with a shorter prompt ("Hello")
+
+
+def without_repeated_prompt(native: Native, note: Callable[[str], None]) -> Native:
+    """The record with answers that repeat their prompt, all of them, cut behind it; ``note`` is told."""
+    prompt = native.prompt if isinstance(native.prompt, str) else native.prompt[-1].content if native.prompt else ""
+    if len(prompt) < _GREETING or isinstance(native, Prompt | Ranking):
+        return native
+    rests: dict[str, Text] = {}
+    for name in _ANSWERS:
+        answer = getattr(native, name, None)
+        if answer is None:
+            continue
+        said = answer if isinstance(answer, str) else answer[0].content if len(answer) == 1 else ""
+        rest = said[len(prompt) :]
+        if not said.startswith(prompt) or not rest.strip() or (rest[0].isalnum() and prompt[-1].isalnum()):
+            return native
+        rests[name] = rest if isinstance(answer, str) else (replace(answer[0], content=rest.lstrip()),)
+    note("prompt cut off answers that repeat it")
+    return replace(native, **rests)  # type: ignore[arg-type]
+
+
 def asked_text(value: Any, field: str) -> Text:
     """A prompt: raw text, messages, or an object that holds the text in full (WebGPT)."""
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):
