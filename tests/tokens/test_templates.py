@@ -256,7 +256,7 @@ def test_a_prompt_that_the_template_wrote_is_not_rendered_again(prompt: Any) -> 
     [plain], _ = encode(tok, PreferencePair(prompt=talk("u:Capital of Peru?"), chosen="Lima", rejected="Quito"))
     assert group.prompt.tolist() == plain.prompt.tolist()
     assert [c.tolist() for c in group.completions] == [c.tolist() for c in plain.completions]
-    assert counted(report) == {"already_rendered": 1}
+    assert (counted(report), report.notes) == ({"already_rendered": 1}, [])
     encoder = Encoder(tok, eos_ids=[tok.eos_token_id])
     assert encoder.encode_prompts([prompt])[0].tolist() == plain.prompt.tolist()
 
@@ -268,6 +268,10 @@ FOREIGN = {
     "Vicuna": "A chat. USER: Capital of Peru? ASSISTANT:",
     "Gemma": "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n",
     "Alpaca": "Below is an instruction.\n\n### Instruction:\nhi\n\n### Response:",
+    "Llama 4": "<|begin_of_text|><|header_start|>user<|header_end|>\n\nhi<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\n",
+    "Granite": "<|start_of_role|>user<|end_of_role|>hi<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+    "Kimi": "<|im_user|>user<|im_middle|>hi<|im_end|><|im_assistant|>assistant<|im_middle|>",
     "Zephyr": "<|user|>\nhi</s>\n<|assistant|>\n",
 }
 
@@ -283,10 +287,25 @@ def test_a_prompt_in_the_format_of_another_model_is_refused_under_a_template(nam
 
 
 @pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        (CHATML + "It is", " Lima."),  # two whole texts whose answers begin alike
+        (CHATML.removesuffix("<|im_start|>assistant\n"), "<|im_start|>assistant\nLima."),
+        ((Message("system", "Be brief."), Message("user", CHATML)), "Lima."),
+    ],
+)
+def test_rendered_text_that_is_no_prompt_alone_is_refused(prompt: Any, answer: str) -> None:
+    record = Demonstration(prompt=prompt, completion=answer, source="d.jsonl:1")
+    with pytest.raises(ValueError, match=r"d\.jsonl:1: .*a message begins with '<\|im_start\|>user', as rendered text"):
+        list(Encoder(tokenizer("bpe", "chatml"), eos_ids=[5]).encode([record], EncodeReport()))
+
+
+@pytest.mark.parametrize(
     "prompt",
     [
         "What does <|im_start|>assistant mean?",
         "Write [INST] and [/INST] in a list",
+        "What does this do: [INST] hi [/INST]",
         "ASSISTANT:",
         "USER: who am I?",
         "",

@@ -187,7 +187,7 @@ class Encoder:
             report.count("already_rendered", record.source)
         for what in sorted(script.left_out):
             report.count(what, record.source)
-        if script.raw and not self._renderer.is_raw(record.prompt, *answers):
+        if script.raw and not script.already and not self._renderer.is_raw(record.prompt, *answers):
             note = 'no chat template: messages are written as "\\n\\nHuman: ...\\n\\nAssistant: ..."'
             if note not in report.notes:
                 report.notes.append(note)

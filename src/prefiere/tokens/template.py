@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefiere.data.schema import Message, Text
 from prefiere.tokens.dialect import CALLED, LeftOut, Rewritten, TemplateRefusal, all_templates, dated, with_arguments
-from prefiere.tokens.rendered import format_of
+from prefiere.tokens.rendered import format_of, refuse_rendered
 from prefiere.tokens.shield import STAND_INS, Control, Piece, Shield
 from prefiere.tokens.written import LEFT_OUT, Marks, left_of
 
@@ -329,6 +329,8 @@ class Renderer:
         """Messages for the template, less the end token that an assistant's text closes with: its turn gets one."""
         talk = []
         for m in messages(text, role):
+            if self.has_template and m.role != "assistant":
+                refuse_rendered(m.content)
             content = self._split_end(m.content)[0] if m.role == "assistant" else m.content
             shield.seen = shield.seen or content != m.content
             talk.append(shield.cover(Message(m.role, content, m.extra).as_dict(), own=m.role == "assistant"))
