@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from prefiere import untrusted
 from prefiere.run import Run, RunError
@@ -38,7 +39,7 @@ def test_yaml_that_no_run_writes_is_refused(tmp_path: Path, text: str, why: str)
 def test_a_list_that_is_named_twice_is_no_bomb(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
     shared = ["data.jsonl"]
-    run.recipe = {"data": shared, "eval_data": shared}
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump({"data": shared, "eval_data": shared}))
     assert "*" in (run.folder / "recipe.yaml").read_text()
     assert run.recipe == {"data": ["data.jsonl"], "eval_data": ["data.jsonl"]}
 

@@ -130,6 +130,7 @@ def test_kill_9_of_the_real_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_reports_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, how) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
     s = runs.settings(tmp_path, max_steps=6)
     real = Engine.update
 
