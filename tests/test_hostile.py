@@ -214,6 +214,10 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "a choice without a name": rewrite("run/environment.json", lambda e: e | {"choices": [1, {}]}),
     "a plan that is a text": rewrite("run/environment.json", lambda e: e | {"plan": ESCAPE, "versions": 5}),
     "sources that are numbers": rewrite("run/data.json", lambda d: d | {"eval_sources": 5, "train": ESCAPE}),
+    "an account that is a text": rewrite("run/data.json", lambda d: d | {"train": ESCAPE, "prompts": 5, "overlap": []}),
+    "numbers that are texts": rewrite("run/data.json", lambda d: d | {"overlap": {"prompts": "x", "of": [1]}}),
+    "a configuration that is a link": lambda place: link_to_secret(place, "run/model/adapter_config.json"),
+    "a tokenizer that is a link": lambda place: link_to_secret(place, "run/model/tokenizer_config.json"),
     "sources elsewhere": rewrite("run/data.json", lambda d: d | {"eval_sources": ["secret.json:1"]}),
 }  # fmt: skip
 
@@ -228,8 +232,8 @@ def test_a_run_from_a_stranger(place: Path, kind: str) -> None:
         ("export", "sent/run", "--out", "exported"),
     ):
         harmless(place, *command)
-    if (place / "report.html").exists():
-        assert SECRET not in (place / "report.html").read_text()
+    made = [p for p in (place / "report.html", *(place / "exported").rglob("*")) if p.is_file()]
+    assert not [p for p in made if SECRET.encode() in p.read_bytes()]
 
 
 def resealed(folder: Path) -> None:

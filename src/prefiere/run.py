@@ -221,7 +221,7 @@ class Run:
     @property
     def data(self) -> dict[str, Any]:
         """What was read, dropped, truncated."""
-        return self._shaped("data.json", {"train": dict, "eval": dict, "eval_sources": list})
+        return self._shaped("data.json", {"eval_sources": list})
 
     @data.setter
     def data(self, data: Mapping[str, Any]) -> None:

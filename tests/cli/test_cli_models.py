@@ -87,6 +87,8 @@ def test_data_with_a_model_colours_what_is_scored(place: Path, monkeypatch: pyte
     assert "<|im_start|>user" in shown["examples"][0]
     cut = result("data", place / "pairs.jsonl", "--model", place / "model", "max_length=12")
     assert cut["tokens"]["truncated_prompts"]["count"] == 23
+    none = run("data", place / "pairs.jsonl", "--model", place / "model", "max_length=8")
+    assert (none.exit_code, "max_length has no room for an answer" in none.output) == (2, True)
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

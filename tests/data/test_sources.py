@@ -73,6 +73,32 @@ def test_csv_of_excel(tmp_path, encoding, head):
     assert first.source == f"{path}:{3 if head else 2}"
 
 
+def test_a_guessed_encoding_and_further_sheets_are_said(tmp_path):
+    """Bytes beyond ASCII may be Windows-1252 as Excel writes it, or anything else: whoever reads it must look."""
+    path = put(tmp_path / "d.csv", "prompt,chosen,rejected\nq,añejo,pan\n".encode("cp1252"))
+    source = formats.read(path, kind="pairs")
+    assert [p.chosen for p in source] == ["añejo"]
+    assert source.unread_lines() == ["d.csv is not UTF-8 and read as Windows-1252: see whether its letters fit"]
+    assert source.describe()["remarks"] == source.unread_lines()
+    assert source.counts.read == 1
+    book = openpyxl.Workbook()
+    for title, rows in (
+        ("pairs", [["prompt", "chosen", "rejected"], ["q", "x", "y"]]),
+        ("Notes", [["see me"]]),
+        ("", []),
+    ):
+        at = book.create_sheet(title)
+        for row in rows:
+            at.append(row)
+    book.save(tmp_path / "d.xlsx")
+    source = formats.read(tmp_path / "d.xlsx", kind="pairs")
+    assert [(p.prompt, p.chosen) for p in source] == [("q", "x")]
+    assert source.unread_lines() == ["sheet not read: Notes"]
+    clean = formats.read(put(tmp_path / "e.csv", "prompt,chosen,rejected\nq,añejo,pan\n"), kind="pairs")
+    assert list(clean)
+    assert clean.unread_lines() == []
+
+
 def test_cells_of_pandas_that_say_nothing_are_empty(tmp_path):
     path = put(tmp_path / "d.csv", "instruction,input,output\nq,nan,x\nq,NaN,y\nq,,z\n")
     got = list(formats.read(path, kind="demonstrations"))

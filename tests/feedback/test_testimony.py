@@ -16,7 +16,6 @@ from prefiere.feedback.store import Store
 from prefiere.feedback.testimony import blind_comparison
 from prefiere.feedback.votes import Said
 from prefiere.report.page import report_html
-from prefiere.run import RunError
 from prefiere.stats import sign_test, wilson
 from synthetic_runs import make
 
@@ -125,8 +124,4 @@ def test_the_report_says_who_said_so_from_the_folder_alone_and_forget_finds_it(s
 def test_a_record_of_another_shape_is_shown_as_far_as_it_goes(tmp_path, record):
     run = make(tmp_path / "r", steps=5, drop=("rewards/", "samples/", "logps/", "eval_"))
     run.data, run.blind = record, {"won": "x", "people": 3}
-    if not isinstance(record.get("train", {}), dict):
-        with pytest.raises(RunError, match="train is not as a run writes it"):
-            report_html([run])
-        return
     assert "Who said so" in report_html([run])

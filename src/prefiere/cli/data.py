@@ -89,6 +89,8 @@ def tokenized(
     console.print(Styled("Tokens", "bold"))
     for line in report.lines():
         console.print(f"  {line}", markup=False, soft_wrap=True)
+    if not report.groups:
+        raise DataError(f"{settings.data}: no example is left to learn from ({'; '.join(report.lines())})")
     return shown, report.to_dict()
 
 

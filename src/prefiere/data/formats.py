@@ -28,7 +28,7 @@ from prefiere.data.layouts.unread import Asked, holds_something, keys_unread, re
 from prefiere.data.layouts.written import decoded, prose_columns
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
 from prefiere.data.splits import ReadFor, RowSplit
-from prefiere.data.values import BadRow, DataError, Row
+from prefiere.data.values import BadRow, DataError, Remark, Row
 from prefiere.data.writers import write
 
 __all__ = ["Counts", "DataError", "Kind", "Prompt", "Records", "read", "read_comparisons", "write"]
@@ -79,7 +79,8 @@ class Records(Generic[R]):
     ``layout`` says what was detected and why (of the first file; ``layouts`` has each file's), ``files`` what is read,
     ``split`` and ``splits`` which split it is and which there are, ``beside`` which files of a folder are not read,
     ``commit`` that of a data set of the hub. ``unread`` names the columns that are not read, as far as rows were.
-    ``counts`` and ``problems`` (the first 20, as ``file:line (field): what``) belong to the latest iteration.
+    ``counts``, ``remarks`` (what a reader guessed or left) and ``problems`` (the first 20, as ``file:line (field):
+    what``) belong to the latest iteration.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Records(Generic[R]):
         self.layouts: dict[str, Detected] = {}
         self.counts = Counts()
         self.problems: list[str] = []
+        self.remarks: dict[str, None] = {}
         self._prose: dict[str, frozenset[str]] = {}
         self._seen, self._read, self._passed_over = dict[str, None](), set[str](), set[str]()
         self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
@@ -136,12 +138,12 @@ class Records(Generic[R]):
         layouts = list(dict.fromkeys(str(d) for d in self.layouts.values()))
         about = {"files": self.files, "split": self.split, "kind": self.kind, "layout": " + ".join(layouts)}
         about |= {"unread_columns": self.unread, "unread_files": list(self.beside), "commit": self.commit}
-        return about | self.counts.to_dict() | {"problems": list(self.problems)}
+        return about | self.counts.to_dict() | {"problems": list(self.problems), "remarks": list(self.remarks)}
 
     def unread_lines(self) -> list[str]:
         """What of the source is not read, in plain language."""
         said = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
-        return said + ([f"files not read: {', '.join(self.beside)}"] if self.beside else [])
+        return [*said, *([f"files not read: {', '.join(self.beside)}"] if self.beside else []), *self.remarks]
 
     def key(self) -> dict[str, Any]:
         """Everything that the records depend on, as plain values: the contents of the files, and how they are read."""
@@ -158,7 +160,7 @@ class Records(Generic[R]):
             raise row
         prose = self._prose.get(part.name)
         if prose is None:
-            first = (r for _, r in itertools.islice(part.rows(), _SAMPLE) if not isinstance(r, BadRow))
+            first = (r for _, r in itertools.islice(_rows_in(part), _SAMPLE) if not isinstance(r, BadRow))
             prose = self._prose[part.name] = prose_columns(first)
         row = decoded(row, prose)
         if self._columns:
@@ -171,7 +173,7 @@ class Records(Generic[R]):
     def _rows(self) -> Iterator[Row]:
         """All rows of all parts that are whole."""
         for part in self._parts:
-            for _, row in part.rows():
+            for _, row in _rows_in(part):
                 try:
                     yield self._row(row, part)
                 except BadRow:
@@ -183,7 +185,7 @@ class Records(Generic[R]):
             return self.layouts[part.name]
         rows: list[Row] = []
         first_bad: tuple[int, BadRow] | None = None
-        for line, row in itertools.islice(part.rows(), _SAMPLE):
+        for line, row in itertools.islice(_rows_in(part), _SAMPLE):
             try:
                 rows.append(self._row(row, part))
             except BadRow as bad:
@@ -225,7 +227,7 @@ class Records(Generic[R]):
             refuse_a_guess(layout, self.kind, self.unread, [row], f"{part.name}:{line}")
 
     def __iter__(self) -> Iterator[R]:
-        self.counts, self.problems = Counts(), []
+        self.counts, self.problems, self.remarks = Counts(), [], {}
         return itertools.islice(self._records(self.counts), self._limit)
 
     def _records(self, counts: Counts) -> Iterator[R]:
@@ -235,7 +237,7 @@ class Records(Generic[R]):
         for part in self._parts:
             layout = self._detect(part).layout
             shapes = set[tuple[str, ...]]()
-            for line, raw in part.rows():
+            for line, raw in _rows_in(part, self.remarks):
                 counts.read += 1
                 try:
                     row = self._row(raw, part)
@@ -267,6 +269,15 @@ class Records(Generic[R]):
         counts.dropped[bad.reason] += 1
         if len(self.problems) < _SHOWN:
             self.problems.append(problem)
+
+
+def _rows_in(part: sources.Part, remarks: dict[str, None] | None = None) -> Iterator[tuple[int, Row | BadRow]]:
+    """The rows of a part; what its reader remarks is added to ``remarks``."""
+    for line, row in part.rows():
+        if not isinstance(row, Remark):
+            yield line, row
+        elif remarks is not None:
+            remarks[row.text] = None
 
 
 def _parse(layout: Layout, row: Mapping[str, Any], note: Callable[[str], None]) -> list[Native]:

@@ -1,18 +1,20 @@
-"""Files in files: what is compressed is opened as it is read, and what is no data is named for what it is."""
+"""Files in files: what is compressed or a workbook is opened as it is read; what is no data is named for what it is."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
 import lzma
+import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prefiere.data.values import DataError
+from prefiere.data.values import BadRow, DataError, Remark, Row
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Suffixes of compressed files."""
@@ -106,3 +108,69 @@ def _only_file(path: Path, archive: zipfile.ZipFile) -> str:
 
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 """What reading a damaged compressed file raises."""
+
+
+# -- workbooks ---------------------------------------------------------------------------------------------------------
+
+
+_IN_A_CELL = 32_767  # characters: Excel keeps no more
+_ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+
+
+def sheet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow | Remark]]:
+    """The first sheet of an Excel workbook that holds anything: a header, and a row below it for each record."""
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except Exception as e:  # openpyxl raises whatever its parsers do
+        raise DataError(f"{path}: the workbook cannot be read ({e}); save it again, or as .csv") from e
+    try:
+        names: list[str] = []
+        for sheet in book.worksheets:
+            rest = bool(names)
+            for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+                values = [_of_sheet(c) for c in cells]
+                if not any(v is not None for v in values):
+                    continue
+                if rest:
+                    yield number, Remark(f"sheet not read: {sheet.title}")
+                    break
+                if not names:
+                    names = [f"(column {i})" if v is None else str(v).strip() for i, v in enumerate(values, 1)]
+                    refuse_twins(names, f"{path}:{number}")
+                    continue
+                if any(isinstance(v, str) and len(v) >= _IN_A_CELL for v in values):
+                    detail = (
+                        f"a cell holds {_IN_A_CELL:,} characters, the most that Excel keeps: it is probably cut off"
+                    )
+                    yield number, BadRow("line", "cut off by Excel", detail, content=True)
+                    continue
+                if any(v is not None for v in values[len(names) :]):
+                    detail = f"expected {len(names)} cells, found {len(values)}; a column has no name"
+                    yield number, BadRow("line", "wrong number of cells", detail)
+                    continue
+                yield number, dict(zip(names, values, strict=False))
+    finally:
+        book.close()
+
+
+def _of_sheet(value: Any) -> Any:
+    """A cell: its text, number or time as text; None for an empty one."""
+    if isinstance(value, str):
+        return cell_text(_ESCAPED.sub(lambda m: chr(int(m[1], 16)), value))
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    return value
+
+
+def cell_text(cell: str) -> str | None:
+    """The text of a cell; None for an empty one, and for what pandas writes where there is nothing."""
+    return None if cell in ("", "nan", "NaN") else cell
+
+
+def refuse_twins(names: Sequence[str], where: str) -> None:
+    """Raise DataError where two columns have the same name."""
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise DataError(f"{where} ({twice}): two columns have this name; rename one")

@@ -10,19 +10,28 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from prefiere.data.packed import DAMAGED, ZIP, is_sheet, packed_as, refuse_what_is_no_data, unpacked
-from prefiere.data.values import BadRow, DataError, Row, without_nulls
+from prefiere.data.packed import (
+    DAMAGED,
+    ZIP,
+    cell_text,
+    is_sheet,
+    packed_as,
+    refuse_twins,
+    refuse_what_is_no_data,
+    sheet_rows,
+    unpacked,
+)  # fmt: skip
+from prefiere.data.values import BadRow, DataError, Remark, Row, without_nulls
 
 MAX_RECORD = 64 * 2**20
 """Bytes that one line of text or one JSON record may take. Longer ones are never held in memory."""
 
-Rows: TypeAlias = Iterator[tuple[int, Row | BadRow]]
+Rows: TypeAlias = Iterator[tuple[int, Row | BadRow | Remark]]
 
 # Under these keys a JSON document may wrap its list of records.
 WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "train")
@@ -36,7 +45,7 @@ def read_rows(path: Path) -> Rows:
         magic = f.read(32)
     refuse_what_is_no_data(path, magic)
     if magic[:4] == ZIP and is_sheet(path):
-        return _sheet(path)
+        return sheet_rows(path)
     if magic[:4] == b"PAR1":
         return _parquet(path)
     if magic[:6] == b"ARROW1" or magic[:4] == b"\xff\xff\xff\xff":
@@ -204,15 +213,18 @@ def _csv(f: io.BufferedReader, path: Path) -> Rows:
         delimiter, start = told[1].decode(), 2
     else:
         delimiter = max(",;\t", key=lambda d: header.count(d.encode()))
-    reader = csv.reader(_csv_lines(f, path, start), delimiter=delimiter, strict=True)
+    remarks: list[Remark] = []
+    reader = csv.reader(_csv_lines(f, path, start, remarks), delimiter=delimiter, strict=True)
     skipped = start - 1
     try:
         names = [n.strip() for n in next(reader)]
-        _refuse_twins(names, f"{path}:{start}")
+        refuse_twins(names, f"{path}:{start}")
         start = reader.line_num + skipped + 1
         for cells in reader:
+            while remarks:
+                yield start, remarks.pop()
             if len(cells) == len(names):
-                yield start, {name: _cell(cell) for name, cell in zip(names, cells, strict=True)}
+                yield start, {name: cell_text(cell) for name, cell in zip(names, cells, strict=True)}
             elif cells:
                 detail = f"expected {len(names)} cells, found {len(cells)}; is a quote missing?"
                 yield start, BadRow("line", "wrong number of cells", detail)
@@ -221,17 +233,14 @@ def _csv(f: io.BufferedReader, path: Path) -> Rows:
         raise DataError(f"{path}:{start} (line): broken CSV: {e}; is a quote left open?") from e
 
 
-def _refuse_twins(names: Sequence[str], where: str) -> None:
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise DataError(f"{where} ({twice}): two columns have this name; rename one")
-
-
 _SEPARATOR = re.compile(rb'"?sep=(.)"?', re.IGNORECASE)
 
 
-def _csv_lines(f: BinaryIO, path: Path, number: int) -> Iterator[str]:
-    """The lines of a CSV file: UTF-8, or Windows-1252 as Excel writes it where no line before was beyond ASCII."""
+def _csv_lines(f: BinaryIO, path: Path, number: int, remarks: list[Remark]) -> Iterator[str]:
+    """The lines of a CSV file: UTF-8, or Windows-1252 as Excel writes it where no line before was beyond ASCII.
+
+    That is a guess, and goes to ``remarks``.
+    """
     encoding, beyond_ascii = "utf-8", False
     for at, line in enumerate(_lines(f), number):
         if isinstance(line[1], BadRow):
@@ -246,6 +255,7 @@ def _csv_lines(f: BinaryIO, path: Path, number: int) -> Iterator[str]:
                 raise DataError(f"{path}:{at} (line): {_not_utf8(line[1], e)}") from e
             encoding = "cp1252"
             decoded = line[1].decode(encoding, "replace")
+            remarks.append(Remark(f"{path.name} is not UTF-8 and read as Windows-1252: see whether its letters fit"))
         beyond_ascii = beyond_ascii or not line[1].isascii()
         yield decoded
 
@@ -258,57 +268,7 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _cell(cell: str) -> str | None:
-    """The text of a cell; None for an empty one, and for what pandas writes where there is nothing."""
-    return None if cell in ("", "nan", "NaN") else cell
-
-
 # -- tables -----------------------------------------------------------------------------------------------------------
-
-
-_IN_A_CELL = 32_767  # characters: Excel keeps no more
-_ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
-
-
-def _sheet(path: Path) -> Rows:
-    """The first sheet of an Excel workbook that holds anything: a header, and a row below it for each record."""
-    from openpyxl import load_workbook
-
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except Exception as e:  # openpyxl raises whatever its parsers do
-        raise DataError(f"{path}: the workbook cannot be read ({e}); save it again, or as .csv") from e
-    try:
-        names: list[str] = []
-        for sheet in book.worksheets:
-            for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
-                values = [_of_sheet(c) for c in cells]
-                if not any(v is not None for v in values):
-                    continue
-                if not names:
-                    names = [f"(column {i})" if v is None else str(v).strip() for i, v in enumerate(values, 1)]
-                    _refuse_twins(names, f"{path}:{number}")
-                    continue
-                if any(isinstance(v, str) and len(v) >= _IN_A_CELL for v in values):
-                    detail = (
-                        f"a cell holds {_IN_A_CELL:,} characters, the most that Excel keeps: it is probably cut off"
-                    )
-                    yield number, BadRow("line", "cut off by Excel", detail, content=True)
-                    continue
-                yield number, dict(zip(names, values, strict=False))
-            if names:
-                break
-    finally:
-        book.close()
-
-
-def _of_sheet(value: Any) -> Any:
-    """A cell: its text, number or time as text; None for an empty one."""
-    if isinstance(value, str):
-        return _cell(_ESCAPED.sub(lambda m: chr(int(m[1], 16)), value))
-    if isinstance(value, date | datetime):
-        return value.isoformat()
-    return value
 
 
 def _parquet(path: Path) -> Rows:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,13 @@ class BadRow(Exception):
     def __init__(self, field: str, reason: str, detail: str = "", *, content: bool = False):
         super().__init__(detail or reason)
         self.field, self.reason, self.detail, self.content = field, reason, detail or reason, content
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a reader did with a file that whoever owns it must know, in words; it stands between rows."""
+
+    text: str
 
 
 def need(row: Mapping[str, Any], field: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -82,6 +83,13 @@ class Case:
     def evidence(self, *keys: str) -> tuple[str, ...]:
         """One line for each of these metrics that was measured twice."""
         return tuple(evidence_line(k, c, *self.where) for k in keys if (c := self.change(k)) is not None)
+
+    def account(self, *names: str) -> Mapping[str, Any]:
+        """A part of data.json; empty where there is none of that shape."""
+        found: Any = self.run.data
+        for name in names:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def family(self) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefiere.doctor.case import Case, Finding
@@ -9,12 +10,11 @@ from prefiere.doctor.case import Case, Finding
 
 def cut(case: Case) -> Finding | None:
     """At least a tenth of the training examples were cut to fit; from half of them on it is a warning."""
-    tokens: dict[str, Any] = (case.run.data.get("train") or {}).get("tokens") or {}
-    examples = int(tokens.get("examples") or 0)
+    examples = _number(case.account("train", "tokens"), "examples")
     if not examples:
         return None
     prompts, answers, same = (
-        int((tokens.get(name) or {}).get("count") or 0)
+        _number(case.account("train", "tokens", name), "count")
         for name in ("truncated_prompts", "truncated_completions", "identical")
     )
     if max(prompts, answers) < 0.1 * examples:
@@ -23,7 +23,7 @@ def cut(case: Case) -> Finding | None:
     if prompts:
         evidence.append(f"prompts cut: {_share(prompts, examples)}")
         meaning.append("Of a prompt the end is kept: the model learns to answer a question that it did not see whole.")
-        if not case.sft and (case.run.data.get("prompts") or {}).get("train") == 1:
+        if not case.sft and case.account("prompts").get("train") == 1:
             meaning.append("All prompts have become the same text, so that no curve has an interval.")
     if answers:
         evidence.append(f"answers cut: {_share(answers, examples)}")
@@ -45,10 +45,14 @@ def cut(case: Case) -> Finding | None:
     )
 
 
+def _number(account: Mapping[str, Any], name: str) -> int:
+    value = account.get(name)
+    return int(value) if isinstance(value, int | float) else 0
+
+
 def not_held_out(case: Case) -> Finding | None:
     """Prompts of eval_data that are also trained on: from a tenth of them on it is a warning."""
-    overlap: dict[str, Any] = case.run.data.get("overlap") or {}
-    both, of = int(overlap.get("prompts") or 0), int(overlap.get("of") or 0)
+    both, of = (_number(case.account("overlap"), name) for name in ("prompts", "of"))
     if not both or not of:
         return None
     return Finding(

@@ -15,6 +15,7 @@ from peft.utils import load_peft_weights
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from prefiere.files import first_link_out
 from prefiere.kernels.memory import OutOfMemory, out_of_memory
 from prefiere.models.weight_files import damaged_file
 from prefiere.run import Run
@@ -55,6 +56,8 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
     if (path / "recipe.yaml").is_file():
         if not (path / "model").is_dir():
             raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
+        if (link := first_link_out(path)) is not None:
+            raise ModelError(f"{link} is a link that leads out of the run folder. Put what it points to in its place.")
         return replace(find_model(path / "model", trust=trust), quantize=_quantization_of_run(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
