@@ -15,7 +15,7 @@ from feedback.test_votes import valid
 from prefiere.feedback import schema
 from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.figures import figures
-from prefiere.feedback.judging.voting import vote_all
+from prefiere.feedback.judging.voting import by_scores, vote_by
 
 ASKED = [(f"¿Qué es {i}?", f"p.txt:{i}") for i in range(20)]
 
@@ -89,12 +89,12 @@ def test_a_judge_votes_on_all_and_takes_no_place(sqlite_store):
     def prefers_b(prompts, completions):
         return np.array([float(c.startswith("b")) for c in completions])
 
-    assert vote_all(sqlite_store, "b!", prefers_b, limit=10) == 10
+    assert vote_by(sqlite_store, "b!", by_scores(prefers_b), limit=10) == 10
     common = {v.pair_id for v in valid(sqlite_store) if v.judge}
     assert common == {v.pair_id for v in valid(sqlite_store) if not v.judge}  # those that people did come first
-    assert vote_all(sqlite_store, "b!", prefers_b) == 20
-    assert vote_all(sqlite_store, "b!", prefers_b) == 0
-    assert vote_all(sqlite_store, "length", longer_number) == 30
+    assert vote_by(sqlite_store, "b!", by_scores(prefers_b)) == 20
+    assert vote_by(sqlite_store, "b!", by_scores(prefers_b)) == 0
+    assert vote_by(sqlite_store, "length", by_scores(longer_number)) == 30
     assert before == {p["id"]: p["open"] for p in rows(sqlite_store, schema.pair)}
     said = [v for v in valid(sqlite_store) if v.judge]
     assert {v.side for v in said} == {"b", "tie"}
@@ -107,7 +107,7 @@ def test_judges_of_comparisons_are_corrected_by_people(sqlite_store):
     asked = [(f"q{i}", "") for i in range(80)]
     collect_pairs(sqlite_store, [Canned("a"), Canned("b")], asked, How(), Queueing(purpose="compare", overlap=1))
     vote(sqlite_store, "ana", [-1, 1, 1, 1] * 10)
-    vote_all(sqlite_store, "always b", lambda p, c: np.array([float(t.startswith("b")) for t in c]))
+    vote_by(sqlite_store, "always b", by_scores(lambda p, c: np.array([float(t.startswith("b")) for t in c])))
     (judged,) = figures(sqlite_store, 0.0).judged.values()
     assert (judged.n, judged.judged) == (40, 40)
     assert judged.mean == pytest.approx(0.75)  # the judge alone says 1.0

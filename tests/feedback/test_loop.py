@@ -17,7 +17,7 @@ from feedback.test_exchange import run, vote
 from feedback.test_votes import Desk
 from prefiere.feedback import items, people, schema
 from prefiere.feedback.collect import collect_pairs
-from prefiere.feedback.judging.voting import vote_all
+from prefiere.feedback.judging.voting import by_scores, vote_by
 from prefiere.feedback.leases import Nothing
 from prefiere.feedback.rounds import waiting
 from prefiere.feedback.rounds.loop import Rounds
@@ -63,7 +63,7 @@ class Stand:
             return np.array([float("round" in c) * (1 if self.better == "after" else -1) + 0.1 * float(c.endswith("1"))
                              for c in completions])  # fmt: skip
 
-        vote_all(self.store, "judge", scores, round_id=round_id)
+        vote_by(self.store, "judge", by_scores(scores), round_id=round_id)
 
     def train(self, model, data, out):
         self.trained.append((model, data.rpartition("/")[2], out))
@@ -262,7 +262,7 @@ def test_the_verdict_is_the_peoples_and_a_judge_only_narrows_it(sqlite_store):
     with sqlite_store.read() as c:
         assert not verdict_of(c, 1).lost
         assert "nobody compared" in verdict_of(c, 1).sentence
-    vote_all(sqlite_store, "b!", lambda p, c: np.array([float(t.startswith("b")) for t in c]), round_id=1)
+    vote_by(sqlite_store, "b!", by_scores(lambda p, c: np.array([float(t.startswith("b")) for t in c])), round_id=1)
     with sqlite_store.read() as c:
         assert (verdict_of(c, 1).share, verdict_of(c, 1).votes) == (1.0, 60)
     vote(sqlite_store, "ana", [-1] * 15 + [1] * 3 + [0] * 2 + [-1] * 10)

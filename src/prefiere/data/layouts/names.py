@@ -48,7 +48,6 @@ ANSWERS = (
 
 # Each side's word, and the one of the other side.
 _OPPOSITE = (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"), ("one", "two"))
-_SIDES = {word for pair in _OPPOSITE for word in pair}
 
 # Words for a field, by which a column that is called otherwise is recognised.
 _LIKE: dict[str, tuple[str, ...]] = {

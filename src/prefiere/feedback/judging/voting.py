@@ -40,19 +40,6 @@ def by_scores(judge: JudgeScores) -> Compares:
     return compare
 
 
-def vote_all(
-    store: Store,
-    name: str,
-    judge: JudgeScores,
-    *,
-    limit: int | None = None,
-    round_id: int | None = None,
-    progress: Callable[[int], None] = lambda n: None,
-) -> int:
-    """Let a judge that scores answers vote: see `vote_by`."""
-    return vote_by(store, name, by_scores(judge), limit=limit, round_id=round_id, progress=progress)
-
-
 def vote_by(
     store: Store,
     name: str,
