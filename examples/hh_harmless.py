@@ -218,12 +218,12 @@ def right(margins: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.sign(margins))
 
 
-def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def results(rows: Sequence[Mapping[str, Any]], ways: Iterable[str] = WAYS) -> dict[str, Any]:
     """Accuracy of each way of choosing, and how much of it is length; intervals are clustered by conversation.
 
-    ``over_shorter`` is the paired difference to choosing the shorter answer. ``shorter`` and ``longer`` are the
-    accuracies where people chose the shorter or the longer answer, ``balanced`` is the mean of both: 1/2 for whatever
-    goes by length alone.
+    rows: what each way of choosing says of a pair. ``over_shorter`` is the paired difference to choosing the shorter
+    answer. ``shorter`` and ``longer`` are the accuracies where people chose the shorter or the longer answer,
+    ``balanced`` is the mean of both: 1/2 for whatever goes by length alone.
     """
     clusters = np.asarray([r["conversation"] for r in rows])
     shorter = np.asarray([r["characters"] for r in rows])
@@ -231,7 +231,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sides = {"shorter": shorter > 0, "longer": shorter < 0}
     balance = sum((mask / mask.sum() for mask in sides.values()), np.zeros(len(rows)))
     found: dict[str, Any] = {"pairs": len(rows), "conversations": len(np.unique(clusters)), "ways": {}}
-    for name in (n for n in WAYS if n in rows[0]):
+    for name in (n for n in ways if n in rows[0]):
         margins = np.asarray([r[name] for r in rows])
         hit = right(margins)
         found["ways"][name] = {
@@ -249,8 +249,8 @@ def plain(e: Estimate) -> dict[str, float]:
     return {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "clusters": e.clusters}
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """The results in Markdown."""
+def table(found: Mapping[str, Any], ways: Mapping[str, str] = WAYS) -> str:
+    """The results in Markdown, each way of choosing by its name in words."""
 
     def cell(e: Mapping[str, float], sign: str = "") -> str:
         return f"{100 * e['mean']:{sign}.1f} ({100 * e['low']:{sign}.1f} to {100 * e['high']:{sign}.1f})"
@@ -263,7 +263,7 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     for name, w in found["ways"].items():
         gain = "" if name == "characters" else cell(w["over_shorter"], "+")
-        parts = [WAYS[name], cell(w["accuracy"]), gain, cell(w["shorter"]), cell(w["longer"]), cell(w["balanced"])]
+        parts = [ways[name], cell(w["accuracy"]), gain, cell(w["shorter"]), cell(w["longer"]), cell(w["balanced"])]
         lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import runs
 from feedback.conftest import fill, rows
 from feedback.test_exchange import run, vote
 from feedback.test_loop import Quiet, Stand, asked
 from feedback.test_page import client
 from feedback.test_votes import NOW, Desk
+from prefiere.evaluate.hidden import answer_features
 from prefiere.feedback import items, schema
 from prefiere.feedback.exchange import read_in
 from prefiere.feedback.page import words
@@ -143,11 +145,62 @@ def test_the_curve_rests_on_peoples_decided_votes_in_random_order(sqlite_store, 
     assert f"{100 * found.gain:+.1f} points" in page.text
 
 
+def crowd(rng, n):
+    """Votes by a logistic model of five features."""
+    x = rng.standard_normal((n, 5))
+    return x, (rng.random(n) < 1 / (1 + np.exp(-4 * x[:, 0]))).astype(float)
+
+
+def test_what_an_order_brought_is_measured_at_equally_many_votes():
+    rng = np.random.default_rng(0)
+    (x, first), (more, said) = crowd(rng, 400), crowd(rng, 300)
+    prompts = list(range(700))
+    both = np.concatenate([x, more])
+    same = learning.gain_of_order(both, np.concatenate([first, said]), prompts, 400)
+    assert set(same) <= {-1.0, 0.0, 1.0}
+    assert abs(same.mean()) < 0.03  # an order like the random one brings nothing
+    lies = learning.gain_of_order(both, np.concatenate([first, 1 - said]), prompts, 400)
+    assert lies.mean() < -0.1
+    rare = rng.random(400) < 0.97  # nearly all random votes say nothing; those in order do
+    dull = np.where(rare[:, None], 0.01 * rng.standard_normal((400, 5)), x)
+    noise = np.where(rare, rng.random(400) < 0.5, first > 0.5).astype(float)
+    better = learning.gain_of_order(np.concatenate([dull, more]), np.concatenate([noise, said]), prompts, 400)
+    assert better[~rare].mean() >= 0
+
+
+def test_what_an_order_brought_has_seen_no_vote_on_the_same_prompt():
+    x = np.concatenate([np.eye(60), np.eye(60)])  # a vote in the active order would tell the one in random order
+    found = learning.gain_of_order(x, np.ones(120), list(range(60)) * 2, 60)
+    assert not found.any()
+
+
+def test_the_board_says_what_the_order_brought(sqlite_store, tmp_path):
+    given(sqlite_store, tmp_path, 150)
+    with sqlite_store.read() as c:
+        votes = in_force(c)
+        assert learning.brought(c, votes) is None
+        told_apart = [replace(v, random=i < 100) for i, v in enumerate(votes)]
+        found = learning.brought(c, told_apart)
+        assert (found.random, found.ordered) == (100, 50)
+        assert found.low <= found.gain <= found.high
+        assert learning.brought(c, told_apart) is found
+        assert learning.brought(c, [replace(v, random=i < 99) for i, v in enumerate(votes)]) is None
+    with sqlite_store.write() as c:
+        c.execute(schema.lease.update().where(schema.lease.c.pair_id > 100).values(random=False))
+    said = run("votes", "agree", sqlite_store.name)
+    assert learning.brought_sentence(found) in said.stdout.replace("\n", " ")
+    page = client(sqlite_store).get("/board")
+    assert f"{100 * found.gain:+.1f} points" in page.text
+    assert ("nothing measurable" in page.text) is not found.measurable
+    assert "kappa" in page.text
+
+
 def test_what_is_learnt_at_once_ends_a_loop_that_asks_until_enough(sqlite_store, monkeypatch):
     found = iter(["go_on", "too_early", "stop"])
     seen = []
 
-    def curve(c, votes):
+    def curve(c, votes, features):
+        assert features.name == "hidden"
         seen.append(next(found))
         return Stopping(seen[-1], 0.0, 0.0, 0.0, 400)
 
@@ -164,3 +217,23 @@ def test_prioritise_says_what_it_needs(sqlite_store):
     vote(sqlite_store, "ana", [1])
     done = run("votes", "prioritise", sqlite_store.name)
     assert done.stdout.strip() == "nothing in order yet: it takes votes on 50 pairs, and open pairs"
+
+
+def test_answers_can_be_read_by_a_models_hidden_states(sqlite_store, tmp_path):
+    model = runs.model_folder(tmp_path / "model")
+    told(sqlite_store, 55)
+    likes_dogs(sqlite_store, "ana", 50)
+    done = run("votes", "prioritise", sqlite_store.name, "--model", str(model))
+    assert done.stdout.strip() == "5 pairs in order"
+    pairs = rows(sqlite_store, schema.pair)
+    opened = sorted((p for p in pairs if p["open"]), key=lambda p: -p["priority"])
+    assert {p["scored_by"] for p in opened} == {"hidden-d-optimal-1"}
+    asked = {r["id"]: r["content"] for r in rows(sqlite_store, schema.prompt)}
+    texts = {r["id"]: (asked[r["prompt_id"]], r["content"]) for r in rows(sqlite_store, schema.answer)}
+    sides = [answer_features(str(model), [texts[p[side]] for p in pairs]) for side in ("a_id", "b_id")]
+    with sqlite_store.read() as c:
+        said = {v.pair_id: float(v.side == "a") for v in in_force(c)}
+    at = {p["id"]: i for i, p in enumerate(pairs)}
+    x = principal(scaled(sides[0] - sides[1]), 64)
+    order = priorities(x, [at[p] for p in said], list(said.values()), 5)
+    assert [p["id"] for p in opened] == [pairs[i]["id"] for i in order]

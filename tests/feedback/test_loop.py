@@ -23,6 +23,7 @@ from prefiere.feedback.rounds import waiting
 from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.rounds.recipe import Asking, LoopRecipe, load_loop
 from prefiere.feedback.rounds.verdict import verdict_of
+from prefiere.feedback.science.text import text_features
 from prefiere.feedback.store import Store, StoreError
 from prefiere.recipe import RecipeError
 from prefiere.run import Stop
@@ -57,6 +58,9 @@ class Stand:
     def collect(self, models, prompts, how, queueing):
         asked = [(f"q{i}", f"p:{i}") for i in range(12)]
         collect_pairs(self.store, [Canned(Path(name).name) for name in models], asked, how, queueing)
+
+    def features(self, said):
+        return text_features([str(answer) for _, answer in said])
 
     def judge(self, round_id):
         def scores(prompts, completions):

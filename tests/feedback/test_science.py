@@ -52,9 +52,21 @@ def test_cohen_by_hand():
     assert agreement.agreement_share(ratings) == 0.7
 
 
+def test_cohen_of_several_people_is_the_mean_over_couples_by_what_they_share():
+    # a and b as above (kappa 0.4 on 50 units); a and c on 4 others: 3 of 4 equal, chance 1/2, kappa 0.5
+    said = [(1, 1)] * 20 + [(0, 0)] * 15 + [(1, 0)] * 5 + [(0, 1)] * 10
+    ratings = {i: {"b": b, "a": a} for i, (a, b) in enumerate(said)}
+    ratings |= {100 + i: {"a": a, "c": c} for i, (a, c) in enumerate([(1, 1), (1, 1), (1, 0), (0, 0)])}
+    assert agreement.cohen(ratings, "a", "c") == pytest.approx(0.5)
+    assert agreement.cohen_mean(ratings) == pytest.approx((50 * 0.4 + 4 * 0.5) / 54)
+    # two who only ever say the same have no kappa, and do not count
+    ratings |= {200 + i: {"b": 1, "c": 1} for i in range(3)}
+    assert agreement.cohen_mean(ratings) == pytest.approx((50 * 0.4 + 4 * 0.5) / 54)
+
+
 def test_agreement_without_common_votes_is_unknown():
     alone = {1: {"a": 1.0}, 2: {"b": 0.0}}
-    for statistic in (agreement.agreement_share, agreement.fleiss, agreement.krippendorff):
+    for statistic in (agreement.agreement_share, agreement.cohen_mean, agreement.fleiss, agreement.krippendorff):
         assert math.isnan(statistic(alone))
     assert math.isnan(agreement.cohen(alone, "a", "b"))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -14,6 +16,8 @@ from prefiere import api
 from prefiere.cli.collect import Answering, open_judge
 from prefiere.console import Display
 from prefiere.data import formats
+from prefiere.data.schema import Text
+from prefiere.evaluate.hidden import answer_features
 from prefiere.feedback.collect import How, Queueing, collect_pairs
 from prefiere.feedback.rounds.loop import Rounds
 from prefiere.feedback.rounds.recipe import LoopRecipe
@@ -31,6 +35,7 @@ class Models:
         self._display = Display(console)
         self._judge = open_judge(recipe.judge) if recipe.judge is not None else None
         self._threads = torch.get_num_threads()
+        self._read: dict[str, np.ndarray] = {}
 
     def collect(self, models: list[str], prompts: str, how: How, queueing: Queueing) -> None:
         """See `Work.collect`."""
@@ -44,6 +49,15 @@ class Models:
         del loaded  # training needs the memory
         gc.collect()
         torch.cuda.empty_cache()
+
+    def features(self, said: Sequence[tuple[Text, Text]]) -> np.ndarray:
+        """See `Work.features`. An answer is read once."""
+        new = {key: one for one in said if (key := repr(one)) not in self._read}
+        if new:
+            with self._display.stage("reading the answers", len(new)) as advance:
+                rows = answer_features(self._recipe.model, list(new.values()), progress=advance)
+            self._read |= dict(zip(new, rows, strict=True))
+        return np.stack([self._read[repr(one)] for one in said])
 
     def judge(self, round_id: int) -> None:
         """See `Work.judge`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -86,19 +87,26 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     from dataclasses import asdict
 
     from prefiere.feedback.figures import PUBLISHED, figures
-    from prefiere.feedback.rounds.learning import sentence
+    from prefiere.feedback.rounds.learning import brought_sentence, sentence
     from prefiere.files import visible
 
     with opened(store) as s:
         f = figures(s, time.time())
     low, high = PUBLISHED
     say(f"{f.votes:,} votes on {f.asked:,} pairs ({f.ties:,} ties, {f.both_bad:,} both bad); {f.open_slots:,} open")
-    names = {"share": "same side", "fleiss": "Fleiss' kappa", "krippendorff": "Krippendorff's alpha (-3 to 3)"}
+    names = {
+        "share": "same side",
+        "cohen": "Cohen's kappa",
+        "fleiss": "Fleiss' kappa",
+        "krippendorff": "Krippendorff's alpha (-3 to 3)",
+    }
     rows = [(names[k], _range(m.value, m.low, m.high)) for k, m in f.agreement.items()]
     rows += [("left side", _range(*f.left)), ("longer answer", _range(f.longer.mean, f.longer.low, f.longer.high))]
     console().print(table("", ("of the votes", "value (95%)"), rows))
     say(f"{f.doubled:,} pairs have two votes or more; people elsewhere take the same side in {low:.0%} to {high:.0%}")
     say(sentence(f.curve))
+    if f.order is not None:
+        say(brought_sentence(f.order))
     for title, ranks in (("", f.ranking), ("at equal length", f.ranking_by_length)):
         if ranks:
             shown = [
@@ -113,13 +121,27 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
 
 @app.command()
 @command
-def prioritise(store: Where, json: Json = False) -> dict[str, Any]:
-    """Ask next what tells most: order the open pairs by their texts; a fifth of the questions stays random."""
-    from prefiere.feedback.rounds.learning import prioritise
+def prioritise(
+    store: Where,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Read the answers by this model's hidden states [default: their words]."),
+    ] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Ask next what tells most: order the open pairs by their answers; a fifth of the questions stays random."""
+    from prefiere.feedback.rounds import learning
     from prefiere.feedback.science.active import FIRST_RANDOM
 
+    features = learning.BY_WORDS
+    if model is not None:
+        from prefiere.console import hush
+        from prefiere.evaluate.hidden import answer_features
+
+        hush()
+        features = learning.Features("hidden", partial(answer_features, model), learning.HIDDEN_WIDTH)
     with opened(store) as s:
-        scored = prioritise(s)
+        scored = learning.prioritise(s, features)
     say(f"{scored:,} pairs in order" if scored else f"nothing in order yet: it takes votes on {FIRST_RANDOM} pairs, "
         "and open pairs")  # fmt: skip
     return {"scored": scored}

@@ -15,7 +15,7 @@ from prefiere.feedback import schema, snapshot
 from prefiere.feedback.rounds import learning
 from prefiere.feedback.schema import answer, model, pair, person
 from prefiere.feedback.science import agreement, judges
-from prefiere.feedback.science.active import Stopping
+from prefiere.feedback.science.active import Brought, Stopping
 from prefiere.feedback.science.agreement import Agreement
 from prefiere.feedback.science.ranking import Game, Rank, fit_bradley_terry
 from prefiere.feedback.store import Store
@@ -66,6 +66,7 @@ class Figures:
     judged: dict[str, judges.Corrected]
     names_its_model: int
     curve: Stopping
+    order: Brought | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def figures(store: Store, now: float) -> Figures:
         gold = {r.pair_id: r.side for r in c.execute(sa.select(schema.gold.c.pair_id, schema.gold.c.side))}
         opened = int(c.execute(sa.select(sa.func.coalesce(sa.func.sum(pair.c.open), 0))).scalar_one())
         _, trust = snapshot.reliable(c, everybody)
-        learnt = learning.curve(c, votes)
+        learnt, brought = learning.curve(c, votes), learning.brought(c, votes)
     human = [v for v in votes if not v.judge]
     decided = [v for v in human if v.side in ("a", "b")]
     left = sum((v.side == "a") != v.swapped for v in decided)
@@ -119,6 +120,7 @@ def figures(store: Store, now: float) -> Figures:
         judged=_judged(votes, pairs, {r["id"]: r["pseudonym"] for r in rows}),
         names_its_model=named,
         curve=learnt,
+        order=brought,
     )
 
 
@@ -152,13 +154,14 @@ def _by_pair(votes: Sequence[Vote]) -> dict[int, dict[int, Vote]]:
 
 
 def agreement_of(votes: Sequence[Vote]) -> dict[str, Agreement]:
-    """Share of equal sides, Fleiss' kappa on sides, Krippendorff's alpha on -3..3 (two bad answers are left out)."""
+    """Share of equal sides, Cohen's and Fleiss' kappa on sides, Krippendorff's alpha on -3..3 (not of two bad ones)."""
     doubled = {p: s for p, s in _by_pair(votes).items() if len(s) > 1}
     sides: Any = {p: {k: ("a", "b", "tie", "bad").index(v.side) for k, v in s.items()} for p, s in doubled.items()}
     scores: Any = {p: {k: v.score for k, v in s.items() if not v.both_bad} for p, s in doubled.items()}
     prompts: Any = {p: next(iter(s.values())).prompt_id for p, s in doubled.items()}
     return {
         "share": agreement.bootstrap(sides, prompts, agreement.agreement_share),
+        "cohen": agreement.bootstrap(sides, prompts, agreement.cohen_mean),
         "fleiss": agreement.bootstrap(sides, prompts, agreement.fleiss),
         "krippendorff": agreement.bootstrap(scores, prompts, agreement.krippendorff),
     }

@@ -9,13 +9,15 @@ that are there, a run resumes by itself. No torch here: what needs it is given a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import sqlalchemy as sa
 
+from prefiere.data.schema import Text
 from prefiere.feedback import items, snapshot
 from prefiere.feedback.collect import How, NothingToAsk, Queueing
 from prefiere.feedback.rounds import learning
@@ -38,6 +40,9 @@ class Work(Protocol):
 
     def collect(self, models: list[str], prompts: str, how: How, queueing: Queueing) -> None:
         """Let one model answer each prompt twice, or two once each, and queue the pairs. Raises NothingToAsk."""
+
+    def features(self, said: Sequence[tuple[Text, Text]]) -> np.ndarray:
+        """[n, D]: what answers (prompt, answer) look like to the model that the loop began with."""
 
     def judge(self, round_id: int) -> None:
         """Let the loop's judge vote on the pairs of this round that it has not had."""
@@ -153,7 +158,7 @@ class Rounds:
         if self.recipe.judge is not None:
             self.work.judge(now.id)
         if asked.votes != 0:
-            learning.prioritise(self.store)
+            learning.prioritise(self.store, self._features)
         wait_for_people(
             self.store, self.display, now.id, "ask", name=f"round {now.n}: asking", votes=asked.votes,
             deadline=asked.deadline(now.started), enough=self._enough,
@@ -207,7 +212,11 @@ class Rounds:
         if not self.recipe.ask.enough:
             return False
         with self.store.read() as c:
-            return learning.curve(c, in_force(c)).said == "stop"
+            return learning.curve(c, in_force(c), features=self._features).said == "stop"
+
+    @property
+    def _features(self) -> learning.Features:
+        return learning.Features("hidden", self.work.features, learning.HIDDEN_WIDTH)
 
     def _how(self, more: int) -> How:
         """How answers are drawn: every sampling of a loop has a seed of its own."""

@@ -70,6 +70,26 @@ class Stopping:
     votes: int
 
 
+@dataclass(frozen=True)
+class Brought:
+    """What the active order brought: the accuracy gained, on votes in random order, by a learner half of whose votes
+    were asked in that order over one that has as many votes in random order; with its 95% interval.
+
+    ordered, random: how many votes of each kind there are.
+    """
+
+    gain: float
+    low: float
+    high: float
+    ordered: int
+    random: int
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
 def stopping(
     right_all: Sequence[float], right_half: Sequence[float], prompts: Sequence[object], *, threshold: float = 0.01,
     before: Stopping | None = None,

@@ -36,6 +36,15 @@ def cohen(ratings: Ratings, first: Hashable, second: Hashable) -> float:
     return (observed - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
+def cohen_mean(ratings: Ratings) -> float:
+    """Cohen's kappa of each two people, averaged over the units that both rated; nan where there are none."""
+    both = Counter(couple for given in ratings.values() for couple in combinations(sorted(given, key=str), 2))
+    kappas = [(cohen(ratings, *couple), n) for couple, n in both.items()]
+    defined = [(kappa, n) for kappa, n in kappas if not np.isnan(kappa)]
+    weight = sum(n for _, n in defined)
+    return sum(kappa * n for kappa, n in defined) / weight if weight else float("nan")
+
+
 def fleiss(ratings: Ratings) -> float:
     """Fleiss' kappa (1971), for units with any number of votes above one (each unit's agreement counts once)."""
     units = [Counter(g.values()) for g in ratings.values() if len(g) > 1]
