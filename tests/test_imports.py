@@ -25,6 +25,7 @@ GROUND = {
     "methods",
     "metrics",
     "console",
+    "asked",
 }
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),

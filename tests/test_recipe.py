@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from prefiere import recipe
+from prefiere.asked import foreign, pages
 from prefiere.methods import METHODS
 from prefiere.recipe import RecipeError
 from prefiere.run import Run
@@ -75,7 +76,7 @@ def test_a_value_is_read_as_meant(text: str, key: str, value: object) -> None:
         ("lam=0.9", "lam is a setting of method ppo, not of dpo."),
         ("report_to=[wandb, excel]", "report_to must be a list of tensorboard | wandb | trackio | mlflow"),
         ("betta=1", "betta is not a setting. Did you mean beta?"),
-        ("zzzzzz=1", "zzzzzz is not a setting. `prefiere recipe show` lists them all."),
+        ("zzzzzz=1", "zzzzzz is not a setting. `prefiere recipe show dpo` lists them all."),
         ("completion_only_loss=true", "completion_only_loss is a setting of method sft, not of dpo."),
         ("max_length={a: 1}", "max_length holds nested keys (a). Keys are flat"),
         ("seed=[", "seed=[: the value is not valid YAML"),
@@ -107,37 +108,55 @@ def test_settings_that_do_not_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "ours"),
+    ("key", "value", "ours"),
     [
-        ("per_device_train_batch_size", "batch_size"),
-        ("gradient_accumulation_steps", "batch_size"),
-        ("pref_beta", "beta"),
-        ("pref_loss", "loss_type"),
-        ("pref_ftx", "rpo_alpha"),
-        ("cutoff_len", "max_length"),
-        ("model_name_or_path", "model"),
-        ("dataset_name", "data"),
-        ("output_dir", "out"),
-        ("lora_rank", "lora_r"),
-        ("bf16", "dtype"),
-        ("load_in_4bit", "quantize"),
-        ("quantization_bit", "quantize"),
-        ("finetuning_type", "lora"),
-        ("stage", "method"),
-        ("sequence_len", "max_length"),
+        ("per_device_train_batch_size", 1, "batch_size"),
+        ("gradient_accumulation_steps", 1, "batch_size"),
+        ("bf16", True, "dtype"),
+        ("finetuning_type", "freeze", "lora"),
+        ("stage", "dpo", "method"),
+        ("sequence_len", 1, "max_length"),
+        ("reward_weights", [1, 2], "reward_ensemble"),
+        ("optim", "sgd", "nothing"),
+        ("warmup_ratio", 1, "warmup_steps"),
     ],
 )
-def test_a_key_of_another_tool_names_ours(tmp_path: Path, key: str, ours: str) -> None:
+def test_a_key_of_another_tool_that_differs_names_ours(tmp_path: Path, key: str, value: object, ours: str) -> None:
     with pytest.raises(RecipeError, match=rf"r\.yaml:2: {key} is not a setting here; write {ours}\b"):
-        dpo(path=write(tmp_path, f"beta: 0.1\n{key}: 1\n"))
+        dpo(path=write(tmp_path, f"beta: 0.1\n{key}: {value}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("pref_beta: 0.3", "beta", 0.3),
+        ("pref_ftx: 1", "rpo_alpha", 1),
+        ("cutoff_len: 64", "max_length", 64),
+        ("lora_rank: 4", "lora_r", 4),
+        ("load_in_4bit: true", "quantize", "nf4"),
+        ("load_in_4bit: false", "quantize", "none"),
+        ("quantization_bit: 8", "quantize", "int8"),
+        ("finetuning_type: full", "lora", False),
+        ("adapter: qlora", "quantize", "nf4"),
+        ("warmup_ratio: 0.2", "warmup_steps", 0.2),
+        ("warmup_steps: 20", "warmup_steps", 20),
+        ("loss_type: [ipo]", "loss_type", "ipo"),
+        ("torch_dtype: float32", "dtype", "float32"),
+        ("do_train: true", "beta", 0.1),
+    ],
+)
+def test_a_key_of_another_tool_that_means_the_same_is_read(tmp_path: Path, text: str, key: str, value: object) -> None:
+    assert getattr(dpo(path=write(tmp_path, text)), key) == value
 
 
 def test_the_table_of_foreign_keys_names_settings_that_exist_and_hides_none() -> None:
     ours = {key for model in METHODS.values() for key in model.settings.model_fields}
-    assert not ours & set(recipe.FOREIGN)
-    for key, hint in recipe.FOREIGN.items():
+    assert not ours & set(foreign.HINTS)
+    for key, hint in foreign.HINTS.items():
         first = hint.replace(":", " ").replace(",", " ").replace(";", " ").split()[0]
         assert first in ours | {"nothing", "the"}, key
+    assert set(foreign._OURS.values()) <= ours
+    assert set(foreign._OURS) | set(foreign._VALUES) <= set(foreign.HINTS)
 
 
 def test_a_mistake_in_a_file_names_file_line_and_key(tmp_path: Path) -> None:
@@ -170,7 +189,7 @@ def test_without_a_command_the_recipe_names_its_method(tmp_path: Path) -> None:
     path = write(tmp_path, "method: sft\nmodel: m\ndata: d\nout: o\n")
     assert isinstance(recipe.load(None, path), SFT)
     with pytest.raises(
-        RecipeError, match="method must be one of sft, dpo, reward, ppo, rloo, grpo, reinforce, not None"
+        RecipeError, match=r"r\.yaml: no method is named. Write `method: dpo`, or another of sft, dpo, reward"
     ):
         recipe.load(None, write(tmp_path, "model: m\n"))
 
@@ -210,6 +229,9 @@ def test_changed_settings() -> None:
     assert recipe.changed(old, dpo("beta=0.2", "seed=1").model_dump(mode="json")) == ["seed", "beta"]
     free = ["save_steps=7", "report_to=wandb", "out=elsewhere", "tokens_per_microbatch=512", "guard=false"]
     assert recipe.changed(old, dpo(*free).model_dump(mode="json")) == []
+    before = {k: v for k, v in old.items() if k != "warmup_steps"} | {"warmup_ratio": 0.2}  # under its former name
+    assert recipe.changed(before, dpo("warmup_steps=0.2").model_dump(mode="json")) == []
+    assert recipe.changed(before, old) == ["warmup_steps"]
     older = {k: v for k, v in old.items() if k != "dpop_lambda"}  # written before this setting existed
     assert recipe.changed(older, old) == []
     assert recipe.changed(older, dpo("dpop_lambda=1").model_dump(mode="json")) == ["dpop_lambda"]
@@ -222,14 +244,14 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_every_setting_is_explained() -> None:
     for method in METHODS:
-        for key, kinds, default, meaning in recipe.settings_table(method):
+        for key, kinds, default, meaning in pages.settings_table(method):
             assert kinds, key
             assert default, key
             assert len(meaning) >= 4, key
 
 
 def test_the_schema_describes_every_setting_and_takes_every_recipe() -> None:
-    schema = recipe.schema()
+    schema = pages.schema()
     json.dumps(schema, allow_nan=False)
     for name, model in (("SFT", SFT), ("DPO", DPO)):
         properties = schema["$defs"][name]["properties"]
@@ -254,7 +276,7 @@ def test_there_are_shipped_recipes() -> None:
 
 def test_the_page_of_settings_is_up_to_date() -> None:
     page = Path(__file__).parents[1] / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == recipe.settings_page(), (
+    assert page.read_text(encoding="utf-8") == pages.settings_page(), (
         "run `prefiere recipe show --markdown > docs/settings.md`"
     )
 

@@ -5,18 +5,12 @@ The keys carry the names that the field already uses; ours are few. recipe.py re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1), "a whole number from 1"]
-Whole = Annotated[int, Field(ge=0), "a whole number from 0"]
-Positive = Annotated[float, Field(gt=0), "a number above 0"]
-Amount = Annotated[float, Field(ge=0), "a number from 0"]
-Share = Annotated[float, Field(ge=0, lt=1), "a number from 0 up to, not including, 1"]
-Half = Annotated[float, Field(ge=0, lt=0.5), "a number from 0 up to, not including, 0.5"]
-Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+from prefiere.asked.kinds import Amount, Auto, Count, Half, Positive, Several, Share, Tracker, Whole
 
 
 class Settings(BaseModel):
@@ -64,7 +58,9 @@ class Settings(BaseModel):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="course of the learning rate after the warm-up; linear and cosine end at 0"
     )
-    warmup_ratio: Share = Field(0.1, description="share of the steps in which the learning rate rises")
+    warmup_steps: Amount = Field(
+        0.1, description="steps in which the learning rate rises: below 1 a share of all, from 1 a number"
+    )
     weight_decay: Amount = Field(0.0, description="decoupled (AdamW); not on biases and norms")
     adam_beta1: Share = Field(0.9, description="AdamW: decay of the gradient's mean")
     adam_beta2: Share = Field(0.999, description="AdamW: decay of the gradient's square")
@@ -142,20 +138,23 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if found := list(self.disagreements()):
+            raise ValueError("\n".join(found))
+        return self
+
+    def disagreements(self) -> Iterator[str]:
+        """What is wrong with settings that are right one by one: sentences that begin with the one to change."""
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:
-            raise ValueError(
-                "early_stopping_patience needs a metric to watch: set metric_for_best_model, e.g. eval_loss"
-            )
+            yield ("early_stopping_patience needs a metric to watch: set metric_for_best_model, e.g. eval_loss")
         if self.quantize != "none" and self.lora is False:
-            raise ValueError("quantize holds a frozen base, and full fine-tuning has none: set lora to true or auto")
+            yield "quantize holds a frozen base, and full fine-tuning has none: set lora to true or auto"
         if self.peft_config is not None:
             if self.lora is False:
-                raise ValueError("peft_config describes an adapter: set lora to true")
+                yield "peft_config describes an adapter: set lora to true"
             fields = type(self).model_fields
             for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora"):
                 if getattr(self, key) != fields[key].default:
-                    raise ValueError(f"{key} is for peft_config to say: leave one of the two out")
-        return self
+                    yield f"{key} is for peft_config to say: leave one of the two out"
 
 
 class SFT(Settings):
@@ -211,12 +210,11 @@ class DPO(Settings):
             return {"beta": 2.0, **values}
         return values
 
-    @model_validator(mode="after")
-    def _options_of_the_loss(self) -> Self:
+    def disagreements(self) -> Iterator[str]:
+        yield from super().disagreements()
         for key, losses in LOSSES_WITH.items():
             if self.loss_type not in losses and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no effect with loss_type {self.loss_type}: leave it out")
-        return self
+                yield f"{key} has no effect with loss_type {self.loss_type}: leave it out"
 
 
 class Reward(Settings):
@@ -232,15 +230,14 @@ class Reward(Settings):
     )
     sample_steps: Whole | Auto = Field(0, description="always 0: a reward model answers nothing")
 
-    @model_validator(mode="after")
-    def _answers_nothing(self) -> Self:
+    def disagreements(self) -> Iterator[str]:
+        yield from super().disagreements()
         fields = type(self).model_fields
         for key in ("sample_steps", "sample_prompts", "samples_per_prompt", "sample_temperature", "max_new_tokens"):
             if getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key} has no effect: a reward model answers nothing. Leave it out")
+                yield f"{key} has no effect: a reward model answers nothing. Leave it out"
         if self.judge is not None:
-            raise ValueError("judge has no effect: a reward model answers nothing. Leave it out")
-        return self
+            yield "judge has no effect: a reward model answers nothing. Leave it out"
 
 
 class PolicyGradient(Settings):
@@ -285,17 +282,16 @@ class PolicyGradient(Settings):
     )
     adam_epsilon: Positive = Field(1e-5, description="AdamW: added to the denominator")
 
-    @model_validator(mode="after")
-    def _fits_rollouts(self) -> Self:
+    def disagreements(self) -> Iterator[str]:
+        yield from super().disagreements()
         if self.max_completion_length is not None:
-            raise ValueError("max_completion_length has no effect on answers that are sampled: write max_new_tokens")
+            yield "max_completion_length has no effect on answers that are sampled: write max_new_tokens"
         if self.lora_dropout:
-            raise ValueError("lora_dropout must be 0: with dropout the policy that samples is not the one that learns")
+            yield "lora_dropout must be 0: with dropout the policy that samples is not the one that learns"
         if self.target_kl is not None and not self.kl_coef:
-            raise ValueError("target_kl steers kl_coef: start it above 0")
+            yield "target_kl steers kl_coef: start it above 0"
         if self.num_mini_batches > self.batch_size:
-            raise ValueError(f"num_mini_batches must be at most batch_size={self.batch_size}")
-        return self
+            yield f"num_mini_batches must be at most batch_size={self.batch_size}"
 
 
 class PPO(PolicyGradient):
@@ -313,9 +309,6 @@ class PPO(PolicyGradient):
     share_critic: bool = Field(
         False, description="full fine-tuning: the critic reads the policy's states; false: a model of its own"
     )
-
-
-Several = Annotated[int, Field(ge=2), "a whole number from 2"]
 
 
 class RLOO(PolicyGradient):

@@ -50,7 +50,7 @@ def trained(tmp: Path, method: str, **options: Any) -> tuple[np.ndarray, np.ndar
     given = {
         "max_new_tokens": 1, "batch_size": len(WORDS), "num_generations": K, "eval_size": 0, "sample_steps": 0,
         "missing_eos_penalty": 0.0, "scale_rewards": False, "reward_clip": None, "learning_rate": 1e-2,
-        "max_steps": 80, "warmup_ratio": 0.05, "save_steps": 1000,
+        "max_steps": 80, "warmup_steps": 0.05, "save_steps": 1000,
     }  # fmt: skip
     s = runs.policy_settings(tmp, method, **{**given, **options})
     assert isinstance(s, PolicyGradient)

@@ -40,7 +40,7 @@ def go(tmp: Path, method: str = "ppo", **options: Any) -> Run:
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_runs_learns_and_leaves_a_model_that_transformers_loads(tmp_path, method) -> None:
     given = {"max_steps": 12, "learning_rate": 1e-2, "max_approx_kl": None, "temperature": 0.9, "sample_steps": 6,
-             "batch_size": 12, "num_generations": 4, "warmup_ratio": 0.0}  # fmt: skip
+             "batch_size": 12, "num_generations": 4, "warmup_steps": 0.0}  # fmt: skip
     run = go(tmp_path, method, **given)
     rows = run.metrics
     assert run.status["state"] == "finished"

@@ -42,7 +42,7 @@ def test_a_policy_that_is_far_from_its_rollout_makes_no_further_pass(tmp_path, m
         return real(self, *args)
 
     monkeypatch.setattr(Engine, "update", update)
-    given = {"num_ppo_epochs": 6, "learning_rate": 1e-2, "warmup_ratio": 0.0, "max_steps": 2}
+    given = {"num_ppo_epochs": 6, "learning_rate": 1e-2, "warmup_steps": 0.0, "max_steps": 2}
     cut = go(tmp_path, max_approx_kl=0.02, out=str(tmp_path / "cut"), **given).metrics
     assert 2 <= passes.count(0) < 6, "the first pass is at a KL of 0"
     assert cut[1]["policy/early_stops"] == 1
@@ -54,7 +54,7 @@ def test_a_policy_that_is_far_from_its_rollout_makes_no_further_pass(tmp_path, m
 
 
 def test_a_spent_kl_budget_stops_the_run_and_says_so(tmp_path) -> None:
-    given = {"learning_rate": 2e-2, "warmup_ratio": 0.0, "max_steps": 30, "max_approx_kl": None, "kl_coef": 0.0}
+    given = {"learning_rate": 2e-2, "warmup_steps": 0.0, "max_steps": 30, "max_approx_kl": None, "kl_coef": 0.0}
     outcome = launch(runs.policy_settings(tmp_path, "rloo", max_kl=0.5, **given), display=QUIET)
     status = outcome.run.status
     assert status["state"] == "stopped"

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prefiere import api, recipe
+from prefiere.asked import pages
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
 from prefiere.run import Stop, StopKind
@@ -103,10 +104,9 @@ def test_only_the_first_process_speaks(
     [
         (["dpo", "--model", "m", "--data", "d"], "error: out is missing: give --out"),
         (["dpo", "missing.yaml"], "error: missing.yaml: there is no such recipe file"),
-        (["dpo", "a.yaml", "b.yaml"], "error: one recipe at most, not a.yaml, b.yaml"),
         (
-            ["dpo", "--model", "m", "--data", "d", "--out", "o", "pref_beta=1"],
-            "pref_beta is not a setting here; write beta",
+            ["dpo", "--model", "m", "--data", "d", "--out", "o", "--optim", "sgd"],
+            "optim is not a setting here; write nothing: it is AdamW",
         ),
         (["report", "nowhere"], "error: nowhere is not a run"),
         (["recipe", "validate", "nowhere.yaml"], "error: nowhere.yaml: there is no such recipe file"),
@@ -176,7 +176,65 @@ def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:
     assert {"key": "beta", "may_be": "a number above 0", "default": "0.1"}.items() <= {
         **next(row for row in shown["dpo"] if row["key"] == "beta")
     }.items()
-    assert prefiere("recipe", "show", "--markdown").stdout == recipe.settings_page()
-    assert json.loads(prefiere("recipe", "schema").stdout) == json.loads(json.dumps(recipe.schema()))
-    listed = prefiere("recipe", "show", COLUMNS="200").stdout
-    assert all(key in listed for model in METHODS.values() for key in model.settings.model_fields)
+    assert prefiere("recipe", "show", "--markdown").stdout == pages.settings_page()
+    assert json.loads(prefiere("recipe", "schema").stdout) == json.loads(json.dumps(pages.schema()))
+    for name, row in METHODS.items():
+        listed = prefiere("recipe", "show", name, COLUMNS="200").stdout
+        assert all(key in listed for key in row.settings.model_fields)
+    assert len(prefiere("recipe", "show").stdout.splitlines()) < 15
+
+
+def test_settings_are_checked_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """Importing torch takes seconds: what is wrong with settings is said without it, all at once."""
+    (tmp_path / "r.yaml").write_text("beta: 0\nlr_sched: linear\n")
+    done = prefiere("dpo", "--config", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "o"), "--lam", "0.9")
+    assert done.returncode == 2
+    said = done.stderr.splitlines()
+    assert said[0] == "error: 5 settings to put right:"
+    assert [line.split(" is ")[0].split(" must ")[0].split(": ")[-1].strip() for line in said[1:]] == [
+        "lr_sched", "lam", "model", "data", "beta",
+    ]  # fmt: skip
+    for words in (
+        ["estimate"],
+        ["data"],
+        ["score", "runs/rm"],
+        ["recipe", "validate", str(tmp_path / "r.yaml"), "method=dpo"],
+    ):
+        done = prefiere(*words, "--data", "d", "--max_lenght", "5")
+        assert "max_lenght is not a setting. Did you mean max_length?" in done.stderr, words
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_help_of_a_method_has_the_settings_that_matter(name: str) -> None:
+    row = METHODS[name]
+    assert len(set(row.matters)) == 12
+    shown = prefiere(name, "--help", COLUMNS="160")
+    assert shown.returncode == 0, shown.stderr
+    help = shown.stdout[shown.stdout.index("Settings to look at first") :]
+    for key, _, default, meaning in pages.settings_table(name):
+        assert (f"\n{key} " in help) == (key in row.matters), key
+        if key in row.matters:
+            assert default in help
+            assert meaning.split()[0] in help
+    assert f"prefiere recipe show {name}, or docs/settings.md" in help
+
+
+def test_the_version_and_the_environment_need_nothing_heavy() -> None:
+    from importlib.metadata import version
+
+    assert prefiere("--version").stdout == f"prefiere {version('prefiere')}\n"
+    done = prefiere("env", "--json", HF_TOKEN="hf_secret", OMP_NUM_THREADS="3")
+    assert done.returncode == 0, done.stderr
+    assert "hf_secret" not in done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["versions"]["torch"] == version("torch")
+    assert found["extras"]["mlflow"].startswith("not installed")
+    assert found["environment"]["OMP_NUM_THREADS"] == "3"
+    assert found["environment"]["HF_TOKEN"] == "set"
+    assert {"versions", "extras", "machine", "environment", "caches"} <= set(found)
+
+
+def test_a_shell_completes_commands_and_settings() -> None:
+    done = prefiere(_PREFIERE_COMPLETE="complete_bash", COMP_WORDS="prefiere dpo max_l", COMP_CWORD="2")
+    assert "max_length=" in done.stdout
+    assert "--install-completion" in prefiere("--help").stdout

@@ -69,7 +69,7 @@ def dpo_on_the_demo(tmp_path: Path, **options) -> TrainedRun:
 @pytest.mark.long
 def test_the_guard_stops_a_run_that_destroys_the_model_behind_perfect_accuracy(tmp_path: Path) -> None:
     run = dpo_on_the_demo(
-        tmp_path, learning_rate=5e-4, lr_scheduler_type="constant", warmup_ratio=0.0, max_steps=50, max_new_tokens=48
+        tmp_path, learning_rate=5e-4, lr_scheduler_type="constant", warmup_steps=0.0, max_steps=50, max_new_tokens=48
     )
     assert run.stopped is not None
     assert run.stopped.kind == "degenerate"

@@ -36,7 +36,7 @@ def test_every_loss_runs_and_learns(tmp_path, loss_type) -> None:
         max_steps=12,
         beta=0.1,
         learning_rate=3e-3,
-        warmup_ratio=0.0,
+        warmup_steps=0.0,
         guard=False,
         batch_size=16,
     )
@@ -139,7 +139,7 @@ def test_intervals_are_clustered_by_prompt(tmp_path) -> None:
 
 
 def test_sft_learns_its_data(tmp_path) -> None:
-    run = go(tmp_path, SFT, max_steps=30, learning_rate=1e-2, batch_size=18, warmup_ratio=0.0)
+    run = go(tmp_path, SFT, max_steps=30, learning_rate=1e-2, batch_size=18, warmup_steps=0.0)
     first, last = run.metrics[0], run.metrics[-1]
     assert last["loss"] < 0.5 * first["loss"]
     assert last["mean_token_accuracy"] > 0.5

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from prefiere.cli.train import Rest
 from prefiere.console import Json, command, console, hush, progress, table
 from prefiere.settings import Settings
 
@@ -26,10 +27,7 @@ TORCH_ONLY = "memory in use; malloc keeps some of what is freed, and a process's
 
 @command
 def estimate(
-    rest: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe file, and settings that override it."),
-    ] = None,
+    rest: Rest = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="t4, l4, a10g, a100, h100, h200, ... or cpu. Default: what is here.")
     ] = None,
@@ -39,16 +37,19 @@ def estimate(
 ) -> dict[str, Any]:
     """Say whether a recipe fits, how long it takes, and what to change. Loads no weights."""
     from prefiere import recipe
+    from prefiere.asked import arguments
     from prefiere.console import Display
 
-    paths = [text for text in rest or [] if "=" not in text]
-    if len(paths) > 1:
-        raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
-    given = {"model": model, "data": data, "out": None if paths else "runs/estimated"}
-    named = (recipe.method_in(paths[0]) if paths else None) or "dpo"
-    method = next((t.removeprefix("method=") for t in rest or [] if t.startswith("method=")), named)
-    overrides = [t for t in rest or [] if "=" in t and not t.startswith("method=")]
-    settings = recipe.load(method, paths[0] if paths else None, {k: v for k, v in given.items() if v}, overrides)
+    words = arguments.as_settings(rest or [])
+    named = recipe.method_in(words.recipe) if words.recipe else None
+    given = {"model": model, "data": data, "out": None if words.recipe else "runs/estimated"}
+    settings = recipe.load(
+        None if words.method or named else "dpo",
+        words.recipe,
+        {key: value for key, value in given.items() if value},
+        words.settings,
+        words.problems,
+    )
     hush()
     return show(settings, gpu, Display(progress()), console())
 

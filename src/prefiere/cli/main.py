@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.cli import estimate, feedback, recipe, votes
-from prefiere.cli.train import run_method
+from prefiere.cli import env, estimate, feedback, recipe, train, votes
+from prefiere.cli.train import SETTINGS
 from prefiere.console import Json, command, console, hush, progress, say
-from prefiere.methods import METHODS, Method
 
 app = typer.Typer(
-    help="Align language models with human preferences, and see whether it worked.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recipe.app, name="recipe")
-app.command()(estimate.estimate)
+app.callback()(env.version_option)
+train.add_to(app)
+app.command(context_settings=SETTINGS)(estimate.estimate)
+app.command()(env.env)
 for _command in (feedback.serve, feedback.collect, feedback.judge, feedback.loop):
     app.command()(_command)
 app.add_typer(votes.app, name="votes")
-
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RECIPE] [KEY=VALUE]...", help="A recipe file, and settings that override it.", show_default=False
-    ),
-]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id, folder of a model or adapter, or a run.")]
-Data = Annotated[str | None, typer.Option("--data", "-d", help="File, folder or hub id, in any known layout.")]
-Out = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, split and sampling.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing what is in the run folder.")]
 
 
 def main() -> None:
@@ -72,73 +59,31 @@ def demo(
     return demo(prefer=prefer, rebuild=rebuild, out=out, console=console())
 
 
-@app.command()
+@app.command(context_settings=SETTINGS)
 @command
 def data(
-    source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or hub id, in any known layout.")],
-    rest: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for dpo.")] = None,
+    rest: Annotated[
+        list[str], typer.Argument(metavar="DATA | SETTING", help="File, folder or hub id; settings, as for dpo.")
+    ],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Whose tokens to show the examples in.")] = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Show the layout, three examples with the loss mask coloured, and what would be dropped."""
     from prefiere import recipe
+    from prefiere.asked import arguments
     from prefiere.cli.data import inspect
     from prefiere.settings import DPO
 
-    settings = recipe.load("dpo", None, {"model": model or "", "data": source, "out": ""}, rest or [])
+    words = arguments.as_settings(rest, others=True)
+    sources = [*words.others, *(str(g.value) for g in words.settings if g.key == "data")]
+    if len(sources) != 1:
+        words.problems.append(
+            f"name one source of data, not {', '.join(sources) or 'none'}: prefiere data pairs.jsonl."
+        )
+    flags = {"model": model or "", "data": next(iter(sources), "?"), "out": ""}
+    settings = recipe.load("dpo", words.recipe, flags, words.settings, words.problems)
     assert isinstance(settings, DPO)
     return inspect(settings, model=model, console=console())
-
-
-Rewards = Annotated[
-    list[str] | None,
-    typer.Option("--reward", "-r", help="Reward model (folder, hub id, run) or module:function; several may be given."),
-]
-Asked = Annotated[
-    str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
-]
-
-
-def _on_data(method: Method) -> Callable[..., dict[str, Any]]:
-    """The command of a method that learns from data as it is."""
-
-    def train(
-        rest: Rest = None,
-        model: Model = None,
-        data: Data = None,
-        out: Out = None,
-        seed: Seed = None,
-        fresh: Fresh = False,
-        json: Json = False,
-    ) -> dict[str, Any]:
-        return run_method(method.name, rest, fresh, model=model, data=data, out=out, seed=seed)
-
-    return train
-
-
-def _on_policy(method: Method) -> Callable[..., dict[str, Any]]:
-    """The command of a method that learns from its own answers to prompts."""
-
-    def train(
-        rest: Rest = None,
-        model: Model = None,
-        reward: Rewards = None,
-        prompts: Asked = None,
-        out: Out = None,
-        seed: Seed = None,
-        fresh: Fresh = False,
-        json: Json = False,
-    ) -> dict[str, Any]:
-        rewards = reward[0] if reward and len(reward) == 1 else reward or None
-        return run_method(method.name, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
-
-    return train
-
-
-for row in METHODS.values():
-    train = _on_policy(row) if row.family == "policy" else _on_data(row)
-    train.__doc__ = f"{row.help} The same command continues a run that was stopped."
-    app.command(row.name)(command(train))
 
 
 Prompts = Annotated[
@@ -260,13 +205,13 @@ def compare(
     return found.to_dict()
 
 
-@app.command()
+@app.command(context_settings=SETTINGS)
 @command
 def score(
     rest: Annotated[
         list[str],
         typer.Argument(
-            metavar="RM... [KEY=VALUE]...",
+            metavar="RM | SETTING",
             help="Reward models: runs, folders or hub ids; and settings of reading, as for reward.",
         ),
     ],
@@ -279,23 +224,25 @@ def score(
 ) -> dict[str, Any]:
     """Score answers; of pairs, how right the scores are, how sure, and how much of it is length."""
     from prefiere import recipe
-    from prefiere.cli import score
-    from prefiere.console import Display
+    from prefiere.asked import arguments
 
-    hush()
-    models = [text for text in rest if "=" not in text]
+    words = arguments.as_settings(rest, others=True)
+    models = words.others
     if not models:
-        raise recipe.RecipeError("name at least one reward model: prefiere score RM --data D.")
-    overrides = [text for text in rest if "=" in text]
-    settings = recipe.load("reward", None, {"model": models[0], "data": data, "out": ""}, overrides)
+        words.problems.append("name at least one reward model: prefiere score RM --data D.")
+    flags = {"model": next(iter(models), "?"), "data": data, "out": ""}
+    settings = recipe.load("reward", words.recipe, flags, words.settings, words.problems)
     given = settings.model_dump(include=settings.model_fields_set - {"method", "model", "data", "out"})
     odd = sorted(
         given.keys() - {"data_split", "columns", "on_bad", "max_length", "pairs_per_prompt", "template_kwargs"}
     )
     if odd:
         raise recipe.RecipeError(f"{odd[0]} is a setting of training: scoring does not have it.")
-    speak = Display(progress())
-    return score.score(models, data, out=out, trust=trust, display=speak, console=console(), **given)
+    from prefiere.cli import score
+    from prefiere.console import Display
+
+    hush()
+    return score.score(models, data, out=out, trust=trust, display=Display(progress()), console=console(), **given)
 
 
 @app.command()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from prefiere.cli.train import SETTINGS
 from prefiere.console import Json, command, console, say, table
 from prefiere.methods import METHODS
 
@@ -20,51 +20,57 @@ def show(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """List every setting: what it may be, its default, its meaning."""
+    """List the settings of a method: what each may be, its default, its meaning."""
     from prefiere import recipe
+    from prefiere.asked import pages
 
     if method is not None and method not in METHODS:
         raise recipe.RecipeError(f"{method} is not a method: there are {', '.join(METHODS)}.")
-    names = [method] if method else list(METHODS)
-    tables = {name: recipe.settings_table(name) for name in names}
+    tables = {name: pages.settings_table(name) for name in ([method] if method else METHODS)}
     if markdown:
-        typer.echo(recipe.settings_page(), nl=False)
+        typer.echo(pages.settings_page(), nl=False)
+    elif method is None:
+        names = [(name, str(len(tables[name])), row.help) for name, row in METHODS.items()]
+        console().print(table("", ("method", "settings", "what it does"), names))
+        say("\nprefiere recipe show METHOD lists its settings; docs/settings.md has all of them.")
     else:
-        for name, rows in tables.items():
-            console().print(
-                table(
-                    f"prefiere {name}", ("key", "default", "may be", "meaning"), [(k, d, m, w) for k, m, d, w in rows]
-                )
-            )
+        rows = [(k, d, m, w) for k, m, d, w in tables[method]]
+        console().print(table(f"prefiere {method}", ("key", "default", "may be", "meaning"), rows))
     keys = ("key", "may_be", "default", "meaning")
     return {name: [dict(zip(keys, row, strict=True)) for row in rows] for name, rows in tables.items()}
 
 
-@app.command()
+@app.command(context_settings=SETTINGS)
 @command
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipes.")], json: Json = False
+    rest: Annotated[list[str], typer.Argument(metavar="FILE | SETTING", help="Recipes, and settings over them.")],
+    json: Json = False,
 ) -> dict[str, Any]:
     """Check recipes without running them."""
     from prefiere import recipe
+    from prefiere.asked import arguments
 
-    found = {str(path): recipe.validate(path) for path in files}
+    words = arguments.as_settings(rest, others=True)
+    files = [*words.others, *([words.recipe] if words.recipe else [])]
+    if not files:
+        raise recipe.RecipeError("name at least one recipe: prefiere recipe validate recipe.yaml.")
+    found = {path: recipe.validate(path, words.settings, words.problems) for path in files}
     for path, settings in found.items():
         say(f"{path}: a valid recipe for prefiere {settings.method}")
     return {"recipes": {path: settings.model_dump(mode="json") for path, settings in found.items()}}
 
 
-@app.command()
+@app.command("schema")
 @command
-def schema(json: Json = False) -> dict[str, Any] | None:
+def print_schema(json: Json = False) -> dict[str, Any] | None:
     """Print the JSON Schema of a recipe, for editors."""
     import json as json_module
 
-    from prefiere import recipe
+    from prefiere.asked.pages import schema
 
     if json:
-        return recipe.schema()
-    typer.echo(json_module.dumps(recipe.schema(), indent=2))
+        return schema()
+    typer.echo(json_module.dumps(schema(), indent=2))
     return None
 
 

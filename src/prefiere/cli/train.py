@@ -1,26 +1,116 @@
-"""What the training commands share: read the settings, train, say where everything is."""
+"""The training commands: one for each method, its settings read from flags, recipe and key=value alike."""
 
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from prefiere.console import hush, progress, say
+import typer
+from typer.core import TyperCommand
+
+from prefiere.console import Json, command, console, hush, progress, say, table
+from prefiere.methods import METHODS, Method
+
+SETTINGS = {"ignore_unknown_options": True}
+"""Of a command that takes settings as ``--key value``: they are read in asked/arguments.py."""
+
+
+def _complete(incomplete: str) -> list[str]:
+    keys = dict.fromkeys(key for row in METHODS.values() for key in row.settings.model_fields)
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE | SETTING",
+        help="A recipe file (or --config FILE), and settings over it: --key value, --key=value or key=value.",
+        show_default=False,
+        autocompletion=_complete,
+    ),
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id, folder of a model or adapter, or a run.")]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="File, folder or hub id, in any known layout.")]
+Out = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, split and sampling.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing what is in the run folder.")]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option("--reward", "-r", help="Reward model (folder, hub id, run) or module:function; several may be given."),
+]
+Asked = Annotated[
+    str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
+]
+
+
+class TrainingCommand(TyperCommand):
+    """A command whose help has the settings that matter, and where the others stand."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The command's options, then the settings of its method."""
+        super().format_help(ctx, formatter)
+        from prefiere.asked.pages import first_settings
+
+        rows = first_settings(str(self.name))
+        console().print(table("Settings to look at first", ("key", "default", "meaning"), rows))
+        say(f"\nAll others: prefiere recipe show {self.name}, or docs/settings.md.")
+
+
+def _on_data(method: Method) -> Callable[..., dict[str, Any]]:
+    """The command of a method that learns from data as it is."""
+
+    def train(
+        rest: Rest = None,
+        model: Model = None,
+        data: Data = None,
+        out: Out = None,
+        seed: Seed = None,
+        fresh: Fresh = False,
+        json: Json = False,
+    ) -> dict[str, Any]:
+        return run_method(method.name, rest, fresh, model=model, data=data, out=out, seed=seed)
+
+    return train
+
+
+def _on_policy(method: Method) -> Callable[..., dict[str, Any]]:
+    """The command of a method that learns from its own answers to prompts."""
+
+    def train(
+        rest: Rest = None,
+        model: Model = None,
+        reward: Rewards = None,
+        prompts: Asked = None,
+        out: Out = None,
+        seed: Seed = None,
+        fresh: Fresh = False,
+        json: Json = False,
+    ) -> dict[str, Any]:
+        rewards = reward[0] if reward and len(reward) == 1 else reward or None
+        return run_method(method.name, rest, fresh, model=model, reward=rewards, data=prompts, out=out, seed=seed)
+
+    return train
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of every method."""
+    for row in METHODS.values():
+        train = _on_policy(row) if row.family == "policy" else _on_data(row)
+        train.__doc__ = f"{row.help} The same command continues a run that was stopped."
+        app.command(row.name, cls=TrainingCommand, context_settings=SETTINGS)(command(train))
 
 
 def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> dict[str, Any]:
     """Read the settings and hand them to the method's training loop."""
+    from prefiere.asked.arguments import settings_of
+
+    settings = settings_of(method, rest or [], flags)  # all that is wrong is said before torch is there
     import prefiere.train.setup  # noqa: F401 (with it, all that training imports)
-    from prefiere import api, recipe
+    from prefiere import api
     from prefiere.train.host import leave_imports_alone
     from prefiere.world import leave_group
 
-    paths = [text for text in rest or [] if "=" not in text]
-    if len(paths) > 1:
-        raise recipe.RecipeError(f"one recipe at most, not {', '.join(paths)}. Settings are written key=value.")
-    overrides = [text for text in rest or [] if "=" in text]
-    given = {key: value for key, value in flags.items() if value is not None}
-    settings = recipe.load(method, paths[0] if paths else None, given, overrides)
     hush()
     leave_imports_alone()
     run = api.train(settings, fresh=fresh, console=progress())

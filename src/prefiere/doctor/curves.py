@@ -164,7 +164,7 @@ def moved_away(case: Case) -> Finding | None:
         "(chat template, end-of-answer token)." + pattern,
         evidence,
         (
-            case.scaled_learning_rate(0.1) + " (and a warmup_ratio of 0.1)",
+            case.scaled_learning_rate(0.1) + " (and warmup_steps=0.1)",
             "`prefiere data`: check that `chosen` is the better answer, that the template fits the model, and that "
             "answers end with its end token once",
             *case.gentler()[1:2],

@@ -51,8 +51,9 @@ def make_optimizer(
 def make_scheduler(
     optimizer: torch.optim.Optimizer, settings: Settings, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up over ``warmup_ratio`` of the steps, then the named course to the last step."""
-    warmup = round(settings.warmup_ratio * steps)
+    """Warm-up over ``warmup_steps``, below 1 a share of the steps, then the named course to the last step."""
+    asked = settings.warmup_steps
+    warmup = round(asked * steps) if asked < 1 else int(asked)
     return get_scheduler(
         settings.lr_scheduler_type,
         optimizer,
