@@ -257,20 +257,14 @@ def test_settings_that_do_not_go_together(method, text, says) -> None:
 @pytest.mark.parametrize(
     ("key", "ours"),
     [
-        ("reward_model_path", "reward"),
         ("reward_funcs", "reward"),
-        ("response_length", "max_new_tokens"),
         ("max_completion_length", "max_new_tokens"),
-        ("init_kl_coef", "kl_coef"),
-        ("num_iterations", "num_ppo_epochs"),
-        ("epsilon", "cliprange"),
         ("whiten_rewards", "scale_rewards"),
         ("normalize_advantages", "whiten_advantages"),
         ("total_episodes", "max_steps"),
         ("local_rollout_forward_batch_size", "tokens_per_microbatch"),
         ("kl_estimator", "nothing"),
         ("adap_kl_ctrl", "target_kl"),
-        ("rloo_k", "num_generations"),
         ("stop_token", "nothing"),
         ("sft_model_path", "model"),
         ("value_model_path", "nothing"),
@@ -284,6 +278,15 @@ def test_a_key_of_another_tool_names_ours(method, key, ours) -> None:
         given(method, "reward=r:f", f"{key}=1")
     assert ours in str(e.value)
     assert "Did you mean" not in str(e.value)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_a_key_of_another_tool_that_means_the_same_is_read(method) -> None:
+    theirs = ["reward_model_path=r:f", "response_length=9", "init_kl_coef=0.3", "num_iterations=3", "epsilon=0.1",
+              "rloo_k=5", "delta=2"]  # fmt: skip
+    made = given(method, *theirs)
+    assert (made.reward, made.max_new_tokens, made.kl_coef, made.num_ppo_epochs) == ("r:f", 9, 0.3, 3)
+    assert (made.cliprange, made.num_generations, made.dual_clip) == (0.1, 5, 2)
 
 
 # -- what a run remembers of its reward -------------------------------------------------------------------------------
