@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.progress import track
 from why_rewards_fall import FLAT
 
-from prefiere import api, recipe
+from prefiere import recipe
+from prefiere.api.training import train
 from prefiere.console import hush, progress
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
@@ -126,7 +127,7 @@ def recorded(
         settings = {"max_steps": steps, "batch_size": batch, "seed": seed, "eval_steps": EVERY, "sample_steps": 0}
         seen: list[Mapping[str, np.ndarray]] = []
         with every_pair(seen):
-            api.train(
+            train(
                 recipe.load("dpo", None, {**given, **settings, "out": str(folder)}, more),
                 fresh=True,
                 console=Console(file=StringIO()),

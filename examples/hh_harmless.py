@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefiere import api, recipe
+from prefiere import recipe
+from prefiere.api import training
 from prefiere.console import hush, progress
 from prefiere.data import formats
 from prefiere.data.audit import folds_by_prompt, prompt_key, text_length
@@ -182,7 +183,7 @@ def train(method: str, model: Path, data: Path, out: Path, given: Mapping[str, A
     overrides = [*(f"{k}={json.dumps(v) if isinstance(v, bool) else v}" for k, v in given.items()), *more]
     flags = {"model": str(model), "data": str(data), "out": str(out)}
     print("$", shlex.join(["prefiere", method, *(f"--{k}={v}" for k, v in flags.items()), *overrides]), flush=True)
-    run = api.train(recipe.load(method, None, flags, overrides), console=progress())
+    run = training.train(recipe.load(method, None, flags, overrides), console=progress())
     if run.status["state"] != "finished":
         raise SystemExit(f"{out} stopped at step {run.status['step']}: {run.status['reason']}")
     return out

@@ -28,7 +28,8 @@ from falling_causes import CAUSES, SANE, swapped
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from prefiere import api, recipe
+from prefiere import recipe
+from prefiere.api import training
 from prefiere.console import hush, progress
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
@@ -121,7 +122,7 @@ def once(out: Path, base: Path, name: str, seed: int, steps: int) -> dict[str, A
     given = {"model": str(model), "data": str(folder / "train.jsonl"), "eval_data": str(folder / "eval.jsonl")}
     given |= {"out": str(folder / "run"), "seed": seed} | SANE | {"max_steps": steps} | cause.settings
     with cause.around():
-        run = api.train(recipe.load("dpo", None, given), fresh=True, console=Console(file=StringIO()))
+        run = training.train(recipe.load("dpo", None, given), fresh=True, console=Console(file=StringIO()))
     after = judged(run.folder, base)
     shutil.rmtree(run.checkpoints)
     row = {"cause": name, "seed": seed, "steps": steps, **measured(run), **after}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import runs
-from prefiere.api import train
+from prefiere.api.training import train
 from prefiere.cli.main import app
 from prefiere.files import seal
 from prefiere.settings import Reward

@@ -26,6 +26,7 @@ GROUND = {
     "metrics",
     "console",
     "asked",
+    "in_memory",
 }
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
@@ -48,7 +49,9 @@ EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}
 
 WITHOUT_TORCH = [
     "prefiere",
-    "prefiere.api",
+    "prefiere.api.held",
+    "prefiere.api.methods",
+    "prefiere.api.training",
     "prefiere.cli.main",
     "prefiere.data.formats",
     "prefiere.data.schema",

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import prefiere
 import runs
-from prefiere import api, recipe
+from prefiere import recipe
+from prefiere.api import methods
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
 from prefiere.objectives.preference import LOSSES
@@ -26,8 +27,8 @@ from prefiere.settings import NEEDS_REFERENCE, PolicyGradient
 def test_every_method_is_a_function_and_has_a_home(name: str) -> None:
     assert name in prefiere.__all__
     function = getattr(prefiere, name)
-    assert function is getattr(api, name)
-    assert inspect.signature(function) == inspect.signature(api.dpo)
+    assert function is getattr(methods, name)
+    assert inspect.signature(function) == inspect.signature(methods.dpo)
     home = find_spec(METHODS[name].home)
     assert home is not None
     assert "\ndef build(session: Session) ->" in Path(str(home.origin)).read_text()

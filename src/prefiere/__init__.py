@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefiere.api import compare, dpo, grpo, ppo, reinforce, reward, rloo, sft
+    from prefiere.api.methods import dpo, grpo, ppo, reinforce, reward, rloo, sft
+    from prefiere.api.training import compare
     from prefiere.data.formats import read
     from prefiere.run import Run
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "__version__", "compare", "dpo", "grpo", "ppo", "read", "reinforce", "reward", "rloo", "sft"]
 
-_HOMES = dict.fromkeys(__all__, "prefiere.api") | {
+_HOMES = dict.fromkeys(__all__, "prefiere.api.methods") | {
+    "compare": "prefiere.api.training",
     "Run": "prefiere.run",
     "read": "prefiere.data.formats",
 }

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -198,6 +199,17 @@ def visible(text: str) -> str:
     That cannot be mistaken for what somebody wrote, as ``\\x1b`` can.
     """
     return _UNSAFE.sub(lambda m: f"⟨U+{ord(m[0]):04X}⟩", text)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 3
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def short(value: object) -> str:
+    """What a value looks like, for an error: as Python writes it, and of a long one its ends alone."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 100 else f"{text[:60]} ... {text[-20:]}"
 
 
 _PASSWORDS = (

@@ -14,12 +14,13 @@ from filelock import FileLock, Timeout
 from prefiere.console import Display
 from prefiere.data.sources import is_votes
 from prefiere.files import clean, without_passwords
+from prefiere.in_memory import InMemory
 from prefiere.kernels.memory import within_memory
 from prefiere.methods import METHODS
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
-from prefiere.run import Run, RunError, Stop
+from prefiere.run import INPUTS, Run, RunError, Stop, called, given_as
 from prefiere.settings import Settings
 from prefiere.train import previous
 from prefiere.train.environment import environment
@@ -72,19 +73,24 @@ def _strangers(folder: Path) -> list[str]:
     if not folder.is_dir() or (folder / "recipe.yaml").is_file():
         return []
     empty = {"checkpoints"} if not any((folder / "checkpoints").glob("*")) else set()
-    known = {"data.json", "environment.json", "cache", *empty}
+    known = {"data.json", "environment.json", "cache", INPUTS, *empty}
     return sorted(p.name for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
 
 
 def reads_itself(settings: Settings) -> None:
-    """Raise RunError where a model or data that the run reads lies in the folder that it writes."""
+    """Raise RunError where a model or data that the run reads lies in the folder that it writes.
+
+    What was given in Python lies there, and stays.
+    """
     out = Path(settings.out).resolve()
     rewards = getattr(settings, "reward", None) or []
     named = {"model": settings.model, "data": settings.data, "eval_data": getattr(settings, "eval_data", None)}
     named["judge"] = settings.judge
     named |= {f"reward {i}": r for i, r in enumerate([rewards] if isinstance(rewards, str) else rewards)}
     for key, name in named.items():
-        if name and Path(name).exists() and Path(name).resolve().is_relative_to(out):
+        if not name or not Path(name).exists() or (given_as(name) and Path(name).resolve().parent == out / INPUTS):
+            continue
+        if Path(name).resolve().is_relative_to(out):
             raise RunError(f"{key.split()[0]}: {name} lies in the folder that the run writes to. Choose another --out.")
 
 
@@ -136,29 +142,34 @@ def launch(
     fresh: bool = False,
     display: Display | None = None,
     on_end: Callable[[Run], None] = lambda run: None,
+    given: InMemory | None = None,
 ) -> Outcome:
     """Run a recipe from its start, or from its last checkpoint, to its end.
 
-    ``on_end`` is called with the run however it ends (the report is written there). Raises ValueError subclasses for
-    whatever a user can put right: before the first update they leave the folder as it was, later its status says so.
-    Under torchrun every process calls this; the first one owns the folder.
+    ``on_end`` is called with the run however it ends (the report is written there). ``given``: what the recipe cannot
+    hold. Raises ValueError subclasses for whatever a user can put right: before the first update they leave the folder
+    as it was, later its status says so. Under torchrun every process calls this; the first one owns the folder.
     """
+    given = given or InMemory()
+    given.complete(settings.model_dump())
     world = World.open(report_to=settings.report_to, out=settings.out)
     display = display or Display()
     if not world.main:
         display = Display(quiet=True)
-        return _train(_prepare(settings, Run(settings.out), fresh, world, display), lambda run: None)
+        with contextlib.ExitStack() as refused:
+            return _train(
+                _prepare(settings, Run(settings.out), fresh, world, display, given, refused), lambda run: None
+            )
     reads_itself(settings)
     there = next(p for p in (Path(settings.out), *Path(settings.out).parents) if p.exists())
     run, lock = claim(settings.out)
     with Ending(), contextlib.ExitStack() as held:
         held.callback(lock.release)
-        try:
+        with contextlib.ExitStack() as refused:
+            refused.callback(_leave_as_it_was, run.folder, there)
             with within_memory("loading", _LOADING):
-                prepared = _prepare(settings, run, fresh, world, display)
-        except BaseException:
-            _leave_as_it_was(run.folder, there)
-            raise
+                prepared = _prepare(settings, run, fresh, world, display, given, refused)
+            refused.pop_all()  # nothing was refused
         return _train(prepared, on_end)
 
 
@@ -186,13 +197,30 @@ class Prepared:
     loop: Loop | None
 
 
-def _prepare(settings: Settings, run: Run, fresh: bool, world: World, display: Display) -> Prepared:
-    """Decide the run, read its data, load its models and its checkpoint. Nothing is written."""
+def _prepare(
+    settings: Settings,
+    run: Run,
+    fresh: bool,
+    world: World,
+    display: Display,
+    given: InMemory,
+    refused: contextlib.ExitStack,
+) -> Prepared:
+    """Decide the run, read its data, load its models and its checkpoint.
+
+    Nothing is written but what was given in Python, and that is taken back when ``refused`` is closed.
+    """
     before, finished = None, False
     if world.main:
         settings = settings if fresh else as_begun(run, settings)
         before = None if fresh else begun(run, settings)
         finished = before is not None and run.status.get("state") == "finished"
+        if not finished:
+            for line in given.said:
+                display.say(line)
+            run.inside(INPUTS)
+            with run.writing():
+                given.keep(refused)
         settings = settings if finished else with_snapshot(settings)
     settings, before, finished = world.broadcast((settings, before, finished))
     if finished:
@@ -296,12 +324,14 @@ def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:
 def _same_as_before(session: Session, before: dict[str, Any]) -> None:
     """A resumed run must see the data and the model that it began with. Raises RunError."""
     if before.get("reference") != session.fingerprint:
-        raise RunError(f"{session.settings.model} has changed since this run began. Restore it, or use --fresh.")
+        raise RunError(
+            f"{called(session.settings.model)} has changed since this run began. Restore it, or use --fresh."
+        )
     for name, mark in before.get("rewards", {}).items():
         if session.reward_fingerprints.get(name) != mark:
             raise RunError(f"the reward model {name} has changed since this run began. Restore it, or use --fresh.")
     old = session.run.data.get("fingerprint")
     if old != session.data.account["fingerprint"]:
-        raise RunError(f"{session.settings.data} has changed since this run began. Restore it, or use --fresh.")
+        raise RunError(f"{called(session.settings.data)} has changed since this run began. Restore it, or use --fresh.")
     if before.get("world_size") != session.world.size:
         session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")

@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from prefiere.asked.foreign import HINTS, ON_POLICY_HINTS, taken
+from prefiere.files import short
 from prefiere.methods import METHODS
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.untrusted import yaml_document
@@ -219,7 +220,7 @@ def _method(method: str | None, said: Sequence[Setting], recipe: str | Path | No
     if stated is None:
         raise RecipeError(f"{where}no method is named. Write `method: dpo`, or another of {', '.join(METHODS)}.")
     if stated not in METHODS:
-        raise RecipeError(f"{where}method must be one of {', '.join(METHODS)}, not {stated!r}.")
+        raise RecipeError(f"{where}method must be one of {', '.join(METHODS)}, not {short(stated)}.")
     if method is not None and stated != method:
         raise RecipeError(f"{where}this is a recipe for `prefiere {stated}`, not for `prefiere {method}`.")
     return str(stated)
@@ -241,7 +242,7 @@ def _settled(model: type[Settings], method: str, given: Mapping[str, Setting], w
             field = model.model_fields[key]
             if key in values:
                 kinds, was = accepts(model, key), given[key]
-                wrong.append(Problem(was.key, f"{was.where}{key} must be {kinds}, not {was.value!r}."))
+                wrong.append(Problem(was.key, f"{was.where}{key} must be {kinds}, not {short(was.value)}."))
             elif key not in refused:
                 told = f"give --{key} or write `{key}:` in the recipe ({field.description})"
                 wrong.append(Problem(key, f"{key} is missing: {told}."))
@@ -282,8 +283,7 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     model = _settings_of(str(new.get("method")))
     old = {ours: v for key, value in old.items() for ours, v in _by_our_name(model, key, value).items()}
     defaults = {name: field.default for name, field in model.model_fields.items()}
-    keys = [k for k in defaults if k not in model.free]
-    return [k for k in keys if old.get(k, defaults.get(k)) != new.get(k, defaults.get(k))]
+    return [k for k in defaults if k not in model.free and old.get(k, defaults.get(k)) != new.get(k, defaults.get(k))]
 
 
 def _by_our_name(model: type[Settings], key: str, value: Any) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@
     calibration.json   of a reward model: how right it is, how sure, and how much of it is length
     status.json        running, finished, stopped or failed; step; why, as a sentence and as a kind (`Stop`)
     checkpoints/       what a resume needs
+    inputs/            rows and models that were given in Python, each under a hash of what it holds
     model/             the result: a plain transformers or PEFT folder
     report.html        written at every end, good or bad
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,6 +92,23 @@ _SENTENCES: tuple[tuple[str, StopKind], ...] = (
     ("guard", "degenerate"),
 )
 """How a stop's sentence begins in a folder that records no kind: the first that fits."""
+
+
+INPUTS = "inputs"
+"""The folder of a run that holds what was given in Python."""
+_INPUT = re.compile(r"(\w+)-[0-9a-f]{32}(?:\.jsonl)?")
+
+
+def given_as(name: str | Path) -> str | None:
+    """The setting for which a file or folder was written into a run: ``data`` for ``.../inputs/data-0123abc.jsonl``."""
+    path = Path(name)
+    match = _INPUT.fullmatch(path.name) if path.parent.name == INPUTS else None
+    return match[1] if match else None
+
+
+def called(name: str | Path) -> str:
+    """What people call a source of data or a model: the setting that it was given as in Python, else its name."""
+    return given_as(name) or str(name)
 
 
 def _clean(value: Any) -> Any:
@@ -189,9 +208,9 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Every setting of the run, flat."""
+        """Every setting of the run, flat. What was given in Python is where the folder is now."""
         try:
-            return untrusted.read_yaml(self.folder / "recipe.yaml")
+            return {k: self._here(v) for k, v in untrusted.read_yaml(self.folder / "recipe.yaml").items()}
         except FileNotFoundError:
             raise _no_run(self.folder) from None
         except UnreadableFile as e:
@@ -202,6 +221,11 @@ class Run:
         text = yaml.safe_dump(without_passwords(settings), sort_keys=False, allow_unicode=True)
         with self.writing():
             write_text(self.folder / "recipe.yaml", text)
+
+    def _here(self, value: Any) -> Any:
+        if isinstance(value, str) and given_as(value) and (here := self.inside(INPUTS) / Path(value).name).exists():
+            return str(here)
+        return value
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from prefiere import api, recipe
+from prefiere import recipe
+from prefiere.api import training
 from prefiere.asked import pages
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
@@ -43,12 +44,12 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespac
     def fake(settings: recipe.Settings, *, fresh: bool, console: Any) -> Any:
         calls.append(SimpleNamespace(settings=settings, fresh=fresh))
         print("training")
-        made = api.TrainedRun.create(tmp_path / settings.out)
+        made = training.TrainedRun.create(tmp_path / settings.out)
         made.status = {"state": "finished", "step": 3}
         made.log({"step": 3, "loss": float("nan")})
         return made
 
-    monkeypatch.setattr(api, "train", fake)
+    monkeypatch.setattr(training, "train", fake)
     return calls
 
 
@@ -126,7 +127,7 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(settings: recipe.Settings, **_: Any) -> None:
         json.loads("{")
 
-    monkeypatch.setattr(api, "train", broken)
+    monkeypatch.setattr(training, "train", broken)
     done = run("dpo", "--model", "m", "--data", "d", "--out", "o")
     assert done.exit_code == 1
     assert "Traceback" in done.stderr
@@ -137,7 +138,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(settings: recipe.Settings, **_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     assert run("dpo", "--model", "m", "--data", "d", "--out", "o").exit_code == 130
 
 
@@ -150,13 +151,13 @@ def test_a_run_that_was_stopped_says_so_by_its_exit_code(
 ) -> None:
     stop = Stop(kind, "for a reason that names no guard") if kind else None
 
-    def stopped(settings: recipe.Settings, **_: Any) -> api.TrainedRun:
-        made = api.TrainedRun.create(tmp_path / "o")
+    def stopped(settings: recipe.Settings, **_: Any) -> training.TrainedRun:
+        made = training.TrainedRun.create(tmp_path / "o")
         made.status = {"state": "stopped", "stop": asdict(stop) if stop else None}
         made.stopped = stop
         return made
 
-    monkeypatch.setattr(api, "train", stopped)
+    monkeypatch.setattr(training, "train", stopped)
     done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
     assert done.exit_code == code
     said = json.loads(done.stdout)

@@ -20,7 +20,7 @@ import prefiere
 import quantized
 import runs
 import tiny
-from prefiere import api
+from prefiere.api import methods
 from prefiere.cli.main import app
 from prefiere.data.schema import Message
 from prefiere.models.load import load_model
@@ -249,7 +249,7 @@ def test_the_same_in_python(place: Path) -> None:
     here = os.getcwd()
     os.chdir(place)
     try:
-        failed, tried = doctest.testmod(api, extraglobs=names, optionflags=doctest.ELLIPSIS)
+        failed, tried = doctest.testmod(methods, extraglobs=names, optionflags=doctest.ELLIPSIS)
         assert (failed, tried > 3) == (0, True)
         assert doctest.testmod(prefiere)[0] == 0
     finally:

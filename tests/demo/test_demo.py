@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefiere import recipe
-from prefiere.api import TrainedRun, train
+from prefiere.api.training import TrainedRun, train
 from prefiere.demo import corpus
 from prefiere.demo.main import base_model, demo
 from prefiere.run import Run

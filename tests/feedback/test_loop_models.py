@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import prefiere.train.setup  # noqa: F401 (what a loop imports, before it is forked)
 from feedback.conftest import rows
 from feedback.test_exchange import vote
-from prefiere import api
+from prefiere.api import training
 from prefiere.cli.loop import Models
 from prefiere.cli.main import app
 from prefiere.feedback import schema
@@ -72,7 +72,7 @@ def loop(folder: Path, kill: tuple[str, str] | None = None) -> int:
         code = 99
         try:
             os.chdir(folder)
-            api._write_report = lambda run: None  # figures take longer than all else, and nothing here reads them
+            training._write_report = lambda run: None  # figures take longer than all else, and nothing here reads them
             if kill:
                 killing(*kill)
             done = CliRunner().invoke(app, ["loop", "r.yaml", "--json"])

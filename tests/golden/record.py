@@ -48,7 +48,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import runs
-from prefiere import api, recipe
+from prefiere import recipe
+from prefiere.api import training
 
 CANARY = "canary.json"
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
@@ -158,11 +159,11 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def train(method: str, options: dict[str, Any], out: Path) -> api.TrainedRun:
+def train(method: str, options: dict[str, Any], out: Path) -> training.TrainedRun:
     """A run, without a word."""
     settings = recipe.load(method, None, {**options, "out": str(out)})
     with contextlib.redirect_stderr(io.StringIO()):
-        return api.train(settings, console=Console(quiet=True))
+        return training.train(settings, console=Console(quiet=True))
 
 
 def recorded(name: str, tmp: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from prefiere import api
+from prefiere.api import training
 from prefiere.cli.collect import Answering, open_judge
 from prefiere.console import Display
 from prefiere.data import formats
@@ -68,7 +68,7 @@ class Models:
         """See `Work.train`. A run of which the guard has stopped is not trained on."""
         if (Path(out) / "recipe.yaml").is_file() and (ended := Run.open(out).stop) is not None and ended.guarded:
             return ended
-        stop = api.train(self._recipe.settings(model, data, out), console=self._console).stopped
+        stop = training.train(self._recipe.settings(model, data, out), console=self._console).stopped
         torch.set_num_threads(self._threads)  # answers are drawn as in a process that has trained nothing
         if stop is not None and stop.kind == "interrupted":
             raise KeyboardInterrupt
@@ -76,7 +76,7 @@ class Models:
 
     def report(self, out: str) -> None:
         """See `Work.report`."""
-        run = api.TrainedRun(out)
+        run = training.TrainedRun(out)
         if (said := blind_comparison(self._store, run.folder)) is not None:
             run.blind = said
             run.report()

@@ -107,13 +107,13 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
 
     settings = settings_of(method, rest or [], flags)  # all that is wrong is said before torch is there
     import prefiere.train.setup  # noqa: F401 (with it, all that training imports)
-    from prefiere import api
+    from prefiere.api import training
     from prefiere.train.host import leave_imports_alone
     from prefiere.world import leave_group
 
     hush()
     leave_imports_alone()
-    run = api.train(settings, fresh=fresh, console=progress())
+    run = training.train(settings, fresh=fresh, console=progress())
     leave_group()
     rows, page = run.metrics, run.folder / "report.html"
     finished = run.status["state"] == "finished"

@@ -224,7 +224,7 @@ class Records(Generic[R]):
         known = len(self.unread)
         self._account(layout, row)
         if len(self.unread) > known and self._told is None and layout.guesses:
-            refuse_a_guess(layout, self.kind, self.unread, [row], f"{part.name}:{line}")
+            refuse_a_guess(layout, self.kind, self.unread, [row], part.at(line))
 
     def __iter__(self) -> Iterator[R]:
         self.counts, self.problems, self.remarks = Counts(), [], {}
@@ -253,12 +253,12 @@ class Records(Generic[R]):
                                 self._drop(counts, part, line, record)
                                 continue
                             counts.kept += 1
-                            yield replace(record, source=f"{part.name}:{line}")  # type: ignore[misc]
+                            yield replace(record, source=part.at(line))  # type: ignore[misc]
                 except BadRow as bad:
                     self._drop(counts, part, line, bad)
 
     def _told_problem(self, part: sources.Part, line: int, bad: BadRow) -> str:
-        return f"{part.name}:{line} ({bad.field}): {bad.detail}"
+        return f"{part.at(line)} ({bad.field}): {bad.detail}"
 
     def _drop(self, counts: Counts, part: sources.Part, line: int, bad: BadRow) -> None:
         """Count it, or stop here, as the user chose."""

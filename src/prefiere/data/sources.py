@@ -20,6 +20,7 @@ from prefiere.data.schema import Kind
 from prefiere.data.splits import Named, ReadFor, choose_split, is_held_out, is_hub_id, preferred, read_name, split_of
 from prefiere.data.values import DataError, without_nulls
 from prefiere.files import hash_of
+from prefiere.run import called, given_as
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".xlsx")
 
@@ -37,12 +38,18 @@ class Part:
     """Something that rows can be read from again and again; ``name`` stands before the line number.
 
     content: a hash of all that the rows depend on. about: for data.json, whose votes they are, where they are votes.
+    counted: rows have the places of a list in Python, and not lines.
     """
 
     name: str
     rows: Callable[[], Rows]
     content: Callable[[], str]
     about: Mapping[str, Any] | None = None
+    counted: bool = False
+
+    def at(self, line: int) -> str:
+        """What a row is called: ``file:line``, or ``data[place]`` of rows that were given in Python."""
+        return f"{self.name}[{line - 1}]" if self.counted else f"{self.name}:{line}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def is_votes(source: str | Path) -> bool:
 
 
 def _part(path: Path) -> Part:
-    return Part(str(path), lambda: read_rows(path), lambda: hash_of(path))
+    return Part(called(path), lambda: read_rows(path), lambda: hash_of(path), counted=given_as(path) is not None)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from prefiere.data.schema import Kind
 from prefiere.data.values import BadRow, DataError, Row
+from prefiere.run import called
 
 ReadFor: TypeAlias = Literal["train", "eval"]
 
@@ -130,7 +131,7 @@ class RowSplit:
     """
 
     def __init__(self, told: str | None, kind: Kind, purpose: ReadFor, where: str, settled: bool):
-        self._told, self._kind, self._purpose, self._where, self._settled = told, kind, purpose, where, settled
+        self._told, self._kind, self._purpose, self._where, self._settled = told, kind, purpose, called(where), settled
         self.split: str | None = None
 
     def key(self) -> list[str | None]:

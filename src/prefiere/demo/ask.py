@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from prefiere import recipe as recipes
-from prefiere.api import TrainedRun, train
+from prefiere.api.training import TrainedRun, train
 from prefiere.cli.collect import Answering
 from prefiere.console import Display
 from prefiere.data.schema import Text

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from prefiere import recipe as recipes
-from prefiere.api import TrainedRun, train
+from prefiere.api.training import TrainedRun, train
 from prefiere.console import Display, table
 from prefiere.demo import corpus, judge
 from prefiere.demo.build import build_base

@@ -19,6 +19,7 @@ from prefiere.data.prompts import prompts_at
 from prefiere.data.schema import Text
 from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
+from prefiere.run import called
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, GroupWriter
@@ -81,7 +82,8 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
         train_at, eval_at = split_by_prompt(store.split_keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
             raise ValueError(
-                f"{settings.data} has too few distinct prompts to hold some out: set eval_size=0, or give eval_data"
+                f"{called(settings.data)} has too few distinct prompts to hold some out: set eval_size=0, or give "
+                "eval_data"
             )
         train, validation = store.select(train_at), store.select(eval_at)
     else:
@@ -149,16 +151,16 @@ def _tokenized(
     with entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}) as kept:
         if not kept.whole:
             report = EncodeReport()
-            with kept.making() as (folder, about), display.console.status(f"reading {name}") as status:
+            with kept.making() as (folder, about), display.console.status(f"reading {called(name)}") as status:
                 with GroupWriter(folder, k) as writer:
                     for group in encoder.encode(source, report):
                         writer.add(group)
                         if len(writer) % 1000 == 0:
-                            status.update(f"reading {name}: {len(writer):,} examples")
+                            status.update(f"reading {called(name)}: {len(writer):,} examples")
                 if not len(writer):
                     what = f"{source.counts}; {'; '.join(report.lines())}"
-                    raise ValueError(f"{name} holds no example to learn from ({what})")
-                said = [f"{name}: {source.layout}; {source.counts}"]
+                    raise ValueError(f"{called(name)} holds no example to learn from ({what})")
+                said = [f"{called(name)}: {source.layout}; {source.counts}"]
                 said += [f"  {line}" for line in (*source.unread_lines(), *report.lines()[1:])]
                 about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}
     for line in kept.about["said"]:

@@ -13,6 +13,7 @@ from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.splits import ReadFor
 from prefiere.plan.examples import PromptData, Prompts, held_out, overlap_line, overlap_of, prompts_of_file
+from prefiere.run import called
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
@@ -50,7 +51,7 @@ def read_prompts(
         train_at, eval_at = split_by_prompt(_keys(read), held_out(settings.eval_size, len(read)), settings.seed)
         if not len(train_at) or not len(eval_at):
             raise ValueError(
-                f"{settings.data} has too few prompts to hold some out: set eval_size=0, or give eval_data"
+                f"{called(settings.data)} has too few prompts to hold some out: set eval_size=0, or give eval_data"
             )
         train, validation = read.select(train_at), read.select(eval_at)
     accounts["examples"] = accounts["prompts"] = {"train": len(train), "eval": len(validation)}
@@ -91,13 +92,13 @@ def _tokenized(
             f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
         )
     kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
-    display.say(f"{name}: {source.layout}; {len(kept):,} distinct prompts")
+    display.say(f"{called(name)}: {source.layout}; {len(kept):,} distinct prompts")
     for line in source.unread_lines():
         display.note(line)
     if long:
         display.say(f"  {len(long):,} left out: longer than {room} tokens ({whole.sources[long[0]]}, ...)")
     if not len(kept):
-        raise ValueError(f"{name} holds no prompt to answer ({source.counts})")
+        raise ValueError(f"{called(name)} holds no prompt to answer ({source.counts})")
     dropped = {"too_long": len(long), "sources": [whole.sources[i] for i in long[:10]]}
     return kept, {"data": name, "read": source.describe(), "distinct": len(kept), "dropped": dropped}
 
