@@ -93,3 +93,45 @@ def test_a_command_goes_on_when_nobody_reads_what_it_says(error: OSError, monkey
     with display.stage("training", 2) as advance:
         advance(1, note="loss 0.5")
     display.say("saved")
+
+
+def test_a_log_hears_of_a_long_stage_now_and_then_and_how_much_is_left() -> None:
+    seconds = [0.0]
+    console = shown(False)
+    display = Display(console, clock=lambda: seconds[0])
+    with display.stage("reference log-probs", 1000) as advance:
+        for _ in range(10):
+            seconds[0] += 15
+            advance(100)
+    with display.stage("before training", 1) as advance:
+        advance(1)
+    with display.stage("training", 3, lines=False) as advance:
+        advance(3)
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "reference log-probs (1,000 to do)",
+        "reference log-probs: 200 of 1,000, about 2 min left",
+        "reference log-probs: 400 of 1,000, about 90 s left",
+        "reference log-probs: 600 of 1,000, about 60 s left",
+        "reference log-probs: 800 of 1,000, about 30 s left",
+        "before training ...",
+    ]
+
+
+def test_a_log_hears_of_a_phase_of_unknown_length() -> None:
+    seconds = [0.0]
+    console = shown(False)
+    with Display(console, clock=lambda: seconds[0]).phase("reading a\x1b[2Jb") as at:
+        for n in range(1, 5):
+            seconds[0] += 12
+            at(f"reading: {n},000 examples")
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said == ["reading a⟨U+001B⟩[2Jb ...", "reading: 2,000 examples", "reading: 4,000 examples"]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_phase_on_a_terminal_is_only_read(kind: str) -> None:
+    console = shown(True)
+    with Display(console).phase(HOSTILE[kind]) as at:
+        at(HOSTILE[kind])
+    out = STYLES.sub("", console.file.getvalue())  # type: ignore[attr-defined]
+    assert not {c for c in HOSTILE[kind] if c not in "\n\t" and not c.isprintable()} - {"\r"} & set(out)

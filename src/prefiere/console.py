@@ -10,6 +10,7 @@ import functools
 import json as json_module
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,7 @@ Body = Callable[..., dict[str, Any] | None]
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 GUARDED = 3  # a guard stopped the run
+_EVERY = 20.0  # seconds between two lines of a log about one long phase
 
 
 class Terminal(Console):
@@ -167,11 +169,24 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
     return made
 
 
-class Display:
-    """Messages and progress bars; a quiet one shows nothing (other processes, tests)."""
+def rough_time(seconds: float) -> str:
+    """``8 s``, ``12 min``, ``3.4 h``: about how long."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+
+class Display:
+    """Messages and progress: bars on a terminal, lines in a log. A quiet one shows nothing (other processes, tests).
+
+    clock: seconds that pass.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ):
         self.console = console or Terminal(stderr=True, quiet=quiet)
+        self.clock = clock
 
     @property
     def live(self) -> bool:
@@ -188,8 +203,51 @@ class Display:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar over ``total`` steps; call the yielded function with how many were done, and a note."""
+    def phase(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Something of unknown length; call the yielded function with what it is at. A log gets a line at its start,
+        and one every so often."""
+        if self.live:
+            with self.console.status(Text(name)) as status:
+                yield lambda text: status.update(Text(text))
+            return
+        self.say(f"{name} ...")
+        spoke = self.clock()
+
+        def update(text: str) -> None:
+            nonlocal spoke
+            if self.clock() - spoke >= _EVERY:
+                self.say(text)
+                spoke = self.clock()
+
+        yield update
+
+    @contextmanager
+    def stage(self, name: str, total: int, start: int = 0, *, lines: bool = True) -> Iterator[Callable[..., None]]:
+        """A bar over ``total`` steps; call the yielded function with how many were done, and a note.
+
+        A log gets a line at its start, and one every so often with the time that is left, unless ``lines`` is false.
+        """
+        if self.live:
+            with self._bar(name, total, start) as advance:
+                yield advance
+            return
+        began = spoke = self.clock()
+        done = start
+        if lines:
+            self.say(f"{name} ({total:,} to do)" if total - start > 1 else f"{name} ...")
+
+        def advance_log(n: int = 1, note: str | None = None) -> None:
+            nonlocal done, spoke
+            done, now = done + n, self.clock()
+            if lines and now - spoke >= _EVERY and start < done < total:
+                left = rough_time((now - began) / (done - start) * (total - done))
+                self.say(f"{name}: {done:,} of {total:,}, about {left} left{f', {note}' if note else ''}")
+                spoke = now
+
+        yield advance_log
+
+    @contextmanager
+    def _bar(self, name: str, total: int, start: int) -> Iterator[Callable[..., None]]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from prefiere.cli.train import Rest
-from prefiere.console import Json, command, console, hush, progress, table
+from prefiere.console import Json, command, console, hush, progress, rough_time, table
 from prefiere.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def show(settings: Settings, gpu: str | None, display: Display, console: Console
     console.print(f"peak {peak:.2f} of {available / gib:.2f} GiB on {name}: {after}{verdict}", markup=False)
     if card is None:
         console.print(TORCH_ONLY, style="dim")
-    console.print(f"about {_clock(found.seconds)} for {found.steps:,} updates, at most {found.tokens:,} tokens at once")
+    console.print(
+        f"about {rough_time(found.seconds)} for {found.steps:,} updates, at most {found.tokens:,} tokens at once"
+    )
     return {
         "device": name,
         "available": available,
@@ -84,9 +86,3 @@ def show(settings: Settings, gpu: str | None, display: Display, console: Console
         "changes": made,
         "fits": fits,
     }
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -183,6 +183,7 @@ def compare(
 ) -> dict[str, Any]:
     """Ask two models the same prompts with the same seeds, side by side, judged where there is a judge."""
     from prefiere.cli.models import show_comparison
+    from prefiere.console import Display
     from prefiere.evaluate.compare import ask_both
     from prefiere.sample.sampling import Sampling
 
@@ -190,7 +191,7 @@ def compare(
     if ask is not None:
         how = (temperature, top_p, max_new_tokens, seed)
         return feedback.compare_by_people(ask, before, after, prompts, how, limit=limit, trust=trust)
-    with progress().status("sampling"):
+    with Display(progress()).phase("sampling"):
         found = ask_both(
             before,
             after,

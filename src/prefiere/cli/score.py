@@ -71,7 +71,7 @@ def _one(
         template_kwargs=kwargs,
         notice=display.say,
     )
-    with display.console.status(f"scoring with {name}"):
+    with display.phase(f"scoring with {name}"):
         scored = calibration.score_data(model, data, **reading)
     tokens = scored.account["tokens"]
     dropped = [f"{tokens[what]['count']:,} {words}" for what, words in WHAT.items() if tokens[what]["count"]]

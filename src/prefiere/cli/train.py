@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from prefiere.console import Json, command, console, hush, progress, say, table
-from prefiere.methods import METHODS, Method
+from prefiere.methods import FIGURES, METHODS, Method
+from prefiere.run import Run, RunError
 
 SETTINGS = {"ignore_unknown_options": True}
 """Of a command that takes settings as ``--key value``: they are read in asked/arguments.py."""
@@ -117,15 +119,43 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
     leave_group()
     rows, page = run.metrics, run.folder / "report.html"
     finished = run.status["state"] == "finished"
+    findings = how_it_went(run)
+    folder = shlex.quote(str(run.folder))
     if finished:
         say(f"Model: {run.model}")
-        use = "score {} --data ..." if method == "reward" else "chat {}"
-        say(f"Try it: prefiere {use.format(shlex.quote(str(run.folder)))}")
+        use = ("score {} --data ...", "") if method == "reward" else ("chat {}", ", prefiere compare {}")
+        say(f"Try it: prefiere {''.join(use).format(folder, folder)}")
     say(f"Report: {page}")
     made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
     return {
         **made,
         **run.status,
+        **findings,
         "stopped": run.stopped.text if run.stopped else None,
         "metrics": rows[-1] if rows else {},
     }
+
+
+def how_it_went(run: Run) -> dict[str, Any]:
+    """Say what a run shows: the verdict, the three figures that say most of its method, and what to do next.
+
+    Returns verdict and findings for --json. A folder that is damaged meanwhile is said; the run is over all the same.
+    """
+    from prefiere.doctor.case import Case  # with scipy, which no other command of this file needs
+    from prefiere.doctor.diagnose import diagnose
+    from prefiere.doctor.words import evidence_line
+
+    try:
+        case, told = Case(run), diagnose(run)
+    except RunError as e:
+        say(f"no verdict: {e}")
+        return {"verdict": None, "findings": []}
+    say(f"\n{told.headline}")
+    for name in FIGURES[case.family]:
+        if (seen := case.seen(name)) is not None:
+            say(f"  {evidence_line(seen.key, seen.change, *case.where)}")
+    grave = [f for f in told.findings if f.severity in ("bad", "warning")]
+    for remedy in grave[0].remedy[:2] if grave else ():
+        say(f"  Next: {remedy}")
+    say("")
+    return {"verdict": told.headline, "findings": [asdict(f) for f in told.findings]}

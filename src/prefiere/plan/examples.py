@@ -151,12 +151,12 @@ def _tokenized(
     with entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}) as kept:
         if not kept.whole:
             report = EncodeReport()
-            with kept.making() as (folder, about), display.console.status(f"reading {called(name)}") as status:
+            with kept.making() as (folder, about), display.phase(f"reading {called(name)}") as at:
                 with GroupWriter(folder, k) as writer:
                     for group in encoder.encode(source, report):
                         writer.add(group)
                         if len(writer) % 1000 == 0:
-                            status.update(f"reading {called(name)}: {len(writer):,} examples")
+                            at(f"reading {called(name)}: {len(writer):,} examples")
                 if not len(writer):
                     what = f"{source.counts}; {'; '.join(report.lines())}"
                     raise ValueError(f"{called(name)} holds no example to learn from ({what})")

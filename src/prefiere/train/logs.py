@@ -1,4 +1,4 @@
-"""The logs of a run, a JSON row a line: made to survive a power cut, and cut back to a checkpoint by rows.
+"""The logs of a run, a JSON row a line: made to survive a power cut, cut back to a checkpoint by rows, and read out.
 
 What the last seconds before a power cut leave of a file is anything: half a row, zeros, nothing. Rows are therefore cut
 by what they say of their step, never by the length of the file.
@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefiere.console import rough_time
 from prefiere.files import atomic, sync
+from prefiere.methods import FIGURES, Family
+from prefiere.metrics import column
 from prefiere.untrusted import open_plain
 
 ROW_LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -78,3 +81,25 @@ def _step(row: Mapping[str, Any] | None) -> float:
     """The step of a row, later than all for what is no row."""
     step = (row or {}).get("step")
     return float(step) if isinstance(step, int | float) and not isinstance(step, bool) else math.inf
+
+
+def spoken(row: Mapping[str, Any], total: int, shown: str, family: Family, left: float | None) -> str:
+    """A row as one line for people: step, the metric ``shown``, the family's main figures, speed, seconds ``left``."""
+    told = [column(name) for name in FIGURES[family]]
+    trained = dict.fromkeys([shown, *(c.training for c in told)])
+    held = [f"eval_{shown}", *(c.measured for c in told)]
+    parts = [f"step {row['step']:,}/{total:,}"]
+    parts += [_figure(key, row[key]) for key in trained if key and isinstance(row.get(key), int | float)]
+    if measured := [_figure(k, row[k]) for k in dict.fromkeys(held) if isinstance(row.get(k), int | float)]:
+        parts.append(f"held out: {', '.join(measured)}")
+    if isinstance(speed := row.get("tokens_per_second"), int | float):
+        parts.append(f"{speed:,.0f} tokens/s")
+    if left is not None and row["step"] < total:
+        parts.append(f"about {rough_time(left)} left")
+    return "  ".join(parts)
+
+
+def _figure(key: str, value: float) -> str:
+    name = key.removeprefix("eval_")
+    shown = value if abs(value) >= 1e-6 else 0.0  # rounding of a zero
+    return f"{name} {shown:.1%}" if column(key).share else f"{name} {shown:.4g}"

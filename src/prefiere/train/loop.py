@@ -18,6 +18,7 @@ from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.kernels.memory import out_of_memory
+from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, column, measured_again
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
@@ -26,7 +27,7 @@ from prefiere.train import checkpoint, previous
 from prefiere.train.algorithm import Algorithm
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
-from prefiere.train.logs import cut_logs, sync_logs
+from prefiere.train.logs import cut_logs, spoken, sync_logs
 from prefiere.train.optimizer import peak_memory_mb
 from prefiere.train.setup import Session
 
@@ -69,6 +70,7 @@ class Loop:
         self.interrupt = Interrupt(session.display.say)
         self._saved = -1  # the step of the checkpoint that was read or written last
         self._rows: dict[str, int] = {}
+        self._began = time.perf_counter(), 0  # when this process began to train, and at which step
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -81,7 +83,8 @@ class Loop:
         self.session.rollouts.check(self.session.trunk)
         if s.step == 0:
             self._begin()
-        with self.interrupt, self.session.display.stage("training", total, s.step) as advance:
+        with self.interrupt, self.session.display.stage("training", total, s.step, lines=False) as advance:
+            self._began = time.perf_counter(), s.step
             while s.step < total:
                 began = time.perf_counter()
                 rate = float(self.engine.scheduler.get_last_lr()[0])
@@ -180,7 +183,17 @@ class Loop:
         if self.main:
             self.run_folder.log(row)
             self._status("running")
+            self._say(row)
         self.session.world.track(row, self.state.step)
+
+    def _say(self, row: dict[str, Any]) -> None:
+        """A line about this row where there is no bar to watch."""
+        display, s, total = self.session.display, self.state, self.session.total_steps
+        if not display.live:
+            began, first = self._began
+            spent, done = time.perf_counter() - began, s.step - first
+            left = spent / done * (total - s.step) if done else None
+            display.say(spoken(row, total, self.algorithm.shown, METHODS[self.settings.method].family, left))
 
     def _status(self, state: str, reason: str | None = None, stop: Stop | None = None) -> None:
         self.run_folder.status = {
