@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefiere.models.configuration import published
 from prefiere.models.source import ModelError, adapter_config
 
 NAME_THEM = " Name the layers that take an adapter, such as lora_target_modules=[q_proj,v_proj]."
@@ -98,6 +100,32 @@ class Adapter:
                 "with the policy: leave it out (lora_bias=true trains biases of the adapter's own)."
             )
         return made
+
+
+def names_in(base: PreTrainedModel) -> dict[str, str] | None:
+    """PEFT's ``key_mapping`` for adapters of a base that was taken out of a larger model; None for any other."""
+    whole = published(base).taken_out
+    return None if whole is None else whole.mapping
+
+
+def save_adapter(model: PeftModel, folder: Path, **options: Any) -> None:
+    """Write an adapter as PEFT does, under the names of the class that its base was published as."""
+    model.save_pretrained(str(folder), **options)
+    whole = published(model.get_base_model()).taken_out
+    if whole is not None:
+        path = folder / "adapter_model.safetensors"
+        weights = {whole.published(name): tensor for name, tensor in load_file(path).items()}
+        save_file(weights, path, metadata={"format": "pt"})
+        told = folder / "adapter_config.json"
+        config = {name: _inner(value, whole.here) for name, value in json.loads(told.read_text()).items()}
+        told.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def _inner(value: Any, here: str) -> Any:
+    """Names of modules without their beginning, as PEFT finds them in either class; any other value as it is."""
+    if isinstance(value, list):
+        return [name.removeprefix(here) if isinstance(name, str) else name for name in value]
+    return {name.removeprefix(here): x for name, x in value.items()} if isinstance(value, dict) else value
 
 
 def make_room(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ since some routers read them in evaluation too (PhiMoE): what holds one runs as 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 DROPS, JITTER = "drop", "jitter"
 """In the name of every rate at which something is dropped in training, and of every one at which it is disturbed."""
@@ -28,12 +30,64 @@ _PUBLISHED, _STILL = "_prefiere_published", "_prefiere_still"
 
 
 @dataclass(frozen=True, slots=True)
+class TakenOut:
+    """A language model that was taken out of a larger one, which reads images as well.
+
+    whole: the class of that one. here, there: how the names of its modules begin in the language model, and in it.
+    """
+
+    whole: str
+    here: str
+    there: str
+
+    def published(self, name: str) -> str:
+        """The name there of a weight of an adapter here."""
+        inner = name.removeprefix(_ADAPTED)
+        return f"{_ADAPTED}{self.there}{inner.removeprefix(self.here)}" if inner.startswith(self.here) else name
+
+    @property
+    def mapping(self) -> dict[str, str]:
+        """From names there to names here: PEFT's ``key_mapping``."""
+        return {f"^{re.escape(self.there)}": self.here}
+
+
+_ADAPTED = "base_model.model."
+
+
+def larger_class(config: PreTrainedConfig) -> str | None:
+    """The class of a checkpoint that holds more than the language model which transformers makes of it, or None."""
+    made: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    said = (getattr(config, "architectures", None) or [None])[0]
+    if made is None or said is None or config.get_text_config() is config or made.__name__ == said:
+        return None
+    return str(said) if hasattr(transformers, said) else None
+
+
+def taken_out(model: PreTrainedModel, config: PreTrainedConfig) -> TakenOut | None:
+    """What a language model was taken out of, by the configuration of its checkpoint; None where that is all of it."""
+    if (name := larger_class(config)) is None:
+        return None
+    with torch.device("meta"):
+        whole = getattr(transformers, name)(config)
+    places = [_place_of(m, m.get_input_embeddings()).split(".") for m in (model, whole)]
+    while places[0] and places[1] and places[0][-1] == places[1][-1]:
+        places = [place[:-1] for place in places]
+    here, there = ("".join(f"{part}." for part in place) for place in places)
+    return TakenOut(name, here, there)
+
+
+def _place_of(model: nn.Module, part: nn.Module) -> str:
+    return next(n for n, m in model.named_modules() if m is part)
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """What a checkpoint says of itself: values that a run changes, by their path in the configuration, and the dtype
-    of its weights."""
+    of its weights. taken_out: of a larger model."""
 
     values: dict[tuple[str, ...], Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    taken_out: TakenOut | None = None
 
     @property
     def auxiliary(self) -> bool:

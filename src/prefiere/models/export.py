@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.files import atomic_folder
 from prefiere.kernels.memory import within_memory
-from prefiere.models.configuration import published, save_whole
+from prefiere.models.adapter import names_in, save_adapter
+from prefiere.models.configuration import larger_class, published, save_whole
 from prefiere.models.load import base_scheme, load_model, load_tokenizer, without_bars
 from prefiere.models.quantize import dequantize
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import ModelError, Source, config_of
+from prefiere.models.source import ModelError, Source, adapter_config, config_of
 from prefiere.models.trunk import Trunk, role_of
 from prefiere.sample.local import generate
+from prefiere.sample.plain import set_way, way_of
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.groups import PromptGroup
 
@@ -76,6 +79,7 @@ def export_model(
         raise ModelError(f"{out} is not empty. Choose another --out.")
     scheme = base_scheme(source)
     model = load_model(source)
+    way = way_of(model)
     answers, logps = _answers(model, prompts, eos_ids, max_new_tokens)
     merged = merge and isinstance(model, PeftModel)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +95,7 @@ def export_model(
         return Export(out, what, held, 0, [])
 
     def moved(how: str, again: PreTrainedModel, exact: bool) -> Moved:
+        set_way(again, way)  # as it was found to decode: what is plain has not been tried
         new_answers, _ = _answers(again, prompts, eos_ids, max_new_tokens)
         new_logps = _logps(again, prompts, answers)
         same = [np.array_equal(a, b) for a, b in zip(answers, new_answers, strict=True)]
@@ -123,7 +128,7 @@ def _write(model: Any, folder: Path, dtype: torch.dtype | None, said: torch.dtyp
     for name, p in model.named_parameters() if dtype is not None else ():
         if role_of(name) is not None:
             p.data = p.data.to(dtype)
-    model.save_pretrained(str(folder))
+    save_adapter(model, folder)
     return dtype or torch.float32
 
 
@@ -135,7 +140,11 @@ def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bo
         said = config_of(source).dtype
         dtype = said if said in (torch.float16, torch.bfloat16) else torch.bfloat16
         dense = dequantize(load_model(replace(source, adapter=None)), torch.float32)
-        model = PeftModel.from_pretrained(dense, str(source.adapter)).merge_and_unload().to(dtype)  # rounded once
+        model = (
+            PeftModel.from_pretrained(dense, str(source.adapter), key_mapping=names_in(dense))
+            .merge_and_unload()
+            .to(dtype)
+        )  # rounded once
     else:
         model = model.merge_and_unload()  # type: ignore[operator]
     return model
@@ -145,9 +154,12 @@ def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bo
 def load_plain(folder: Path) -> PreTrainedModel:
     """A folder as anybody would load it, without anything of ours."""
     if (folder / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
-
-        model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+        base = str(adapter_config(str(folder)).base_model_name_or_path)
+        whole = larger_class(AutoConfig.from_pretrained(base))
+        kind = AutoModelForCausalLM if whole is None else getattr(transformers, whole)
+        model: PreTrainedModel = PeftModel.from_pretrained(  # type: ignore[assignment]
+            kind.from_pretrained(base, dtype=torch.float32), str(folder)
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     return model.eval()

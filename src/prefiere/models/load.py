@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ from transformers.utils import logging as hf_logging
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
 from prefiere.models import quantize
-from prefiere.models.adapter import Adapter, make_room
+from prefiere.models.adapter import Adapter, make_room, names_in
 from prefiere.models.check.rows import probe
 from prefiere.models.check.trial import running, try_policy
 from prefiere.models.check.weights import nothing_missing
-from prefiere.models.configuration import calm, no_dropout, remember
+from prefiere.models.configuration import calm, no_dropout, remember, taken_out
 from prefiere.models.reference import keep_start
 from prefiere.models.source import ModelError, Source, adapter_weights, config_of, readable, writes_text
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate, role_of
@@ -98,6 +99,8 @@ def loaded(
             **options,
         )
     nothing_missing(source.base, model, info, whole=kind is AutoModelForCausalLM)
+    if kind is AutoModelForCausalLM:
+        said = replace(said, taken_out=taken_out(model, options["config"]))
     remember(model, said)
     if scheme is None:
         torch.nn.Module.to(model, device)
@@ -154,7 +157,7 @@ def load_policy(
     hint = ""
     if source.adapter:
         model = _with_adapter(base, source.adapter, trainable=True)
-        model.load_adapter(source.adapter, adapter_name=REFERENCE, is_trainable=False)
+        model.load_adapter(source.adapter, adapter_name=REFERENCE, is_trainable=False, key_mapping=names_in(base))
         activate(model, POLICY)
     elif adapter is not None:
         hint = adapter.hint
@@ -177,10 +180,11 @@ def load_policy(
 
 
 def _with_adapter(base: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
-    weights = adapter_weights(folder)
+    names = names_in(base)
+    weights = adapter_weights(folder, names=names)
     try:
         make_room(base, weights)
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable, key_mapping=names)
     except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError) as e:
         why = (str(e).strip() or repr(e)).splitlines()[-1].strip()
         raise ModelError(f"{folder} does not fit its base: {why}") from e

@@ -151,8 +151,11 @@ def adapter_config(folder: str) -> PeftConfig:
         return PeftConfig.from_pretrained(folder)
 
 
-def adapter_weights(folder: str, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """An adapter's weights. Raises ModelError where they cannot be read, or are pickled."""
+def adapter_weights(folder: str, device: str = "cpu", names: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+    """An adapter's weights. names: PEFT's ``key_mapping``, where its base has other names here.
+
+    Raises ModelError where they cannot be read, or are pickled.
+    """
     if (path := Path(folder)).is_dir():
         if not (path / "adapter_model.safetensors").is_file():
             raise ModelError(
@@ -162,7 +165,7 @@ def adapter_weights(folder: str, device: str = "cpu") -> dict[str, torch.Tensor]
         if found := damaged_file(path):
             raise ModelError(f"cannot load {folder}: {found}")
     with readable(folder):
-        weights: dict[str, torch.Tensor] = load_peft_weights(folder, device=device)
+        weights: dict[str, torch.Tensor] = load_peft_weights(folder, device=device, key_mapping=names)
     return weights
 
 

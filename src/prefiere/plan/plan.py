@@ -18,9 +18,10 @@ from prefiere.data.splits import ReadFor
 from prefiere.methods import METHODS, Method, Reads
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import decodes, room, skeleton
+from prefiere.models.configuration import larger_class
 from prefiere.models.load import base_scheme, count_parameters, load_tokenizer
 from prefiere.models.quantize import Scheme
-from prefiere.models.source import Source, find_model, positions, writes_text
+from prefiere.models.source import Source, config_of, find_model, positions, writes_text
 from prefiere.plan import choices
 from prefiere.plan.choices import Choice, Picked
 from prefiere.plan.device import Device
@@ -255,14 +256,24 @@ def _planned(
         rows={"packed": True, "padded": False}.get(str(picked.recorded.get("rows", settings.attn))),
         choices=tuple(picked.choices),
         recorded=picked.recorded,
+        notes=_left_out(source, adapter is not None or source.adapter is not None),
     )
+
+
+def _left_out(source: Source, adapted: bool) -> tuple[str, ...]:
+    """What a model can do that its run leaves out, in words."""
+    whole = larger_class(config_of(source))
+    if whole is None:
+        return ()
+    saved = f"the adapter fits {whole}" if adapted else "what is saved reads text only"
+    return (f"{source.base} is a {whole}, of which the language model alone is trained: {saved}.",)
 
 
 def _that_fits(plan: Plan, device: Device) -> Plan:
     """The plan, with what to know of its memory. Raises ValueError where a frozen base does not fit."""
     held = plan.dtype if plan.adapter is not None else torch.float32
     note = choices.enough_memory(plan.settings, plan.parameters, device, held, plan.scheme)
-    return replace(plan, notes=() if note is None else (note,))
+    return replace(plan, notes=plan.notes if note is None else (*plan.notes, note))
 
 
 def _no_second_adapter(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.files import atomic_folder, clean, remove_folder, seal, sealed
+from prefiere.models.adapter import save_adapter
 from prefiere.models.configuration import save_whole
 from prefiere.models.load import without_bars
 from prefiere.models.reference import REWRITES_BASE
@@ -173,7 +174,7 @@ def save_model(
         elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
             _save_as_lora(trunk, temporary)
         else:
-            model.save_pretrained(temporary, selected_adapters=[POLICY])
+            save_adapter(model, temporary, selected_adapters=[POLICY])
         tokenizer.save_pretrained(temporary)
         save_normalisation(trunk, temporary)
 
@@ -184,8 +185,7 @@ def _save_as_lora(trunk: Trunk, folder: Path) -> None:
     start = folder / "start"
     model.save_pretrained(start, selected_adapters=[REFERENCE])
     (start / REFERENCE).rename(start / "initial")
-    model.save_pretrained(
-        folder, selected_adapters=[POLICY], path_initial_model_for_weight_conversion=str(start / "initial")
-    )
+    converted = {"path_initial_model_for_weight_conversion": str(start / "initial")}
+    save_adapter(model, folder, selected_adapters=[POLICY], **converted)
     shutil.rmtree(start)
     activate(model, trunk._role)
