@@ -216,3 +216,4 @@ def assert_same_run(one: Run, two: Run) -> None:
         assert torch.equal(a[name], b[name]), name
     assert rows_without_clock(one) == rows_without_clock(two)
     assert one.samples == two.samples
+    assert one.pairs == two.pairs

@@ -28,18 +28,23 @@ def test_every_column_that_a_method_logs_is_in_the_table(path: Path) -> None:
     assert runs.unknown_columns(rows) == set()
 
 
+LATER = {"weights/moved", "reward_p05", "reward_p50", "reward_p95", "reward_outliers"}
+LATER |= {f"start/{n}" for n in ("prompt_matters", "prompt_in_own", "chosen_logp", "likeness", "reward_retest")}
+"""Columns that came after the golden runs were recorded: tests/train/test_singles.py has runs that log them."""
+
+
 def test_every_row_of_the_table_is_logged_by_some_run() -> None:
-    """Those that the golden runs leave out are clocks, and what only 16-bit floats on a GPU have."""
+    """Those that the golden runs leave out are clocks, later columns, and what only 16-bit floats on a GPU have."""
     logged = {key for path in GOLDEN for row in json.loads(path.read_text(encoding="utf-8"))["rows"] for key in row}
     clocks = {"seconds", "tokens_per_second", "peak_memory_mb"} | {
         f"time/{n}" for n in ("sampling", "scoring", "measuring", "learning")
     }
-    assert {c.name for c in COLUMNS} - logged == clocks | {"loss_scale", "loss_scale_backoffs"}
+    assert {c.name for c in COLUMNS} - logged == clocks | LATER | {"loss_scale", "loss_scale_backoffs"}
     assert {c.name for c in COLUMNS if c.held_out} == {
         without_bounds(key).removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT)
     }
     bounded = {key.removesuffix("_low").removeprefix(HELD_OUT) for key in logged if key.endswith("_low")}
-    assert {c.name for c in COLUMNS if c.interval != "none"} - clocks == bounded
+    assert {c.name for c in COLUMNS if c.interval != "none"} - clocks - LATER == bounded
 
 
 def test_a_row_has_one_place() -> None:

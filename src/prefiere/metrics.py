@@ -89,7 +89,22 @@ RUN = tuple(replace(c, interval="none") for c in (
       "gradients are not rounded to 0."),
     C("loss_scale_backoffs", "scales taken back", "", "row", DOWN, "With fp16: how often the scale was halved because "
       "a gradient overflowed."),
+    C("weights/moved", "weights moved", "", "row", None, "Length of the change of the trained weights over their "
+      "length before training (of an adapter: its own); of many weights, a part. Near 0, nothing was trained."),
 ))
+START = (
+    C("start/prompt_matters", "what the prompt adds to its answer", "nats per token", "example", UP, "How much "
+      "likelier the model finds a preferred answer after its own prompt than after another one. Near 0, prompts and "
+      "answers do not belong together, or the model does not read them."),
+    C("start/prompt_in_own", "what the prompt adds to the model's own answers", "nats per token", "answer", UP, "The "
+      "same of answers that the model samples itself: what start/prompt_matters is held against."),
+    C("start/chosen_logp", "log-probability of preferred answers", "nats per token", "example", UP, "How likely the "
+      "model finds the preferred answers before training. Far below samples/ref_logp, they are not what it writes."),
+    C("start/likeness", "likeness of the two answers", "", "pair", DOWN, "How alike the model finds the two answers of "
+      "a pair: 0 for the same text (centred hidden embedding similarity). Near 0, both fall together."),
+    C("start/reward_retest", "agreement of the reward with itself", "correlation", "row", UP, "Of the same answers "
+      "scored twice: 1 where a reward depends on the answer alone, 0 where it is noise.", interval="none"),
+)
 GIVEN = tuple(replace(c, held_out=True) for c in (
     C("loss", "loss", "nats", "pair", DOWN, "What training makes smaller. It should fall; when only the held-out line "
       "rises again, the model is learning its examples by heart.", "Loss"),
@@ -173,6 +188,13 @@ ROLLOUTS = (
       "the reward model gives it.", axis="score"),
     C("reward_std", "spread of the reward within an update", "", "update", None, "Where it is 0, all answers earn the "
       "same and nothing is learnt.", axis="score"),
+    *(C(f"reward_{name}", f"reward of the rollouts, {words}", "", "update", None, meaning, axis="score") for
+      name, words, meaning in (
+        ("p05", "5% quantile", "One answer in twenty of the update's own earns less."),
+        ("p50", "median", "Half of the update's own answers earn less."),
+        ("p95", "95% quantile", "One answer in twenty of the update's own earns more."))),
+    C("reward_outliers", "answers whose reward is out of all proportion", "", "update", DOWN, "Share of an update's "
+      "answers whose reward is ten times the usual distance from the median.", axis="share of answers"),
     C("reward_disagreement", "disagreement of the reward models, rollouts", "", "answer", DOWN, "Standard deviation "
       "over the reward models of an ensemble.", axis="score"),
     C("objective/kl", "KL to the start, rollouts", "nats per answer", "answer", DOWN, "KL of the policy to the "
@@ -227,6 +249,10 @@ UPDATES = (
 # fmt: on
 SECTIONS: dict[str, tuple[str, tuple[Column, ...]]] = {
     "The run": ("In every row of every method.", RUN),
+    "Before training": (
+        "In the row of step 0, of a few examples or answers: the model and its data before any update.",
+        START,
+    ),
     "Given examples": ("Of sft, dpo and reward: each training row's own examples; `eval_`: the held-out ones.", GIVEN),
     "Sampled answers": ("Of every method that writes: answers to the same held-out prompts, same seeds.", SAMPLES),
     "Rollouts": ("Of ppo, rloo, grpo and reinforce: the answers that an update learns from.", ROLLOUTS),

@@ -5,6 +5,7 @@
     data.json          what was read, dropped, truncated
     metrics.jsonl      flat rows: step, loss, loss_low, loss_high, loss_n, eval_loss, ...
     samples.jsonl      sampled answers along the run
+    pairs.jsonl        what single examples showed: margin, change of log-probs, lengths, by source line
     blind.json         what people said of its answers beside those before, without knowing which is which
     calibration.json   of a reward model: how right it is, how sure, and how much of it is length
     status.json        running, finished, stopped or failed; step; why, as a sentence and as a kind (`Stop`)
@@ -22,7 +23,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -315,6 +316,10 @@ class Run:
         """Append sampled answers to samples.jsonl."""
         self._append("samples.jsonl", rows)
 
+    def log_pairs(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append what single examples showed to pairs.jsonl."""
+        self._append("pairs.jsonl", list(rows))
+
     @property
     def metrics(self) -> list[dict[str, Any]]:
         return [row for row, _ in self._rows("metrics.jsonl")]
@@ -322,6 +327,12 @@ class Run:
     @property
     def samples(self) -> list[dict[str, Any]]:
         return [row for row, _ in self._rows("samples.jsonl")]
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """What single examples showed (`evaluate.singles`: so many and no more): ``step``, ``split`` (train, eval),
+        ``source``, ``margin``, ``chosen`` and ``rejected`` (change of log-prob in nats, or score), ``tokens``."""
+        return untrusted.thinned(self._rows("pairs.jsonl"))
 
     def thinned_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl that make curves: all, or of a very long log every second, fourth, eighth, ..."""

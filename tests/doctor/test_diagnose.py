@@ -9,44 +9,9 @@ import pytest
 
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.run import Run
-from synthetic_runs import make, to
+from synthetic_runs import BOTH_FALL, FALLS, NOTHING, PERFECT, RUINED, STUCK, make, to
 
 SEEDS = range(5)
-
-BOTH_FALL = {"rewards/chosen": to(-0.5), "rewards/rejected": to(-1.2), "rewards/margins": to(0.7)}
-# The study's pattern: chosen, margin and accuracy fall, rejected stays flat.
-FALLS = {
-    "rewards/chosen": to(-0.5),
-    "rewards/rejected": to(0.0),
-    "rewards/margins": to(-0.5),
-    "rewards/accuracies": to(0.35, 0.5),
-    "loss": to(0.95, math.log(2)),
-}
-NOTHING = {
-    "rewards/chosen": to(0.0),
-    "rewards/rejected": to(0.0),
-    "rewards/margins": to(0.03),
-    "rewards/accuracies": to(0.505, 0.5),
-    "loss": to(0.69, math.log(2)),
-}
-STUCK = NOTHING | {"rewards/margins": to(0.004), "loss": to(0.691, math.log(2))}
-# Plain DPO without a tie: the chosen log-probability collapses, accuracy reads 1.00, answers dissolve.
-PERFECT = {
-    "rewards/chosen": to(-3.0, power=2),
-    "rewards/rejected": to(-9.0),
-    "rewards/margins": to(6.0),
-    "rewards/accuracies": lambda t: 0.5 if t == 0 else 1.0,
-    "loss": to(0.01, math.log(2)),
-    "logps/chosen": to(-32.0, -2.0, 2),
-}
-RUINED = {
-    "samples/eos_rate": to(0.1, 0.97),
-    "samples/repetition": to(0.6, 0.02),
-    "samples/ref_logp": to(-6.0, -0.4),
-    "samples/length": to(60, 12),
-    "samples/kl": to(80.0),
-    "samples/score": to(0.0, 0.5),
-}
 
 
 def keys(run: Run) -> list[str]:
@@ -281,7 +246,8 @@ def test_no_evaluation_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss_type", ["simpo", "orpo", "cpo"])
 def test_reference_free_losses(tmp_path: Path, loss_type: str) -> None:
-    run = make(tmp_path, drop=("samples/kl",), recipe={"loss_type": loss_type})
+    beta = 2.0 if loss_type == "simpo" else 0.1
+    run = make(tmp_path, drop=("samples/kl",), recipe={"loss_type": loss_type, "beta": beta})
     assert keys(run) == ["learnt"]
 
 

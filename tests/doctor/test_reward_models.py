@@ -75,7 +75,7 @@ def test_no_better_than_chance(tmp_path: Path) -> None:
     assert keys(d) == ["chance"]
     # 200 * (0.07/0.03 * 2.8/1.96)^2 = 2222.2
     assert "coin flip: it scores the preferred answer higher 53% (46% to 60%) of the time" in d.headline
-    assert "learning_rate=3e-05" in d.findings[0].remedy[0]
+    assert not any("learning_rate" in r for r in d.findings[0].remedy)  # nothing says that the rate is the cause
     assert "takes about 2,300 held-out pairs instead of 200" in d.findings[0].meaning
 
 

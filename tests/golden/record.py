@@ -187,9 +187,9 @@ def recorded(name: str, tmp: Path) -> dict[str, Any]:
 def moved(old: Any, new: Any, where: str = "", tolerance: float = 0.0) -> Iterator[str]:
     """Each figure that differs: where it is, what it was and is."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if key not in old or key not in new:
-                yield f"{where}/{key}: {'gone' if key in old else 'new'}"
+        for key in sorted(old):  # columns that came later are not looked at
+            if key not in new:
+                yield f"{where}/{key}: gone"
             else:
                 yield from moved(old[key], new[key], f"{where}/{key}", tolerance)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -507,7 +507,7 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "pairs.jsonl"])
 @pytest.mark.parametrize("how", LOST)
 def test_what_a_power_cut_leaves_in_a_log_is_cut_by_rows(tmp_path, killed_at_5, name, how) -> None:
     shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)

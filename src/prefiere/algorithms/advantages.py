@@ -43,6 +43,20 @@ class RewardScale:
         return asdict(self)
 
 
+OUTLYING = 10
+"""Median distances from the median, beyond which a reward is out of all proportion."""
+
+
+def spread_of(reward_C: np.ndarray) -> dict[str, float]:
+    """Quantiles of an update's rewards [C] (p05, p50, p95), and the share that lies `OUTLYING` median distances off the
+    median (outliers; 0 where half of them are equal, as with rewards of right and wrong)."""
+    low, middle, high = np.quantile(reward_C, [0.05, 0.5, 0.95]).tolist()
+    distance = np.abs(reward_C - middle)
+    usual = float(np.median(distance))
+    outliers = float((distance > OUTLYING * usual).mean()) if usual > 0 else 0.0
+    return {"p05": low, "p50": middle, "p95": high, "outliers": outliers}
+
+
 @dataclass(frozen=True)
 class Advantages:
     """advantage_N, return_N: float32 [N], in scaled rewards; return_N is what a critic should have said."""

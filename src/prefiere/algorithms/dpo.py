@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,14 @@ class Pairs(Objective):
     rpo_alpha: float = 0.0
     noise: float = 0.0
     measures_noise: bool = False
+    logged: tuple[str, ...] = ("rewards/margins", "logps/chosen", "logps/rejected")
+
+    def singles(self, index: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The margin, and by how many nats each answer became likelier than under the reference (losses without one:
+        its log-prob)."""
+        before = self.reference[index]
+        change = {n: values[f"logps/{n}"] - before[:, i] for i, n in enumerate(("chosen", "rejected"))}
+        return {"margin": values["rewards/margins"], **change}
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss and rewards of a micro-batch of pairs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,11 @@ class Unpaired(Objective):
     beta: float
     options: dict[str, Any]
     baseline: float = 0.0
+    logged: tuple[str, ...] = ("rewards/chosen",)
+
+    def singles(self, index: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The reward of each answer, and 1 where it is called desirable, else 0."""
+        return {"reward": values["rewards/chosen"], "label": self.mismatched.labels[index]}
 
     def prepare(self, members: np.ndarray, over: Over) -> None:
         """The KL baseline over the whole update: mean log-ratio of its mismatched answers, over all processes."""

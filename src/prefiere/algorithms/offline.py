@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prefiere.evaluate import singles
 from prefiere.evaluate.rows import flat
+from prefiere.evaluate.start import at_start
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Stop
+from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import Measured, Update
 from prefiere.train.objective import Objective
@@ -34,6 +37,7 @@ class Offline:
     shown: str = "loss"
     noise: float = 0.0
     complete: Callable[[], None] = lambda: None
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def examples(self) -> int:
@@ -46,7 +50,22 @@ class Offline:
 
     def step(self, step: int) -> Update:
         """One update."""
-        return self.session.engine.update(self.data.train, self._members(step), self.train)
+        update = self.session.engine.update(self.data.train, self._members(step), self.train)
+        visits = self.session.total_steps * self.session.settings.batch_size
+        kept = singles.some(update.groups, visits)
+        self._note(self.data.train, self.train, update.groups[kept], _at(update.each, kept), step + 1, "train")
+        return update
+
+    def _note(
+        self, store: GroupStore, goal: Objective, index: np.ndarray, each: dict[str, np.ndarray], step: int, split: str
+    ) -> None:
+        if goal.logged and len(index):
+            self.rows += singles.rows(store, index, goal.singles(index, each), step=step, split=split)
+
+    def singles(self) -> list[dict[str, Any]]:
+        """What the pairs of the updates and validations since showed."""
+        rows, self.rows = self.rows, []
+        return rows
 
     def begin(self) -> dict[str, Any]:
         """The first update's examples and the held-out ones, before any update."""
@@ -55,10 +74,24 @@ class Offline:
         if data.eval is not None and self.held is not None:
             measured.append(engine.measure(data.eval, self.held))
         self._measure_noise(measured)
-        row = flat(measured[0].values, data.train.prompt_keys[first], weights=measured[0].weights)
+        row = self._start() | flat(measured[0].values, data.train.prompt_keys[first], weights=measured[0].weights)
         if data.eval is not None and len(measured) > 1:
             row |= flat(measured[1].values, data.eval.prompt_keys, prefix="eval_", weights=measured[1].weights)
         return row
+
+    def _start(self) -> dict[str, Any]:
+        """What model and examples are to each other before any update; nothing for a model that writes no text."""
+        if self.session.plan.scores:
+            return {}
+        engine, settings = self.session.engine, self.session.settings
+        return at_start(
+            self.session.trunk,
+            self.data.train,
+            examples=min(self.examples, self.session.total_steps * settings.batch_size),
+            max_length=self.session.plan.max_length,
+            budget=engine.budget,
+            autocast=engine.compute,
+        )
 
     def validate(self) -> dict[str, Any]:
         """The held-out examples."""
@@ -66,6 +99,8 @@ class Offline:
         if held is None or self.held is None:
             return {}
         measured = self.session.engine.measure(held, self.held)
+        each = {name: measured.values[name] for name in self.held.logged}
+        self._note(held, self.held, measured.index, each, self.session.engine.scheduler.last_epoch, "eval")
         return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
 
     def stop(self, row: dict[str, Any]) -> Stop | None:
@@ -95,6 +130,10 @@ class Offline:
         for objective in (self.train, self.held):
             if objective is not None:
                 objective.noise = noise
+
+
+def _at(each: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[kept] for name, values in each.items()}
 
 
 def reference_logps(session: Session, store: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefiere.algorithms.advantages import Advantages, Estimator, RewardScale, advantages_of
+from prefiere.algorithms.advantages import Advantages, Estimator, RewardScale, advantages_of, spread_of
 from prefiere.algorithms.policy_loss import Policy
 from prefiere.algorithms.rollout import Rollout, collect, measure_roles, minibatches, step_seed
 from prefiere.evaluate.judges import Judge
@@ -181,6 +181,7 @@ class OnPolicy:
         found = {
             "reward": Moments.of(reward_C),
             "reward_std": Moments.of([reward_C.std()]),
+            **{f"reward_{name}": Moments.of([value]) for name, value in spread_of(reward_C).items()},
             "objective/kl": Moments.of(np.add.reduceat(kl_N, rollout.first_C[:-1])),
             "objective/kl_k1": Moments.of(np.add.reduceat(tokens["logp"] - tokens["ref"], rollout.first_C[:-1])),
             "kl": Moments.of(kl_N),
@@ -227,6 +228,10 @@ class OnPolicy:
             return None
         far = f"the policy is {kl:.2f} nats per answer from the reference, and max_kl allows {most:g}"
         return Stop("kl_budget", f"guard: KL budget spent: {far}")
+
+    def singles(self) -> list[dict[str, Any]]:
+        """None: its examples are its own answers, in samples.jsonl."""
+        return []
 
     # -- what a checkpoint keeps ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,11 @@ class Scores(Objective):
 
     centre: float = 0.0
     smoothing: float = 0.0
+    logged: tuple[str, ...] = ("rewards/margins", "rewards/chosen", "rewards/rejected")
+
+    def singles(self, index: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The margin, and the score of each answer."""
+        return {n.removeprefix("rewards/").replace("margins", "margin"): values[n] for n in self.logged}
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         """Scores [C] in fp32."""

@@ -161,21 +161,40 @@ class _Tally:
             named.append(source)
 
 
+class Auditor:
+    """Looks through records of one kind as they pass. ``against``: other data whose prompts should not be here."""
+
+    def __init__(self, against: Iterable[AnyRecord] | None = None):
+        self._tally, self._records, self._overlap = _Tally(), 0, 0
+        self._others = None if against is None else {prompt_key(r.prompt) for r in against}
+
+    def add(self, record: AnyRecord) -> None:
+        """Count what a record shows."""
+        self._records += 1
+        key = prompt_key(record.prompt)
+        self._tally.prompts.add(key)
+        if self._others is not None and key in self._others:
+            self._overlap += 1
+            self._tally.example("in_both", record.source)
+        _count(self._tally, record)
+
+    def found(self) -> Audit:
+        """What they showed."""
+        return _found(self._tally, self._records, None if self._others is None else self._overlap)
+
+
 def audit(records: Iterable[AnyRecord], against: Iterable[AnyRecord] | None = None) -> Audit:
     """Look through records of one kind. ``against`` is other data (to evaluate on) whose prompts should not be here."""
-    t, n, overlap = _Tally(), 0, 0
-    others = None if against is None else {prompt_key(r.prompt) for r in against}
+    auditor = Auditor(against)
     for record in records:
-        n += 1
-        key = prompt_key(record.prompt)
-        t.prompts.add(key)
-        if others is not None and key in others:
-            overlap += 1
-            t.example("in_both", record.source)
-        _count(t, record)
+        auditor.add(record)
+    return auditor.found()
+
+
+def _found(t: _Tally, records: int, in_both: int | None) -> Audit:
     shorter, longer = _by_length(t)
     return Audit(
-        records=n,
+        records=records,
         prompts=len(t.prompts),
         duplicates=t.duplicates,
         contradictions=t.contradictions,
@@ -186,7 +205,7 @@ def audit(records: Iterable[AnyRecord], against: Iterable[AnyRecord] | None = No
         rejected_lengths=_lengths(t.lengths[2]),
         longer_preferred=longer,
         shorter_preferred=shorter,
-        in_both=None if others is None else overlap,
+        in_both=in_both,
         examples=t.examples,
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
+from prefiere.doctor.dials import DialReading, farthest, readings
+from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.series import Change, Level, Series
 from prefiere.doctor.words import evidence_line
 from prefiere.methods import METHODS, Family
@@ -15,19 +17,40 @@ from prefiere.run import Run, Stop
 from prefiere.settings import NEEDS_REFERENCE
 
 Severity = Literal["good", "info", "warning", "bad"]
+Surety = Literal["sure", "likely", "possible"]
+"""How sure a finding is: sure where it counts or compares what was measured; likely where a statistic speaks that no
+healthy run showed; possible where other causes show the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing the run shows. ``key`` names the check, ``title`` is a sentence, ``meaning`` explains it to somebody
-    new to the field, ``evidence`` holds the numbers with their intervals, ``remedy`` what to set next time."""
+    new to the field, ``evidence`` holds the numbers with their intervals, ``remedy`` what to try next time, and
+    ``remedies`` the same with the settings that it changes. cause: whether it names why a run went wrong, not only
+    that it did. about: the setting, word or file that it is about. lines: which lines of the data it means. values:
+    what its words in other languages are filled in with (`plain`)."""
 
     key: str
     title: str
     severity: Severity
     meaning: str
     evidence: tuple[str, ...] = ()
-    remedy: tuple[str, ...] = ()
+    advice: tuple[Remedy | str, ...] = ()
+    cause: bool = False
+    sure: Surety = "sure"
+    about: str = ""
+    lines: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """What to try, with what it changes in the recipe."""
+        return tuple(Remedy(r) if isinstance(r, str) else r for r in self.advice)
+
+    @property
+    def remedy(self) -> tuple[str, ...]:
+        """What to try, in sentences."""
+        return tuple(map(str, self.advice))
 
 
 @dataclass(frozen=True)
@@ -51,18 +74,24 @@ class Case:
     status: dict[str, Any] = field(init=False)
     rows: list[dict[str, Any]] = field(init=False)
     calibration: dict[str, Any] = field(init=False)
+    environment: dict[str, Any] = field(init=False)
     stop: Stop | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.recipe, self.status, self.rows = self.run.recipe, self.run.status, self.run.thinned_metrics()
         self.calibration, self.stop = self.run.calibration, self.run.stop
         self.series = cache(self._series)
+        self.environment = self.run.environment
+        plan = self.environment.get("plan")
+        automatic = plan.get("automatic") if isinstance(plan, Mapping) else None
+        self.dials: tuple[DialReading, ...] = readings(self.recipe, automatic if isinstance(automatic, Mapping) else {})
 
     def _series(self, key: str) -> Series:
         series = Series.of(self.rows, key)
         if key.endswith("rewards/margins") and not series.measured:  # unpaired: the difference of two groups' means
             chosen, rejected = (Series.of(self.rows, key.replace("margins", k)) for k in ("chosen", "rejected"))
-            return chosen.minus(rejected) if len(chosen) else series
+            between = chosen.minus(rejected)
+            return between if len(between) else series
         return series
 
     def seen(self, name: str) -> Seen | None:
@@ -90,6 +119,16 @@ class Case:
         for name in names:
             found = found.get(name) if isinstance(found, Mapping) else None
         return found if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """What single examples showed (pairs.jsonl)."""
+        return self.run.pairs
+
+    @cached_property
+    def answers(self) -> list[dict[str, Any]]:
+        """Sampled answers of the first step and of the last."""
+        return self.run.samples_at_ends()
 
     @property
     def family(self) -> Family:
@@ -125,39 +164,65 @@ class Case:
         rates = self.series("learning_rate").values
         return float(rates.max()) if len(rates) else None
 
-    def scaled_learning_rate(self, factor: float) -> str:
-        """A setting to try: ``learning_rate=2e-05``."""
-        rate = self.learning_rate
-        return f"learning_rate={rate * factor:.0e}" if rate else f"a learning_rate {factor:g} times as large"
+    def rate_times(self, factor: float) -> Remedy:
+        """A learning rate to try, where the one that was used is about the automatic one: ``learning_rate=2e-05``."""
+        rate, push = self.learning_rate, 1 if factor > 1 else -1
+        if rate is None:
+            return Remedy(f"a learning_rate {factor:g} times as large", push=push)
+        return set_to("learning_rate", float(f"{rate * factor:.0e}"), push=push)
 
-    def gentler(self) -> tuple[str, ...]:
-        """What keeps a model closer to where it started, most telling first."""
-        rate = self.scaled_learning_rate(0.3)
+    def odd(self, push: int) -> DialReading | None:
+        """The setting that is farthest from its usual value and moves the run further (1), or less far (-1)."""
+        return farthest(self.dials, push)
+
+    def usual(self, reading: DialReading) -> Remedy:
+        """The usual value of a setting that is far from it."""
+        why = f"where this run had {_shown(reading.value)}"
+        if reading.dial.auto:
+            why = f"which comes to {reading.usual:g} here; this run had {_shown(reading.value)}"
+        return set_to(reading.dial.name, reading.setting, why, -reading.push)
+
+    def gentler(self) -> tuple[Remedy, ...]:
+        """What keeps a model closer to where it started: the setting that is farthest from its usual value, where one
+        pushes too hard; else each of the usual means, most telling first."""
+        if (odd := self.odd(1)) is not None:
+            return (self.usual(odd),)
+        rate = self.rate_times(0.3)
         if self.family == "policy":
             return (self.tighter("which ties the model more strongly to where it started"), rate)
         if not self.has_reference:
-            return (rate, "fewer updates: a smaller num_train_epochs, or max_steps")
+            return (rate, Remedy("fewer updates: a smaller num_train_epochs, or max_steps", push=-1))
         return (
-            "rpo_alpha=1, which adds a pull towards the chosen answers themselves",
+            set_to("rpo_alpha", 1.0, "which adds a pull towards the preferred answers themselves", -1),
             self.larger("beta", 3, "which ties the model more strongly to where it started"),
             rate,
         )
 
-    def tighter(self, why: str, factor: float = 3) -> str:
+    def bolder(self, factor: float) -> tuple[Remedy, ...]:
+        """What lets a model move: the setting that is farthest from its usual value, where one holds it back."""
+        return (self.usual(odd),) if (odd := self.odd(-1)) is not None else (self.rate_times(factor),)
+
+    def tighter(self, why: str, factor: float = 3) -> Remedy:
         """A higher price of the KL, wherever this run charges it: in the reward, or as a loss."""
         as_loss = not self.recipe.get("kl_coef") and self.recipe.get("kl_loss_coef")
         return self.larger("kl_loss_coef" if as_loss else "kl_coef", factor, why)
 
-    def fewer_passes(self) -> tuple[str, ...]:
+    def fewer_passes(self) -> tuple[Remedy, ...]:
         """Fewer passes over each rollout, where there is more than one."""
         passes = self.recipe.get("num_ppo_epochs")
         if not isinstance(passes, int):
-            return ("fewer num_ppo_epochs",)
-        return (f"num_ppo_epochs={passes // 2}",) if passes > 1 else ()
+            return (Remedy("fewer num_ppo_epochs", push=-1),)
+        return (set_to("num_ppo_epochs", passes // 2, push=-1),) if passes > 1 else ()
 
-    def larger(self, name: str, factor: float, why: str) -> str:
+    def larger(self, name: str, factor: float, why: str) -> Remedy:
         """A setting to raise: ``beta=0.3, which ...``."""
         value = self.recipe.get(name)
         if isinstance(value, int | float) and value > 0:
-            return f"{name}={factor * value:g}, {why}"
-        return f"a larger {name}, {why}"
+            return set_to(name, float(f"{factor * value:.2g}"), why, -1)
+        if name == "kl_coef" and self.family == "policy":
+            return set_to(name, 0.05, why, -1)
+        return Remedy(f"a larger {name}, {why}", push=-1)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from prefiere.doctor.case import Case, Finding, Seen
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.standstill import MORE, few_held_out, pairs_needed, still, stuck
 from prefiere.doctor.words import number, with_interval
-
-MORE = "more updates: a larger num_train_epochs, or a smaller batch_size"
 
 
 def _evidence(case: Case, *names: str) -> tuple[str, ...]:
@@ -41,15 +41,17 @@ def learnt(case: Case) -> Finding | None:
             "learnt",
             f"The model learnt to answer like the examples: {on} the loss fell from "
             f"{number(loss.change.before.mean)} to {with_interval(loss.change.after)}.",
-            "good" if loss.held_out else "info",
+            "good" if loss.held_out and not few_held_out(case) else "info",
             "The loss is how surprised the model is by each next token of a good answer, in nats. Lower is better; "
             "half a nat less means that each right token became 1.6 times as likely.",
             _evidence(case, "loss", "mean_token_accuracy"),
         )
     margin, accuracy = case.seen("rewards/margins"), case.seen("rewards/accuracies")
-    if margin is None or stuck(case):
+    if margin is None or still(case):
         return None
     if not (margin.change.rises() or (_rises(accuracy) and margin.change.diff > 0)):
+        return None
+    if accuracy is not None and accuracy.held_out and accuracy.change.after.known and accuracy.change.after.low <= 0.5:
         return None
     gained = ("on comparisons it never saw" if margin.held_out else "on its training comparisons") + " "
     if accuracy is None:
@@ -62,7 +64,7 @@ def learnt(case: Case) -> Finding | None:
     return Finding(
         "learnt",
         f"The model learnt the preferences: {gained}.",
-        "good" if margin.held_out else "info",
+        "good" if margin.held_out and not few_held_out(case) else "info",
         "The margin says how much more the model now favours the preferred answer over the other one than it did "
         "before. It began at zero and rose by more than chance explains.",
         _evidence(case, "rewards/margins", "rewards/accuracies") + _evidence(case, "samples/score"),
@@ -143,7 +145,8 @@ def moved_away(case: Case) -> Finding | None:
             evidence,
             (
                 "`prefiere data` on both sets: look at three pairs of each",
-                "fewer num_train_epochs, or " + case.scaled_learning_rate(0.3),
+                Remedy("fewer num_train_epochs", push=-1),
+                *_harder(case, 0.3),
                 "leave out eval_data: a validation split is then held out of the training data itself",
             ),
         )
@@ -164,39 +167,17 @@ def moved_away(case: Case) -> Finding | None:
         "(chat template, end-of-answer token)." + pattern,
         evidence,
         (
-            case.scaled_learning_rate(0.1) + " (and warmup_steps=0.1)",
+            *_harder(case, 0.1),
             "`prefiere data`: check that `chosen` is the better answer, that the template fits the model, and that "
             "answers end with its end token once",
-            *case.gentler()[1:2],
+            *(() if case.odd(1) else case.gentler()[1:2]),
         ),
     )
 
 
-def stuck(case: Case) -> Finding | None:
-    """Margin within 0.02 of zero at the end: a loss within 0.01 of ln 2.
-
-    Not so where single margins are spread further than 0.04: a model that has moved, on labels that contradict each
-    other, has a small mean margin too, and a higher learning rate would do it no good.
-    """
-    margins = [c for k in ("eval_rewards/margins", "rewards/margins") if (c := case.change(k)) is not None]
-    if not case.has_reference or not margins:
-        return None
-    if not all(-0.02 < m.after.mean < 0.02 and not m.after.spread > 0.04 for m in margins):
-        return None
-    few = case.steps < 20
-    return Finding(
-        "stuck",
-        "The model hardly moved: the loss stayed where it began" + (", after few updates." if few else "."),
-        "warning",
-        "A DPO loss begins at 0.693 (ln 2), where the model favours neither answer more than before, and stayed "
-        "there. Almost always the learning rate is too low for this kind of training: LoRA needs about 1e-5 to 2e-4, "
-        "ten to a hundred times what full fine-tuning takes.",
-        (
-            *_evidence(case, "loss", "rewards/margins"),
-            f"highest learning rate: {case.learning_rate or '?'}, updates: {case.steps}",
-        ),
-        (*([MORE] if few else []), case.scaled_learning_rate(10)),
-    )
+def _harder(case: Case, factor: float) -> tuple[Remedy, ...]:
+    """What makes steps smaller: the setting that is far too strong, else a smaller rate."""
+    return (case.usual(odd),) if (odd := case.odd(1)) is not None else (case.rate_times(factor),)
 
 
 def within_noise(case: Case) -> Finding | None:
@@ -204,6 +185,8 @@ def within_noise(case: Case) -> Finding | None:
     names = ("loss",) if case.sft else ("rewards/margins", "rewards/accuracies", "loss")
     seen = [s for n in names if (s := case.seen(n)) is not None and s.held_out and not math.isnan(s.change.low)]
     if not seen or (case.sft and _rises(seen[0])) or any(c(case) for c in (learnt, moved_away, stuck, overfit)):
+        return None
+    if still(case):
         return None
     change = seen[0].change
     half = max(change.diff - change.low, 0.0)
@@ -221,7 +204,7 @@ def within_noise(case: Case) -> Finding | None:
         "Measured again on other examples, the result could as well have been no change, or the opposite one: the "
         "95% intervals before and after overlap." + needed,
         _evidence(case, *names),
-        ("a larger eval_size, or more data", MORE + ", if the curves still rise at the end"),
+        ("a larger eval_size, or more data", Remedy(f"{MORE}, if the curves still rise at the end", push=1)),
     )
 
 
@@ -255,38 +238,23 @@ def overfit(case: Case) -> Finding | None:
         (f"lowest loss on held-out data: {with_interval(level)} at step {step}", *_evidence(case, "loss")),
         (
             "metric_for_best_model=eval_loss, which keeps the best checkpoint, and early_stopping_patience=3",
-            "fewer num_train_epochs, or " + case.scaled_learning_rate(0.3),
+            Remedy("fewer num_train_epochs", push=-1),
+            *_harder(case, 0.3),
             "more data",
         ),
     )
 
 
-def barely(case: Case) -> Finding | None:
-    """Accuracy clearly above 80% with a margin below 0.1: right order, hardly any distance."""
-    margin, accuracy = case.seen("rewards/margins"), case.seen("rewards/accuracies")
-    if margin is None or accuracy is None or not case.has_reference or stuck(case):
-        return None
-    if not (accuracy.change.after.above(0.8) and 0 <= margin.change.after.mean < 0.1):
-        return None
-    return Finding(
-        "barely",
-        "It ranks the answers correctly, but by a hair: what it writes has hardly changed.",
-        "info",
-        "Accuracy counts any difference, however small. The margin is the size of that difference, and it is tiny, so "
-        "sampled answers will look as before.",
-        _evidence(case, "rewards/margins", "rewards/accuracies"),
-        (case.scaled_learning_rate(3), MORE),
-    )
-
-
 def spikes(case: Case) -> Finding | None:
-    """At least three gradients above ten times the median around them."""
+    """At least three gradients above ten times the median around them, and at most a twentieth of all."""
     norm = case.series("grad_norm")
     if len(norm) < 20:
         return None
-    usual = np.maximum(median_filter(norm.values, size=21, mode="nearest"), 1e-12)
+    around = median_filter(norm.values, size=21, mode="nearest")
+    # Where a loss saturates most gradients are 0 and the others are not odd: a tenth of the largest of most is usual.
+    usual = np.maximum(np.maximum(around, 0.1 * float(np.quantile(norm.values, 0.9))), 1e-12)
     at = norm.steps[norm.values > 10 * usual].astype(int)
-    if len(at) < 3:
+    if not 3 <= len(at) <= max(3, len(norm) // 20):
         return None
     shown = ", ".join(map(str, at[:10])) + (", ..." if len(at) > 10 else "")
     return Finding(
@@ -296,21 +264,5 @@ def spikes(case: Case) -> Finding | None:
         "Single batches pulled the model much harder than usual. Clipping limits what that does, but it often means "
         "damaged or very long examples, or a learning rate at the edge.",
         (f"more than ten times the usual size at steps {shown}",),
-        ("a smaller max_grad_norm, such as 0.3", case.scaled_learning_rate(0.5), "`prefiere data` for odd examples"),
+        ("`prefiere data` for odd examples", "a smaller max_grad_norm, such as 0.3", *_harder(case, 0.5)),
     )
-
-
-def pairs_needed(n: int, half: float, effect: float) -> int:
-    """How many pairs would show ``effect``, where ``n`` gave an interval of half-width ``half``.
-
-    Half-widths shrink with the root of n; 2.80/1.96 adds the margin that finds a true effect 80% of the time.
-    """
-    return _round_up(n * (half / abs(effect) * 2.80 / 1.96) ** 2)
-
-
-def _round_up(value: float) -> int:
-    """To two figures, upwards: 1,234 is 1,300."""
-    if value <= 10:
-        return max(2, math.ceil(value))
-    step = 10 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / step) * step

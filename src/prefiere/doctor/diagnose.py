@@ -1,17 +1,21 @@
 """What a run's curves and answers mean, in plain language, with the remedy.
 
 The checks live in curves.py (curves of given answers), truncation.py (what was cut of the data), reward_models.py,
-policy_gradients.py and machinery.py (policy gradients) and answers.py (sampled text). This file holds the checks of how
-the run itself went, the list of checks of each family of methods, and the verdict: one sentence over all findings.
+policy_gradients.py and machinery.py (policy gradients), answers.py (sampled text), and rules/ (causes: data, labels,
+settings, rewards, the start). This file holds the checks of how the run itself went, the list of checks of each family
+of methods, and the verdict: one sentence over all findings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, truncation
+from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, standstill, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
+from prefiere.doctor.remedies import Remedy, agreeing
+from prefiere.doctor.rules import data, labels, rewards, settings, start
 from prefiere.run import Run, StopKind
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
@@ -28,36 +32,78 @@ class Diagnosis:
     def __contains__(self, key: object) -> bool:
         return any(f.key == key for f in self.findings)
 
+    @property
+    def cause(self) -> Finding | None:
+        """The gravest finding that names why the run went wrong, if one does."""
+        return next((f for f in self.findings if f.cause and f.severity in ("bad", "warning")), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        findings = [
+            {k: v for k, v in asdict(f).items() if k != "advice"} | {"remedies": [asdict(r) for r in f.remedies]}
+            for f in self.findings
+        ]
+        return {"headline": self.headline, "severity": self.severity, "findings": findings}
+
 
 def diagnose(run: Run) -> Diagnosis:
     """Read a run folder and say what it shows. Raises RunError where a file of the folder is damaged."""
     case = Case(run)
-    checked = (*_OF_THE_RUN, *_CHECKS[case.family], unfinished, unmeasured)
-    found = [f for check in checked if (f := check(case)) is not None]
-    if any(f.severity == "bad" for f in found):  # what it learnt is no praise then
-        found = [f for f in found if f.key != "learnt"]
-    found.sort(key=lambda f: _ORDER.index(f.severity))
+    checked = (*_OF_THE_RUN, *_CHECKS[case.family], *_OF_ALL, unfinished, unmeasured)
+    found = [f for check in checked if (f := check(case)) is not None] + data.in_run(case)
+    found = _consistent(found)
     headline, severity = _verdict(found)
     return Diagnosis(headline, severity, tuple(found))
 
 
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
+_PRAISE = ("learnt", "both_fall", "barely", "adaptive")
+"""What is no comfort where something is bad."""
+_EXPLAINED: dict[str, tuple[str, ...]] = {
+    "no_pattern": ("within_noise", "stuck", "overfit", "not_carried_over", "moved_away", "mostly_length"),
+    "labels_swapped": ("mostly_length", "spikes"),
+    "price_too_high": ("reward_flat", "setting_too_high"),
+    "reward_constant": ("reward_flat", "dead_critic"),
+    "rate_too_low": ("stuck", "within_noise", "chance", "reward_flat", "barely"),
+    "setting_too_high": ("stuck", "within_noise", "reward_flat", "barely", "spikes"),
+    "setting_too_low": ("stuck", "within_noise", "reward_flat", "barely"),
+    "reward_noisy": ("reward_flat", "not_followed"),
+}
+"""A cause, and the symptoms that would say less, or something else, beside it."""
+
+
+def _consistent(found: list[Finding]) -> list[Finding]:
+    """Findings that do not contradict each other: the gravest first, and of equals those that name a cause; no praise
+    beside damage, no symptom that a cause explains, and all remedies push the way that the first one does."""
+    if any(f.severity == "bad" for f in found):
+        found = [f for f in found if f.key not in _PRAISE]
+    explained = {key for f in found for key in _EXPLAINED.get(f.key, ())}
+    found = [f for f in found if f.key not in explained]
+    found.sort(key=lambda f: (_ORDER.index(f.severity), not f.cause))
+    push = next((r.push for f in found for r in f.remedies if r.push), 0)
+    return [replace(f, advice=agreeing(f.remedies, push)) for f in found]
 
 
 def _verdict(found: list[Finding]) -> tuple[str, Severity]:
     """The gravest finding's title; what was learnt, with what to watch, where nothing is bad."""
     by_key = {f.key: f for f in found}
     if found and found[0].severity == "bad":
-        return found[0].title, "bad"
+        cause = next((f for f in found if f.cause and f.severity == "warning"), None)
+        likely = "" if found[0].cause or cause is None else f" Likely cause: {_lower(cause.title)}"
+        return found[0].title + likely, "bad"
     warnings = [f for f in found if f.severity == "warning"]
     if "learnt" in by_key:
-        watch = f" But: {warnings[0].title[0].lower()}{warnings[0].title[1:]}" if warnings else ""
+        watch = f" But: {_lower(warnings[0].title)}" if warnings else ""
         return by_key["learnt"].title + watch, "warning" if warnings else by_key["learnt"].severity
     if warnings:
         return warnings[0].title, "warning"
     if "empty" in by_key:
         return by_key["empty"].title, "info"
     return "The run shows neither harm nor a clear gain.", "info"
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:]
 
 
 def failed(case: Case) -> Finding | None:
@@ -143,11 +189,11 @@ def unmeasured(case: Case) -> Finding | None:
         missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
     if not missing:
         return None
-    remedy = ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",)
+    remedy: tuple[Remedy | str, ...] = ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",)
     if case.family == "policy":
         remedy = ("sample_steps=auto, the default, samples answers to held-out prompts",)
     elif case.family == "reward":
-        remedy = ("eval_size=0.1, the default, holds out prompts",)
+        remedy = (Remedy("eval_size=0.1, the default, holds out prompts", "eval_size", 0.1),)
     return Finding(
         "unmeasured",
         "Part of the picture is missing.",
@@ -181,12 +227,20 @@ def _of_total(case: Case) -> str:
 Check = Callable[[Case], Finding | None]
 
 _OF_THE_RUN: tuple[Check, ...] = (failed, stopped, empty)
+_OF_ALL: tuple[Check, ...] = (
+    settings.too_strong,
+    settings.too_weak,
+    settings.out_of_range,
+    standstill.few_held_out,
+    start.broken,
+)
+_OF_LABELS: tuple[Check, ...] = (labels.swapped, labels.no_pattern)
 _GIVEN: tuple[Check, ...] = (
     answers.answers_degenerate,
     curves.moved_away,
     answers.worse_score,
     curves.overfit,
-    curves.stuck,
+    standstill.stuck,
     curves.within_noise,
     curves.drift,
     truncation.cut,
@@ -196,12 +250,13 @@ _GIVEN: tuple[Check, ...] = (
     curves.spikes,
     curves.learnt,
     curves.both_fall,
-    curves.barely,
+    standstill.barely,
 )
 _CHECKS: dict[Family, tuple[Check, ...]] = {
-    "imitation": _GIVEN,
-    "preference": _GIVEN,
+    "imitation": (*_GIVEN, start.elsewhere),
+    "preference": (*_GIVEN, *_OF_LABELS, start.elsewhere, start.foreign, start.too_alike),
     "reward": (
+        *_OF_LABELS,
         reward_models.chance,
         reward_models.mostly_length,
         curves.overfit,
@@ -235,6 +290,11 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         curves.spikes,
         policy_gradients.reward_learnt,
         policy_gradients.adaptive,
+        rewards.opposed,
+        rewards.noisy,
+        rewards.constant,
+        rewards.outliers,
+        rewards.price,
         unjudged,
     ),
 }

@@ -21,7 +21,7 @@ def dead_critic(case: Case) -> Finding | None:
         return None
     if not (explained.mean < 0.05 and explained.below(0.1)):
         return None
-    if spread is not None and spread.after.mean < spread.before.mean / 3:
+    if spread is not None and (spread.after.mean < 1e-6 or spread.after.mean < spread.before.mean / 3):
         return None
     return Finding(
         "dead_critic",
@@ -63,8 +63,7 @@ def too_far(case: Case) -> Finding | None:
         "policy, and what they say is out of date; clipping then discards much of it.",
         tuple(signs),
         (
-            case.scaled_learning_rate(0.3),
-            *case.fewer_passes(),
+            *((case.usual(odd),) if (odd := case.odd(1)) else (case.rate_times(0.3), *case.fewer_passes())),
             "a smaller cliprange, or a smaller max_approx_kl, which ends an update sooner",
         ),
     )

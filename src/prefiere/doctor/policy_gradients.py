@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefiere.doctor import answers, curves
+from prefiere.doctor import answers, curves, standstill
 from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import number, with_interval
 from prefiere.metrics import column
 
-MORE_ROLLOUTS = "more updates: a larger num_train_epochs, or max_steps"
+MORE_ROLLOUTS = Remedy("more updates: a larger num_train_epochs, or max_steps", push=1)
 
 
 def _judge_fell(case: Case) -> tuple[Change, int] | None:
@@ -46,7 +47,7 @@ def reward_learnt(case: Case) -> Finding | None:
     return Finding(
         "learnt",
         title + at,
-        "good" if told or (reward is not None and reward.held_out) else "info",
+        "good" if (told or (reward is not None and reward.held_out)) and not standstill.few_held_out(case) else "info",
         "The reward is what training pays for; the judge is asked besides, and was not paid. "
         "The KL is the price: how far the answers have moved from what the model would have written before. "
         "Much reward for little KL is what a good run looks like.",
@@ -127,9 +128,8 @@ def reward_falls(case: Case) -> Finding | None:
         "is so high that staying put pays more, or answers run into a penalty (the one for not ending, say).",
         case.evidence("samples/reward", "reward", "objective/kl", "completions/eos_rate", "policy/clipfrac_avg"),
         (
-            case.scaled_learning_rate(0.3),
-            *case.fewer_passes(),
-            "a smaller kl_coef, if the KL has stayed near zero",
+            *((case.usual(odd),) if (odd := case.odd(1)) else (case.rate_times(0.3), *case.fewer_passes())),
+            Remedy("a smaller kl_coef, if the KL has stayed near zero", push=1),
             "a larger max_new_tokens, if answers stopped ending",
         ),
     )
@@ -143,10 +143,11 @@ def reward_flat(case: Case) -> Finding | None:
     kl, spread = case.seen("samples/kl"), case.end("reward_std")
     if spread is not None and spread.mean < 1e-6:
         why = "Every answer earns the same reward, so nothing says which of them to write more often."
-        remedy: tuple[str, ...] = ("a reward that tells answers apart: `prefiere score` on a few of them",)
+        remedy: tuple[Remedy | str, ...] = ("a reward that tells answers apart: `prefiere score` on a few of them",)
     elif kl is not None and not kl.change.rises(0.1):
-        why = "The policy has hardly moved either (its KL is near zero), so the learning rate is likely too low."
-        remedy = (case.scaled_learning_rate(10), MORE_ROLLOUTS)
+        why = "The policy has hardly moved either (its KL is near zero)."
+        odd, usual_rate = case.odd(-1), _rate_is_usual(case)
+        remedy = (case.usual(odd),) if odd else (MORE_ROLLOUTS,) if usual_rate else (case.rate_times(10), MORE_ROLLOUTS)
     else:
         why = "The policy moved, but not to where the reward is: the signal drowns in noise."
         remedy = ("a larger batch_size (rollouts per update)", "whiten_advantages=true", MORE_ROLLOUTS)
@@ -158,6 +159,12 @@ def reward_flat(case: Case) -> Finding | None:
         case.evidence("samples/reward", "reward", "reward_std", "samples/kl", "objective/kl"),
         remedy,
     )
+
+
+def _rate_is_usual(case: Case) -> bool:
+    """Whether the learning rate is known to be about the automatic one."""
+    known = next((r for r in case.dials if r.dial.name == "learning_rate"), None)
+    return case.recipe.get("learning_rate") == "auto" or (known is not None and not known.odd)
 
 
 def length_hack(case: Case) -> Finding | None:
@@ -217,9 +224,9 @@ def entropy_collapse(case: Case) -> Finding | None:
         "no longer tell them apart, and learning ends, at the best answer or at an early guess.",
         case.evidence("entropy", "reward_std", "samples/reward", "samples/repetition"),
         (
+            *((case.usual(odd),) if (odd := case.odd(1)) else ()),
             case.tighter("which holds the policy near the model from before, and its variety"),
-            case.scaled_learning_rate(0.3),
-            *case.fewer_passes(),
+            *(() if odd else (case.rate_times(0.3), *case.fewer_passes())),
         ),
     )
 
@@ -243,9 +250,10 @@ def kl_runaway(case: Case) -> Finding | None:
         "was trained on answers like its own." + still,
         case.evidence("samples/kl", "objective/kl", "samples/ref_logp", "kl_coef", "samples/score"),
         (
+            *((case.usual(odd),) if (odd := case.odd(1)) else ()),
             case.tighter("or target_kl, with which the price finds itself"),
-            "max_kl, which stops the run at a budget",
-            case.scaled_learning_rate(0.3),
+            Remedy("max_kl, which stops the run at a budget", push=-1),
+            *(() if odd else (case.rate_times(0.3),)),
         ),
     )
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prefiere.doctor.case import Case, Finding
-from prefiere.doctor.curves import pairs_needed
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules import labels
 from prefiere.doctor.series import Level
+from prefiere.doctor.standstill import few_held_out, pairs_needed
 from prefiere.doctor.words import number, with_interval
 from prefiere.stats import wilson
 
@@ -67,7 +69,7 @@ def scores_learnt(case: Case) -> Finding | None:
     return Finding(
         "learnt",
         "The reward model learnt the preferences: it scores the preferred answer higher " + title,
-        "good" if severity == "good" else "info",
+        "good" if severity == "good" and not few_held_out(case) else "info",
         "Choosing at random is right half the time. Two people who judge the same pair agree about three times in "
         "four, so on people's judgements nothing gets near 100%.",
         (*_evidence(case, ACCURACY, "rewards/margins", "loss"), *_length(case)),
@@ -106,7 +108,7 @@ def chance(case: Case) -> Finding | None:
         + needed,
         _evidence(case, ACCURACY, "rewards/margins", "loss"),
         (
-            "fewer num_train_epochs, or early_stopping_patience=3" if by_heart else case.scaled_learning_rate(3),
+            *(("fewer num_train_epochs, or early_stopping_patience=3",) if by_heart else _bolder(case)),
             "a model that has read text like this first (`prefiere sft` on the preferred answers)",
             "more pairs, and a larger eval_size",
         ),
@@ -116,8 +118,8 @@ def chance(case: Case) -> Finding | None:
 def mostly_length(case: Case) -> Finding | None:
     """No better than the rule of length; or wrong more often than right where that rule is wrong."""
     right, length = accuracy(case), case.calibration.get("length")
-    if right is None or not isinstance(length, Mapping):
-        return None
+    if right is None or not isinstance(length, Mapping) or not right.above(0.5) or labels.swapped(case):
+        return None  # at chance it measures nothing; among swapped labels neither it nor the rule can be right
     rule = "shorter" if length.get("rule") == "shorter" else "longer"
     always, against = baseline(case), _against(case, rule)
     blind = against is not None and against.below(0.5)
@@ -164,7 +166,7 @@ def saturated(case: Case) -> Finding | None:
         _evidence(case, "rewards/margins", ACCURACY, "loss"),
         (
             "fewer num_train_epochs: one pass is usual for a reward model",
-            case.scaled_learning_rate(0.3),
+            *((case.usual(odd),) if (odd := case.odd(1)) else (case.rate_times(0.3),)),
             "label_smoothing=0.05, which keeps margins finite",
         ),
     )
@@ -198,9 +200,9 @@ def miscalibrated(case: Case) -> Finding | None:
         "A difference of scores stands for a probability, and here the two do not agree. The order of answers is not "
         "touched by that, but the size of the reward is, and with it how kl_coef weighs against it.",
         (*lines[:4], *([f"expected calibration error: {number(ece)}"] if _number(ece) else [])),
-        ("fewer num_train_epochs", "label_smoothing=0.05", case.scaled_learning_rate(0.3))
+        (Remedy("fewer num_train_epochs", push=-1), "label_smoothing=0.05")
         if over
-        else ("more num_train_epochs", case.scaled_learning_rate(3)),
+        else (Remedy("more num_train_epochs", push=1), *_bolder(case)),
     )
 
 
@@ -221,6 +223,11 @@ def off_centre(case: Case) -> Finding | None:
         _evidence(case, "rewards/mean", "rewards/std"),
         ("center_rewards_coefficient=0.01, which draws the scores towards zero",),
     )
+
+
+def _bolder(case: Case) -> tuple[Remedy, ...]:
+    """The setting that holds the run back, where one does."""
+    return (case.usual(odd),) if (odd := case.odd(-1)) is not None else ()
 
 
 def _evidence(case: Case, *names: str) -> tuple[str, ...]:

@@ -134,8 +134,9 @@ class Series:
 
     def minus(self, other: Series) -> Series:
         """The difference of two series of different examples, row by row where the steps agree."""
-        if not np.array_equal(self.steps, other.steps):
-            return self
+        if not np.array_equal(self.steps, other.steps):  # one side was never measured: there is no difference
+            none = np.zeros(0)
+            return Series(none, none, none, none, none, self.same)
         values = self.values - other.values
         low = values - np.hypot(self.values - self.low, other.high - other.values)
         high = values + np.hypot(self.high - self.values, other.values - other.low)

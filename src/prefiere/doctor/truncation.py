@@ -53,6 +53,19 @@ def _number(account: Mapping[str, Any], name: str) -> int:
 def not_held_out(case: Case) -> Finding | None:
     """Prompts of eval_data that are also trained on: from a tenth of them on it is a warning."""
     both, of = (_number(case.account("overlap"), name) for name in ("prompts", "of"))
+    known, examples = (_number(case.account("known_answers"), name) for name in ("examples", "of"))
+    if examples and known >= 0.1 * examples and known / examples > (both / of if of else 0.0):
+        return Finding(
+            "known_answers",
+            f"{100 * known / examples:.0f}% of the held-out examples were trained on under another prompt.",
+            "warning",
+            "Their answers stand in the training data word for word, to a prompt that is put in other words. What is "
+            "measured on them says how well they were learnt by heart, not how the model does on others.",
+            (f"{known:,} of {examples:,} held-out examples have the answers of a training example",),
+            ("leave these examples out of one of the two", "eval_size instead of eval_data, which keeps them together"),
+            cause=True,
+            values={"share": f"{100 * known / examples:.0f}%"},
+        )
     if not both or not of:
         return None
     return Finding(

@@ -24,6 +24,9 @@ from prefiere.models.trunk import Trunk
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.groups import PromptGroup
 
+RETESTED = 64
+"""Answers that a reward scores twice, to see whether it agrees with itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -119,6 +122,19 @@ class AnswerEvaluator:
             if each_AM.shape[1] > 1:
                 signals["reward_disagreement"] = each_AM.std(1)
         return signals
+
+    def retest(self, answers: Answers) -> dict[str, float]:
+        """``start/reward_retest``: the correlation of the reward with itself, where up to `RETESTED` answers are
+        scored a second time. Nothing without a reward, or where all answers earn the same."""
+        first = answers.signals.get("reward")
+        if self.reward is None or first is None:
+            return {}
+        some = answers.samples[:RETESTED]
+        asked, said = [self.asked[s.prompt] for s in some], [self.decode(s.tokens) for s in some]
+        second = self.reward.combined(self.reward.each(asked, said))
+        if len(some) < 3 or not (np.ptp(first[: len(some)]) > 0 and np.ptp(second) > 0):
+            return {}
+        return {"start/reward_retest": float(np.corrcoef(first[: len(some)], second)[0, 1])}
 
     def group(self, s: Sample) -> PromptGroup:
         """A sample as a prompt with one completion, to compute its log-prob under any model."""

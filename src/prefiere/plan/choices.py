@@ -135,10 +135,16 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
     """
     if settings.learning_rate != "auto":
         return Choice("learning_rate", float(settings.learning_rate), "as asked")
+    kind = "an adapter" if adapter else "full fine-tuning"
+    rate = automatic_rate(settings, adapter, parameters)
+    return Choice("learning_rate", rate, f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
+
+
+def automatic_rate(settings: Settings, adapter: bool, parameters: int) -> float:
+    """The peak learning rate that "auto" comes to, whether or not it was asked for."""
     at_7b, power = METHODS[settings.method].rate
     rate = min(at_7b * (7e9 / max(parameters, 1)) ** power * (10 if adapter else 1), 1e-3)
-    kind = "an adapter" if adapter else "full fine-tuning"
-    return Choice("learning_rate", float(f"{rate:.1e}"), f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
+    return float(f"{rate:.1e}")
 
 
 def critic_rate(settings: Settings, rate: float) -> float:

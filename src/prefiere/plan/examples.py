@@ -14,8 +14,10 @@ import numpy as np
 from prefiere.cache import digest_of, entry
 from prefiere.console import Display
 from prefiere.data import formats
-from prefiere.data.audit import split_by_prompt
+from prefiere.data.audit import Auditor, split_by_prompt
 from prefiere.data.prompts import prompts_at
+from prefiere.data.quality.faults import Faults, looked_through
+from prefiere.data.quality.leaks import known_answers, together
 from prefiere.data.schema import Text
 from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
@@ -79,7 +81,8 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
         account["overlap"] = overlap_of(train.prompt_keys, validation.prompt_keys)
         display.note(overlap_line(account["overlap"]))
     elif settings.eval_size:
-        train_at, eval_at = split_by_prompt(store.split_keys, held_out(settings.eval_size, len(store)), settings.seed)
+        keys = together(store.split_keys, store.answer_keys)
+        train_at, eval_at = split_by_prompt(keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
             raise ValueError(
                 f"{called(settings.data)} has too few distinct prompts to hold some out: set eval_size=0, or give "
@@ -88,6 +91,8 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
         train, validation = store.select(train_at), store.select(eval_at)
     else:
         train, validation = store, None
+    if validation is not None:
+        account["known_answers"] = known_answers(train.answer_keys, validation.answer_keys)
     account["examples"] = {"train": len(train), "eval": len(validation) if validation else 0}
     account["prompts"] = {
         "train": len(np.unique(train.prompt_keys)),
@@ -150,10 +155,10 @@ def _tokenized(
     k = 2 if kind == "pairs" else 1
     with entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}) as kept:
         if not kept.whole:
-            report = EncodeReport()
+            report, auditor, faults = EncodeReport(), Auditor(), Faults()
             with kept.making() as (folder, about), display.phase(f"reading {called(name)}") as at:
                 with GroupWriter(folder, k) as writer:
-                    for group in encoder.encode(source, report):
+                    for group in encoder.encode(looked_through(source, auditor, faults), report):
                         writer.add(group)
                         if len(writer) % 1000 == 0:
                             at(f"reading {called(name)}: {len(writer):,} examples")
@@ -163,9 +168,10 @@ def _tokenized(
                 said = [f"{called(name)}: {source.layout}; {source.counts}"]
                 said += [f"  {line}" for line in (*source.unread_lines(), *report.lines()[1:])]
                 about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}
+                about |= {"audit": auditor.found().to_dict() | {"faults": faults.to_dict()}}
     for line in kept.about["said"]:
         display.say(line)
-    account = {"data": name, "read": kept.about["read"], "tokens": kept.about["tokens"]}
+    account = {"data": name, "read": kept.about["read"], "tokens": kept.about["tokens"], "audit": kept.about["audit"]}
     if source.votes is not None:  # of this store and this moment: no part of what is kept by contents
         account["votes"] = source.votes
     return GroupStore.open(kept.folder, k), account

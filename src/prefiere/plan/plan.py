@@ -111,7 +111,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for environment.json: what was decided, without the settings, which stand in recipe.yaml."""
-        roles = self.roles
+        roles, adapted = self.roles, self.adapter is not None
         return {
             "method": self.settings.method,
             "policy": {"base": self.policy.base, "adapter": self.policy.adapter, "quantized": self.held},
@@ -129,6 +129,7 @@ class Plan:
             "threads": self.threads,
             "learning_rate": self.learning_rate,
             "critic_learning_rate": self.critic_rate if roles.critic != "none" else None,
+            "automatic": {"learning_rate": choices.automatic_rate(self.settings, adapted, self.parameters)},
         }
 
 

@@ -43,13 +43,14 @@ class PromptGroup:
 
 
 # The arrays of n groups of k completions. A group has in each: its tokens (prompt, then completions) and which of them
-# are scored; 1 + k sizes; a hash of its prompt; two words of a hash of its tokens, masks and cuts; the number of scored
-# tokens; weight, label, margin; and the bytes of its source.
+# are scored; 1 + k sizes; a hash of its prompt; one of its answers in any order; two words of a hash of its tokens,
+# masks and cuts; the number of scored tokens; weight, label, margin; and the bytes of its source.
 TYPES = {
     "tokens": np.int32,
     "mask": np.bool_,
     "sizes": np.int32,
     "prompt_key": np.int64,
+    "answer_key": np.int64,
     "digest": np.uint64,
     "scored": np.int32,
     "weight": np.float64,
@@ -144,7 +145,7 @@ class GroupStore(Sequence[PromptGroup]):
             weight=float(a["weight"][row]),
             label=float(a["label"][row]),
             margin=float(a["margin"][row]),
-            source=a["source"][slice(*a["source_offsets"][row : row + 2].tolist())].tobytes().decode(),
+            source=self.source(i),
         )
 
     @cached_property
@@ -159,6 +160,11 @@ class GroupStore(Sequence[PromptGroup]):
         return self._column("prompt_key")
 
     @cached_property
+    def answer_keys(self) -> np.ndarray:
+        """int64 [n]: a hash of each group's answers, in any order; 0 where they are so short that many share them."""
+        return self._column("answer_key")
+
+    @cached_property
     def split_keys(self) -> np.ndarray:
         """int64 [n]: what examples are held out by: their prompts, or the whole of them where the prompt is a single
         token (a BOS, or the first token of a plain text), which says nothing."""
@@ -166,6 +172,16 @@ class GroupStore(Sequence[PromptGroup]):
         at = slice(None) if self._rows is None else self._rows
         whole = np.ascontiguousarray(digests[at][:, 0]).view(np.int64)
         return np.where(sizes[at][:, 0] == 1, whole, self.prompt_keys)
+
+    def source(self, i: int) -> str:
+        """Where a group was read (``file:line``), without its tokens."""
+        row = i if self._rows is None else int(self._rows[i])
+        return self._a["source"][slice(*self._a["source_offsets"][row : row + 2].tolist())].tobytes().decode()
+
+    def sizes(self, i: int) -> list[int]:
+        """Tokens of a group's prompt and of each of its completions."""
+        row = i if self._rows is None else int(self._rows[i])
+        return self._a["sizes"][row * (self.k + 1) : (row + 1) * (self.k + 1)].tolist()
 
     def _column(self, name: str) -> np.ndarray:
         return self._a[name] if self._rows is None else self._a[name][self._rows]
@@ -252,12 +268,14 @@ def _columns(chunk: Sequence[PromptGroup], k: int) -> dict[str, np.ndarray]:
     mask[answered] = np.concatenate([m for g in chunk for m in g.masks])
     starts = _offsets(sizes.sum(1))
     keys, digests = _hashes(tokens, mask, sizes, starts.tolist())
+    answers = [_answer_key(g.completions) for g in chunk]
     sources = [g.source.encode() for g in chunk]
     columns = {
         "tokens": tokens,
         "mask": mask,
         "sizes": sizes.ravel(),
         "prompt_key": np.frombuffer(keys, np.int64),
+        "answer_key": answers,
         "digest": np.frombuffer(digests, np.uint64),
         "scored": np.add.reduceat(mask, starts[:-1], dtype=np.int32),
         "weight": [g.weight for g in chunk],
@@ -267,6 +285,18 @@ def _columns(chunk: Sequence[PromptGroup], k: int) -> dict[str, np.ndarray]:
         "source_size": [len(s) for s in sources],
     }
     return {name: np.asarray(column, TYPES[name]) for name, column in columns.items()}
+
+
+SHORT = 8
+"""Tokens of all answers together, below which they do not tell one example from another."""
+
+
+def _answer_key(completions: Sequence[np.ndarray]) -> int:
+    """A hash of answers, whichever comes first."""
+    if sum(map(len, completions)) < SHORT:
+        return 0
+    parts = sorted(hashlib.blake2b(np.ascontiguousarray(c, np.int32).data, digest_size=8).digest() for c in completions)
+    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), "little", signed=True)
 
 
 def _hashes(tokens: np.ndarray, mask: np.ndarray, sizes: np.ndarray, starts: list[int]) -> tuple[bytes, bytes]:

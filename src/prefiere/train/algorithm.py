@@ -38,6 +38,9 @@ class Algorithm(Protocol):
     def stop(self, row: dict[str, Any]) -> Stop | None:
         """Why to stop after this row, for a reason of the method's own."""
 
+    def singles(self) -> list[dict[str, Any]]:
+        """What single examples showed since this was last asked, as rows of pairs.jsonl."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must remember of the method itself (JSON)."""
 

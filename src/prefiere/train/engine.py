@@ -36,13 +36,16 @@ class TrainingError(ValueError):
 
 @dataclass
 class Update:
-    """What one update did: its loss, merged metrics, gradient norm before clipping, tokens computed, micro-batches."""
+    """What one update did: its loss, merged metrics, gradient norm before clipping, tokens computed, micro-batches, and
+    what its objectives keep for each group (`Objective.logged`), before it: values [n] of these groups [n]."""
 
     loss: float
     metrics: dict[str, Moments]
     grad_norm: float
     tokens: int
     microbatches: int
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    each: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -121,6 +124,7 @@ class Engine:
         counts = store.counts(members)
         mine = self._mine(members, store.lengths, self.budget.tokens)
         sums: dict[str, Tensor] = {}
+        groups, kept = list[int](), dict[str, list[Tensor]]()
         tokens = 0
         total = torch.zeros((), dtype=torch.float64, device=self.trunk.device)
         for indices in mine:
@@ -133,15 +137,23 @@ class Engine:
                 if indices:
                     total += loss.detach()
                     add_metrics(sums, result.metrics)
+                    for name in objective.logged:
+                        kept.setdefault(name, []).append(result.metrics[name].values_G.detach().double())
             if indices:
+                groups += indices
                 tokens += int(batch.tokens_T.shape[0])
         self._add_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         # Everything that the host wants to know of an update, read at once: nothing before this waits for the device.
-        found = torch.cat([torch.stack([self.world.sum(total), norm.double()]), *sums.values()]).tolist()
+        single = [part for parts in kept.values() for part in parts]
+        found = torch.cat([torch.stack([self.world.sum(total), norm.double()]), *sums.values(), *single]).tolist()
         moments = {name: Moments(*found[2 + 3 * i : 5 + 3 * i]) for i, name in enumerate(sums)}
-        return Update(found[0], self._merge(moments), found[1], self._total(tokens), sum(bool(i) for i in mine))
+        singles = np.asarray(found[2 + 3 * len(sums) :]).reshape(len(kept), len(groups) if kept else 0)
+        done = Update(found[0], self._merge(moments), found[1], self._total(tokens), sum(bool(i) for i in mine))
+        if any(o.logged for o in objectives):
+            done.groups, done.each = self._together(groups, dict(zip(kept, singles, strict=True)))
+        return done
 
     def _forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -255,6 +267,13 @@ class Engine:
             for n, m in part.items():
                 merged[n] = merged[n] + m if n in merged else m
         return merged
+
+    def _together(self, groups: list[int], each: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The groups of all processes, and what is kept of each."""
+        parts = [part for part in self.world.gather([(groups, each)]) if part[0]]
+        names = parts[0][1] if parts else {}
+        indices = np.concatenate([np.asarray(g, np.int64) for g, _ in parts]) if parts else np.zeros(0, np.int64)
+        return indices, {name: np.concatenate([values[name] for _, values in parts]) for name in names}
 
     def _total(self, n: int) -> int:
         return sum(self.world.gather([n]))

@@ -19,7 +19,7 @@ from prefiere.methods import FIGURES, Family
 from prefiere.metrics import column
 from prefiere.untrusted import open_plain
 
-ROW_LOGS = ("metrics.jsonl", "samples.jsonl")
+ROW_LOGS = ("metrics.jsonl", "samples.jsonl", "pairs.jsonl")
 
 
 def holds_rows(path: Path) -> bool:
@@ -28,7 +28,7 @@ def holds_rows(path: Path) -> bool:
 
 
 def sync_logs(folder: Path) -> dict[str, int]:
-    """Make both logs survive a power cut. Returns how many rows each has."""
+    """Make the logs survive a power cut. Returns how many rows each has."""
     rows = {}
     for name in ROW_LOGS:
         if (path := folder / name).is_file():
@@ -40,7 +40,7 @@ def sync_logs(folder: Path) -> dict[str, int]:
 
 
 def cut_logs(folder: Path, step: int, rows: Mapping[str, int]) -> list[str]:
-    """Keep of both logs the rows up to a step, of which there should be ``rows``. Lines that are no rows go.
+    """Keep of each log the rows up to a step, of which there should be ``rows``. Lines that are no rows go.
 
     Returns what is missing, in words.
     """

@@ -15,11 +15,15 @@ import torch
 from safetensors import SafetensorError
 
 from prefiere.evaluate.guards import degenerate, exploited
+from prefiere.evaluate.moved import WeightsMoved
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
+from prefiere.evaluate.singles import MOST_HELD
+from prefiere.evaluate.start import of_own_answers
 from prefiere.kernels.memory import out_of_memory
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, column, measured_again
+from prefiere.plan.examples import ExampleData
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
@@ -68,6 +72,7 @@ class Loop:
         self.sample_every = every(self.settings.sample_steps, total, 10)
         self.main = session.world.main
         self.interrupt = Interrupt(session.display.say)
+        self.moved = WeightsMoved(session.trunk)  # before a checkpoint is taken up: from where the run began
         self._saved = -1  # the step of the checkpoint that was read or written last
         self._rows: dict[str, int] = {}
         self._began = time.perf_counter(), 0  # when this process began to train, and at which step
@@ -114,13 +119,14 @@ class Loop:
         if due[self.log_every] or due[self.eval_every] or sample:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
             if due[self.eval_every]:
-                row |= self.algorithm.validate()
+                row |= self.algorithm.validate() | {"weights/moved": self.moved.share()}
             if sample:
                 row |= self._sample()
             of_samples = (self.settings.metric_for_best_model or "").startswith("samples/")
             if sample if of_samples else due[self.eval_every]:
                 best, stop = self._watch_best(row)
             self._write(row)
+            self._note(held=due[self.eval_every] and self._keeps(last))
             stop = (self._guard(row) if sample else None) or self.algorithm.stop(row) or stop
             stop, best = self.session.world.broadcast((stop, best))  # one process's answers decide for all
         if not stop and (due[self.save_every] or best):
@@ -133,7 +139,7 @@ class Loop:
         with self.session.display.stage("before training", 1) as advance:
             row |= self.algorithm.begin()
             if self.evaluator is not None:
-                columns = self._sample()
+                columns = self._sample(again=True)
                 self.state.baseline = {k: v for k, v in columns.items() if np.isfinite(v)}
                 row |= columns
             advance(1)
@@ -172,12 +178,19 @@ class Loop:
         s.pending, s.pending_tokens, s.pending_seconds = {}, 0, 0.0
         return row
 
-    def _sample(self) -> dict[str, Any]:
+    def _sample(self, *, again: bool = False) -> dict[str, Any]:
+        """Columns of sampled answers; again: with how far the reward agrees with itself on them, and what they owe to
+        their prompts."""
         assert self.evaluator is not None
         answers = self.evaluator(self.session.trunk, self.algorithm.reference, version=self.state.step)
         if self.main:
             self.run_folder.log_samples([{"step": self.state.step, **row} for row in answers.rows])
-        return answers.columns()
+        if not again:
+            return answers.columns()
+        groups = [self.evaluator.group(s) for s in answers.samples]
+        plan, engine = self.session.plan, self.engine
+        own = of_own_answers(self.session.trunk, groups, plan.max_length, engine.budget, engine.compute)
+        return answers.columns() | self.evaluator.retest(answers) | own
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.main:
@@ -194,6 +207,20 @@ class Loop:
             spent, done = time.perf_counter() - began, s.step - first
             left = spent / done * (total - s.step) if done else None
             display.say(spoken(row, total, self.algorithm.shown, METHODS[self.settings.method].family, left))
+
+    def _keeps(self, last: bool) -> bool:
+        """Whether this validation's pairs are kept: the last one's, and of the others as many as there is room for."""
+        evaluations = max(1, self.session.total_steps // self.eval_every)
+        held = (
+            len(self.session.data.eval) if isinstance(self.session.data, ExampleData) and self.session.data.eval else 0
+        )
+        return last or (self.state.step // self.eval_every) % max(1, -(-evaluations * held // MOST_HELD)) == 0
+
+    def _note(self, *, held: bool = False) -> None:
+        """Write what single examples showed; held: those of a validation as well."""
+        rows = [row for row in self.algorithm.singles() if held or row["split"] != "eval"]
+        if self.main and rows:
+            self.run_folder.log_pairs(rows)
 
     def _status(self, state: str, reason: str | None = None, stop: Stop | None = None) -> None:
         self.run_folder.status = {
@@ -251,6 +278,7 @@ class Loop:
         if self._saved == s.step and s.stop is None:
             return
         rows = {}
+        self._note()
         if self.main:
             with self.run_folder.writing():
                 rows = sync_logs(self.run_folder.folder)

@@ -58,9 +58,11 @@ class Objective:
     """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch.
 
     measures_noise: whether the margins of ``rewards/margins`` are 0 in truth before training, so that what is measured
-    then is rounding. noise: margins within it are ties.
+    then is rounding. noise: margins within it are ties. logged: metrics that an update keeps
+    of each group (`singles`).
     """
 
+    logged: tuple[str, ...] = ()
     measures_noise: bool = False
     noise: float = 0.0
 
@@ -70,6 +72,10 @@ class Objective:
     def forward(self, trunk: Trunk, batch: PackedBatch) -> Any:
         """What the loss needs of the trunk, computed in the run's precision: by default `TargetLogprobs`."""
         return trunk(batch)
+
+    def singles(self, index: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of the ``logged`` metrics of groups (``index`` [n]), what pairs.jsonl says of each: columns [n]."""
+        return {}
 
     def __call__(self, out: Any, batch: PackedBatch) -> Result:
         """Loss terms and metrics of one micro-batch, given its forward."""

@@ -15,6 +15,7 @@ from prefiere.files import remove_folder, sync
 LOGS = (
     "metrics.jsonl",
     "samples.jsonl",
+    "pairs.jsonl",
     "status.json",
     "report.html",
     "data.json",

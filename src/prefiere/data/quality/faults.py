@@ -1,0 +1,133 @@
+"""What of the data would ruin a run or be learnt in the place of quality: seen in the texts alone, in one pass.
+
+Counts and first sources only; what a count means is for `doctor.rules.data` to say. Nothing here needs a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+from prefiere.data.audit import Auditor, share
+from prefiere.data.convert import AnyRecord
+from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
+
+R = TypeVar("R", bound=AnyRecord)
+
+AUDITED = 200_000
+"""Records that are looked through while they are tokenized, at most: what is remembered of each stays in memory."""
+LOOKED_AT = 20_000
+"""Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
+_SHOWN = 5
+_MARKUP = re.compile(
+    r"<\|[\w ]{2,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]{1,30}｜>"
+    r"|^\s*<s>|</s>\s*$|### (?:Instruction|Response):"
+)
+"""What chat templates write: in a text it means that somebody has rendered it, or that a template leaked into it."""
+_DAMAGED = re.compile("�|Ã[\x80-¿ƒ‚„†‡ˆ‰Š‹Œ]|â€[œ\x9d™˜\x93\x94“”]|ï¿½")
+"""UTF-8 that was read as another encoding, or characters that were lost."""
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def spoken_by(text: Text) -> str:
+    """The text alone, without roles."""
+    return text if isinstance(text, str) else "\n".join(m.content for m in text)
+
+
+def _key(text: str) -> bytes:
+    return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+@dataclass
+class Faults:
+    """Counts over the first `LOOKED_AT` records. ``add`` each; ``to_dict`` is what data.json holds."""
+
+    records: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    pairs: int = 0
+    only: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    texts: tuple[Counter[bytes], Counter[bytes]] = field(default_factory=lambda: (Counter(), Counter()))
+    shown: dict[bytes, str] = field(default_factory=dict)
+
+    def add(self, record: AnyRecord) -> None:
+        """Count what a record shows."""
+        if self.records >= LOOKED_AT:
+            return
+        self.records += 1
+        answers = self._answers(record)
+        texts = [spoken_by(record.prompt), *answers]
+        for name, pattern in (("markup", _MARKUP), ("damaged", _DAMAGED)):
+            if any(pattern.search(t) for t in texts):
+                self._count(name, record.source)
+        if isinstance(record, Judgement):
+            self._count("desirable" if record.desirable else "undesirable", "")
+        if isinstance(record, PreferencePair) and record.label != 0.5:
+            self._pair(record, *(answers if record.label > 0.5 else reversed(answers)))
+
+    def _answers(self, record: AnyRecord) -> list[str]:
+        if isinstance(record, PreferencePair):
+            return [spoken_by(record.chosen), spoken_by(record.rejected)]
+        return [spoken_by(record.completion)] if isinstance(record, Judgement | Demonstration) else []
+
+    def _pair(self, record: PreferencePair, chosen: str, rejected: str) -> None:
+        self.pairs += 1
+        both = [set(_WORD.findall(t.casefold())) for t in (chosen, rejected)]
+        self.only[0].update(both[0] - both[1])
+        self.only[1].update(both[1] - both[0])
+        if [w for w in _WORD.findall(chosen.casefold()) if w.isalnum()] == [
+            w for w in _WORD.findall(rejected.casefold()) if w.isalnum()
+        ]:
+            self._count("nearly_same", record.source)
+        for counter, text in zip(self.texts, (chosen, rejected), strict=True):
+            key = _key(text)
+            counter[key] += 1
+            if counter[key] == 2:
+                self.shown[key] = text[:120]
+
+    def _count(self, name: str, source: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+        named = self.sources.setdefault(name, [])
+        if source and len(named) < _SHOWN:
+            named.append(source)
+
+    def shortcut(self) -> dict[str, Any] | None:
+        """The word that tells the two answers apart best: of those that one answer alone has in half of the pairs at
+        least, the one that is most often on one side (Wilson's lower bound); None where no word is in so many."""
+        best: dict[str, Any] | None = None
+        for word in self.only[0].keys() | self.only[1].keys():
+            sides = self.only[0][word], self.only[1][word]
+            if sum(sides) < max(20, self.pairs / 2):
+                continue
+            low = share(max(sides), sum(sides)).low
+            if best is None or low > best["low"]:
+                side = "chosen" if sides[0] >= sides[1] else "rejected"
+                best = {"word": word, "side": side, "pairs": max(sides), "of": sum(sides), "low": low}
+        return best
+
+    def to_dict(self) -> dict[str, Any]:
+        """For data.json."""
+        same = {}
+        for name, counter in zip(("chosen", "rejected"), self.texts, strict=True):
+            if counter and (most := counter.most_common(1)[0])[1] > 1:
+                same[name] = {"count": most[1], "text": self.shown[most[0]]}
+        return {
+            "records": self.records,
+            "pairs": self.pairs,
+            **{n: {"count": c, "sources": self.sources[n]} for n, c in self.counts.items()},
+            "same_text": same,
+            "shortcut": self.shortcut(),
+        }
+
+
+def looked_through(records: Iterable[R], auditor: Auditor, faults: Faults) -> Iterator[R]:
+    """The records as they come, the first `AUDITED` of them seen by both on the way."""
+    for i, record in enumerate(records):
+        if i < AUDITED:
+            auditor.add(record)
+            faults.add(record)
+        yield record

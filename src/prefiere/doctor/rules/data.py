@@ -1,0 +1,244 @@
+"""What the account of the data says before any curve does: the same findings for a run and for `prefiere data`.
+
+Shares are counted; a threshold is where a share explains what goes wrong, and where no sound data set that was looked
+at has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefiere.doctor.case import Case, Finding, Severity
+from prefiere.doctor.remedies import Remedy
+
+Account = Mapping[str, Any]
+
+CLEAN = Remedy("`prefiere data DATA --clean out.jsonl`, which writes the data without them")
+
+
+def findings_of(account: Account, *, preferences: bool = True) -> list[Finding]:
+    """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from."""
+    checks = (markup, damaged, one_text, contradictions, shortcut, one_sided, nearly_same, repeated, length_alone)
+    found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
+    return [f for f in found if f is not None]
+
+
+def in_run(case: Case) -> list[Finding]:
+    """The same of the data that a run was trained on."""
+    return findings_of(case.account("train"), preferences=case.family in ("preference", "reward"))
+
+
+def number_in(account: Account, *path: str) -> float:
+    """A count at a place of the account; 0 where there is none."""
+    found: Any = account
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else 0.0
+
+
+def _part(account: Account, *path: str) -> Account:
+    found: Any = account
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _records(account: Account) -> float:
+    return number_in(account, "audit", "faults", "records")
+
+
+def _sources(part: Account) -> tuple[str, ...]:
+    listed = part.get("sources")
+    return tuple(map(str, listed)) if isinstance(listed, list) else ()
+
+
+def _share(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
+    """Count, share of the records, first sources of what was counted."""
+    part = _part(account, "audit", "faults", name)
+    count, records = number_in(part, "count"), _records(account)
+    return count, count / records if records else 0.0, _sources(part)
+
+
+def _said(count: float, share: float, what: str) -> str:
+    return f"{what}: {count:,.0f} ({100 * share:.0f}%)"
+
+
+def _found(
+    key: str, title: str, severity: Severity, meaning: str, evidence: tuple[str, ...], advice: tuple[Remedy | str, ...],
+    lines: tuple[str, ...] = (), **values: str,
+) -> Finding:  # fmt: skip
+    shown = (f"for instance: {', '.join(lines[:5])}",) if lines else ()
+    return Finding(key, title, severity, meaning, evidence + shown, advice, cause=True, lines=lines, values=values)
+
+
+def markup(account: Account) -> Finding | None:
+    """Marks of a chat template within the texts of a twentieth of the records or more."""
+    count, share, lines = _share(account, "markup")
+    if share < 0.05:
+        return None
+    return _found(
+        "template_in_text",
+        f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
+        "warning" if share < 0.5 else "bad",
+        "The model's own template is put around them once more, or they belong to another model. It then reads text "
+        "such as nobody will ever ask it, before training and after.",
+        (_said(count, share, "records with marks such as <|user|> or [INST]"),),
+        (Remedy("take the marks out of the data: messages as role and content, without a template"), CLEAN),
+        lines,
+        share=f"{100 * share:.0f}%",
+    )
+
+
+def damaged(account: Account) -> Finding | None:
+    """Text in a wrong encoding, in a twentieth of the records or more."""
+    count, share, lines = _share(account, "damaged")
+    if share < 0.05:
+        return None
+    return _found(
+        "damaged_text",
+        f"{100 * share:.0f}% of the texts are damaged: they were read in a wrong encoding.",
+        "warning",
+        "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
+        (_said(count, share, "records with signs such as Ã© or �"),),
+        (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
+        lines,
+        share=f"{100 * share:.0f}%",
+    )
+
+
+def one_text(account: Account) -> Finding | None:
+    """A fifth of the preferred answers, or of the others, are the same text."""
+    pairs = number_in(account, "audit", "faults", "pairs")
+    for side, word in (("chosen", "preferred"), ("rejected", "other")):
+        part = _part(account, "audit", "faults", "same_text", side)
+        count = number_in(part, "count")
+        if pairs >= 20 and count >= 0.2 * pairs:
+            return _found(
+                "one_text",
+                f"{100 * count / pairs:.0f}% of the {word} answers are the same text.",
+                "warning",
+                "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
+                (_said(count, count / pairs, f"{word} answers equal to “{str(part.get('text', ''))[:60]}”"),),
+                (Remedy("leave these pairs out, or keep a few of them"), CLEAN),
+                share=f"{100 * count / pairs:.0f}%",
+            )
+    return None
+
+
+def contradictions(account: Account) -> Finding | None:
+    """The same two answers to the same prompt are preferred both ways, in a fiftieth of the records or more."""
+    count, records = number_in(account, "audit", "contradictions"), number_in(account, "audit", "records")
+    if not records or count < max(2, 0.02 * records):
+        return None
+    listed = _part(account, "audit", "examples").get("contradictions")
+    return _found(
+        "contradictions",
+        f"{count:,.0f} pairs contradict others: the same two answers are preferred both ways.",
+        "warning",
+        "Each of the two undoes what the other teaches. People may differ, or votes may have been joined the wrong way "
+        "round.",
+        (_said(count, count / records, "contradicted pairs"),),
+        (Remedy("keep the verdict of most people for each pair, or leave both out"), CLEAN),
+        tuple(map(str, listed)) if isinstance(listed, list) else (),
+        n=f"{count:,.0f}",
+    )
+
+
+def shortcut(account: Account) -> Finding | None:
+    """A word that one answer alone has in half of the pairs, nine times in ten on the same side."""
+    word = _part(account, "audit", "faults", "shortcut")
+    if number_in(word, "low") <= 0.9:
+        return None
+    side = "preferred" if word.get("side") == "chosen" else "other"
+    shown = str(word.get("word"))[:40]
+    return _found(
+        "shortcut_word",
+        f"One word gives the labels away: “{shown}” stands in the {side} answer nearly every time.",
+        "warning",
+        "The quickest way to tell the answers apart is this word, so that may be all that is learnt: to write it, or "
+        "never to write it, whatever else the answer says.",
+        (
+            f"pairs with “{shown}” in one answer alone: {number_in(word, 'of'):,.0f}; in the {side} one: "
+            f"{number_in(word, 'pairs'):,.0f}",
+        ),
+        (Remedy("take the word out of all answers, or add pairs in which both have it"),),
+        word=shown,
+    )
+
+
+def one_sided(account: Account) -> Finding | None:
+    """Single answers of which hardly any, or nearly all, are called good."""
+    good, bad = (number_in(account, "audit", "faults", n, "count") for n in ("desirable", "undesirable"))
+    if good + bad < 20 or min(good, bad) >= 0.05 * (good + bad):
+        return None
+    missing = "bad" if bad < good else "good"
+    return _found(
+        "one_sided",
+        f"Hardly any answer is called {missing}: {min(good, bad):,.0f} of {good + bad:,.0f}.",
+        "warning",
+        "What tells good from bad can only be learnt from both. Where none is held out, nothing measures it either.",
+        (f"good: {good:,.0f}, bad: {bad:,.0f}",),
+        (
+            Remedy(f"more answers that are called {missing}"),
+            Remedy("desirable_weight and undesirable_weight, so that both sides weigh about the same"),
+        ),
+        n=f"{min(good, bad):,.0f}",
+    )
+
+
+def nearly_same(account: Account) -> Finding | None:
+    """Answers of the same words, in a tenth of the pairs or more."""
+    count, pairs = (
+        number_in(account, "audit", "faults", "nearly_same", "count"),
+        number_in(account, "audit", "faults", "pairs"),
+    )
+    if not pairs or count < max(2, 0.1 * pairs):
+        return None
+    return _found(
+        "same_words",
+        f"{100 * count / pairs:.0f}% of the pairs have the same words on both sides.",
+        "warning",
+        "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
+        (_said(count, count / pairs, "pairs of the same words"),),
+        (Remedy("leave these pairs out"), CLEAN),
+        _sources(_part(account, "audit", "faults", "nearly_same")),
+        share=f"{100 * count / pairs:.0f}%",
+    )
+
+
+def repeated(account: Account) -> Finding | None:
+    """A third of the records repeat earlier ones."""
+    count, records = number_in(account, "audit", "duplicates"), number_in(account, "audit", "records")
+    if not records or count < max(5, records / 3):
+        return None
+    return _found(
+        "repeated",
+        f"{100 * count / records:.0f}% of the records repeat earlier ones.",
+        "warning",
+        "Each counts as often as it stands there: it is learnt by heart, and other pairs weigh less.",
+        (_said(count, count / records, "repeated records"),),
+        (Remedy("keep one of each"), CLEAN),
+        share=f"{100 * count / records:.0f}%",
+    )
+
+
+def length_alone(account: Account) -> Finding | None:
+    """Counting characters alone is right three times in four."""
+    for rule in ("longer", "shorter"):
+        part = _part(account, "audit", f"{rule}_preferred")
+        if number_in(part, "n") >= 20 and number_in(part, "low") > 0.75:
+            share = f"{100 * number_in(part, 'value'):.0f}%"
+            return Finding(
+                "length_tells",
+                f"The {rule} answer is the preferred one {share} of the time.",
+                "info",
+                "A model can learn to write ever "
+                + ("more" if rule == "longer" else "less")
+                + " rather than better. Compare accuracy among pairs of like length before believing it.",
+                (f"of {number_in(part, 'n'):,.0f} pairs whose answers differ in length",),
+                (Remedy("pairs of answers of similar length"),),
+                values={"share": share},
+                about=rule,
+            )
+    return None

@@ -1,0 +1,191 @@
+"""Which way round the labels are: whether some are swapped, which ones, and whether they say anything at all.
+
+Read off single pairs (pairs.jsonl). A pair of the first epoch was never learnt from before its margin was measured, so
+that its margin is evidence as of held-out data. Swapped labels show as two clouds of margins, one on either side of 0:
+statistics are ratios, so that neither beta nor the size of the model matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.words import number
+from prefiere.stats import wilson
+
+CLOUDS = 2.5
+"""Mean of the absolute margins over their deviation, above which they are two clouds: one bell around 0 has 1.32. A
+sound run's single cloud is no matter, as few of it are below 0."""
+FEWEST = 30
+MOVED = 0.002
+"""Change of the weights over their length, from which on a model has been trained at all."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Signed evidence of pairs (or of single answers): above 0 where the model agrees with the label. margin: float64
+    [n]; source, tokens of each; step at which it was measured."""
+
+    margin: np.ndarray
+    source: tuple[str, ...]
+    step: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    @property
+    def clouds(self) -> float:
+        """Mean over deviation of the absolute margins."""
+        size = np.abs(self.margin)
+        return float(size.mean() / size.std()) if len(size) and size.std() > 0 else 0.0
+
+    @property
+    def against(self) -> float:
+        """The share below 0."""
+        return float((self.margin < 0).mean()) if len(self) else 0.0
+
+
+def of_rows(rows: Sequence[Mapping[str, Any]]) -> Margins:
+    """The evidence of rows of pairs.jsonl; single answers (KTO) count from the middle between good and bad ones."""
+    single = [r for r in rows if _number(r.get("reward")) and _number(r.get("label"))]
+    if single:
+        reward = np.asarray([r["reward"] for r in single], float)
+        good = np.asarray([r["label"] for r in single], float) >= 0.5
+        if good.all() or not good.any():
+            return Margins(np.zeros(0), (), np.zeros(0))
+        middle = (np.median(reward[good]) + np.median(reward[~good])) / 2
+        return Margins(np.where(good, 1, -1) * (reward - middle), _sources(single), _steps(single))
+    pairs = [r for r in rows if _number(r.get("margin"))]
+    return Margins(np.asarray([r["margin"] for r in pairs], float), _sources(pairs), _steps(pairs))
+
+
+def last_held_out(case: Case) -> Margins:
+    """The last validation's pairs."""
+    rows = [r for r in case.pairs if r.get("split") == "eval"]
+    last = max((r["step"] for r in rows), default=0)
+    return of_rows([r for r in rows if r["step"] == last])
+
+
+def unseen(case: Case) -> Margins:
+    """Training pairs of the second half of the first epoch: by then the model knows what the labels have in common, and
+    it has not learnt from these."""
+    rows = [r for r in case.pairs if r.get("split") == "train"]
+    end = _first_epoch(case, rows)
+    return of_rows([r for r in rows if end / 2 < r["step"] <= end])
+
+
+def _first_epoch(case: Case, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The step at which the first epoch ended, or the last one so far."""
+    epochs = case.series("epoch")
+    within: list[float] = epochs.steps[epochs.values <= 1.0 + 1e-9].tolist()
+    return max((float(s) for s in within), default=max((float(r["step"]) for r in rows), default=0.0))
+
+
+def swapped(case: Case) -> Finding | None:
+    """Held-out (else not yet learnt) margins in two clouds, 5 to 45% of them below 0."""
+    seen = last_held_out(case)
+    if len(seen) < FEWEST:
+        seen = unseen(case)
+    low, high = wilson(seen.against * len(seen), len(seen))
+    if (
+        len(seen) < FEWEST
+        or seen.clouds <= CLOUDS
+        or not (seen.against >= 0.05 and low > 0.02 and seen.against <= 0.45)
+    ):
+        return None
+    lines = suspects(case)
+    share = number(seen.against, "rewards/accuracies")
+    named = f" The labels of these {len(lines):,} training examples look reversed: pairs.jsonl." if lines else ""
+    return Finding(
+        "labels_swapped",
+        f"About {share} of the labels look reversed: the better answer stands in the place of the worse one.",
+        "warning",
+        "The model is sure of nearly every pair, and of a part of them it is sure the other way round. Labels that "
+        "were given at random would leave it unsure; a part that is swapped looks like this." + named,
+        (
+            f"pairs that it ranks against their label: {share} of {len(seen):,} "
+            f"({number(low, 'rewards/accuracies')} to {number(high, 'rewards/accuracies')})",
+            f"distance of the two groups, in their own spread: {seen.clouds:.1f} (one group around zero has 1.3)",
+            *_first(lines),
+        ),
+        (
+            Remedy(
+                "look at these lines, and turn round those that are swapped; `prefiere data --clean` leaves them out"
+            ),
+            Remedy("label_smoothing=0.1, if they cannot be mended", "label_smoothing", 0.1),
+        ),
+        cause=True,
+        sure="likely",
+        lines=tuple(lines),
+        values={"share": share, "n": f"{len(lines):,}"},
+    )
+
+
+def suspects(case: Case) -> list[str]:
+    """Where the training examples were read that the model ranks against their label, by what it said of each before
+    it learnt from it, once it knew what the labels have in common."""
+    seen = unseen(case)
+    if len(seen) < FEWEST or seen.clouds <= CLOUDS:
+        return []
+    against = seen.margin < -0.25 * float(np.median(np.abs(seen.margin)))
+    return [s for s, odd in zip(seen.source, against, strict=True) if odd]
+
+
+def _first(lines: Sequence[str]) -> tuple[str, ...]:
+    if not lines:
+        return ()
+    return (f"for instance: {', '.join(lines[:5])}" + (f", and {len(lines) - 5:,} more" if len(lines) > 5 else ""),)
+
+
+def moved(case: Case) -> bool | None:
+    """Whether training moved the weights; None where nothing tells."""
+    series = case.series("weights/moved")
+    return bool(series.values[-1] > MOVED) if len(series) else None
+
+
+def no_pattern(case: Case) -> Finding | None:
+    """The model was trained (its weights moved, its rate is about the automatic one, updates were enough), and what it
+    learnt holds of no other pair: held-out accuracy includes 50% on 40 pairs or more, or all margins stay at 0."""
+    if case.family not in ("preference", "reward") or case.odd(-1) is not None or moved(case) is False:
+        return None
+    right, margin = case.change("eval_rewards/accuracies"), case.change("eval_rewards/margins")
+    if case.steps < 15 or right is None or right.after.n < 40 or not (right.after.low <= 0.5 <= right.after.high):
+        return None
+    if right.after.high > 0.62 and margin is not None and margin.rises():  # it began to learn
+        return None
+    if moved(case) is None:
+        return None
+    word = "scores" if case.family == "reward" else "favours"
+    return Finding(
+        "no_pattern",
+        "The labels follow no pattern that the model could find: they contradict each other, or are random.",
+        "warning",
+        f"It was trained with a rate that suits it and its weights moved, yet on pairs it never saw it {word} the "
+        "preferred answer no more often than a coin does. A higher rate would only teach it the training pairs by "
+        "heart. Either the labels are noise, or about half of them are swapped, or what people looked at cannot be "
+        "seen in the text.",
+        (
+            *case.evidence("eval_rewards/accuracies", "eval_rewards/margins", "rewards/accuracies"),
+            f"weights moved by {number(float(case.series('weights/moved').values[-1]))} of their length",
+        ),
+        (Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),),
+        cause=True,
+        sure="likely",
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _sources(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(str(r.get("source", "")) for r in rows)
+
+
+def _steps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.asarray([r["step"] for r in rows], float)

@@ -1,0 +1,137 @@
+"""What is wrong with the reward that a policy is paid: its sign, its noise, its reach, and what it costs to move.
+
+Read off single sampled answers (samples.jsonl), which carry the reward and, where there is one, the judge's score.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy, set_to
+from prefiere.doctor.words import number
+
+SCORE = Remedy("`prefiere score` on the reward model, or the reward function on ten answers that you judge yourself")
+
+
+def correlation(case: Case, *, start: bool) -> tuple[float, int] | None:
+    """Correlation of reward and judge over the answers of the first sampling (or the last), and how many there are;
+    None where either does not differ."""
+    rows = case.answers
+    steps = sorted({r["step"] for r in rows if isinstance(r.get("step"), int | float)})
+    if not steps:
+        return None
+    at = steps[0] if start else steps[-1]
+    both = [(r.get("reward"), r.get("score")) for r in rows if r.get("step") == at]
+    pairs = np.asarray([p for p in both if all(isinstance(v, int | float) for v in p)], float)
+    if len(pairs) < 12 or not (np.ptp(pairs[:, 0]) > 0 and np.ptp(pairs[:, 1]) > 0):
+        return None
+    return float(np.corrcoef(pairs.T)[0, 1]), len(pairs)
+
+
+def opposed(case: Case) -> Finding | None:
+    """At the start the reward falls where the judge's score rises: a correlation below -0.35, and below its noise."""
+    found = correlation(case, start=True)
+    if found is None:
+        return None
+    r, n = found
+    if not (r < -0.35 and np.arctanh(max(r, -0.999)) * np.sqrt(n - 3) < -2.33):
+        return None
+    return Finding(
+        "reward_upside_down",
+        "The reward is upside down: it pays most for the answers that the judge likes least.",
+        "bad",
+        "Before training, of the model's own answers, those with the higher reward have the lower score. A sign is "
+        "wrong, or the reward model was trained on swapped labels. What is trained on it gets worse.",
+        (f"correlation of reward and judge over {n} answers before training: {r:.2f}".replace("-", "−"),),
+        (Remedy("turn the sign of the reward round, or look which answer its data calls the preferred one"), SCORE),
+        cause=True,
+        sure="likely",
+        values={"r": f"{r:.2f}"},
+    )
+
+
+def noisy(case: Case) -> Finding | None:
+    """The same answers, scored twice, get other rewards: a correlation below one half."""
+    again = case.series("start/reward_retest")
+    if not len(again) or not again.values[0] < 0.5:
+        return None
+    return Finding(
+        "reward_noisy",
+        "The reward is mostly chance: the same answers, scored twice, get different rewards.",
+        "bad",
+        "Nothing can be learnt from a number that says something else every time. A higher rate would only follow its "
+        "chance.",
+        (f"agreement of the reward with itself: {again.values[0]:.2f}, where 1 is full agreement".replace("-", "−"),),
+        (Remedy("a reward that depends on prompt and answer alone: no draws, no sampling at a temperature"), SCORE),
+        cause=True,
+        values={"r": f"{again.values[0]:.2f}"},
+    )
+
+
+def constant(case: Case) -> Finding | None:
+    """All answers earn the same."""
+    spread = case.series("reward_std")
+    if len(spread) < 3 or float(np.median(spread.values)) >= 1e-6:
+        return None
+    return Finding(
+        "reward_constant",
+        "Every answer earns the same reward, so there is nothing to learn from.",
+        "bad",
+        "Learning compares answers: what earned more is made likelier. Here none did.",
+        (f"spread of the reward within an update: {number(float(np.median(spread.values)))}",),
+        (Remedy("a reward that tells answers apart: `prefiere score` on a few of them"),),
+        cause=True,
+    )
+
+
+def outliers(case: Case) -> Finding | None:
+    """One answer in two hundred or more earns ten times the usual distance from the median."""
+    share = case.series("reward_outliers")
+    if len(share) < 3 or not 0.005 <= float(share.values.mean()) <= 0.25:
+        return None
+    told = number(float(share.values.mean()), "samples/eos_rate")
+    return Finding(
+        "reward_outliers",
+        "A few answers earn a reward out of all proportion, and drown what the others say.",
+        "warning",
+        "An update follows the differences of its rewards. Where one answer lies far outside, it follows that one, and "
+        "the unit in which rewards are measured is set by it.",
+        (
+            f"answers that lie ten times the usual distance from the median: {told}",
+            *case.evidence("reward", "reward_p95"),
+        ),
+        (
+            Remedy("limit the reward where it is made: for instance to between −3 and 3"),
+            set_to("reward_clip", 3.0, "in units of the first rollout's spread"),
+            SCORE,
+        ),
+        cause=True,
+        sure="likely",
+        values={"share": told},
+    )
+
+
+def price(case: Case) -> Finding | None:
+    """The run is flat, its updates do move the policy, and moving costs more than the reward can pay: kl_coef is above
+    three times the reward's own spread (1, where rewards are scaled)."""
+    coefficient, step = case.recipe.get("kl_coef"), case.series("policy/approxkl_avg")
+    reward = case.seen("samples/reward")
+    if not isinstance(coefficient, int | float) or coefficient <= 0 or reward is None or reward.change.rises():
+        return None
+    spread = case.series("reward_std").values
+    unit = 1.0 if case.recipe.get("scale_rewards", True) or not len(spread) else float(np.median(spread))
+    if not len(step) or float(np.median(step.values)) < 1e-6 or not 0.1 * coefficient > 0.3 * unit:
+        return None
+    return Finding(
+        "price_too_high",
+        f"Moving costs more than the reward pays (kl_coef={coefficient:g}).",
+        "warning",
+        "Each step away from the model before is charged, and the price is so high that staying put earns more. The "
+        "learning rate is not the cause: the updates do move the policy, and the price pulls it back.",
+        case.evidence("samples/reward", "objective/kl", "samples/kl"),
+        (set_to("kl_coef", 0.05, f"where this run had {coefficient:g}", 1),),
+        cause=True,
+        about="kl_coef",
+        values={"value": f"{coefficient:g}"},
+    )

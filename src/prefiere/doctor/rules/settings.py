@@ -1,0 +1,144 @@
+"""Settings that lie far from what suits the run, said as the cause where the run shows what they do."""
+
+from __future__ import annotations
+
+from prefiere.doctor.answers import answers_broken
+from prefiere.doctor.case import Case, Finding, Severity
+from prefiere.doctor.dials import DialReading
+from prefiere.doctor.standstill import still
+from prefiere.doctor.words import number
+
+_WORDS = {
+    "learning_rate": "learning rate",
+    "beta": "tie to the model from before (beta)",
+    "kl_coef": "price of moving away (kl_coef)",
+    "kl_loss_coef": "price of moving away (kl_loss_coef)",
+}
+
+
+def too_strong(case: Case) -> Finding | None:
+    """The run came to harm, and a setting pushes it further than it should."""
+    odd = case.odd(1)
+    if odd is None or not harmed(case):
+        return None
+    return _said(case, odd, "bad")
+
+
+def too_weak(case: Case) -> Finding | None:
+    """The run did not move, and a setting holds it back."""
+    odd = case.odd(-1)
+    if odd is None or harmed(case) or not unmoved(case):
+        return None
+    return _said(case, odd, "warning")
+
+
+def out_of_range(case: Case) -> Finding | None:
+    """A setting far from its usual value, in a run that shows neither harm nor standstill by it."""
+    odd = next((r for r in case.dials if r.odd), None)
+    if odd is None or (odd.push > 0 and harmed(case)) or (odd.push < 0 and not harmed(case) and unmoved(case)):
+        return None
+    shown = _value(odd)
+    return Finding(
+        "unusual_setting",
+        f"A setting is far from what is usual: {odd.dial.name}={shown}.",
+        "info" if abs(odd.farness) < 1.5 else "warning",
+        f"{_compared(odd)} The run shows no harm of it, but look there first if something is odd.",
+        (),
+        (case.usual(odd),),
+        about=odd.dial.name,
+        values={"setting": odd.dial.name, "value": shown, "usual": str(odd.setting)},
+    )
+
+
+def harmed(case: Case) -> bool:
+    """Whether the run shows damage: answers fell apart, it was stopped by a guard, it failed, it moved away, or far."""
+    if answers_broken(case) or (case.stop is not None and case.stop.guarded) or case.status.get("state") == "failed":
+        return True
+    score, natural = case.change("samples/score"), case.change("samples/ref_logp")
+    if (score is not None and score.falls(0.05)) or (natural is not None and natural.falls(0.5)):
+        return True
+    kl, length = case.seen("samples/kl"), case.tokens_per_answer or 40.0
+    if kl is not None and kl.change.rises(max(10.0, 0.5 * length)):
+        return True
+    if case.family == "policy":
+        reward = case.seen("samples/reward")
+        return reward is not None and reward.change.falls()
+    margin, right = case.seen("rewards/margins"), case.seen("rewards/accuracies")
+    fell = margin is not None and margin.change.falls(0.01)
+    no_better = right is not None and right.held_out and right.change.after.low <= 0.5
+    norm, first = case.series("loss"), case.series("eval_loss")
+    worse = len(first) >= 2 and first.change is not None and first.change.rises()
+    return fell or worse or (no_better and len(norm) > 0 and _wild(case))
+
+
+def _wild(case: Case) -> bool:
+    """Whether the training loss ends above where it began."""
+    loss = case.change("loss")
+    return loss is not None and loss.diff > 0
+
+
+def unmoved(case: Case) -> bool:
+    """Whether the run shows no change: margins at 0, a loss that stayed, a reward within its noise."""
+    if case.family == "preference":
+        return still(case) or _small(case)
+    if case.family == "policy":
+        reward, kl = case.seen("samples/reward"), case.seen("samples/kl")
+        flat = reward is None or not reward.change.rises()
+        return flat and (kl is None or not kl.change.rises(0.5))
+    loss = case.seen("loss")
+    right = case.seen("rewards/accuracies")
+    if case.family == "reward":
+        return right is not None and not right.change.after.above(0.55)
+    return loss is None or not loss.change.falls(0.02)
+
+
+def _small(case: Case) -> bool:
+    """Whether what was learnt is not shown beyond the noise, or by a hair only."""
+    margin, right = case.seen("rewards/margins"), case.seen("rewards/accuracies")
+    if margin is None:
+        return False
+    beta = case.recipe.get("beta")
+    moved = abs(margin.change.diff) / (float(beta) if isinstance(beta, int | float) and beta > 0 else 1.0)
+    return not margin.change.rises() or moved < 1.0 or (right is not None and not right.change.after.above(0.5))
+
+
+def _value(odd: DialReading) -> str:
+    return "none" if odd.value is None else f"{odd.value:g}"
+
+
+def _compared(odd: DialReading) -> str:
+    times = odd.times
+    name = _WORDS.get(odd.dial.name, odd.dial.name)
+    if odd.value is None:
+        return f"The {name} has no limit, where {odd.usual:g} is usual."
+    if odd.usual == 0:
+        return f"The {name} is {odd.value:g}, where 0 is usual."
+    suits = f"{odd.usual:.1e} suits this model" if odd.dial.auto else f"{odd.usual:g} is usual"
+    if times >= 1:
+        return f"The {name} is {number(times)} times as large as what suits the run: {_value(odd)}, where {suits}."
+    smaller = number(1 / times) if times else "∞"
+    return f"The {name} is {smaller} times smaller than what suits the run: {_value(odd)}, where {suits}."
+
+
+def _said(case: Case, odd: DialReading, severity: Severity) -> Finding:
+    high = odd.farness > 0
+    rate = odd.dial.name in ("learning_rate",)
+    key = f"rate_too_{'high' if high else 'low'}" if rate else f"setting_too_{'high' if high else 'low'}"
+    what = (
+        "Every update goes further than what it learnt from can justify, and the model loses what it knew."
+        if odd.push > 0
+        else "So the model stays where it started, whatever the data says."
+    )
+    name = _WORDS.get(odd.dial.name, odd.dial.name)
+    return Finding(
+        key,
+        f"The {name} is far too {'high' if high else 'low'} ({_value(odd)}).",
+        severity,
+        f"{_compared(odd)} {what}",
+        case.evidence("eval_rewards/margins", "samples/score", "samples/ref_logp", "samples/kl", "samples/reward"),
+        (case.usual(odd),),
+        cause=True,
+        sure="sure" if abs(odd.farness) > 1.5 else "likely",
+        about=odd.dial.name,
+        values={"setting": odd.dial.name, "value": _value(odd), "usual": str(odd.setting)},
+    )

@@ -1,0 +1,117 @@
+"""What was wrong before the first update: a change from a broken start says nothing good.
+
+Read off the row of step 0: a few examples and the first sampled answers.
+"""
+
+from __future__ import annotations
+
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.series import Level
+from prefiere.doctor.words import number, with_interval
+
+TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
+
+
+def at_step_0(case: Case, key: str) -> Level | None:
+    """A metric of the row of step 0."""
+    series = case.series(key)
+    return series.start if len(series) and series.steps[0] == 0 else None
+
+
+def elsewhere(case: Case) -> Finding | None:
+    """The preferred answers are hardly likelier after their own prompt than after another, by less than 0.3 nats per
+    token and a quarter of what the prompt adds to the model's own answers."""
+    data, own = at_step_0(case, "start/prompt_matters"), at_step_0(case, "start/prompt_in_own")
+    if data is None or data.n < 8 or not data.mean < 0.3:
+        return None
+    if own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
+        return None
+    return Finding(
+        "answers_elsewhere",
+        "The answers do not belong to their prompts: they fit other prompts just as well.",
+        "bad",
+        "Before training, the model finds a preferred answer hardly likelier after its own prompt than after a prompt "
+        "of another example, while its own answers depend on what was asked. Columns or rows of the data have slipped "
+        "against each other, or the prompt is not what was answered.",
+        (
+            f"what the prompt adds to its answer, nats per token: {with_interval(data)}; to the model's own answers: "
+            f"{with_interval(own)}",
+        ),
+        (Remedy("`prefiere data DATA`: read three examples; see how prompts and answers were joined"), TEMPLATE),
+        cause=True,
+        sure="likely",
+    )
+
+
+def foreign(case: Case) -> Finding | None:
+    """The model finds its own answers likelier than the preferred ones by 2 nats per token or more (7 times, for each
+    token): these are not answers as it writes them."""
+    chosen, own = at_step_0(case, "start/chosen_logp"), at_step_0(case, "samples/ref_logp")
+    if chosen is None or own is None or case.family != "preference" or not own.mean - chosen.mean > FOREIGN:
+        return None
+    return Finding(
+        "foreign_answers",
+        "These are not answers as this model writes them: it finds each of their words very unlikely.",
+        "warning",
+        "Either the answers come from very different writers, or the model reads them in another form than it writes: "
+        "another chat template, marks in the text, another language. What is learnt on such pairs changes little of "
+        "what it writes itself.",
+        (
+            f"naturalness of the preferred answers: {with_interval(chosen)} nats per token; of its own: "
+            f"{with_interval(own)}",
+        ),
+        (
+            TEMPLATE,
+            Remedy("a supervised start on the preferred answers first (`prefiere sft`)"),
+            Remedy("pairs of this model's own answers (`prefiere collect`, `prefiere loop`)"),
+        ),
+        cause=True,
+        sure="likely",
+        values={"gap": number(own.mean - chosen.mean)},
+    )
+
+
+FOREIGN = 2.0
+
+
+def too_alike(case: Case) -> Finding | None:
+    """Both answers of a pair are nearly the same to the model (likeness above -0.1), and both fall."""
+    likeness, chosen = at_step_0(case, "start/likeness"), case.seen("rewards/chosen")
+    if likeness is None or likeness.n < 8 or not likeness.mean > -0.1:
+        return None
+    falls = chosen is not None and chosen.change.falls()
+    return Finding(
+        "too_alike",
+        "The two answers of a pair are too alike for the model to tell them apart"
+        + (": pushing one down drags the other along." if falls else "."),
+        "warning" if falls else "info",
+        "To the model, both answers are nearly the same text. Making the one less likely makes the other less likely "
+        "as well, and the probability goes to text that nobody preferred.",
+        (
+            f"likeness of the two answers: {with_interval(likeness)}; the same text has 0",
+            *case.evidence("rewards/chosen"),
+        ),
+        case.gentler() if falls else (),
+        cause=True,
+        sure="likely",
+    )
+
+
+def broken(case: Case) -> Finding | None:
+    """Before training, a third of all runs of three tokens in the answers had stood there before; whether they ended is
+    for `answers.never_end` to say."""
+    again = at_step_0(case, "samples/repetition")
+    if again is None or not again.mean > 0.33:
+        return None
+    return Finding(
+        "start_broken",
+        "The answers were broken before training began, so no change of theirs says much.",
+        "warning",
+        "Before the first update, they repeated themselves. A base model without a supervised start does that, and a "
+        "model that reads another chat template than its own.",
+        (f"text that repeated itself at the start: {number(again.mean, 'samples/repetition')}",),
+        (TEMPLATE, Remedy("a supervised start (`prefiere sft`) first")),
+        cause=True,
+        sure="possible",
+    )

@@ -1,0 +1,115 @@
+"""What cannot be concluded from curves: the model stood still, moved by a hair, or was held against too little."""
+
+from __future__ import annotations
+
+import math
+
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
+
+MORE = Remedy("more updates: a larger num_train_epochs, or a smaller batch_size", push=1)
+FEW_HELD_OUT = 20
+"""Held-out examples, below which nothing is called good."""
+
+
+def few_held_out(case: Case) -> Finding | None:
+    """Fewer than 20 held-out examples (or prompts that are sampled): whatever they say could be luck."""
+    keys = (
+        ("samples/reward", "samples/score")
+        if case.family == "policy"
+        else ("eval_rewards/margins", "eval_rewards/chosen", "eval_loss")
+    )
+    seen = [s for k in keys if len(s := case.series(k)) and s.n.max() > 0]
+    count = int(max((s.n.max() for s in seen), default=0))
+    if not seen or count >= FEW_HELD_OUT:
+        return None
+    kind = "prompts" if case.family == "policy" else "examples"
+    return Finding(
+        "few_held_out",
+        f"Too few held-out {kind} to tell: {count}.",
+        "warning",
+        f"With fewer than {FEW_HELD_OUT}, even 'all of them right' may be luck: what is shown holds of these few.",
+        (f"held-out {kind}: {count}",),
+        (Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data"),),
+        values={"n": str(count)},
+    )
+
+
+def still(case: Case) -> bool:
+    """Margin within 0.02 of zero at the end: a loss within 0.01 of ln 2.
+
+    Not so where single margins are spread further than 0.04: a model that has moved, on labels that contradict each
+    other, has a small mean margin too, and a higher learning rate would do it no good.
+    """
+    margins = [c for k in ("eval_rewards/margins", "rewards/margins") if (c := case.change(k)) is not None]
+    if not case.has_reference or not margins:
+        return False
+    return all(-0.02 < m.after.mean < 0.02 and not m.after.spread > 0.04 for m in margins)
+
+
+def stuck(case: Case) -> Finding | None:
+    """The model is still where it began, and neither a setting nor its labels explain it: too few updates, or a rate of
+    which nothing is known. Where the weights have moved, the rate is not the cause."""
+    if not still(case) or case.odd(-1) is not None:
+        return None
+    few, weights = case.steps < 20, case.series("weights/moved")
+    if len(weights) and float(weights.values[-1]) > 0.002 and not few:
+        return None
+    known = any(r.dial.name == "learning_rate" for r in case.dials) or case.recipe.get("learning_rate") == "auto"
+    return Finding(
+        "stuck",
+        "The model hardly moved: the loss stayed where it began" + (", after few updates." if few else "."),
+        "warning",
+        "A DPO loss begins at 0.693 (ln 2), where the model favours neither answer more than before, and stayed "
+        "there."
+        + (
+            ""
+            if known
+            else " Often the learning rate is too low for this kind of training: LoRA needs about 1e-5 to 2e-4, ten to "
+            "a hundred times what full fine-tuning takes."
+        ),
+        (
+            *_both(case, "loss", "rewards/margins"),
+            f"highest learning rate: {case.learning_rate or '?'}, updates: {case.steps}",
+        ),
+        (*([MORE] if few or known else []), *([] if known else [case.rate_times(10)])),
+    )
+
+
+def barely(case: Case) -> Finding | None:
+    """Accuracy clearly above 80% with a margin below 0.1: right order, hardly any distance."""
+    margin, accuracy = case.seen("rewards/margins"), case.seen("rewards/accuracies")
+    if margin is None or accuracy is None or not case.has_reference or still(case):
+        return None
+    if not (accuracy.change.after.above(0.8) and 0 <= margin.change.after.mean < 0.1):
+        return None
+    return Finding(
+        "barely",
+        "It ranks the answers correctly, but by a hair: what it writes has hardly changed.",
+        "info",
+        "Accuracy counts any difference, however small. The margin is the size of that difference, and it is tiny, so "
+        "sampled answers will look as before.",
+        _both(case, "rewards/margins", "rewards/accuracies"),
+        (*case.bolder(3), MORE),
+    )
+
+
+def pairs_needed(n: int, half: float, effect: float) -> int:
+    """How many pairs would show ``effect``, where ``n`` gave an interval of half-width ``half``.
+
+    Half-widths shrink with the root of n; 2.80/1.96 adds the margin that finds a true effect 80% of the time.
+    """
+    return _round_up(n * (half / abs(effect) * 2.80 / 1.96) ** 2)
+
+
+def _round_up(value: float) -> int:
+    """To two figures, upwards: 1,234 is 1,300."""
+    if value <= 10:
+        return max(2, math.ceil(value))
+    step = 10 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / step) * step
+
+
+def _both(case: Case, *names: str) -> tuple[str, ...]:
+    """One line per metric that was measured twice: on held-out data, and in training."""
+    return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))

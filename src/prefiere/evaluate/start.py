@@ -1,0 +1,117 @@
+"""What a model and its pairs are to each other before any update: does the prompt matter, and are the answers alike?
+
+Measured on a few examples (`few`), so that it costs a hundredth of a run. What is wrong with data, or with how it is
+written for the model, shows here before anything is spent.
+
+Suffixes: _N scored tokens, _C completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefiere.evaluate.rows import flat
+from prefiere.models.measure import Budget, measure
+from prefiere.models.reference import sequence_logps
+from prefiere.models.trunk import Trunk
+from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.tokens.pack import PackedBatch
+
+FEWEST, MOST = 8, 96
+"""Examples that are looked at: below the first nothing is said."""
+
+
+def few(store: GroupStore, examples: int, share: int = 16) -> list[PromptGroup]:
+    """One example in ``share`` of those that a run visits, of different prompts, from all over the store; `MOST` at
+    most and `FEWEST` at least, as far as there are."""
+    good = np.arange(len(store)) if store.k > 1 else np.flatnonzero(store.labels >= 0.5)
+    first = good[np.unique(store.prompt_keys[good], return_index=True)[1]]
+    wanted = min(len(first), max(FEWEST, min(MOST, examples // share)))
+    at = np.sort(first)[np.linspace(0, len(first) - 1, wanted).astype(int)] if wanted else []
+    return [store[int(i)] for i in at]
+
+
+def at_start(
+    trunk: Trunk,
+    store: GroupStore,
+    *,
+    examples: int,
+    max_length: int,
+    budget: Budget | int,
+    autocast: torch.dtype | None,
+) -> dict[str, float]:
+    """Columns of the row of step 0 (``start/...``), with intervals; none below `FEWEST` different prompts.
+
+    ``examples``: how many the run visits. max_length: tokens of a row, within which an answer that is lent to another
+    prompt is cut.
+    """
+    groups = [g for g in few(store, examples) if len(g.prompt) > 1]
+    if len(groups) < FEWEST:
+        return {}
+    own, lent = _lent(groups, max_length)
+    of_own, of_lent = (sequence_logps(trunk, x, budget=budget, autocast=autocast)[:, 0] for x in (own, lent))
+    tokens = np.asarray([int(g.masks[0].sum()) for g in own])
+    values = {"prompt_matters": (of_own - of_lent) / tokens, "chosen_logp": of_own / tokens}
+    row = flat(values, np.arange(len(own)), prefix="start/")
+    if store.k == 2:
+        pairs = few(store, examples, 32)
+        row |= flat({"likeness": likeness(trunk, pairs, budget, autocast)}, np.arange(len(pairs)), prefix="start/")
+    return row
+
+
+def of_own_answers(
+    trunk: Trunk, answers: Sequence[PromptGroup], max_length: int, budget: Budget | int, autocast: torch.dtype | None
+) -> dict[str, float]:
+    """``start/prompt_in_own``: what the prompt adds to the model's own answers; nothing below `FEWEST` of them."""
+    own, lent = _lent(answers[:MOST], max_length)
+    if len(own) < FEWEST:
+        return {}
+    of_own, of_lent = (sequence_logps(trunk, x, budget=budget, autocast=autocast)[:, 0] for x in (own, lent))
+    values = {"prompt_in_own": (of_own - of_lent) / np.asarray([len(g.completions[0]) for g in own])}
+    return flat(values, np.arange(len(own)), prefix="start/")
+
+
+def _lent(groups: Sequence[PromptGroup], max_length: int) -> tuple[list[PromptGroup], list[PromptGroup]]:
+    """Each preferred answer after its own prompt, and after that of the example half the list away."""
+    own, lent = list[PromptGroup](), list[PromptGroup]()
+    for i, g in enumerate(groups):
+        other = groups[(i + len(groups) // 2) % len(groups)]
+        best = 0 if len(g.completions) == 1 or g.label >= 0.5 else 1
+        room = max(1, max_length - max(len(g.prompt), len(other.prompt)))
+        answer, mask = g.completions[best][:room], g.masks[best][:room]
+        if mask.any() and not np.array_equal(answer, other.completions[0][:room]):
+            own.append(PromptGroup(g.prompt, (answer,), (mask,)))
+            lent.append(PromptGroup(other.prompt, (answer,), (mask,)))
+    return own, lent
+
+
+def likeness(
+    trunk: Trunk, pairs: Sequence[PromptGroup], budget: Budget | int, autocast: torch.dtype | None
+) -> np.ndarray:
+    """float64 [n]: how alike a model finds the two answers of each pair, 0 for the same text.
+
+    The centred hidden embedding similarity of Razin et al. (2024, definition 2), normalised by length and by the
+    preferred answer's own size: (h+ . h- - h+ . h+) / (h+ . h+), h the mean of the last hidden states that predict an
+    answer's tokens. Near 0, lowering the one drags the other along.
+    """
+
+    def states(batch: PackedBatch) -> Tensor:
+        return trunk.states(batch, batch.predictor_N, batch.owner_N, None, batch.reads)
+
+    def alike(h_NH: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
+        h_NH = h_NH.float()
+        mean_CH = h_NH.new_zeros(batch.completions, h_NH.shape[-1]).index_add(0, batch.owner_N, h_NH)
+        mean_CH = mean_CH / batch.scored_C[:, None].clamp(min=1)
+        good, bad = mean_CH.view(-1, 2, h_NH.shape[-1]).unbind(1)
+        size = good.square().sum(-1)
+        return {"alike": ((good * bad).sum(-1) - size) / size.clamp(min=1e-12)}
+
+    most = budget if isinstance(budget, Budget) else Budget(budget)
+    out = np.zeros(len(pairs))
+    for part in measure(trunk, pairs, states, alike, budget=most, compute=autocast):
+        out[list(part.groups)] = part.arrays["alike"]
+    return out

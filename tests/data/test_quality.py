@@ -1,0 +1,92 @@
+"""Faults that texts alone show, and what must not stand on both sides of a split: by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.leaks import known_answers, together
+from prefiere.data.schema import Judgement, PreferencePair
+
+
+def counted(*records: PreferencePair | Judgement) -> Faults:
+    faults = Faults()
+    for record in records:
+        faults.add(record)
+    return faults
+
+
+def pair(chosen: str, rejected: str, n: int = 0, label: float = 1.0) -> PreferencePair:
+    return PreferencePair(prompt=f"p{n}", chosen=chosen, rejected=rejected, label=label, source=f"x:{n}")
+
+
+def test_marks_of_templates_and_damaged_letters() -> None:
+    faults = counted(
+        pair("<|im_start|>user hello", "b", 1),
+        pair("a [INST] b", "c", 2),
+        pair("cafÃ©", "d", 3),
+        pair("café", "x < y", 4),
+    ).to_dict()
+    assert faults["markup"] == {"count": 2, "sources": ["x:1", "x:2"]}
+    assert faults["damaged"] == {"count": 1, "sources": ["x:3"]}
+
+
+def test_a_word_on_one_side() -> None:
+    """In 30 of 40 pairs the preferred answer alone says "indeed": Wilson's lower bound of 30 of 30 is 0.886 at 95%."""
+    pairs = [pair(f"indeed word{i}" if i < 30 else f"word{i}", f"other{i}", i) for i in range(40)]
+    found = counted(*pairs).shortcut()
+    assert found is not None
+    assert (found["word"], found["side"], found["pairs"], found["of"]) == ("indeed", "chosen", 30, 30)
+    assert abs(found["low"] - 0.8865) < 1e-3
+    assert counted(*(pair(f"word{i}", f"other{i}", i) for i in range(40))).shortcut() is None
+    both = [pair(f"indeed {i}x", f"indeed {i}y", i) for i in range(40)]
+    assert counted(*both).shortcut() is None
+
+
+def test_a_tie_or_a_turned_label_counts_as_what_it_says() -> None:
+    pairs = [pair("bad one", "indeed good", i, label=0.0) for i in range(30)] + [pair("u", "v", 99, label=0.5)]
+    faults = counted(*pairs)
+    assert faults.pairs == 30
+    assert faults.only[0]["indeed"] == 30
+
+
+def test_the_same_text_and_the_same_words() -> None:
+    faults = counted(pair("No.", "yes", 1), pair("no", "No!", 2), pair("No.", "maybe", 3)).to_dict()
+    assert faults["same_text"]["chosen"] == {"count": 2, "text": "No."}
+    assert faults["nearly_same"] == {"count": 1, "sources": ["x:2"]}
+
+
+def test_good_and_bad_answers_are_counted() -> None:
+    said = [Judgement(prompt="p", completion="c", desirable=i < 3, source="x") for i in range(4)]
+    faults = counted(*said).to_dict()
+    assert (faults["desirable"]["count"], faults["undesirable"]["count"]) == (3, 1)
+
+
+def test_examples_of_the_same_answers_stay_together() -> None:
+    """Prompts 1 and 2 share answers 10, prompts 2 and 3 answers 11; 4 stands alone."""
+    prompts = np.asarray([1, 2, 2, 3, 4, 5, 6, 7])
+    answers = np.asarray([10, 10, 11, 11, 12, 13, 0, 0])
+    assert together(prompts, answers).tolist() == [1, 1, 1, 1, 4, 5, 6, 7]
+    assert together(prompts[::-1], answers[::-1]).tolist() == [7, 6, 5, 4, 1, 1, 1, 1]
+
+
+def test_without_shared_answers_nothing_changes() -> None:
+    prompts = np.asarray([5, 5, -3, 9])
+    assert together(prompts, np.asarray([1, 2, 3, 4])) is prompts
+
+
+def test_answers_that_everybody_gives_tie_nothing_together() -> None:
+    prompts = np.arange(100)
+    assert together(prompts, np.full(100, 7)) is prompts
+    assert known_answers(np.full(50, 7), np.full(50, 7)) == {"examples": 0, "of": 50}
+
+
+def test_most_of_the_data_is_not_tied_together() -> None:
+    """A chain through all prompts: each shares its answers with the next."""
+    prompts = np.repeat(np.arange(50), 2)
+    answers = 1 + np.minimum(np.arange(100) // 2 + np.arange(100) % 2, 49)
+    assert together(prompts, answers) is prompts
+
+
+def test_known_answers_are_counted() -> None:
+    assert known_answers(np.asarray([1, 2, 3, 0]), np.asarray([2, 2, 9, 0])) == {"examples": 2, "of": 4}

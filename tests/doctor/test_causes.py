@@ -1,0 +1,258 @@
+"""Causes before symptoms: remedies name the setting that is farthest off, and no page praises a fault."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.dials import readings
+from prefiere.run import Run
+from synthetic_runs import BOTH_FALL, PERFECT, RUINED, STUCK, make, make_policy, make_reward, sound_calibration, to
+
+
+def planned(run: Run, automatic: float = 1e-5, **data: Any) -> Run:
+    """A run whose plan says what "auto" comes to, with an account of its data."""
+    run.environment = {"plan": {"automatic": {"learning_rate": automatic}}}
+    run.data = data
+    return run
+
+
+def moved(run: Run, share: float) -> Run:
+    """A run whose last row says how far its weights moved."""
+    run.log({**run.metrics[-1], "step": run.metrics[-1]["step"] + 1, "weights/moved": share})
+    return run
+
+
+def keys(run: Run) -> list[str]:
+    return [f.key for f in diagnose(run).findings]
+
+
+def told(d: Diagnosis, key: str) -> Any:
+    return next(f for f in d.findings if f.key == key)
+
+
+# -- dials ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_farthest_setting_stands_first() -> None:
+    """beta=20 is 200 times 0.1, where ten times is sound: log 200 / log 10 = 2.30; rate 4e-5: log 4 / log 5 = 0.86."""
+    recipe = {"method": "dpo", "beta": 20.0, "learning_rate": 4e-5, "max_grad_norm": None}
+    first, second, third = readings(recipe, {"learning_rate": 1e-5})
+    assert first.dial.name == "max_grad_norm"
+    assert (second.dial.name, round(second.farness, 2), second.odd, second.push) == ("beta", 2.3, True, -1)
+    assert (third.dial.name, round(third.farness, 2), third.odd) == ("learning_rate", 0.86, False)
+    assert readings({"method": "dpo", "learning_rate": "auto"}, {"learning_rate": 1e-5}) == ()
+
+
+# -- 1: the rate is blamed only where it is off -----------------------------------------------------------------------
+
+
+def test_a_standstill_with_a_sound_rate_is_not_the_rates_fault(tmp_path: Path) -> None:
+    run = moved(planned(make(tmp_path, train=STUCK, spread=0.02)), 0.008)
+    d = diagnose(run)
+    assert not any("learning_rate" in r for f in d.findings for r in f.remedy)
+    assert d.severity != "good"
+
+
+@pytest.mark.parametrize("setting", [{"beta": 20.0}, {"learning_rate": 1e-8}, {"label_smoothing": 0.45}])
+def test_a_standstill_names_the_setting_that_holds_it_back(tmp_path: Path, setting: dict[str, Any]) -> None:
+    d = diagnose(planned(make(tmp_path, train=STUCK, spread=0.02, recipe=setting)))
+    (name,) = setting
+    assert d.findings[0].about == name
+    assert d.findings[0].cause
+    usual = {"beta": "beta=0.1", "learning_rate": "learning_rate=auto", "label_smoothing": "label_smoothing=0"}[name]
+    assert d.findings[0].remedy[0].startswith(usual)
+
+
+def test_a_flat_policy_whose_price_is_too_high(tmp_path: Path) -> None:
+    flat = {"rollouts": {"reward": to(0.1, 0.1), "policy/approxkl_avg": to(8e-4, 8e-4)}}
+    still = {"samples/reward": to(0.1, 0.1), "samples/score": to(0.5, 0.5), "samples/kl": to(0.01)}
+    d = diagnose(planned(make_policy(tmp_path, **flat, answers=still, recipe={"kl_coef": 20.0})))
+    assert d.findings[0].about == "kl_coef"
+    assert "kl_coef=0.05" in d.findings[0].remedy[0]
+    assert not any("learning_rate" in r for f in d.findings for r in f.remedy)
+
+
+# -- 2, 3, 4, 5: no green on too little, on what was trained on, on one side, on a broken start -----------------------
+
+
+def test_four_held_out_pairs_are_no_praise(tmp_path: Path) -> None:
+    strong = {"rewards/accuracies": lambda t: 0.5 if t == 0 else 1.0, "rewards/margins": to(6.0)}
+    d = diagnose(make(tmp_path, train=strong, pairs=4))
+    assert "few_held_out" in d
+    assert d.severity == "warning"
+    assert "learnt" not in d or told(d, "learnt").severity == "info"
+
+
+def test_an_accuracy_that_holds_a_coin_is_no_praise(tmp_path: Path) -> None:
+    """The margin rises beyond its noise, and 52% of 300 pairs do not."""
+    d = diagnose(make(tmp_path, train={"rewards/accuracies": to(0.52, 0.5), "rewards/margins": to(0.4)}))
+    assert d.severity != "good"
+    assert "learnt" not in d
+
+
+def test_held_out_answers_that_stand_in_training_are_no_praise(tmp_path: Path) -> None:
+    d = diagnose(planned(make(tmp_path), known_answers={"examples": 101, "of": 101}))
+    assert d.severity == "warning"
+    assert "But: 100% of the held-out examples were trained on" in d.headline
+    assert diagnose(planned(make(tmp_path / "b"), known_answers={"examples": 3, "of": 101})).severity == "good"
+
+
+def test_one_side_alone_is_no_margin(tmp_path: Path) -> None:
+    """KTO without a bad answer held out: the reward of the good ones is not a margin."""
+    run = Run.create(tmp_path)
+    run.recipe = {"method": "dpo", "loss_type": "kto"}
+    for step, chosen in ((0, 0.0), (10, 0.6)):
+        bounds = {"eval_rewards/chosen_low": chosen - 0.1, "eval_rewards/chosen_high": chosen + 0.1}
+        run.log({"step": step, "eval_rewards/chosen": chosen, "eval_rewards/chosen_n": 50} | bounds)
+    run.data = {
+        "train": {"audit": {"faults": {"records": 60, "desirable": {"count": 59}, "undesirable": {"count": 1}}}}
+    }
+    d = diagnose(run)
+    assert "learnt" not in d
+    assert told(d, "one_sided").cause
+
+
+def test_a_broken_start_is_no_praise(tmp_path: Path) -> None:
+    d = diagnose(make(tmp_path, answers={"samples/repetition": to(0.5, 0.5)}))
+    assert "start_broken" in d
+    assert d.severity == "warning"
+
+
+# -- 6: a stop by the guard names the setting -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 3e-3}, {"max_grad_norm": None}, {"beta": 0.001}])
+def test_a_guards_stop_names_the_setting_that_pushed(tmp_path: Path, setting: dict[str, Any]) -> None:
+    stop = {"kind": "degenerate", "text": "guard: 62% of the answers no longer end"}
+    status = {"state": "stopped", "step": 31, "reason": stop["text"], "stop": stop}
+    d = diagnose(planned(make(tmp_path, train=PERFECT, answers=RUINED, status=status, recipe=setting)))
+    (name,) = setting
+    assert d.findings[0].about == name
+    wanted = {"learning_rate": "learning_rate=auto", "max_grad_norm": "max_grad_norm=1", "beta": "beta=0.1"}[name]
+    assert all(f.remedy[0].startswith(wanted) for f in d.findings if f.severity == "bad")
+
+
+# -- 7: the account of the data is read -------------------------------------------------------------------------------
+
+
+def faulty(**faults: Any) -> dict[str, Any]:
+    return {"train": {"audit": {"records": 500, "faults": {"records": 500, "pairs": 500, **faults}}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "faults"),
+    [
+        ("template_in_text", {"markup": {"count": 480, "sources": ["a:1"]}}),
+        ("damaged_text", {"damaged": {"count": 100, "sources": ["a:1"]}}),
+        ("one_text", {"same_text": {"chosen": {"count": 150, "text": "I cannot help."}}}),
+        ("shortcut_word", {"shortcut": {"word": "indeed", "side": "chosen", "pairs": 300, "of": 302, "low": 0.97}}),
+        ("same_words", {"nearly_same": {"count": 90, "sources": []}}),
+    ],
+)
+def test_what_the_texts_show_is_said(tmp_path: Path, key: str, faults: dict[str, Any]) -> None:
+    d = diagnose(planned(make(tmp_path), **faulty(**faults)))
+    assert told(d, key).cause
+    assert d.severity in ("warning", "bad")
+
+
+def test_a_few_faults_in_the_texts_are_none(tmp_path: Path) -> None:
+    few = {"markup": {"count": 10}, "damaged": {"count": 10}, "nearly_same": {"count": 10}}
+    same = {"same_text": {"chosen": {"count": 20, "text": "x"}}, "shortcut": {"word": "a", "of": 300, "low": 0.7}}
+    assert diagnose(planned(make(tmp_path), **faulty(**few, **same))).severity == "good"
+
+
+# -- 8: no contradictions ---------------------------------------------------------------------------------------------
+
+
+def test_damage_is_no_normal_fall(tmp_path: Path) -> None:
+    d = diagnose(make(tmp_path, train=PERFECT | BOTH_FALL, answers=RUINED))
+    assert d.severity == "bad"
+    assert "both_fall" not in d
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("setting", [{}, {"learning_rate": 3e-3}, {"beta": 0.001}, {"beta": 20.0}])
+def test_remedies_push_one_way(tmp_path: Path, seed: int, setting: dict[str, Any]) -> None:
+    for i, (train, answers) in enumerate(((PERFECT, RUINED), (STUCK, None), (BOTH_FALL, None))):
+        d = diagnose(planned(make(tmp_path / str(i), seed, train=train, answers=answers, recipe=setting)))
+        assert len({r.push for f in d.findings for r in f.remedies} - {0}) <= 1
+
+
+# -- 9, 11, 12 --------------------------------------------------------------------------------------------------------
+
+
+def test_a_critic_of_a_constant_reward_is_not_dead(tmp_path: Path) -> None:
+    flat = {"reward": to(1.0, 1.0), "reward_std": to(0.0), "val/explained_variance": to(-0.02, -0.05)}
+    assert "dead_critic" not in keys(make_policy(tmp_path, rollouts=flat))
+
+
+def test_at_chance_length_is_not_to_blame(tmp_path: Path) -> None:
+    at_chance = sound_calibration(0.5, baseline=0.52) | {"accuracy": [0.5, 0.46, 0.54]}
+    flat = {"rewards/accuracies": to(0.5, 0.5), "rewards/margins": to(0.0)}
+    assert "mostly_length" not in keys(make_reward(tmp_path, train=flat, calibration=at_chance))
+
+
+def test_gradients_that_are_mostly_zero_are_no_odd_examples(tmp_path: Path) -> None:
+    """A saturated loss: most gradients vanish, some do not."""
+    run = make(tmp_path)
+    rows = run.metrics
+    rng = np.random.default_rng(0)
+    for i, row in enumerate(rows[1:]):
+        row["grad_norm"] = float(rng.uniform(0.2, 1.0)) if i % 5 == 0 else 0.0
+    (tmp_path / "metrics.jsonl").unlink()
+    for row in rows:
+        run.log(row)
+    assert "spikes" not in keys(run)
+
+
+# -- swapped labels ---------------------------------------------------------------------------------------------------
+
+
+def with_pairs(run: Run, margins: np.ndarray, *, split: str = "eval") -> Run:
+    run.log_pairs(
+        [
+            {"step": 100, "split": split, "source": f"pairs.jsonl:{i + 1}", "margin": float(m), "tokens": [9, 9]}
+            for i, m in enumerate(margins)
+        ]
+    )
+    return run
+
+
+@pytest.mark.parametrize("swapped", [0.1, 0.2, 0.3, 0.4])
+def test_two_clouds_are_swapped_labels(tmp_path: Path, swapped: float) -> None:
+    rng = np.random.default_rng(0)
+    side = np.where(np.arange(200) < 200 * swapped, -1, 1)
+    d = diagnose(with_pairs(make(tmp_path), side * rng.normal(2.0, 0.4, 200)))
+    finding = told(d, "labels_swapped")
+    assert f"{100 * swapped:.0f}%" in finding.title
+    assert d.severity == "warning"
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("mean", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_one_cloud_is_not(tmp_path: Path, seed: int, mean: float) -> None:
+    """Noise about 0, a weak signal, a strong one."""
+    margins = np.random.default_rng(seed).normal(mean, 1.0, 200)
+    assert "labels_swapped" not in keys(with_pairs(make(tmp_path), margins))
+
+
+def test_the_lines_that_look_swapped_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    run = make(tmp_path)
+    margins = np.where(np.arange(200) % 5 == 0, -1, 1) * rng.normal(2.0, 0.3, 200)
+    finding = told(diagnose(with_pairs(with_pairs(run, margins), margins, split="train")), "labels_swapped")
+    assert set(finding.lines) == {f"pairs.jsonl:{i + 1}" for i in range(0, 200, 5)}
+
+
+def test_labels_without_a_pattern(tmp_path: Path) -> None:
+    """A sound rate, weights that moved, and a coin on held-out pairs."""
+    flat = {"rewards/margins": to(0.0), "rewards/accuracies": to(0.5, 0.5), "loss": to(0.72, math.log(2))}
+    d = diagnose(moved(planned(make(tmp_path, train={"rewards/margins": to(0.9)}, held_out=flat, spread=0.3)), 0.01))
+    assert told(d, "no_pattern").cause
+    assert d.findings[0].key == "no_pattern"

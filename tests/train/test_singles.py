@@ -1,0 +1,181 @@
+"""What single examples showed (pairs.jsonl), how far weights moved, and what a model and its data are at the start."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import runs
+import tiny
+from prefiere.algorithms.advantages import spread_of
+from prefiere.console import Display
+from prefiere.evaluate import singles
+from prefiere.evaluate.moved import WeightsMoved
+from prefiere.evaluate.start import at_start, likeness
+from prefiere.launch import launch
+from prefiere.models.trunk import Trunk
+from prefiere.run import Run
+from prefiere.settings import DPO, Reward, Settings
+from prefiere.tokens.groups import GroupStore, PromptGroup
+
+QUIET = Display(quiet=True)
+
+
+def trained(tmp: Path, method: type[Settings] = DPO, **options: Any) -> Run:
+    """A finished run of three updates of 6 of 18 pairs, with a row for each."""
+    given: dict[str, Any] = {"batch_size": 6, "max_steps": 3, "logging_steps": 1, "eval_steps": 1, "dtype": "float32"}
+    return launch(runs.settings(tmp, method, **given, **options), display=QUIET).run
+
+
+@pytest.mark.parametrize("method", [DPO, Reward])
+def test_every_pair_of_an_epoch_has_a_row_and_their_mean_is_the_metric(tmp_path: Path, method: type[Settings]) -> None:
+    run = trained(tmp_path, method)
+    train = [r for r in run.pairs if r["split"] == "train"]
+    held = [r for r in run.pairs if r["split"] == "eval"]
+    sources = [r["source"] for r in train]
+    assert len(sources) == len(set(sources)) == 18
+    assert {r["source"] for r in held} == set(run.data["eval_sources"])
+    assert not {r["source"] for r in held} & set(sources)
+    for row in run.metrics[1:]:
+        for rows, key in ((train, "rewards/margins"), (held, "eval_rewards/margins")):
+            own = [r["margin"] for r in rows if r["step"] == row["step"]]
+            assert np.mean(own) == pytest.approx(row[key], abs=1e-4)
+    assert all(len(r["tokens"]) == 2 and min(r["tokens"]) > 0 for r in run.pairs)
+
+
+def test_a_margin_is_beta_times_the_difference_of_the_changes(tmp_path: Path) -> None:
+    run = trained(tmp_path, beta=0.5)
+    assert all(r["margin"] == pytest.approx(0.5 * (r["chosen"] - r["rejected"]), abs=2e-4) for r in run.pairs)
+    assert any(abs(r["margin"]) > 0.01 for r in run.pairs)
+
+
+def test_single_answers_say_which_side_they_are_on(tmp_path: Path) -> None:
+    train = [r for r in trained(tmp_path, loss_type="kto").pairs if r["split"] == "train"]
+    assert {r["label"] for r in train} == {0.0, 1.0}
+    assert all(math.isfinite(r["reward"]) for r in train)
+
+
+def test_a_run_keeps_so_many_rows_and_no_more() -> None:
+    index = np.arange(100_000)
+    kept = singles.some(index, visits=100_000, most=8_000)
+    assert 6_500 < kept.sum() <= 8_000
+    assert np.array_equal(kept[500:900], singles.some(index[500:900], visits=100_000, most=8_000))
+    assert abs(kept[::2].sum() - kept[1::2].sum()) < 300  # no part of every second line
+    assert singles.some(index, visits=8_000, most=8_000).all()
+
+
+def test_weights_moved_by_a_tenth(tmp_path: Path) -> None:
+    trunk = Trunk(tiny.model("llama"))
+    moved = WeightsMoved(trunk)
+    assert moved.share() == 0
+    with torch.no_grad():
+        for p in trunk.parameters():
+            p.mul_(1.1)
+    assert moved.share() == pytest.approx(0.1, rel=1e-5)
+
+
+def test_a_run_says_how_far_its_weights_moved(tmp_path: Path) -> None:
+    rows = trained(tmp_path).metrics
+    moved = [r["weights/moved"] for r in rows if "weights/moved" in r]
+    assert len(moved) == 3
+    assert 0 < moved[0] < moved[1]
+
+
+def random_pairs(n: int, seed: int = 0) -> list[PromptGroup]:
+    rng = np.random.default_rng(seed)
+
+    def ids(length: int) -> np.ndarray:
+        return rng.integers(5, 40, length).astype(np.int32)
+
+    made = []
+    for i in range(n):
+        answers = ids(4 + i % 3), ids(5)
+        made.append(PromptGroup(ids(3 + i % 4), answers, tuple(np.ones(len(a), bool) for a in answers), source=str(i)))
+    return made
+
+
+def plain(trunk: Trunk, prompt: np.ndarray, answer: np.ndarray) -> tuple[float, np.ndarray]:
+    """Log-prob of an answer and the mean of the states that predict it, by a plain forward."""
+    ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
+    with torch.no_grad():
+        out = trunk.lm(ids, output_hidden_states=True)
+    at = slice(len(prompt) - 1, ids.shape[1] - 1)
+    logp = torch.log_softmax(out.logits[0, at].double(), -1)
+    picked = sum(float(logp[i, int(t)]) for i, t in enumerate(answer))
+    return picked, out.hidden_states[-1][0, at].mean(0).double().numpy()
+
+
+def test_what_the_prompt_adds_and_how_alike_two_answers_are() -> None:
+    """Against plain forwards: 16 pairs, whose answers are lent to the prompt eight further on."""
+    trunk = Trunk(tiny.model("llama", vocab_size=64), packed=False).eval()
+    store = GroupStore.build(random_pairs(16), 2)
+    row = at_start(trunk, store, examples=16 * 96, max_length=64, budget=4096, autocast=None)
+    order = np.sort(np.unique(store.prompt_keys, return_index=True)[1])
+    pairs = [store[int(i)] for i in order]
+    gaps, own = [], []
+    for i, g in enumerate(pairs):
+        size = len(g.completions[0])
+        mine = plain(trunk, g.prompt, g.completions[0])[0] / size
+        gaps.append(mine - plain(trunk, pairs[(i + 8) % 16].prompt, g.completions[0])[0] / size)
+        own.append(mine)
+    assert row["start/prompt_matters"] == pytest.approx(np.mean(gaps), abs=1e-4)
+    assert row["start/chosen_logp"] == pytest.approx(np.mean(own), abs=1e-4)
+    for g, found in zip(pairs, likeness(trunk, pairs, 4096, None), strict=True):
+        good, bad = (plain(trunk, g.prompt, a)[1] for a in g.completions)
+        assert found == pytest.approx((good @ bad - good @ good) / (good @ good), abs=1e-4)
+
+
+def test_the_same_text_twice_is_alike_to_the_full() -> None:
+    trunk = Trunk(tiny.model("llama", vocab_size=64), packed=False).eval()
+    answer = np.asarray([7, 8, 9], np.int32)
+    twice = PromptGroup(np.asarray([5, 6], np.int32), (answer, answer), (np.ones(3, bool),) * 2)
+    assert likeness(trunk, [twice], 4096, None)[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_spread_of_rewards_by_hand() -> None:
+    """Median 0, median distance 1: 11 is beyond ten of it, 10 is not; rights and wrongs have no outliers."""
+    rewards = np.asarray([-1.0, -1, 0, 0, 0, 1, 1, 1, -1, 11, 10])
+    assert spread_of(rewards)["outliers"] == pytest.approx(1 / 11)
+    assert spread_of(np.asarray([0.0] * 9 + [1.0]))["outliers"] == 0
+    assert spread_of(np.arange(101.0)) == {"p05": 5, "p50": 50, "p95": 95, "outliers": 0}
+
+
+def test_a_policy_says_whether_its_reward_agrees_with_itself(tmp_path: Path) -> None:
+    run = launch(runs.policy_settings(tmp_path, sample_prompts=4, samples_per_prompt=4), display=QUIET).run
+    first, second = run.metrics[:2]
+    assert first["start/reward_retest"] == pytest.approx(1)
+    assert second["reward_p05"] <= second["reward_p50"] <= second["reward_p95"]
+    assert "reward_outliers" in second
+    assert runs.unknown_columns(run.metrics) == set()
+
+
+def test_a_row_of_step_0_says_what_model_and_data_are_to_each_other(tmp_path: Path) -> None:
+    first = trained(tmp_path, sample_prompts=6, samples_per_prompt=2).metrics[0]
+    names = {f"start/{n}" for n in ("prompt_matters", "prompt_in_own", "chosen_logp", "likeness")}
+    assert names <= first.keys()
+    assert runs.unknown_columns([first]) == set()
+    assert all(first[f"{n}_low"] <= first[n] <= first[f"{n}_high"] for n in names)
+
+
+def test_the_plan_records_what_auto_comes_to(tmp_path: Path) -> None:
+    asked = runs.planned(runs.settings(tmp_path, learning_rate=1e-3)).to_json()
+    auto = runs.planned(runs.settings(tmp_path, learning_rate="auto")).to_json()
+    assert asked["learning_rate"] == 1e-3
+    assert asked["automatic"]["learning_rate"] == auto["automatic"]["learning_rate"] == auto["learning_rate"]
+
+
+def test_the_account_says_what_the_texts_show(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    runs.pairs_file(data)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[3]["chosen"] = "<|user|> dog"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    faults = trained(tmp_path).data["train"]["audit"]["faults"]
+    assert faults["records"] == faults["pairs"] == 24
+    assert faults["markup"] == {"count": 1, "sources": [f"{data}:4"]}
