@@ -179,3 +179,13 @@ def test_the_account_says_what_the_texts_show(tmp_path: Path) -> None:
     faults = trained(tmp_path).data["train"]["audit"]["faults"]
     assert faults["records"] == faults["pairs"] == 24
     assert faults["markup"] == {"count": 1, "sources": [f"{data}:4"]}
+
+
+def test_of_many_validations_some_are_kept_and_always_the_last() -> None:
+    """100 validations of 512 pairs are 51,200 rows: every 26th leaves 2,000 of them."""
+    rows = [{"split": "eval"}] * 512 + [{"split": "train"}] * 3
+    sizes = [len(singles.kept(rows, (step, 10, 1000))) for step in range(10, 1001, 10)]
+    assert sizes[-1] == 515
+    assert sum(s == 515 for s in sizes) == 4
+    assert all(s in (3, 515) for s in sizes)
+    assert len(singles.kept(rows, None)) == 3

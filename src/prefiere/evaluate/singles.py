@@ -41,3 +41,14 @@ def rows(
         }
         for at, i in enumerate(index)
     ]
+
+
+def kept(found: list[dict[str, Any]], at: tuple[int, int, int] | None) -> list[dict[str, Any]]:
+    """The rows that are written: those of training, and those of the validation ``at`` (step, steps between two, all
+    steps) where it is the last one or one of as many as there is room for; None: of no validation."""
+    training = [row for row in found if row["split"] != "eval"]
+    if at is None:
+        return training
+    step, between, total = at
+    every = -(-max(1, total // between) * (len(found) - len(training)) // MOST_HELD) or 1
+    return found if step == total or step // between % every == 0 else training

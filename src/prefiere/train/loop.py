@@ -18,12 +18,11 @@ from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.moved import WeightsMoved
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
-from prefiere.evaluate.singles import MOST_HELD
+from prefiere.evaluate.singles import kept
 from prefiere.evaluate.start import of_own_answers
 from prefiere.kernels.memory import out_of_memory
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, column, measured_again
-from prefiere.plan.examples import ExampleData
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
@@ -126,7 +125,7 @@ class Loop:
             if sample if of_samples else due[self.eval_every]:
                 best, stop = self._watch_best(row)
             self._write(row)
-            self._note(held=due[self.eval_every] and self._keeps(last))
+            self._note(held=due[self.eval_every])
             stop = (self._guard(row) if sample else None) or self.algorithm.stop(row) or stop
             stop, best = self.session.world.broadcast((stop, best))  # one process's answers decide for all
         if not stop and (due[self.save_every] or best):
@@ -208,17 +207,10 @@ class Loop:
             left = spent / done * (total - s.step) if done else None
             display.say(spoken(row, total, self.algorithm.shown, METHODS[self.settings.method].family, left))
 
-    def _keeps(self, last: bool) -> bool:
-        """Whether this validation's pairs are kept: the last one's, and of the others as many as there is room for."""
-        evaluations = max(1, self.session.total_steps // self.eval_every)
-        held = (
-            len(self.session.data.eval) if isinstance(self.session.data, ExampleData) and self.session.data.eval else 0
-        )
-        return last or (self.state.step // self.eval_every) % max(1, -(-evaluations * held // MOST_HELD)) == 0
-
     def _note(self, *, held: bool = False) -> None:
-        """Write what single examples showed; held: those of a validation as well."""
-        rows = [row for row in self.algorithm.singles() if held or row["split"] != "eval"]
+        """Write what single examples showed; held: those of a validation as well, as far as there is room."""
+        every, total = self.eval_every, self.session.total_steps
+        rows = kept(self.algorithm.singles(), (self.state.step, every, total) if held else None)
         if self.main and rows:
             self.run_folder.log_pairs(rows)
 
