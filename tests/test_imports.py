@@ -41,7 +41,7 @@ MAY: dict[str, set[str]] = {
     "train": {"plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "algorithms": {"train", "plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "estimate": {"algorithms", "train", "plan", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
-    "doctor": {"run", "stats", "metrics", "methods", "settings", "files"},
+    "doctor": {"asked", "run", "stats", "metrics", "methods", "settings", "files"},
     "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files"},
     "feedback": {"data", "run", "stats", "files", "untrusted", "settings", "recipe", "doctor", "report", "methods"},
 }

@@ -17,10 +17,11 @@ import prefiere
 import runs
 from prefiere import recipe
 from prefiere.api import methods
+from prefiere.asked.kinds import NEEDS_REFERENCE
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
 from prefiere.objectives.preference import LOSSES
-from prefiere.settings import NEEDS_REFERENCE, PolicyGradient
+from prefiere.settings import PolicyGradient
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,10 +12,10 @@ import pytest
 
 import runs
 from prefiere import metrics
+from prefiere.asked.kinds import NEEDS_REFERENCE
 from prefiere.methods import Family
 from prefiere.metrics import COLUMNS, HELD_OUT, column, without_bounds
 from prefiere.objectives.preference import LOSSES
-from prefiere.settings import NEEDS_REFERENCE
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = sorted(p for p in (ROOT / "tests" / "golden").glob("*.json") if p.name != "canary.json")

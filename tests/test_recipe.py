@@ -201,8 +201,8 @@ def test_simpo_has_its_own_beta_unless_given() -> None:
 
 
 def test_an_option_that_a_loss_would_ignore_is_an_error() -> None:
+    from prefiere.asked.kinds import LOSSES_WITH
     from prefiere.objectives.preference import LOSSES
-    from prefiere.settings import LOSSES_WITH
 
     for loss, how in LOSSES.items():
         for key, losses in LOSSES_WITH.items():

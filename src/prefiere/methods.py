@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prefiere.settings import DPO, GRPO, NEEDS_REFERENCE, PPO, RLOO, SFT, Reinforce, Reward, Settings
+from prefiere.asked.kinds import NEEDS_REFERENCE
+from prefiere.settings import DPO, GRPO, PPO, RLOO, SFT, Reinforce, Reward, Settings
 
 Family = Literal["imitation", "preference", "reward", "policy"]
 """What a run learns from, and so what its curves mean: examples, pairs, pairs as scores, or the scores of its own

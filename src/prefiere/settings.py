@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from prefiere.asked.kinds import Amount, Auto, Count, Half, Positive, Several, Share, Tracker, Whole
+from prefiere.asked.kinds import LOSSES_WITH, Amount, Auto, Count, Half, Positive, Several, Share, Tracker, Whole
 
 
 class Settings(BaseModel):
@@ -119,10 +119,23 @@ class Settings(BaseModel):
     judge: str | None = Field(None, description="scores sampled answers: module:function, or a reward model")
     guard: bool = Field(True, description="stop when sampled answers degenerate, whatever the curves say")
     report_to: list[Tracker] = Field([], description="trackers that get every row as well")
+    project: str | None = Field(None, description="of the trackers; none: WANDB_PROJECT and its like, else prefiere")
+    run_name: str | None = Field(None, description="of the run in the trackers; none: the run folder's name")
+    report_intervals: bool = Field(False, description="trackers get the ends of intervals and counts, too")
 
     # What a resumed run may change: it alters neither the weights nor the order of anything.
     free: ClassVar[frozenset[str]] = frozenset(
-        {"out", "report_to", "logging_steps", "save_steps", "save_total_limit", "guard"}
+        {
+            "out",
+            "report_to",
+            "project",
+            "run_name",
+            "report_intervals",
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+            "guard",
+        }
         | {"tokens_per_microbatch", "gradient_checkpointing"}
     )
 
@@ -134,7 +147,8 @@ class Settings(BaseModel):
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        named = [value] if isinstance(value, str) else value
+        return [] if named == ["none"] else named  # as transformers writes it
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -166,21 +180,6 @@ class SFT(Settings):
     )
     num_train_epochs: Positive = Field(3.0, description="passes over the data")
     completion_only_loss: bool = Field(True, description="learn the answers only; false: the prompts too")
-
-
-_REFERENCE = {"sigmoid", "ipo", "hinge", "robust"}
-_PAIRWISE = _REFERENCE | {"simpo", "orpo", "cpo"}
-NEEDS_REFERENCE = _REFERENCE | {"kto"}
-"""The losses that compare the policy with what it was before the run."""
-# The losses that have an option; the others would ignore it, so setting it for them is an error.
-LOSSES_WITH: dict[str, set[str]] = {
-    "label_smoothing": _PAIRWISE,
-    "rpo_alpha": _PAIRWISE,
-    "dpop_lambda": _REFERENCE,
-    "simpo_gamma": {"simpo"},
-    "desirable_weight": {"kto"},
-    "undesirable_weight": {"kto"},
-}
 
 
 class DPO(Settings):

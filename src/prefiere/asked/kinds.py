@@ -15,3 +15,17 @@ Share = Annotated[float, Field(ge=0, lt=1), "a number from 0 up to, not includin
 Half = Annotated[float, Field(ge=0, lt=0.5), "a number from 0 up to, not including, 0.5"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Several = Annotated[int, Field(ge=2), "a whole number from 2"]
+
+_REFERENCE = {"sigmoid", "ipo", "hinge", "robust"}
+_PAIRWISE = _REFERENCE | {"simpo", "orpo", "cpo"}
+NEEDS_REFERENCE = _REFERENCE | {"kto"}
+"""The losses that compare the policy with what it was before the run."""
+# The losses that have an option; the others would ignore it, so setting it for them is an error.
+LOSSES_WITH: dict[str, set[str]] = {
+    "label_smoothing": _PAIRWISE,
+    "rpo_alpha": _PAIRWISE,
+    "dpop_lambda": _REFERENCE,
+    "simpo_gamma": {"simpo"},
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
+}

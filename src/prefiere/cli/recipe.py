@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from prefiere.cli.train import SETTINGS
-from prefiere.console import Json, command, console, say, table
+from prefiere.console import Json, command, console, progress, say, table
+from prefiere.files import write_text
 from prefiere.methods import METHODS
 
 app = typer.Typer(help="Every setting with its default and meaning.", no_args_is_help=True)
@@ -58,6 +60,46 @@ def validate(
     for path, settings in found.items():
         say(f"{path}: a valid recipe for prefiere {settings.method}")
     return {"recipes": {path: settings.model_dump(mode="json") for path, settings in found.items()}}
+
+
+@app.command("from")
+@command
+def from_file(
+    file: Annotated[
+        str, typer.Argument(help="A YAML file of TRL, LLaMA-Factory or Axolotl, or a text with a command of TRL.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The recipe, a new file. Default: stdout.")] = None,
+    tool: Annotated[
+        Literal["trl", "llama-factory", "axolotl"] | None,
+        typer.Option("--tool", help="Whose file it is, where its keys do not say so."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="The trainer, where a file of TRL does not say it: dpo, sft, ...")
+    ] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write a recipe from another tool's file, and list what of it has no counterpart."""
+    from prefiere.asked.migrate import migrate
+    from prefiere.recipe import RecipeError
+
+    found = migrate(file, tool, method)
+    if out is not None:
+        if out.exists():
+            raise RecipeError(f"{out} is there already. Name a new file, or remove that one.")
+        write_text(out, found.text())
+        say(f"{out}: a recipe for prefiere {found.settings['method']}, from {file}, a file of {found.tool}", progress())
+    elif not json:
+        typer.echo(found.text(), nl=False)
+    for line in found.lines() if out is not None else ():
+        say(line, progress())
+    return {
+        "tool": found.tool,
+        "recipe": found.settings,
+        "differs": found.differs,
+        "left": found.left,
+        "idle": found.idle,
+        "defaults": sorted(found.of_tool),
+    }
 
 
 @app.command("schema")

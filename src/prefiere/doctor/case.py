@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
+from prefiere.asked.kinds import NEEDS_REFERENCE
 from prefiere.doctor.dials import DialReading, farthest, readings
 from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.series import Change, Level, Series
@@ -14,7 +15,6 @@ from prefiere.doctor.words import evidence_line
 from prefiere.methods import METHODS, Family
 from prefiere.metrics import column, measured_again
 from prefiere.run import Run, Stop
-from prefiere.settings import NEEDS_REFERENCE
 
 Severity = Literal["good", "info", "warning", "bad"]
 Surety = Literal["sure", "likely", "possible"]
