@@ -90,7 +90,7 @@ def test_json_has_the_findings(folder: Path) -> None:
     told = diagnose(Run(folder / "run"))
     assert found["verdict"] == told.headline
     assert [f["key"] for f in found["findings"]] == [f.key for f in told.findings]
-    assert all({"title", "severity", "meaning", "evidence", "remedy"} <= set(f) for f in found["findings"])
+    assert all({"title", "severity", "meaning", "evidence", "remedies"} <= set(f) for f in found["findings"])
 
 
 def test_hostile_names_do_nothing_in_a_log(folder: Path) -> None:

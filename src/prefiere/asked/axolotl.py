@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefiere.asked.translation import (
-    COMMON,
+    OF_ALL,
     Keys,
     Leave,
     Take,
@@ -108,7 +108,7 @@ AXOLOTL = Tool(
         "mlflow_experiment_name": _tracker("project", "mlflow"),
         "use_tensorboard": lambda value, keys: Take({"report_to": ["tensorboard"]} if value else {}),
         "chat_template": lambda value, keys: (
-            Take() if value == "tokenizer_default" else COMMON["chat_template"](value, keys)
+            Take() if value == "tokenizer_default" else OF_ALL["chat_template"](value, keys)
         ),
         "model_type": left_out("nothing: the configuration of the model says it"),
         "tokenizer_type": left_out("nothing: the tokenizer's own files say it"),

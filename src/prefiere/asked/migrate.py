@@ -17,7 +17,7 @@ from prefiere import recipe
 from prefiere.asked.axolotl import AXOLOTL
 from prefiere.asked.foreign import HINTS, ON_POLICY_HINTS, taken
 from prefiere.asked.llamafactory import LLAMA_FACTORY
-from prefiere.asked.translation import COMMON, Leave, Take, Tool, command_words
+from prefiere.asked.translation import OF_ALL, Leave, Take, Tool, command_words
 from prefiere.asked.trl import TRL
 from prefiere.files import visible
 from prefiere.methods import METHODS
@@ -105,7 +105,7 @@ def _take_over(made: Migration, tool: Tool, key: str, value: Any) -> None:
     """Take one key over, or say why not."""
     method = str(made.settings["method"])
     model = METHODS[method].settings
-    rule = tool.rules.get(key) or COMMON.get(key)
+    rule = tool.rules.get(key) or OF_ALL.get(key)
     if value is None or (_asks_nothing(value) and rule is None and key not in model.model_fields):
         made.idle.append(key)
         return

@@ -119,7 +119,7 @@ def dataset(spec: Any, where: str) -> Take | Leave:
 
 
 _MACHINE = "nothing: it changes speed or memory of their trainer, and no result here"
-COMMON: dict[str, Rule] = {
+OF_ALL: dict[str, Rule] = {
     "bf16": half_precision("bfloat16"),
     "fp16": half_precision("float16"),
     "tf32": left_out("nothing: the products' precision follows dtype"),

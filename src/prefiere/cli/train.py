@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -158,4 +157,4 @@ def how_it_went(run: Run) -> dict[str, Any]:
     for remedy in grave[0].remedy[:2] if grave else ():
         say(f"  Next: {remedy}")
     say("")
-    return {"verdict": told.headline, "findings": [asdict(f) for f in told.findings]}
+    return {"verdict": told.headline, "findings": told.to_dict()["findings"]}
