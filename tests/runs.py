@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,8 @@ def unknown_columns(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     measured = {c.name for c in COLUMNS if c.interval != "none"}
     measured |= {HELD_OUT + name for name in measured} & held_out
     allowed = plain | held_out | {name + end for name in measured for end in BOUNDS}
-    return {key for row in rows for key in row} - allowed
+    one = re.compile(r"rewards/[^/]+/(mean|std)")
+    return {one.sub(r"rewards/NAME/\1", key) for row in rows for key in row} - allowed
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -208,12 +210,14 @@ def rows_without_clock(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in clock and k[:5] != "time/"} for row in run.metrics]
 
 
-def assert_same_run(one: Run, two: Run) -> None:
-    """Weights, rows but for the clock, and samples of both are equal to the last bit."""
+def assert_same_run(one: Run, two: Run, *, sources: bool = True) -> None:
+    """Weights, rows but for the clock, and samples of both are equal to the last bit. sources: of pairs as well, what
+    they are called."""
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
     assert rows_without_clock(one) == rows_without_clock(two)
     assert one.samples == two.samples
-    assert one.pairs == two.pairs
+    pairs = [[{k: v for k, v in row.items() if sources or k != "source"} for row in run.pairs] for run in (one, two)]
+    assert pairs[0] == pairs[1]

@@ -116,7 +116,6 @@ def test_settings_that_do_not_agree() -> None:
         ("finetuning_type", "freeze", "lora"),
         ("stage", "dpo", "method"),
         ("sequence_len", 1, "max_length"),
-        ("reward_weights", [1, 2], "reward_ensemble"),
         ("optim", "sgd", "nothing"),
         ("warmup_ratio", 1, "warmup_steps"),
     ],

@@ -227,8 +227,9 @@ def _prepare(
         return Prepared(run, world, display, before, None)
     recorded = run.choices if before is not None else {}
     plan = resolve(settings, Device.of(world.device), recorded)
-    session = build_session(plan, run, display, world=world)
+    session = build_session(plan, run, display, world=world, given=given)
     if before:
+        given.same(before.get("functions", {}))
         _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")

@@ -6,6 +6,7 @@ row here; `python -m prefiere.metrics > docs/metrics.md` writes the page. No tor
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -197,6 +198,10 @@ ROLLOUTS = (
       "answers whose reward is ten times the usual distance from the median.", axis="share of answers"),
     C("reward_disagreement", "disagreement of the reward models, rollouts", "", "answer", DOWN, "Standard deviation "
       "over the reward models of an ensemble.", axis="score"),
+    C("rewards/NAME/mean", "reward by NAME", "", "answer", UP, "Of several rewards, or with reward_weights: what this "
+      "one gave, before weights; answers that it leaves to the others (None) are not counted.", axis="score"),
+    C("rewards/NAME/std", "spread of the reward by NAME", "", "update", None, "Its standard deviation within an "
+      "update.", axis="score"),
     C("objective/kl", "KL to the start, rollouts", "nats per answer", "answer", DOWN, "KL of the policy to the "
       "reference, by the estimator k3, which is never negative."),
     C("objective/kl_k1", "KL to the start, rollouts, by k1", "nats per answer", "answer", DOWN, "The same by the plain "
@@ -259,6 +264,7 @@ SECTIONS: dict[str, tuple[str, tuple[Column, ...]]] = {
     "Updates": ("Of the same methods: what their updates did.", UPDATES),
 }
 COLUMNS = tuple(column for _, columns in SECTIONS.values() for column in columns)
+_OF_ONE = re.compile(r"rewards/(.+)/(mean|std)")
 _ROWS = {(column.name, where): column for column in COLUMNS for where in column.where or ("",)}
 
 
@@ -266,6 +272,9 @@ def column(key: str, *where: str) -> Column:
     """The row of a column, with or without ``eval_``: that of the first of these loss types or families that has one of
     its own, else the general one. A name that the table does not know (of another version's run) has a plain row."""
     name = key.removeprefix(HELD_OUT)
+    if (of := _OF_ONE.fullmatch(name)) is not None:
+        row = _ROWS[f"rewards/NAME/{of[2]}", ""]
+        return replace(row, name=name, words=row.words.replace("NAME", of[1]))
     for place in (*filter(None, where), ""):
         if (found := _ROWS.get((name, place))) is not None:
             return found

@@ -249,6 +249,9 @@ class PolicyGradient(Settings):
     reward_ensemble: Literal["mean", "min", "lower"] = Field(
         "mean", description="several rewards: their mean, the lowest, or the mean less reward_ensemble_k deviations"
     )
+    reward_weights: list[Annotated[float, "numbers"]] | None = Field(
+        None, description="several rewards: their sum, each times its weight, as in TRL; none: reward_ensemble"
+    )
     reward_ensemble_k: Amount = Field(1.0, description="lower: standard deviations subtracted where rewards disagree")
     scale_rewards: bool = Field(True, description="divide rewards by their standard deviation in the first rollout")
     reward_clip: Positive | None = Field(10.0, description="scaled rewards stay within plus and minus this")
@@ -287,6 +290,12 @@ class PolicyGradient(Settings):
             yield "max_completion_length has no effect on answers that are sampled: write max_new_tokens"
         if self.lora_dropout:
             yield "lora_dropout must be 0: with dropout the policy that samples is not the one that learns"
+        if self.reward_weights is not None:
+            count = 1 if isinstance(self.reward, str) else len(self.reward)
+            if len(self.reward_weights) != count:
+                raise ValueError(f"reward_weights needs one number for each reward, {count} in all")
+            if self.reward_ensemble != "mean":
+                raise ValueError("reward_weights is a sum, and reward_ensemble another way: leave one of the two out")
         if self.target_kl is not None and not self.kl_coef:
             yield "target_kl steers kl_coef: start it above 0"
         if self.num_mini_batches > self.batch_size:

@@ -54,7 +54,7 @@ def test_a_run_from_rows_is_the_run_from_their_file(place: Path, tmp_path: Path)
     held = {"list": pairs, "frame": pd.DataFrame(pairs), "dataset": datasets.Dataset.from_list(pairs)}
     made = {name: prefiere.dpo(data=d, out=tmp_path / name, **given) for name, d in held.items()}
     for name, run in made.items():
-        runs.assert_same_run(file, run)
+        runs.assert_same_run(file, run, sources=False)
         kept = Path(run.recipe["data"])
         assert kept.parent == tmp_path / name / "inputs"
         assert rows(kept) == pairs
@@ -77,7 +77,7 @@ def test_prompts_to_learn_and_to_watch_are_texts(place: Path, tmp_path: Path) ->
     assert {p.name.partition("-")[0] for p in (tmp_path / "sft" / "inputs").iterdir()} == {
         "data", "eval_data", "sample_prompts",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="prompts and data are the same setting"):
+    with pytest.raises(ValueError, match=r"(prompts and data|data and prompts) are the same setting"):
         prefiere.ppo(prompts=texts, data=texts, out=tmp_path / "both", **given)
 
 

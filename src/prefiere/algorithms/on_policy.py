@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from prefiere.algorithms.advantages import Advantages, Estimator, RewardScale, advantages_of, spread_of
 from prefiere.algorithms.policy_loss import Policy
 from prefiere.algorithms.rollout import Rollout, collect, measure_roles, minibatches, step_seed
-from prefiere.evaluate.judges import Judge
+from prefiere.evaluate.functions import Answered
+from prefiere.evaluate.judges import Judge, short_names, spread
 from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
 from prefiere.objectives.masked import masked_moments
@@ -145,16 +147,20 @@ class OnPolicy:
             max_new_tokens=s.max_new_tokens,
             seed=step_seed(s.seed, step),
         )
-        rollout = collect(session.engine, session.rollouts, asked, chosen, sampling, self._score, version=step)
+        rollout = collect(
+            session.engine, session.rollouts, asked, chosen, sampling, partial(self._score, step), version=step
+        )
         rollout.reward_C = self.rewards.combined(rollout.each_CM)
         measure_roles(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
         return rollout
 
-    def _score(self, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
+    def _score(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
         if not completions:  # there are more processes than prompts
             return np.zeros((0, len(self.rewards.scorers)))
         texts = [self.session.decode(tokens) for tokens in completions]
-        return self.rewards.each([self.prompts.texts[i] for i in numbers], texts)
+        prompts, columns = [self.prompts.texts[i] for i in numbers], self.prompts.columns
+        known = [columns[i] for i in numbers] if columns else []
+        return self.rewards.scores(Answered(prompts, texts, completions, known, step, self.session.total_steps))
 
     def _learn(
         self, step: int, rollout: Rollout, advantages: Advantages, first: Sequence[np.ndarray]
@@ -197,7 +203,15 @@ class OnPolicy:
         if length_C.std() > 0 and reward_C.std() > 0:
             found["length_reward_correlation"] = Moments.of([np.corrcoef(length_C, reward_C)[0, 1]])
         if rollout.each_CM.shape[1] > 1:
-            found["reward_disagreement"] = Moments.of(rollout.each_CM.std(1))
+            found["reward_disagreement"] = Moments.of(spread(rollout.each_CM))
+        if rollout.each_CM.shape[1] > 1 or self.rewards.weights is not None:
+            for name, score_C in zip(short_names(list(self.rewards.scorers)), rollout.each_CM.T, strict=True):
+                given = score_C[~np.isnan(score_C)]
+                if len(given):
+                    found |= {
+                        f"rewards/{name}/mean": Moments.of(given),
+                        f"rewards/{name}/std": Moments.of([given.std()]),
+                    }
         if "value" in tokens:
             returns, values = (torch.from_numpy(x) for x in (advantages.return_N, tokens["value"]))
             share = float(explained_variance(masked_moments(returns), masked_moments(returns - values)))

@@ -5,13 +5,15 @@ The settings are checked before anything is read or written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prefiere import recipe as recipes
+from prefiere.api.functions import mark_of, recorded_name
 from prefiere.api.rows import Rows, rows_of
+from prefiere.asked.foreign import ours_of
 from prefiere.data.schema import Kind
 from prefiere.data.splits import ReadFor
 from prefiere.in_memory import InMemory, Input
@@ -22,15 +24,21 @@ from prefiere.settings import Settings
 
 ROWS: dict[str, ReadFor] = {"data": "train", "eval_data": "eval", "sample_prompts": "eval"}
 """The settings that rows may be given as, and what they are read for."""
+FUNCTIONS = ("reward", "judge")
+"""The settings that functions may be given as."""
 _HELD = "?"  # stands for what is held in memory until the settings are known to be right
 
 
 def settle(method: str, recipe: str | Path | None, values: Mapping[str, Any]) -> tuple[Settings, InMemory]:
     """The settings of a call, and what they name that the call holds. Raises ValueError as `recipe.load` does."""
-    flat = _with_prompts(method, values)
+    flat, functions = _by_our_names(method, values), dict[str, Callable[..., Any]]()
+    for key in FUNCTIONS:
+        if key in flat:
+            flat[key] = _named(key, flat[key], functions)
     held = {key: flat[key] for key in ROWS if _in_memory(flat.get(key))}
     settings = recipes.load(method, recipe, flat | dict.fromkeys(held, _HELD))
-    folder, given, update = Path(settings.out) / INPUTS, InMemory(), dict[str, Any]()
+    folder, update = Path(settings.out) / INPUTS, dict[str, Any]()
+    given = InMemory(functions, {name: mark_of(f) for name, f in functions.items()})
     for key, value in held.items():
         split = settings.data_split if key == "data" else None
         rows, split_read = rows_of(value, key, _kind(settings, key), split=split, purpose=ROWS[key])
@@ -46,13 +54,29 @@ def _in_memory(value: Any) -> bool:
     return value is not None and not hasattr(value, "__fspath__") and not isinstance(value, str | int)
 
 
-def _with_prompts(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values; ``prompts`` is ``data`` where prompts are what a method reads, as on the command line."""
-    if "prompts" not in values or METHODS[method].family != "policy":
-        return dict(values)
-    if "data" in values:
-        raise RecipeError("prompts and data are the same setting here: give one of them.")
-    return {"data" if k == "prompts" else k: v for k, v in values.items()}
+def _by_our_names(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values. ``prompts`` is ``data`` where prompts are what a method reads, as on the command line."""
+    fields, found = METHODS[method].settings.model_fields, dict[str, str]()
+    for key in values:
+        ours = "data" if key == "prompts" and METHODS[method].family == "policy" else key
+        ours = ours if ours in fields else ours_of(ours)
+        if ours in found:
+            raise RecipeError(f"{found[ours]} and {key} are the same setting here: give one of them.")
+        found[ours] = key
+    return {ours: values[key] for ours, key in found.items()}
+
+
+def _named(key: str, value: Any, functions: dict[str, Callable[..., Any]]) -> Any:
+    """The value with names in the place of functions, which are added to ``functions``. Raises RecipeError for two of
+    one name."""
+    if isinstance(value, list | tuple):
+        return [_named(key, v, functions) for v in value]
+    if not callable(value):
+        return value
+    name = recorded_name(value)
+    if functions.setdefault(name, value) is not value:
+        raise RecipeError(f"{key}: two functions are called {name}. Give one of them another name.")
+    return name
 
 
 def _kind(settings: Settings, key: str) -> Kind:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prefiere.data.schema import Text
     from prefiere.evaluate.compare import Compared
+    from prefiere.evaluate.functions import ScoreFunction
 
 
 class TrainedRun(Run):
@@ -27,7 +28,7 @@ class TrainedRun(Run):
 
     stopped: Stop | None = None
     already: bool = False
-    judge: str | None = None
+    judge: str | ScoreFunction | None = None
 
     def compare(self, **options: Any) -> Compared:
         """The model before and after, answering the same prompts with the same seed (see `compare`)."""
@@ -52,7 +53,8 @@ def train(
 
     outcome = start(settings, fresh=fresh, display=Display(console), on_end=_write_report, given=given)
     trained = TrainedRun(outcome.run.folder)
-    trained.stopped, trained.already, trained.judge = outcome.stopped, outcome.already, settings.judge
+    trained.stopped, trained.already = outcome.stopped, outcome.already
+    trained.judge = (given.functions if given else {}).get(str(settings.judge), settings.judge)
     return trained
 
 
@@ -65,7 +67,7 @@ def compare(
     after: str | os.PathLike[str] | None = None,
     *,
     prompts: str | Path | Sequence[Text] | None = None,
-    judge: str | None = None,
+    judge: str | ScoreFunction | None = None,
     samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,

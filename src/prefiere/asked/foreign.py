@@ -18,7 +18,7 @@ _HINTS = {
     "auto_find_batch_size": "tokens_per_microbatch: auto does that",
     "model_name_or_path model_name base_model": "model",
     "adapter_name_or_path": "model; give the adapter's folder",
-    "dataset dataset_name dataset_path datasets train_file dataset_dir": "data",
+    "dataset dataset_name dataset_path datasets train_dataset train_file dataset_dir": "data",
     "eval_dataset test_dataset": "eval_data",
     "dataset_train_split split": "data_split",
     "val_size test_size val_set_size": "eval_size",
@@ -65,7 +65,6 @@ _HINTS = {
     "deepspeed fsdp fsdp_config ddp_timeout": "nothing: start several processes with `torchrun -m prefiere ...`",
     "data_seed": "seed",
     "reward_model_path reward_model reward_funcs reward_adapters": "reward",
-    "reward_weights": "reward_ensemble",
     "reward_clip_range": "reward_clip",
     "whiten_rewards ppo_whiten_rewards ppo_score_norm normalize_reward": "scale_rewards; whiten_advantages is on top",
     "normalize_advantages": "whiten_advantages",
@@ -100,7 +99,8 @@ ON_POLICY_HINTS = {
 # Ours, and other names for it whose values mean the same.
 _SAME = {
     "model": "model_name_or_path model_name base_model",
-    "data": "dataset_name dataset_path train_file",
+    "data": "dataset_name dataset_path train_file train_dataset",
+    "eval_data": "eval_dataset",
     "data_split": "dataset_train_split",
     "out": "output_dir",
     "max_length": "cutoff_len max_seq_length max_seq_len model_max_length",
@@ -114,7 +114,7 @@ _SAME = {
     "max_grad_norm": "clip_grad gradient_clipping",
     "early_stopping_patience": "patience",
     "max_new_tokens": "response_length",
-    "reward": "reward_model_path reward_model",
+    "reward": "reward_model_path reward_model reward_funcs",
     "kl_coef": "init_kl_coef init_kl_coeff",
     "cliprange": "epsilon clip_range clip_ratio",
     "dual_clip": "delta",
@@ -122,6 +122,13 @@ _SAME = {
     "num_ppo_epochs": "num_iterations ppo_epochs",
 }
 _OURS = {name: ours for ours, names in _SAME.items() for name in names.split()}
+
+
+def ours_of(key: str) -> str:
+    """Our name for a setting that another tool calls otherwise and means alike; any other as it is."""
+    return _OURS.get(key, key)
+
+
 # A name and a value of theirs, and what that is here. Nothing: what is done here in any case.
 _OPTIMIZERS = ("adamw", "adamw_hf", "adamw_torch", "adamw_torch_fused")
 _VALUES: dict[str, dict[Hashable, dict[str, Any]]] = {

@@ -24,7 +24,8 @@ from prefiere.api.training import TrainedRun, train
 from prefiere.console import Display, table
 from prefiere.demo import corpus, judge
 from prefiere.demo.build import build_base
-from prefiere.evaluate.judges import Function, Judge, ScoreFunction
+from prefiere.evaluate.functions import Function, ScoreFunction
+from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.files import write_text
 from prefiere.models.load import load_model, load_tokenizer

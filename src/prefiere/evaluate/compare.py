@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from prefiere.data import formats
-from prefiere.data.prompts import prompts_at
+from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.schema import Text
-from prefiere.evaluate.judges import Judge, names_function
+from prefiere.evaluate.functions import Answered, Function, ScoreFunction
+from prefiere.evaluate.judges import Judge, functions_of, names_function
 from prefiere.evaluate.manner import manner_of
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
+from prefiere.in_memory import is_given
 from prefiere.kernels.memory import within_memory
 from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import load_model, load_tokenizer
@@ -98,7 +100,7 @@ def ask_both(
     *,
     sampling: Sampling,
     prompts: str | Path | Sequence[Text] | None = None,
-    judge: str | None = None,
+    judge: str | ScoreFunction | None = None,
     limit: int = 64,
     trust: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -107,25 +109,17 @@ def ask_both(
     """Ask both models the same prompts with the same seed.
 
     ``before`` alone is a run: its model before and after, by its validation prompts and its judge. ``prompts`` is a
-    file of prompts or a list, of which the first ``limit`` are asked. ``judge`` "none" is no judge. template_kwargs:
-    variables of the chat template (default: those of the run). Raises ValueError where there are no prompts, and where
-    a run's judge is code that was not named here.
+    file of prompts or a list, of which the first ``limit`` are asked. ``judge``: a name, or a function; "none" is no
+    judge. template_kwargs: variables of the chat template (default: those of the run). Raises ValueError where there
+    are no prompts, and where a run's judge is code that was not named here.
     """
     first, second, run = sides(before, after)
     if judge is None and run is not None:
         judge = _judge_of(run)
-    judge = None if judge == "none" else judge
-    asked: Sequence[Text]
-    if prompts is None:
-        if run is None:
-            raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
-        asked = validation_prompts(run, limit)
-        if not asked:
-            raise ValueError(f"{run.folder} held out no prompts: name some with --prompts")
-    elif isinstance(prompts, str | Path):
-        asked = [r.prompt for r in formats.read(prompts, kind="prompts", limit=limit)]
-    else:
-        asked = list(prompts)[:limit]
+    name, functions = _named(judge)
+    asked, columns = _asked(run, prompts, limit, any(f.call.reads_columns for f in functions.values()))
+    example = Answered(asked[:1], ["a"], [np.zeros(1, np.int32)], columns[:1])
+    scorer = None if name is None else Judge.load(name, functions=functions, example=example)
     recipe = run.recipe if run is not None else {}
     answers = [
         ask(
@@ -134,17 +128,54 @@ def ask_both(
             sampling,
             manner=manner_of(run.folder if run is not None else model, template_kwargs),
             max_length=recipe.get("max_length"),
-            judge=judge,
+            judge=scorer,
+            columns=columns,
             progress=progress,
         )
         for model in (first, second)
     ]
-    return compared(first, second, answers[0], answers[1], judge)
+    return compared(first, second, answers[0], answers[1], name)
+
+
+def _named(judge: str | ScoreFunction | None) -> tuple[str | None, dict[str, Function]]:
+    """The name of a judge, None for none, and the function that it is, where it is one."""
+    if judge is None or judge == "none":
+        return None, {}
+    if callable(judge):
+        name = f"<{getattr(judge, '__name__', type(judge).__name__).strip('<>')}>"
+        return name, functions_of([name], {name: judge})
+    return judge, functions_of([judge])
+
+
+def _asked(
+    run: Run | None, prompts: str | Path | Sequence[Text] | None, limit: int, with_columns: bool
+) -> tuple[Sequence[Text], Sequence[Mapping[str, Any]]]:
+    """The prompts to ask, and the data's columns of each, where they are asked for."""
+    if prompts is not None and not isinstance(prompts, str | Path):
+        return list(prompts)[:limit], []
+    if prompts is not None:
+        records = list(formats.read(prompts, kind="prompts", limit=limit))
+        places = [r.source for r in records]
+        rows = columns_at(places, str(prompts)) if with_columns else {}
+        return [r.prompt for r in records], [rows.get(p, {}) for p in places] if with_columns else []
+    if run is None:
+        raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
+    found = validation_places(run, limit)
+    if not found:
+        raise ValueError(f"{run.folder} held out no prompts: name some with --prompts")
+    name, split = _read_from(run)
+    rows = columns_at(list(found), name, **split) if with_columns else {}
+    return list(found.values()), [rows.get(p, {}) for p in found] if with_columns else []
 
 
 def _judge_of(run: Run) -> str | None:
     """The judge that a run's recipe names. Raises ValueError where it is code: a folder may come from anybody."""
     judge = run.recipe.get("judge")
+    if judge is not None and is_given(str(judge)):
+        raise ValueError(
+            f"{run.folder} was judged by a function that was given in Python, {judge}: give it again there "
+            f"(compare(judge={str(judge)[1:-1]})). Without a judge: --judge none."
+        )
     if judge is not None and names_function(str(judge)):
         raise ValueError(
             f"{run.folder} was judged by code, {judge}, which reading a run does not execute. "
@@ -155,23 +186,32 @@ def _judge_of(run: Run) -> str | None:
 
 def validation_prompts(run: Run, limit: int) -> list[Text]:
     """The prompts that a run answered along the way, in full; raises ValueError where their data is gone."""
+    return list(validation_places(run, limit).values())
+
+
+def validation_places(run: Run, limit: int) -> dict[str, Text]:
+    """The same by where each was read."""
     recipe = run.recipe
     if "data" not in recipe:
         raise RunError(f"{run.folder / 'recipe.yaml'} names no data: name prompts with --prompts.")
     if ":***@" in str(recipe["data"]):
         raise RunError(f"{run.folder} does not hold the password of its store: name prompts with --prompts.")
     if isinstance(recipe.get("sample_prompts"), str):
-        return [r.prompt for r in formats.read(recipe["sample_prompts"], kind="prompts", limit=limit)]
-    held_out = recipe.get("eval_data")
-    found = prompts_at(
-        run.data.get("eval_sources", [])[: 8 * limit],
-        held_out or recipe["data"],
-        split=None if held_out else recipe.get("data_split"),
-        columns=recipe.get("columns"),
-        purpose="eval" if held_out else "train",
-    )
-    distinct = {repr(p): p for p in found.values()}
-    return list(distinct.values())[:limit]
+        return {r.source: r.prompt for r in formats.read(recipe["sample_prompts"], kind="prompts", limit=limit)}
+    name, split = _read_from(run)
+    found = prompts_at(run.data.get("eval_sources", [])[: 8 * limit], name, columns=recipe.get("columns"), **split)
+    distinct = {repr(p): (place, p) for place, p in found.items()}
+    return dict(list(distinct.values())[:limit])
+
+
+def _read_from(run: Run) -> tuple[str, dict[str, Any]]:
+    """The source that a run's watched prompts were read from, and the split of it."""
+    recipe = run.recipe
+    if isinstance(recipe.get("sample_prompts"), str):
+        return recipe["sample_prompts"], {}
+    if recipe.get("eval_data"):
+        return recipe["eval_data"], {"purpose": "eval"}
+    return recipe["data"], {"split": recipe.get("data_split")}
 
 
 @within_memory("answering", "ask for fewer samples or max_new_tokens, or take a smaller model")
@@ -182,10 +222,12 @@ def ask(
     *,
     manner: Manner | None = None,
     max_length: int | None = None,
-    judge: str | None = None,
+    judge: Judge | None = None,
+    columns: Sequence[Mapping[str, Any]] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Load a model and let it answer. manner, max_length: how prompts are written, and cut, as in a run."""
+    """Load a model and let it answer. manner, max_length: how prompts are written, and cut, as in a run. columns: of
+    each prompt, for a judge that reads them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
@@ -199,7 +241,8 @@ def ask(
         decode=encoder.decode,
         rollouts=LocalRollouts(trunk.lm, Vocabulary.of(tokenizer, eos_ids)),
         sampling=sampling,
-        judge=Judge.load(judge) if judge else None,
+        judge=judge,
+        columns=columns,
     )
     return evaluator(trunk, None, progress=progress)
 

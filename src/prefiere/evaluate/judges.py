@@ -1,17 +1,15 @@
 """Judges: anything that scores answers, to compare two models by or to reward one for. Equal scores are a tie.
 
-A reward model reads the whole conversation through its own tokenizer and template; a function gets what a person reads
-of the prompt, and the answer.
+A reward model reads the whole conversation through its own tokenizer and template; how a function is called stands in
+functions.py.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -19,10 +17,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from prefiere.data.schema import Text, question
+from prefiere.evaluate.functions import Answered, Function, JudgeError, ScoreFunction, checked
+from prefiere.files import short
 from prefiere.models.reward_model import RewardModel
 
-ScoreFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
-"""prompts [n], completions [n] -> scores [n], higher is better."""
 Combine: TypeAlias = Literal["mean", "min", "lower"]
 
 _FUNCTION = re.compile(r"[\w.]+:\w+")
@@ -33,30 +31,18 @@ def names_function(name: str) -> bool:
     return _FUNCTION.fullmatch(name) is not None
 
 
-class JudgeError(ValueError):
-    """A judge that cannot be loaded, or whose scores cannot be used."""
-
-
-@dataclass(frozen=True)
-class Function:
-    """A Python function as a scorer."""
-
-    name: str
-    function: ScoreFunction
-
-    def score(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
-        """float64 [n]: what the function says of each completion. Raises JudgeError where that cannot be used."""
-        return np.asarray(scores_of(self.function, [question(p) for p in prompts], completions, self.name), np.float64)
-
-
 @dataclass(frozen=True)
 class Judge:
-    """One or several scorers by name, and how their scores become one: ``mean``, ``min``, or ``lower`` (the mean less
-    ``k`` standard deviations over the scorers)."""
+    """One or several scorers by name, and how their scores become one: ``mean``, ``min``, ``lower`` (the mean less
+    ``k`` standard deviations over the scorers), or, with ``weights``, a weighted sum.
+
+    Where a function says None, the others decide.
+    """
 
     scorers: Mapping[str, RewardModel | Function]
     combine: Combine = "mean"
     k: float = 1.0
+    weights: tuple[float, ...] | None = None
 
     @classmethod
     def load(
@@ -65,40 +51,97 @@ class Judge:
         *,
         combine: Combine = "mean",
         k: float = 1.0,
+        weights: Sequence[float] | None = None,
         model: Callable[[str], RewardModel] = RewardModel.load,
+        functions: Mapping[str, Function] | None = None,
+        example: Answered | None = None,
     ) -> Judge:
         """Functions (``module:function``), and reward models as ``model`` opens them (folder, hub id, run).
 
-        Each is asked once. Raises ValueError for one that cannot be loaded or whose answer cannot be used.
+        functions: those that are there already, by name. Each is asked once: of the ``example``, where it wants more
+        than texts. Raises ValueError for one that cannot be loaded or whose answer cannot be used.
         """
         asked = [names] if isinstance(names, str) else list(names)
         if not asked or len(set(asked)) < len(asked):
             raise JudgeError(f"{asked} {'names no judge' if not asked else 'names a judge twice'}.")
-        functions = {n: Function(n, load_scorer(n)) for n in asked if names_function(n)}
-        judge = cls({n: functions.get(n) or model(n) for n in asked}, combine, k)
-        judge(["?"], ["a"])
+        known = functions if functions is not None else functions_of(asked)
+        judge = cls(
+            {n: known.get(n) or model(n) for n in asked}, combine, k, None if weights is None else tuple(weights)
+        )
+        judge._try_out(example)
         return judge
+
+    def _try_out(self, example: Answered | None) -> None:
+        plain = Answered(["?"], ["a"])
+        for name, scorer in self.scorers.items():
+            if isinstance(scorer, Function):
+                scorer.score(example.first() if example is not None and scorer.call.reads_columns else plain)
+            else:
+                checked(scorer.score(plain.prompts, plain.completions), plain.prompts, name)
 
     @property
     def name(self) -> str:
         """The scorers' names."""
         return ", ".join(self.scorers)
 
-    def each(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
-        """float64 [n, M]: the score of each completion by each scorer. Raises JudgeError where one is not finite."""
-        columns = [checked(s.score(prompts, completions), prompts, name) for name, s in self.scorers.items()]
-        return np.stack(columns, 1)
+    @property
+    def reads_columns(self) -> bool:
+        """Whether a scorer may want more of the data than its prompts."""
+        return any(isinstance(s, Function) and s.call.reads_columns for s in self.scorers.values())
+
+    def scores(self, asked: Answered) -> np.ndarray:
+        """float64 [n, M]: the score of each answer by each scorer, NaN where a function said None; those that are async
+        run beside each other. Raises JudgeError where one is not finite, or nobody scores an answer."""
+        begun = {n: s.begin(asked) for n, s in self.scorers.items() if isinstance(s, Function)}
+        columns = []
+        for name, s in self.scorers.items():
+            if isinstance(s, Function):
+                columns.append(begun[name]())
+            else:
+                columns.append(checked(s.score(asked.prompts, asked.completions), asked.prompts, name))
+        each_CM = np.stack(columns, 1)
+        nobody = np.isnan(each_CM).all(1)
+        if nobody.any():
+            prompt = short(question(asked.prompts[int(np.flatnonzero(nobody)[0])]))
+            raise JudgeError(f"{self.name} returned None for an answer to {prompt}: somebody must score each answer.")
+        return each_CM
 
     def combined(self, each_CM: np.ndarray) -> np.ndarray:
-        """float64 [n]: one score each."""
+        """float64 [n]: one score each, of those that are there."""
+        if self.weights is not None:
+            return np.asarray(np.nansum(each_CM * np.asarray(self.weights), 1))
         if self.combine == "min":
-            return np.asarray(each_CM.min(1))
-        mean: np.ndarray = each_CM.mean(1)
-        return mean - self.k * each_CM.std(1) if self.combine == "lower" else mean
+            return np.asarray(np.nanmin(each_CM, 1))
+        mean = np.asarray(np.nanmean(each_CM, 1) if np.isnan(each_CM).any() else each_CM.mean(1))
+        return mean - self.k * spread(each_CM) if self.combine == "lower" else mean
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[str]) -> np.ndarray:
         """float64 [n]: the combined score of each completion."""
-        return self.combined(self.each(prompts, completions))
+        return self.combined(self.scores(Answered(prompts, completions)))
+
+
+def spread(each_CM: np.ndarray) -> np.ndarray:
+    """float64 [n]: the standard deviation of each answer's scores, of those that are there."""
+    return np.asarray(np.nanstd(each_CM, 1) if np.isnan(each_CM).any() else each_CM.std(1))
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """What scorers are called in a log, as TRL does: the function, or the last part of a model's name; the whole name
+    where two were called alike."""
+    found = [
+        (n.rpartition(":")[2] if names_function(n) else n.strip("<>").rstrip("/").rpartition("/")[2]) for n in names
+    ]
+    return found if len(set(found)) == len(found) else list(names)
+
+
+def functions_of(names: Sequence[str], given: Mapping[str, ScoreFunction] | None = None) -> dict[str, Function]:
+    """The functions among these names: those that were ``given`` in Python, and those of modules.
+
+    Raises JudgeError for one that is not there.
+    """
+    own = given or {}
+    found = {n: own[n] if n in own else load_scorer(n) for n in names if n in own or names_function(n)}
+    return {n: Function(n, f) for n, f in found.items()}
 
 
 def load_scorer(name: str) -> ScoreFunction:
@@ -119,34 +162,3 @@ def load_scorer(name: str) -> ScoreFunction:
         raise JudgeError(f"judge {name}: {function} is not a function.")
     scorer: ScoreFunction = found
     return scorer
-
-
-def scores_of(
-    scorer: ScoreFunction, prompts: Sequence[str], completions: Sequence[str], name: str = "the judge"
-) -> list[float]:
-    """Scores of completions; raises JudgeError unless there is one finite number for each."""
-    try:
-        found = scorer(list(prompts), list(completions))
-    except (Exception, SystemExit) as e:  # it is the user's code: say where it failed, in one line
-        at = traceback.extract_tb(e.__traceback__)[-1]
-        said = " ".join(str(e).split())
-        raise JudgeError(f"{name} failed at {at.filename}:{at.lineno}: {type(e).__name__}: {said}") from e
-    try:
-        scores = [float(s) for s in found]
-    except (TypeError, ValueError) as e:
-        raise JudgeError(f"{name} returned {type(found).__name__}: it must return a list of numbers.") from e
-    if len(scores) != len(completions):
-        raise JudgeError(
-            f"{name} returned {len(scores)} scores for {len(completions)} answers: it must return one each."
-        )
-    return list(checked(np.asarray(scores, np.float64), prompts, name))
-
-
-def checked(scores_n: np.ndarray, prompts: Sequence[Text], name: str) -> np.ndarray:
-    """These scores; raises JudgeError where one is not a finite number."""
-    for prompt, value in zip(prompts, scores_n.tolist(), strict=True):
-        if not math.isfinite(value):
-            raise JudgeError(
-                f"{name} returned {value} for an answer to {question(prompt)!r}: scores must be finite numbers."
-            )
-    return scores_n

@@ -8,7 +8,7 @@ Suffix: _A answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from prefiere.data.schema import Text, question
-from prefiere.evaluate.judges import Judge
+from prefiere.evaluate.functions import Answered
+from prefiere.evaluate.judges import Judge, spread
 from prefiere.evaluate.rows import flat
 from prefiere.models.measure import Budget
 from prefiere.models.reference import Reference, sequence_logps
@@ -48,7 +49,8 @@ class AnswerEvaluator:
 
     prompts: int32 ids each. asked: the same prompts as they were read. budget: tokens of a micro-batch of log-probs.
     autocast: their precision (None: the weights'). judge: scores answers. reward: what a policy is trained on, where it
-    is trained on one.
+    is trained on one. columns: the data's columns of each prompt, and total, the updates of the run: for functions that
+    read them.
     """
 
     prompts: Sequence[np.ndarray]
@@ -60,6 +62,8 @@ class AnswerEvaluator:
     autocast: torch.dtype | None = None
     judge: Judge | None = None
     reward: Judge | None = None
+    columns: Sequence[Mapping[str, Any]] = ()
+    total: int = 0
 
     def __call__(
         self,
@@ -87,8 +91,9 @@ class AnswerEvaluator:
             signals["ref_logp"] = ref_logp_A / signals["length"]
             if self.sampling.unchanged:
                 signals["kl"] = (logp_A - ref_logp_A).astype(np.float64)
-        asked, completions = [self.asked[s.prompt] for s in samples], [self.decode(s.tokens) for s in samples]
-        signals |= self._judged(asked, completions)
+        answered = self._answered(samples, version)
+        asked, completions = answered.prompts, answered.completions
+        signals |= self._judged(answered)
         rows = [
             {
                 "prompt": question(asked[i]),
@@ -111,16 +116,16 @@ class AnswerEvaluator:
         groups = [self.group(s) for s in samples]
         return sequence_logps(trunk, groups, budget=self.budget, autocast=self.autocast)[:, 0]
 
-    def _judged(self, asked: Sequence[Text], completions: Sequence[str]) -> dict[str, np.ndarray]:
+    def _judged(self, asked: Answered) -> dict[str, np.ndarray]:
         """The scores [A] of judge and reward, where there are any."""
         signals: dict[str, np.ndarray] = {}
         if self.judge is not None:
-            signals["score"] = self.judge(asked, completions)
+            signals["score"] = self.judge.combined(self.judge.scores(asked))
         if self.reward is not None:
-            each_AM = self.reward.each(asked, completions)
+            each_AM = self.reward.scores(asked)
             signals["reward"] = self.reward.combined(each_AM)
             if each_AM.shape[1] > 1:
-                signals["reward_disagreement"] = each_AM.std(1)
+                signals["reward_disagreement"] = spread(each_AM)
         return signals
 
     def retest(self, answers: Answers) -> dict[str, float]:
@@ -130,11 +135,16 @@ class AnswerEvaluator:
         if self.reward is None or first is None:
             return {}
         some = answers.samples[:RETESTED]
-        asked, said = [self.asked[s.prompt] for s in some], [self.decode(s.tokens) for s in some]
-        second = self.reward.combined(self.reward.each(asked, said))
+        second = self.reward.combined(self.reward.scores(self._answered(some, 0)))
         if len(some) < 3 or not (np.ptp(first[: len(some)]) > 0 and np.ptp(second) > 0):
             return {}
         return {"start/reward_retest": float(np.corrcoef(first[: len(some)], second)[0, 1])}
+
+    def _answered(self, samples: Sequence[Sample], version: int) -> Answered:
+        """What scorers are told of samples."""
+        asked, completions = [self.asked[s.prompt] for s in samples], [self.decode(s.tokens) for s in samples]
+        columns = [self.columns[s.prompt] for s in samples] if self.columns else []
+        return Answered(asked, completions, [s.tokens for s in samples], columns, version, self.total)
 
     def group(self, s: Sample) -> PromptGroup:
         """A sample as a prompt with one completion, to compute its log-prob under any model."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from prefiere.cache import digest_of, entry
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import Auditor, split_by_prompt
-from prefiere.data.prompts import prompts_at
+from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.quality.faults import Faults, looked_through
 from prefiere.data.quality.leaks import known_answers, together
 from prefiere.data.schema import Text
@@ -33,11 +33,13 @@ MAX_EVAL = 512
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as token ids, int32 [P_i] each, and as what was read."""
+    """Prompts as token ids, int32 [P_i] each, and as what was read. columns: the data's columns of each, where they
+    were asked for."""
 
     ids: list[np.ndarray]
     texts: list[Text]
     sources: list[str]
+    columns: list[Mapping[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,7 +47,13 @@ class Prompts:
     def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
         """The prompts at these positions."""
         at = [int(i) for i in indices]
-        return Prompts([self.ids[i] for i in at], [self.texts[i] for i in at], [self.sources[i] for i in at])
+        columns = [self.columns[i] for i in at] if self.columns else []
+        return Prompts([self.ids[i] for i in at], [self.texts[i] for i in at], [self.sources[i] for i in at], columns)
+
+    def with_columns(self, name: str, split: str | None = None, purpose: ReadFor = "train") -> Prompts:
+        """The same prompts with the columns of the data that they were read from."""
+        found = columns_at(self.sources, name, split=split, purpose=purpose)
+        return replace(self, columns=[found.get(s, {}) for s in self.sources])
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,16 @@ class PromptData:
     watched: Prompts
 
 
-def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.Kind, display: Display) -> ExampleData:
-    """Read, tokenize and split by prompt. Raises ValueError where nothing is left."""
+def read_data(
+    settings: Settings,
+    encoder: Encoder | PairEncoder,
+    kind: formats.Kind,
+    display: Display,
+    *,
+    with_columns: bool = False,
+) -> ExampleData:
+    """Read, tokenize and split by prompt. with_columns: of the watched prompts. Raises ValueError where nothing is
+    left."""
     store, read = _tokenized(settings, settings.data, "train", encoder, kind, display)
     account: dict[str, Any] = {"train": read}
     validation: GroupStore | None
@@ -102,7 +118,7 @@ def read_data(settings: Settings, encoder: Encoder | PairEncoder, kind: formats.
     account["eval_sources"] = [g.source for g in validation] if validation else []
     watched = Prompts([], [], [])
     if isinstance(encoder, Encoder) and not isinstance(settings, Reward):  # a reward model answers nothing
-        watched = _watched(settings, validation or train, encoder)
+        watched = _watched(settings, validation or train, encoder, with_columns)
     display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
     return ExampleData(train, validation, account, watched)
 
@@ -177,11 +193,12 @@ def _tokenized(
     return GroupStore.open(kept.folder, k), account
 
 
-def prompts_of_file(name: str, encoder: Encoder) -> Prompts:
+def prompts_of_file(name: str, encoder: Encoder, with_columns: bool = False) -> Prompts:
     """The prompts of a file that a user names to have them answered along the run."""
     records = list(formats.read(name, kind="prompts"))
     texts = [r.prompt for r in records]
-    return Prompts(encoder.encode_prompts(texts), texts, [r.source for r in records])
+    found = Prompts(encoder.encode_prompts(texts), texts, [r.source for r in records])
+    return found.with_columns(name) if with_columns else found
 
 
 def _watched_split(settings: Settings) -> dict[str, Any]:
@@ -189,19 +206,20 @@ def _watched_split(settings: Settings) -> dict[str, Any]:
     return {"purpose": "eval"} if settings.eval_data else {"split": settings.data_split}
 
 
-def _watched(settings: Settings, store: GroupStore, encoder: Encoder) -> Prompts:
+def _watched(settings: Settings, store: GroupStore, encoder: Encoder, with_columns: bool) -> Prompts:
     """Distinct prompts to answer along the run: those of a file, or the first of this store."""
     if isinstance(settings.sample_prompts, str):
-        return prompts_of_file(settings.sample_prompts, encoder)
+        return prompts_of_file(settings.sample_prompts, encoder, with_columns)
     _, first = np.unique(store.prompt_keys, return_index=True)
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
     groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
     sources = [g.source for g in groups]
-    texts = prompts_at(
-        sources, settings.eval_data or settings.data, columns=settings.columns, **_watched_split(settings)
-    )
+    name, split = settings.eval_data or settings.data, _watched_split(settings)
+    texts = prompts_at(sources, name, columns=settings.columns, **split)
     ids = [g.prompt for g in groups]
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         ids = [encoder.encode_prompts([texts[g.source]])[0] if texts.get(g.source) else g.prompt for g in groups]
-    return Prompts(ids, [texts[g.source] if g.source in texts else encoder.decode(g.prompt) for g in groups], sources)
+    read = [texts[g.source] if g.source in texts else encoder.decode(g.prompt) for g in groups]
+    watched = Prompts(ids, read, sources)
+    return watched.with_columns(name, **split) if with_columns else watched

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
+from prefiere.data.prompts import columns_at
 from prefiere.data.splits import ReadFor
 from prefiere.plan.examples import PromptData, Prompts, held_out, overlap_line, overlap_of, prompts_of_file
 from prefiere.run import called
@@ -34,17 +35,21 @@ def read_prompts(
     *,
     max_length: int,
     manner: Manner,
+    with_columns: bool = False,
 ) -> PromptData:
-    """Read prompts to train on and to watch. A prompt that stands twice counts once.
+    """Read prompts to train on and to watch, with the data's columns where they are asked for. A prompt that stands
+    twice, with the same columns, counts once.
 
     Raises ValueError for a prompt that leaves no room for an answer (unless on_bad=drop), or where nothing is left.
     """
     encoder = Encoder(tokenizer, Truncation(None), eos_ids=eos_ids, **manner)
-    read, account = _tokenized(settings, settings.data, "train", encoder, max_length, display)
+    read, account = _tokenized(settings, settings.data, "train", encoder, max_length, display, with_columns)
     accounts: dict[str, Any] = {"train": account}
     train, validation = read, read.select([])
     if settings.eval_data is not None:
-        validation, accounts["eval"] = _tokenized(settings, settings.eval_data, "eval", encoder, max_length, display)
+        validation, accounts["eval"] = _tokenized(
+            settings, settings.eval_data, "eval", encoder, max_length, display, with_columns
+        )
         accounts["overlap"] = overlap_of(_keys(read), _keys(validation))
         display.note(overlap_line(accounts["overlap"]))
     elif settings.eval_size:
@@ -57,7 +62,7 @@ def read_prompts(
     accounts["examples"] = accounts["prompts"] = {"train": len(train), "eval": len(validation)}
     accounts["fingerprint"] = {"train": _fingerprint(train), "eval": _fingerprint(validation)}
     accounts["eval_sources"] = validation.sources
-    watched = _watched(settings, validation if len(validation) else train, encoder)
+    watched = _watched(settings, validation if len(validation) else train, encoder, with_columns)
     display.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
     return PromptData(train, accounts, watched)
 
@@ -74,16 +79,24 @@ def _room(settings: PolicyGradient, max_length: int) -> int:
 
 
 def _tokenized(
-    settings: PolicyGradient, name: str, purpose: ReadFor, encoder: Encoder, max_length: int, display: Display
+    settings: PolicyGradient,
+    name: str,
+    purpose: ReadFor,
+    encoder: Encoder,
+    max_length: int,
+    display: Display,
+    with_columns: bool,
 ) -> tuple[Prompts, dict[str, Any]]:
     """The distinct prompts of a source that leave room for an answer, and what became of its records."""
     room = _room(settings, max_length)
     split, columns = settings.data_split if purpose == "train" else None, settings.columns
     source = formats.read(name, kind="prompts", split=split, columns=columns, on_bad=settings.on_bad, purpose=purpose)
-    records = {repr(r.prompt): r for r in source}
-    found = list(records.values())
-    whole = Prompts(encoder.encode_prompts([r.prompt for r in found]), [r.prompt for r in found],
-                    [r.source for r in found])  # fmt: skip
+    read = list(source)
+    rows = columns_at([r.source for r in read], name, split=split, purpose=purpose) if with_columns else {}
+    found = list({repr((r.prompt, rows.get(r.source))): r for r in read}.values())
+    texts, places = [r.prompt for r in found], [r.source for r in found]
+    beside = [rows.get(place, {}) for place in places] if with_columns else []
+    whole = Prompts(encoder.encode_prompts(texts), texts, places, beside)
     long = [i for i, p in enumerate(whole.ids) if len(p) > room]
     if long and settings.on_bad != "drop":
         raise ValueError(
@@ -109,11 +122,11 @@ def _limit(settings: PolicyGradient, max_length: int, room: int) -> str:
     return f"max_length={max_length} less max_new_tokens={settings.max_new_tokens} leaves {room}"
 
 
-def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder) -> Prompts:
+def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder, with_columns: bool) -> Prompts:
     """The prompts to answer along the run."""
     if isinstance(settings.sample_prompts, int):
         return held.select(range(min(settings.sample_prompts, len(held))))
-    return prompts_of_file(settings.sample_prompts, encoder)
+    return prompts_of_file(settings.sample_prompts, encoder, with_columns)
 
 
 def _fingerprint(prompts: Prompts) -> str:

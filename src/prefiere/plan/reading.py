@@ -63,14 +63,23 @@ class Reader:
         """Whether the answer's tokens have a type of their own, as the tokenizer of a BERT pairs texts."""
         return isinstance(self.encoder, PairEncoder) and self.encoder.typed
 
-    def read(self, plan: Plan, display: Display) -> ExampleData | PromptData:
-        """The run's data: prompts to answer, or examples to learn from. Raises ValueError where nothing is left."""
+    def read(self, plan: Plan, display: Display, *, with_columns: bool = False) -> ExampleData | PromptData:
+        """The run's data: prompts to answer, or examples to learn from. Raises ValueError where nothing is left.
+
+        with_columns: prompts that are answered keep the data's columns, for functions that read them.
+        """
         settings = plan.settings
-        if isinstance(settings, PolicyGradient):
-            return read_prompts(
-                settings, self.tokenizer, self.eos_ids, display, max_length=plan.max_length, manner=self.manner
-            )
-        return read_data(settings, self.encoder, plan.reads, display)
+        if not isinstance(settings, PolicyGradient):
+            return read_data(settings, self.encoder, plan.reads, display, with_columns=with_columns)
+        return read_prompts(
+            settings,
+            self.tokenizer,
+            self.eos_ids,
+            display,
+            max_length=plan.max_length,
+            manner=self.manner,
+            with_columns=with_columns,
+        )
 
 
 DAY = "template_date"

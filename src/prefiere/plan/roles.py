@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefiere.evaluate.judges import names_function
+from prefiere.in_memory import is_given
 from prefiere.methods import METHODS
 from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import is_classifier, normalisation
@@ -98,7 +99,7 @@ def scorers_of(names: str | Sequence[str], trust: bool) -> tuple[Scorer, ...]:
     """
     found = []
     for name in [names] if isinstance(names, str) else names:
-        if names_function(name):
+        if names_function(name) or is_given(name):
             found.append(Scorer(name, "function"))
             continue
         source = find_model(name, trust=trust)

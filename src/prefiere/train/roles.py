@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
+from prefiere.evaluate.functions import Answered, Function
 from prefiere.evaluate.judges import Judge
 from prefiere.models.critic import attach_critic
 from prefiere.models.reward_model import RewardModel
@@ -30,7 +31,14 @@ def opener(
     return load
 
 
-def load_rewards(plan: Plan, trunk: Trunk, products: Choice, notice: Callable[[str], None]) -> Judge:
+def load_rewards(
+    plan: Plan,
+    trunk: Trunk,
+    products: Choice,
+    notice: Callable[[str], None],
+    functions: Mapping[str, Function],
+    example: Answered | None,
+) -> Judge:
     """What answers are rewarded by, each asked once before anything else. Raises ValueError where one does not work."""
     settings = plan.settings
     assert isinstance(settings, PolicyGradient)
@@ -45,7 +53,15 @@ def load_rewards(plan: Plan, trunk: Trunk, products: Choice, notice: Callable[[s
             notice(f"{name}: mounted on a base held as {plan.held}, and not known to have been trained on one")
         return RewardModel.mounted(trunk, name, roles[name], compute=plan.dtype, trust=trust, notice=notice)
 
-    return Judge.load(settings.reward, combine=settings.reward_ensemble, k=settings.reward_ensemble_k, model=load)
+    return Judge.load(
+        settings.reward,
+        combine=settings.reward_ensemble,
+        k=settings.reward_ensemble_k,
+        weights=settings.reward_weights,
+        model=load,
+        functions=functions,
+        example=example,
+    )
 
 
 def give_critic(plan: Plan, trunk: Trunk, reward: Judge) -> Choice:

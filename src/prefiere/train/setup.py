@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.console import Display
-from prefiere.evaluate.judges import Judge
+from prefiere.evaluate.functions import Answered
+from prefiere.evaluate.judges import Judge, functions_of
 from prefiere.evaluate.sampled import AnswerEvaluator
+from prefiere.in_memory import InMemory
 from prefiere.models.adapter import NAME_THEM
 from prefiere.models.check.trial import try_policy, try_scores
 from prefiere.models.check.weights import ids_fit
@@ -47,7 +49,7 @@ CHECK, DECODING = "check", "decoding"
 @dataclass
 class Session:
     """One run's parts, built from its plan. found: what only building could tell, with reasons.
-    manner: how its model reads text."""
+    manner: how its model reads text. marks: of functions that were given in Python."""
 
     plan: Plan
     run: Run
@@ -65,6 +67,7 @@ class Session:
     fingerprint: str
     found: list[Choice] = field(default_factory=list)
     manner: Manner = field(default_factory=Manner)
+    marks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -92,8 +95,8 @@ class Session:
         return decode(self.tokenizer, tokens, skip_special=True)
 
 
-def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Session:
-    """Read the data, load the models, make the engine.
+def build_session(plan: Plan, run: Run, display: Display, *, world: World, given: InMemory | None = None) -> Session:
+    """Read the data, load the models, make the engine. given: functions that the settings name.
 
     Raises ValueError, or OSError, for data and models that cannot be used.
     """
@@ -108,8 +111,12 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
     if products.name in plan.recorded:
         products = Choice(products.name, plan.recorded[products.name], "as when this run began")
     opened = opener(plan, device, products, display.say)
-    judge = Judge.load(settings.judge, model=opened) if settings.judge else None
-    data = reader.read(plan, display)
+    given = given or InMemory()
+    named = [s.name for s in (*plan.roles.rewards, *plan.roles.judges) if s.where == "function"]
+    functions = functions_of(named, given.functions)
+    data = reader.read(plan, display, with_columns=any(f.call.reads_columns for f in functions.values()))
+    example = _example(data)
+    judge = Judge.load(settings.judge, model=opened, functions=functions, example=example) if settings.judge else None
     torch.manual_seed(settings.seed)
     display.say(f"loading {settings.model} ({plan.parameters / 1e6:,.1f}M parameters)")
     trunk, found = load_trunk(plan, device, typed=reader.typed)
@@ -123,7 +130,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
     start = fingerprint(trunk.model)
     reward = None
     if plan.method.family == "policy":
-        reward = load_rewards(plan, trunk, products, display.say)
+        reward = load_rewards(plan, trunk, products, display.say, functions, example)
         if plan.roles.critic != "none":
             found.append(give_critic(plan, trunk, reward))
         no_dropout(trunk)  # an adapter may have been trained with it, the policy's own or one that is mounted
@@ -133,23 +140,17 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World) -> Se
     engine = engine_of(plan, trunk, steps, world, display)
     rollouts = LocalRollouts(trunk.lm, Vocabulary.of(reader.tokenizer, reader.eos_ids), plan.compute)
     return Session(
-        plan,
-        run,
-        display,
-        world,
-        reader.tokenizer,
-        trunk,
-        engine,
-        rollouts,
-        data,
-        reader.eos_ids,
-        judge,
-        reward,
-        steps,
-        start,
-        found,
-        reader.manner,
-    )
+        plan, run, display, world, reader.tokenizer, trunk, engine, rollouts, data, reader.eos_ids, judge, reward,
+        steps, start, found, reader.manner, given.marks,
+    )  # fmt: skip
+
+
+def _example(data: ExampleData | PromptData) -> Answered | None:
+    """An answer to the first prompt, to try functions on that read the data's columns."""
+    prompts = data.train if isinstance(data, PromptData) else data.watched
+    if not len(prompts):
+        return None
+    return Answered(prompts.texts[:1], ["a"], [np.zeros(1, np.int32)], prompts.columns[:1])
 
 
 def load_trunk(plan: Plan, device: torch.device, *, typed: bool = False) -> tuple[Trunk, list[Choice]]:
@@ -221,4 +222,6 @@ def make_evaluator(session: Session) -> AnswerEvaluator:
         autocast=session.engine.compute,
         judge=session.judge,
         reward=session.reward,
+        columns=session.data.watched.columns,
+        total=session.total_steps,
     )
