@@ -41,8 +41,8 @@ MAY: dict[str, set[str]] = {
     "train": {"plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "algorithms": {"train", "plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "estimate": {"algorithms", "train", "plan", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
-    "doctor": {"asked", "run", "stats", "metrics", "methods", "settings", "files"},
-    "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files"},
+    "doctor": {"run", "stats", "metrics", "methods", "settings", "files", "asked"},
+    "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files", "asked"},
     "feedback": {"data", "run", "stats", "files", "untrusted", "settings", "recipe", "doctor", "report", "methods"},
 }
 EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}
@@ -57,6 +57,7 @@ WITHOUT_TORCH = [
     "prefiere.data.schema",
     "prefiere.cli.feedback",
     "prefiere.cli.votes",
+    "prefiere.cli.doctor",
     "prefiere.feedback.collect",
     "prefiere.feedback.page.runs",
     "prefiere.feedback.page.serve",

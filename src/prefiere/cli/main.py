@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.cli import env, estimate, feedback, recipe, train, votes
+from prefiere.cli import doctor, env, estimate, feedback, recipe, train, votes
 from prefiere.cli.train import SETTINGS
 from prefiere.console import Json, command, console, hush, progress, say
 
@@ -23,6 +23,7 @@ app.callback()(env.version_option)
 train.add_to(app)
 app.command(context_settings=SETTINGS)(estimate.estimate)
 app.command()(env.env)
+app.command()(doctor.doctor)
 for _command in (feedback.serve, feedback.collect, feedback.judge, feedback.loop):
     app.command()(_command)
 app.add_typer(votes.app, name="votes")
@@ -33,7 +34,7 @@ def main() -> None:
     # Threads that wait for work soon sleep: spinning made sampling six times slower on a busy machine, and with no
     # spinning at all a small model trained no faster on two cores than on one.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it misses kernels that nothing here needs
     app()
 
 

@@ -62,6 +62,11 @@ _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 _EXPLAINED: dict[str, tuple[str, ...]] = {
     "no_pattern": ("within_noise", "stuck", "overfit", "not_carried_over", "moved_away", "mostly_length"),
     "labels_swapped": ("mostly_length", "spikes"),
+    "answers_elsewhere": ("foreign_answers",),
+    "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
+    "damaged_text": ("foreign_answers", "shortcut_word"),
+    "shortcut_word": ("foreign_answers",),
+    "one_text": ("shortcut_word", "foreign_answers"),
     "price_too_high": ("reward_flat", "setting_too_high"),
     "reward_constant": ("reward_flat", "dead_critic"),
     "rate_too_low": ("stuck", "within_noise", "chance", "reward_flat", "barely"),

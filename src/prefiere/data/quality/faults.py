@@ -22,6 +22,8 @@ AUDITED = 200_000
 """Records that are looked through while they are tokenized, at most: what is remembered of each stays in memory."""
 LOOKED_AT = 20_000
 """Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
+USUAL_WORD = 0.05
+"""A word that more answers of the other side have is a word of the language, and no mark."""
 _SHOWN = 5
 _MARKUP = re.compile(
     r"<\|[\w ]{2,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]{1,30}｜>"
@@ -51,6 +53,7 @@ class Faults:
     sources: dict[str, list[str]] = field(default_factory=dict)
     pairs: int = 0
     only: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    any: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     texts: tuple[Counter[bytes], Counter[bytes]] = field(default_factory=lambda: (Counter(), Counter()))
     shown: dict[bytes, str] = field(default_factory=dict)
 
@@ -79,6 +82,8 @@ class Faults:
         both = [set(_WORD.findall(t.casefold())) for t in (chosen, rejected)]
         self.only[0].update(both[0] - both[1])
         self.only[1].update(both[1] - both[0])
+        self.any[0].update(both[0])
+        self.any[1].update(both[1])
         if [w for w in _WORD.findall(chosen.casefold()) if w.isalnum()] == [
             w for w in _WORD.findall(rejected.casefold()) if w.isalnum()
         ]:
@@ -96,12 +101,14 @@ class Faults:
             named.append(source)
 
     def shortcut(self) -> dict[str, Any] | None:
-        """The word that tells the two answers apart best: of those that one answer alone has in half of the pairs at
-        least, the one that is most often on one side (Wilson's lower bound); None where no word is in so many."""
+        """The word that tells the two answers apart best: of those that one answer alone has in 55% of the pairs at
+        least, and that the other side hardly ever has (a word of the language is on both), the one that is most often
+        on one side (Wilson's lower bound); None where there is none."""
         best: dict[str, Any] | None = None
         for word in self.only[0].keys() | self.only[1].keys():
             sides = self.only[0][word], self.only[1][word]
-            if sum(sides) < max(20, self.pairs / 2):
+            other = self.any[1 if sides[0] >= sides[1] else 0][word]
+            if sum(sides) < max(20, 0.55 * self.pairs) or other > USUAL_WORD * self.pairs:
                 continue
             low = share(max(sides), sum(sides)).low
             if best is None or low > best["low"]:

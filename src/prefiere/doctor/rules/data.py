@@ -68,8 +68,7 @@ def _found(
     key: str, title: str, severity: Severity, meaning: str, evidence: tuple[str, ...], advice: tuple[Remedy | str, ...],
     lines: tuple[str, ...] = (), **values: str,
 ) -> Finding:  # fmt: skip
-    shown = (f"for instance: {', '.join(lines[:5])}",) if lines else ()
-    return Finding(key, title, severity, meaning, evidence + shown, advice, cause=True, lines=lines, values=values)
+    return Finding(key, title, severity, meaning, evidence, advice, cause=True, lines=lines, values=values)
 
 
 def markup(account: Account) -> Finding | None:

@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import bdtr, ndtr
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import number
 from prefiere.stats import wilson
 
-CLOUDS = 2.5
-"""Mean of the absolute margins over their deviation, above which they are two clouds: one bell around 0 has 1.32. A
-sound run's single cloud is no matter, as few of it are below 0."""
+BETWEEN, LEAST = 0.25, 0.088
+"""Of a single bell of margins with one in twenty or more below 0, the share ``LEAST`` or more lies within ``BETWEEN``
+times the median absolute margin of 0 (a normal one whose 5% quantile is 0 has 8.9%, one around 0 13%)."""
+HESITANT = ((0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45), (0.12, 0.17, 0.22, 0.28, 0.33, 0.36, 0.39, 0.44, 0.47))
+"""By the share of margins below 0: how often one of them is the larger, in size, of one below and one above. For normal
+margins of a spread that differs from pair to pair (lognormal, 0.5). An error of a single bell is a hesitant one; a
+swapped label is contradicted as firmly as others are confirmed: one half."""
+UNLIKELY = 0.003
+"""Chance of both under a single bell, below which margins count as two clouds."""
 FEWEST = 30
 MOVED = 0.002
 """Change of the weights over their length, from which on a model has been trained at all."""
@@ -39,10 +46,33 @@ class Margins:
         return len(self.margin)
 
     @property
-    def clouds(self) -> float:
-        """Mean over deviation of the absolute margins."""
+    def between(self) -> int:
+        """How many lie near 0, between the two clouds that swapped labels make."""
         size = np.abs(self.margin)
-        return float(size.mean() / size.std()) if len(size) and size.std() > 0 else 0.0
+        return int((size < BETWEEN * np.median(size)).sum()) if len(size) else 0
+
+    @property
+    def chance(self) -> float:
+        """How likely so few margins near 0, and errors as firm as these, are of a single bell: two tests, combined as
+        Fisher (1932) does; 1 where fewer than 5 or more than 45% are below 0."""
+        if len(self) < FEWEST or not 0.05 <= self.against <= 0.45:
+            return 1.0
+        size, wrong = np.abs(self.margin), self.margin < 0
+        n, m = int(wrong.sum()), int((~wrong).sum())
+        firm = float((np.sign(size[wrong][:, None] - size[~wrong][None]) * 0.5 + 0.5).mean())
+        spread = np.sqrt((n + m + 1) / (12 * n * m))  # of the Mann-Whitney statistic
+        p_firm = float(ndtr(-(firm - np.interp(self.against, *HESITANT)) / spread))
+        both = max(float(bdtr(self.between, len(self), LEAST)) * p_firm, 1e-300)
+        return both * (1 - float(np.log(both)))
+
+    def joined(self, other: Margins) -> Margins:
+        """Both, each in units of its own median size."""
+        parts = [m for m in (self, other) if len(m) and np.median(np.abs(m.margin)) > 0]
+        if not parts:
+            return self
+        margin = np.concatenate([m.margin / np.median(np.abs(m.margin)) for m in parts])
+        sources = tuple(source for m in parts for source in m.source)
+        return Margins(margin, sources, np.concatenate([m.step for m in parts]))
 
     @property
     def against(self) -> float:
@@ -87,16 +117,11 @@ def _first_epoch(case: Case, rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def swapped(case: Case) -> Finding | None:
-    """Held-out (else not yet learnt) margins in two clouds, 5 to 45% of them below 0."""
-    seen = last_held_out(case)
-    if len(seen) < FEWEST:
-        seen = unseen(case)
+    """Held-out margins, and those of training pairs that were not learnt from yet, lie in two clouds."""
+    held, training = last_held_out(case), unseen(case)
+    seen = held.joined(training)
     low, high = wilson(seen.against * len(seen), len(seen))
-    if (
-        len(seen) < FEWEST
-        or seen.clouds <= CLOUDS
-        or not (seen.against >= 0.05 and low > 0.02 and seen.against <= 0.45)
-    ):
+    if seen.chance >= UNLIKELY or low <= 0.02 or max(held.against, training.against) > 0.5:
         return None
     lines = suspects(case)
     share = number(seen.against, "rewards/accuracies")
@@ -110,8 +135,7 @@ def swapped(case: Case) -> Finding | None:
         (
             f"pairs that it ranks against their label: {share} of {len(seen):,} "
             f"({number(low, 'rewards/accuracies')} to {number(high, 'rewards/accuracies')})",
-            f"distance of the two groups, in their own spread: {seen.clouds:.1f} (one group around zero has 1.3)",
-            *_first(lines),
+            f"pairs between the two groups, where one group would have {LEAST * len(seen):.0f} or more: {seen.between}",
         ),
         (
             Remedy(
@@ -130,16 +154,16 @@ def suspects(case: Case) -> list[str]:
     """Where the training examples were read that the model ranks against their label, by what it said of each before
     it learnt from it, once it knew what the labels have in common."""
     seen = unseen(case)
-    if len(seen) < FEWEST or seen.clouds <= CLOUDS:
+    if len(seen) < FEWEST:
         return []
     against = seen.margin < -0.25 * float(np.median(np.abs(seen.margin)))
-    return [s for s, odd in zip(seen.source, against, strict=True) if odd]
+    return sorted((s for s, odd in zip(seen.source, against, strict=True) if odd), key=_place)
 
 
-def _first(lines: Sequence[str]) -> tuple[str, ...]:
-    if not lines:
-        return ()
-    return (f"for instance: {', '.join(lines[:5])}" + (f", and {len(lines) - 5:,} more" if len(lines) > 5 else ""),)
+def _place(source: str) -> tuple[str, int]:
+    """``file:12`` in the order of files and lines."""
+    name, _, line = source.rpartition(":")
+    return (name, int(line)) if line.isdecimal() else (source, 0)
 
 
 def moved(case: Case) -> bool | None:

@@ -20,12 +20,10 @@ def at_step_0(case: Case, key: str) -> Level | None:
 
 
 def elsewhere(case: Case) -> Finding | None:
-    """The preferred answers are hardly likelier after their own prompt than after another, by less than 0.3 nats per
-    token and a quarter of what the prompt adds to the model's own answers."""
+    """What their own prompt adds to the preferred answers, beside another one, is less than a quarter of what it adds
+    to the model's own answers, and that is half a nat per token or more."""
     data, own = at_step_0(case, "start/prompt_matters"), at_step_0(case, "start/prompt_in_own")
-    if data is None or data.n < 8 or not data.mean < 0.3:
-        return None
-    if own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
+    if data is None or data.n < 8 or own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
         return None
     return Finding(
         "answers_elsewhere",

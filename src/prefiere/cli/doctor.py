@@ -1,0 +1,100 @@
+"""``prefiere doctor``: what a run shows, in plain words, and the next run's recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.text import Text as Styled
+
+from prefiere.console import Json, command, console, say
+from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.plain.tell import Told, plain_verdict, plain_words, reason, setting_said, told
+from prefiere.doctor.prescribe import Prescribed, next_recipe, prescribe
+from prefiere.files import write_text
+from prefiere.asked.language import Tongue, tongue
+from prefiere.run import Run, RunError
+
+STYLES = {"good": "bold green", "info": "bold", "warning": "bold yellow", "bad": "bold red"}
+LINES = 20
+"""Lines of the data that are named on a terminal; --json has all of them."""
+
+Lang = Annotated[str | None, typer.Option("--lang", help="en or es; default: as LC_ALL or LANG say.")]
+
+
+@command
+def doctor(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    apply: Annotated[
+        Path | None,
+        typer.Option("--apply", metavar="RECIPE", help="Write the next run's recipe, with what it changes."),
+    ] = None,
+    lang: Lang = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Say in plain words what a run shows, why, and what to change. Nothing of the run is altered."""
+    spoken, opened = tongue(lang), Run.open(run)
+    found = diagnose(opened)
+    show(found, spoken, console())
+    changes = prescribe(found)
+    result = found.to_dict() | {
+        "verdict": plain_verdict(found, spoken),
+        "plain": [
+            {"key": t.finding.key, "headline": t.headline, "meaning": t.meaning, "try": list(t.tries)}
+            for t in (told(f, spoken) for f in found.findings)
+        ],
+        "changes": {c.remedy.setting: c.remedy.value for c in changes},
+    }
+    if apply is not None:
+        write_recipe(opened, changes, apply, spoken)
+        result["recipe"] = str(apply)
+        around = plain_words(spoken).around
+        say((around["changed"] if changes else around["unchanged"]).format(path=apply))
+    return result
+
+
+def show(found: Diagnosis, spoken: Tongue, to: Console) -> None:
+    """The verdict, then each finding: what it means, what was seen, what to try, which lines."""
+    words = plain_words(spoken).around
+    to.print(Styled(plain_verdict(found, spoken), STYLES[found.severity]), soft_wrap=True)
+    for finding in found.findings:
+        _finding(told(finding, spoken), words, to)
+
+
+def _finding(t: Told, words: dict[str, str], to: Console) -> None:
+    to.print()
+    mark = Styled.assemble((f"{words[t.finding.severity]}  ", STYLES[t.finding.severity]), (t.headline, "bold"))
+    mark.append(f"  ({words[t.finding.sure]})", "dim")
+    to.print(mark, soft_wrap=True)
+    to.print(f"  {t.meaning}", markup=False, soft_wrap=True)
+    for name, lines in ((words["saw"], t.finding.evidence), (words["try"], t.tries)):
+        if lines:
+            to.print(f"  {name}:", markup=False, style="dim")
+        for line in lines:
+            to.print(f"    - {line}", markup=False, soft_wrap=True)
+    if t.finding.lines:
+        more = len(t.finding.lines) - LINES
+        rest = f", {words['more'].format(n=f'{more:,}')}" if more > 0 else ""
+        to.print(f"  {words['lines']}: {', '.join(t.finding.lines[:LINES])}{rest}", markup=False, soft_wrap=True)
+
+
+def write_recipe(run: Run, changes: tuple[Prescribed, ...], path: Path, spoken: Tongue) -> None:
+    """The settings of a run with the changes made, each with its reason in a comment above it.
+
+    Raises RunError where the file is there already: a recipe of somebody's is not replaced.
+    """
+    if path.exists():
+        raise RunError(f"{path} is there already. Name a new file.")
+    recipe = next_recipe(run.recipe, changes, f"{run.folder}-next")
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    why = {c.remedy.setting: f"# {setting_said(c.remedy, spoken)}, {reason(c, spoken)}" for c in changes}
+    lines = []
+    for line in text.splitlines():
+        key = line.partition(":")[0]
+        lines += [why[key]] if key in why else []
+        lines.append(line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines) + "\n")

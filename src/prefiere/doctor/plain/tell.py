@@ -1,0 +1,99 @@
+"""A diagnosis in plain words and a chosen language: what `prefiere doctor` prints, and what a report can show.
+
+The findings' own sentences are for those who know the field; these are for everybody. Words stand in tables with the
+same keys and the same braces in every language, which a test holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from prefiere.doctor.case import Finding
+from prefiere.doctor.diagnose import Diagnosis
+from prefiere.doctor.prescribe import Prescribed
+from prefiere.doctor.remedies import Remedy
+from prefiere.asked.language import Tongue
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWords:
+    """What a language says. around: words around the findings. findings: by key a headline and what it means."""
+
+    around: dict[str, str]
+    findings: dict[str, tuple[str, str]]
+
+
+@cache
+def plain_words(tongue: Tongue) -> PlainWords:
+    """The table of a language."""
+    read = yaml.safe_load(files("prefiere.doctor.plain").joinpath(f"{tongue}.yaml").read_text(encoding="utf-8"))
+    return PlainWords(read["around"], {k: (f["headline"], f["meaning"]) for k, f in read["findings"].items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A finding in plain words: a headline, what it means, what to try."""
+
+    finding: Finding
+    headline: str
+    meaning: str
+    tries: tuple[str, ...]
+
+
+class _Filled(dict[str, str]):
+    """Values of a finding; what it does not know shows as a dash."""
+
+    def __missing__(self, key: str) -> str:
+        return "–"
+
+
+def told(finding: Finding, tongue: Tongue) -> Told:
+    """A finding in a language; a key that no table has is said in the finding's own words."""
+    headline, meaning = plain_words(tongue).findings.get(finding.key, (finding.title, finding.meaning))
+    values = _Filled(finding.values)
+    return Told(finding, headline.format_map(values), meaning.format_map(values), _tries(finding, tongue))
+
+
+def _tries(finding: Finding, tongue: Tongue) -> tuple[str, ...]:
+    """In English all remedies as they are; in other languages the settings to change."""
+    if tongue == "en":
+        return finding.remedy
+    return tuple(setting_said(r, tongue) for r in finding.remedies if r.setting)
+
+
+def setting_said(remedy: Remedy, tongue: Tongue) -> str:
+    """``set beta to 0.1``."""
+    return plain_words(tongue).around["set"].format(setting=remedy.setting, value=_shown(remedy.value))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plain_verdict(diagnosis: Diagnosis, tongue: Tongue) -> str:
+    """The whole diagnosis in a sentence or two of plain words."""
+    words, found = plain_words(tongue).around, diagnosis.findings
+    by_key = {f.key: told(f, tongue).headline for f in found}
+    grave = [f for f in found if f.severity in ("bad", "warning")]
+    if "learnt" in by_key:
+        more = f" {words['but']}: {_lower(by_key[grave[0].key])}" if grave else ""
+        return by_key["learnt"] + more
+    if not grave:
+        return by_key.get("empty", words["nothing"])
+    cause = diagnosis.cause
+    likely = f" {words['cause']}: {_lower(by_key[cause.key])}" if cause is not None and not grave[0].cause else ""
+    return by_key[grave[0].key] + likely
+
+
+def reason(change: Prescribed, tongue: Tongue) -> str:
+    """Why a setting changes: the finding that asks for it."""
+    return plain_words(tongue).around["because"].format(why=_lower(told(change.finding, tongue).headline))
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]

@@ -1,0 +1,58 @@
+"""prefiere doctor: a verdict in plain words, as JSON, and the next run's recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from prefiere.cli.main import app
+from prefiere.run import Run
+from synthetic_runs import STUCK, make
+
+ASK = CliRunner()
+
+
+def slow(folder: Path) -> Run:
+    """A run whose rate is a thousandth of what suits it."""
+    run = make(folder, train=STUCK, spread=0.02, recipe={"learning_rate": 1e-8})
+    run.environment = {"plan": {"automatic": {"learning_rate": 1e-5}}}
+    return run
+
+
+def test_what_a_run_shows_in_plain_words(tmp_path: Path) -> None:
+    done = ASK.invoke(app, ["doctor", str(slow(tmp_path / "run").folder), "--lang", "en"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("The learning rate is far too low: 1e-08.")
+    assert "learning_rate=auto" in done.output
+
+
+def test_in_spanish_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "es_ES.UTF-8")
+    done = ASK.invoke(app, ["doctor", str(slow(tmp_path / "run").folder)])
+    assert done.output.startswith("La tasa de aprendizaje es demasiado baja")
+
+
+def test_as_json(tmp_path: Path) -> None:
+    done = ASK.invoke(app, ["doctor", str(slow(tmp_path / "run").folder), "--json"])
+    found = json.loads(done.stdout)
+    assert found["changes"] == {"learning_rate": "auto"}
+    assert found["findings"][0]["key"] == "rate_too_low"
+    assert found["plain"][0]["headline"].startswith("The learning rate")
+
+
+def test_the_next_recipe_changes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    run, recipe = slow(tmp_path / "run"), tmp_path / "next.yaml"
+    before = sorted((p.name, p.read_bytes()) for p in run.folder.iterdir() if p.is_file())
+    done = ASK.invoke(app, ["doctor", str(run.folder), "--apply", str(recipe)])
+    assert done.exit_code == 0, done.output
+    written = yaml.safe_load(recipe.read_text())
+    assert written == run.recipe | {"learning_rate": "auto", "out": f"{run.folder}-next"}
+    assert "# set learning_rate to auto, because: the learning rate is far too low" in recipe.read_text()
+    assert sorted((p.name, p.read_bytes()) for p in run.folder.iterdir() if p.is_file()) == before
+    again = ASK.invoke(app, ["doctor", str(run.folder), "--apply", str(recipe)])
+    assert again.exit_code == 2
+    assert "is there already" in again.output

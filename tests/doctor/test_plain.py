@@ -1,0 +1,83 @@
+"""The findings in plain words: every key in every language, with the same braces, and no word that stops a stranger."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from prefiere.doctor.diagnose import diagnose
+from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
+from prefiere.asked.language import TONGUES, tongue
+from synthetic_runs import PERFECT, RUINED, make
+
+DOCTOR = Path(__file__).parents[2] / "src" / "prefiere" / "doctor"
+BRACES = re.compile(r"\{(\w+)\}")
+
+
+def keys_of_findings() -> set[str]:
+    """The first argument of every `Finding(...)` and `_found(...)` of the doctor, and the two sides of f-strings."""
+    found: set[str] = set()
+    for path in DOCTOR.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if named and node.func.id in ("Finding", "_found") and node.args:
+                found |= {n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)}
+    return {k for k in found if isinstance(k, str)} | {
+        f"{a}_too_{b}" for a in ("rate", "setting") for b in ("high", "low")
+    }
+
+
+@pytest.mark.parametrize("spoken", TONGUES)
+def test_every_finding_has_plain_words(spoken: str) -> None:
+    missing = keys_of_findings() - plain_words(spoken).findings.keys()
+    assert missing <= {"high", "low", "key", "chance_of"}, missing
+
+
+def test_languages_have_the_same_keys_and_braces() -> None:
+    one, *others = (plain_words(t) for t in TONGUES)
+    for other in others:
+        assert other.around.keys() == one.around.keys()
+        assert other.findings.keys() == one.findings.keys()
+        for key, words in one.findings.items():
+            assert [set(BRACES.findall(w)) for w in words] == [set(BRACES.findall(w)) for w in other.findings[key]], key
+        for key, word in one.around.items():
+            assert set(BRACES.findall(word)) == set(BRACES.findall(other.around[key])), key
+
+
+@pytest.mark.parametrize("spoken", TONGUES)
+def test_no_headline_has_the_fields_own_words(spoken: str) -> None:
+    for key, (headline, _) in plain_words(spoken).findings.items():
+        plain = headline.replace("kl_coef = {value}", "")
+        assert not re.search(r"\b(nats?|margin|margen|KL|DPO|PPO|logits?|log-prob\w*)\b", plain), key
+
+
+def test_a_verdict_in_two_languages(tmp_path: Path) -> None:
+    good, bad = diagnose(make(tmp_path / "a")), diagnose(make(tmp_path / "b", train=PERFECT, answers=RUINED))
+    assert plain_verdict(good, "en").startswith("It worked")
+    assert plain_verdict(good, "es").startswith("Funcionó")
+    assert plain_verdict(bad, "es").startswith("El modelo quedó arruinado")
+    tried = told(bad.findings[0], "es").tries
+    assert tried[0] == "pon rpo_alpha en 1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "spoken"),
+    [
+        (None, {"LANG": "es_AR.UTF-8"}, "es"),
+        (None, {"LC_ALL": "C", "LANG": "es_AR.UTF-8"}, "en"),
+        (None, {"LC_ALL": "", "LC_MESSAGES": "es"}, "es"),
+        (None, {"LANG": "fr_FR.UTF-8"}, "en"),
+        (None, {}, "en"),
+        ("es", {"LANG": "en_GB"}, "es"),
+    ],
+)
+def test_the_language_that_is_asked_for_or_set(asked: str | None, environment: dict[str, str], spoken: str) -> None:
+    assert tongue(asked, environment) == spoken
+
+
+def test_a_language_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="there are en and es"):
+        tongue("fr")
