@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prefiere.asked.language import TONGUES, tongue
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
-from prefiere.asked.language import TONGUES, tongue
 from synthetic_runs import PERFECT, RUINED, make
 
 DOCTOR = Path(__file__).parents[2] / "src" / "prefiere" / "doctor"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 from rich.text import Text as Styled
 
-from prefiere.console import Json, command, console, say
-from prefiere.doctor.diagnose import Diagnosis, diagnose
-from prefiere.doctor.plain.tell import Told, plain_verdict, plain_words, reason, setting_said, told
-from prefiere.doctor.prescribe import Prescribed, next_recipe, prescribe
-from prefiere.files import write_text
 from prefiere.asked.language import Tongue, tongue
+from prefiere.console import Json, command, console, say
+from prefiere.files import write_text
 from prefiere.run import Run, RunError
+
+if TYPE_CHECKING:  # with scipy, which no other command needs
+    from prefiere.doctor.diagnose import Diagnosis
+    from prefiere.doctor.plain.tell import Told
+    from prefiere.doctor.prescribe import Prescribed
 
 STYLES = {"good": "bold green", "info": "bold", "warning": "bold yellow", "bad": "bold red"}
 LINES = 20
@@ -36,6 +38,10 @@ def doctor(
     json: Json = False,
 ) -> dict[str, Any]:
     """Say in plain words what a run shows, why, and what to change. Nothing of the run is altered."""
+    from prefiere.doctor.diagnose import diagnose
+    from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
+    from prefiere.doctor.prescribe import prescribe
+
     spoken, opened = tongue(lang), Run.open(run)
     found = diagnose(opened)
     show(found, spoken, console())
@@ -58,6 +64,8 @@ def doctor(
 
 def show(found: Diagnosis, spoken: Tongue, to: Console) -> None:
     """The verdict, then each finding: what it means, what was seen, what to try, which lines."""
+    from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
+
     words = plain_words(spoken).around
     to.print(Styled(plain_verdict(found, spoken), STYLES[found.severity]), soft_wrap=True)
     for finding in found.findings:
@@ -86,6 +94,9 @@ def write_recipe(run: Run, changes: tuple[Prescribed, ...], path: Path, spoken: 
 
     Raises RunError where the file is there already: a recipe of somebody's is not replaced.
     """
+    from prefiere.doctor.plain.tell import reason, setting_said
+    from prefiere.doctor.prescribe import next_recipe
+
     if path.exists():
         raise RunError(f"{path} is there already. Name a new file.")
     recipe = next_recipe(run.recipe, changes, f"{run.folder}-next")

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from prefiere.asked.language import Tongue
 from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import Diagnosis
 from prefiere.doctor.prescribe import Prescribed
 from prefiere.doctor.remedies import Remedy
-from prefiere.asked.language import Tongue
 
 
 @dataclass(frozen=True, slots=True)
