@@ -22,7 +22,7 @@ from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
 from prefiere.run import INPUTS, Run, RunError, Stop, called, given_as
 from prefiere.settings import Settings
-from prefiere.train import previous
+from prefiere.train import previous, trackers
 from prefiere.train.environment import environment
 from prefiere.train.interrupt import Ending, resume_command
 from prefiere.train.logs import holds_rows
@@ -254,7 +254,7 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
             _record(loop.session, run, prepared.before)
             loop.begin()
         world.barrier()
-        world.start_trackers(without_passwords(loop.settings.model_dump()))
+        trackers.start(world, run, loop.settings, step=loop.state.step, resumed=prepared.before is not None)
         with contextlib.closing(loop.session.rollouts):
             with within_memory("training", _TRAINING):
                 stop = loop.run()

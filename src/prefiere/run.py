@@ -8,6 +8,7 @@
     pairs.jsonl        what single examples showed: margin, change of log-probs, lengths, by source line
     blind.json         what people said of its answers beside those before, without knowing which is which
     calibration.json   of a reward model: how right it is, how sure, and how much of it is length
+    trackers.json      which runs of trackers are this run
     status.json        running, finished, stopped or failed; step; why, as a sentence and as a kind (`Stop`)
     checkpoints/       what a resume needs
     inputs/            rows and models that were given in Python, each under a hash of what it holds

@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=12)
 class World:
     """This process among those of the run, and the trackers that its rows go to besides the run folder.
 
-    Every method but `track` is called by all processes, in the same order. In a run of one process they cost nothing.
+    Every method is called by all processes, in the same order. In a run of one process they cost nothing.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -85,13 +85,17 @@ class World:
         """Wait until every process is here."""
         self._accelerator.wait_for_everyone()
 
-    def start_trackers(self, settings: Mapping[str, Any]) -> None:
-        """Open a new run with these settings in every tracker."""
-        self._accelerator.init_trackers("prefiere", config={k: str(v) for k, v in settings.items()})
+    def start_trackers(
+        self, project: str, settings: Mapping[str, Any] | None, options: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Open every tracker, each with its options; settings are written down there where they are given."""
+        given = {name: dict(of_one) for name, of_one in options.items()}
+        self._accelerator.init_trackers(project, config=dict(settings) if settings else None, init_kwargs=given)
 
-    def track(self, row: Mapping[str, Any], step: int) -> None:
-        """Give the numbers of a row to every tracker."""
-        self._accelerator.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=step)
+    @property
+    def trackers(self) -> list[Any]:
+        """accelerate's trackers that are open, each with a ``name``; they write in the first process alone."""
+        return list(self._accelerator.trackers)
 
     def finish_trackers(self) -> None:
         """Let every tracker write what it still holds."""

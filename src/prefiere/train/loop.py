@@ -26,7 +26,7 @@ from prefiere.metrics import BOUNDS, column, measured_again
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
-from prefiere.train import checkpoint, previous
+from prefiere.train import checkpoint, previous, trackers
 from prefiere.train.algorithm import Algorithm
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
@@ -182,8 +182,10 @@ class Loop:
         their prompts."""
         assert self.evaluator is not None
         answers = self.evaluator(self.session.trunk, self.algorithm.reference, version=self.state.step)
+        rows = [{"step": self.state.step, **row} for row in answers.rows]
         if self.main:
-            self.run_folder.log_samples([{"step": self.state.step, **row} for row in answers.rows])
+            self.run_folder.log_samples(rows)
+            trackers.track_samples(self.session.world, self.state.step, rows)
         if not again:
             return answers.columns()
         groups = [self.evaluator.group(s) for s in answers.samples]
@@ -196,7 +198,7 @@ class Loop:
             self.run_folder.log(row)
             self._status("running")
             self._say(row)
-        self.session.world.track(row, self.state.step)
+        trackers.track(self.session.world, self.settings, row)
 
     def _say(self, row: dict[str, Any]) -> None:
         """A line about this row where there is no bar to watch."""

@@ -17,6 +17,7 @@ LOGS = (
     "samples.jsonl",
     "pairs.jsonl",
     "status.json",
+    "trackers.json",
     "report.html",
     "data.json",
     "environment.json",
