@@ -7,6 +7,7 @@ one that can be resumed from its last checkpoint as if nothing had happened.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -182,7 +183,7 @@ class Loop:
         their prompts."""
         assert self.evaluator is not None
         answers = self.evaluator(self.session.trunk, self.algorithm.reference, version=self.state.step)
-        rows = [{"step": self.state.step, **row} for row in answers.rows]
+        rows: list[Mapping[str, Any]] = [{"step": self.state.step, **row} for row in answers.rows]
         if self.main:
             self.run_folder.log_samples(rows)
             trackers.track_samples(self.session.world, self.state.step, rows)
