@@ -8,6 +8,7 @@ in angle brackets, environment.json a mark of its code, and whoever continues th
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from typing import Any
 from prefiere.files import atomic, atomic_folder, remove_folder
 from prefiere.run import RunError
 
+EVENTS = ("on_log", "on_evaluate", "on_save")
+"""What a run tells of: a row of metrics (step, row), one with held-out data or sampled answers (step, row), a
+checkpoint (step, its folder)."""
 _FUNCTION = re.compile(r"<[^<>]+>")
 
 
@@ -38,12 +42,27 @@ class Input:
 @dataclass(frozen=True, slots=True)
 class InMemory:
     """What a call brings. functions: by the name that the recipe has. marks: what each one's code is known by, where it
-    can be told. inputs: what is kept in the run. said: what to tell of them."""
+    can be told. inputs: what is kept in the run. said: what to tell of them. callbacks: what is called along the run,
+    by `EVENTS`."""
 
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     marks: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[Input, ...] = ()
     said: tuple[str, ...] = ()
+    callbacks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def tell(self, event: str, step: int, what: Any) -> None:
+        """Call what was given for an event. Raises RunError, naming it, where that fails."""
+        if event not in self.callbacks:
+            return
+        try:
+            self.callbacks[event](step, what)
+        except Exception as e:  # it is the user's code: say where it failed, in one line
+            at, said = traceback.extract_tb(e.__traceback__)[-1], " ".join(str(e).split())[:300]
+            raise RunError(
+                f"{event} failed at {at.filename}:{at.lineno}: {type(e).__name__}: {said}. Correct it and call again: "
+                "the run goes on from its last checkpoint."
+            ) from e
 
     def keep(self, refused: ExitStack) -> None:
         """Write the inputs that the run has not yet. Whatever is closed by ``refused`` takes them back."""

@@ -16,7 +16,8 @@ from prefiere.api.rows import Rows, rows_of
 from prefiere.asked.foreign import ours_of
 from prefiere.data.schema import Kind
 from prefiere.data.splits import ReadFor
-from prefiere.in_memory import InMemory, Input
+from prefiere.files import short
+from prefiere.in_memory import EVENTS, InMemory, Input
 from prefiere.methods import METHODS
 from prefiere.recipe import RecipeError
 from prefiere.run import INPUTS
@@ -32,13 +33,19 @@ _HELD = "?"  # stands for what is held in memory until the settings are known to
 def settle(method: str, recipe: str | Path | None, values: Mapping[str, Any]) -> tuple[Settings, InMemory]:
     """The settings of a call, and what they name that the call holds. Raises ValueError as `recipe.load` does."""
     flat, functions = _by_our_names(method, values), dict[str, Callable[..., Any]]()
+    callbacks = {event: flat.pop(event) for event in EVENTS if event in flat}
+    for event, callback in list(callbacks.items()):
+        if callback is None:
+            del callbacks[event]
+        elif not callable(callback):
+            raise RecipeError(f"{event} must be a function, not {short(callback)}.")
     for key in FUNCTIONS:
         if key in flat:
             flat[key] = _named(key, flat[key], functions)
     held = {key: flat[key] for key in ROWS if _in_memory(flat.get(key))}
     settings = recipes.load(method, recipe, flat | dict.fromkeys(held, _HELD))
     folder, update = Path(settings.out) / INPUTS, dict[str, Any]()
-    given = InMemory(functions, {name: mark_of(f) for name, f in functions.items()})
+    given = InMemory(functions, {name: mark_of(f) for name, f in functions.items()}, callbacks=callbacks)
     for key, value in held.items():
         split = settings.data_split if key == "data" else None
         rows, split_read = rows_of(value, key, _kind(settings, key), split=split, purpose=ROWS[key])

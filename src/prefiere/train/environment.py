@@ -39,7 +39,7 @@ def environment(session: Session) -> dict[str, Any]:
         "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
         "reference": session.fingerprint,
         "rewards": session.reward_fingerprints,
-        "functions": dict(session.marks),
+        "functions": dict(session.given.marks),
         "parameters": {
             "all": logical_parameters(session.trunk),
             "trained": sum(p.numel() for p in session.engine.parameters),

@@ -125,7 +125,7 @@ class Loop:
             of_samples = (self.settings.metric_for_best_model or "").startswith("samples/")
             if sample if of_samples else due[self.eval_every]:
                 best, stop = self._watch_best(row)
-            self._write(row)
+            self._write(row, due[self.eval_every] or sample)
             self._note(held=due[self.eval_every])
             stop = (self._guard(row) if sample else None) or self.algorithm.stop(row) or stop
             stop, best = self.session.world.broadcast((stop, best))  # one process's answers decide for all
@@ -194,11 +194,14 @@ class Loop:
         own = of_own_answers(self.session.trunk, groups, plan.max_length, engine.budget, engine.compute)
         return answers.columns() | self.evaluator.retest(answers) | own
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: dict[str, Any], measured: bool = True) -> None:
+        """Log a row. measured: it holds held-out data or sampled answers."""
         if self.main:
             self.run_folder.log(row)
             self._status("running")
             self._say(row)
+            for event in ("on_log", "on_evaluate")[: 1 + measured]:
+                self.session.given.tell(event, self.state.step, dict(row))
         trackers.track(self.session.world, self.settings, row)
 
     def _say(self, row: dict[str, Any]) -> None:
@@ -290,6 +293,7 @@ class Loop:
         if self.main:
             checkpoint.rotate(folder, s.step, self.settings.save_total_limit, s.best_step)
             previous.drop(self.run_folder.folder)
+            self.session.given.tell("on_save", s.step, folder / f"step-{s.step:08d}")
 
     def resume(self) -> None:
         """Take up the newest checkpoint that is whole, if there is any. Nothing is written.

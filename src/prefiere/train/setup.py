@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -49,7 +49,7 @@ CHECK, DECODING = "check", "decoding"
 @dataclass
 class Session:
     """One run's parts, built from its plan. found: what only building could tell, with reasons.
-    manner: how its model reads text. marks: of functions that were given in Python."""
+    manner: how its model reads text. given: what a call in Python brought."""
 
     plan: Plan
     run: Run
@@ -67,7 +67,7 @@ class Session:
     fingerprint: str
     found: list[Choice] = field(default_factory=list)
     manner: Manner = field(default_factory=Manner)
-    marks: Mapping[str, str] = field(default_factory=dict)
+    given: InMemory = field(default_factory=InMemory)
 
     @property
     def settings(self) -> Settings:
@@ -141,7 +141,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     rollouts = LocalRollouts(trunk.lm, Vocabulary.of(reader.tokenizer, reader.eos_ids), plan.compute)
     return Session(
         plan, run, display, world, reader.tokenizer, trunk, engine, rollouts, data, reader.eos_ids, judge, reward,
-        steps, start, found, reader.manner, given.marks,
+        steps, start, found, reader.manner, given,
     )  # fmt: skip
 
 
