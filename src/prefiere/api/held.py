@@ -12,6 +12,7 @@ from typing import Any
 
 from prefiere import recipe as recipes
 from prefiere.api.functions import mark_of, recorded_name
+from prefiere.api.loaded import Loaded, taken_with_tokenizer
 from prefiere.api.rows import Rows, rows_of
 from prefiere.asked.foreign import ours_of
 from prefiere.data.schema import Kind
@@ -42,17 +43,20 @@ def settle(method: str, recipe: str | Path | None, values: Mapping[str, Any]) ->
     for key in FUNCTIONS:
         if key in flat:
             flat[key] = _named(key, flat[key], functions)
+    model = taken_with_tokenizer(flat)
     held = {key: flat[key] for key in ROWS if _in_memory(flat.get(key))}
-    settings = recipes.load(method, recipe, flat | dict.fromkeys(held, _HELD))
+    settings = recipes.load(method, recipe, flat | dict.fromkeys([*held, *(["model"] if model else [])], _HELD))
     folder, update = Path(settings.out) / INPUTS, dict[str, Any]()
     given = InMemory(functions, {name: mark_of(f) for name, f in functions.items()}, callbacks=callbacks)
     for key, value in held.items():
         split = settings.data_split if key == "data" else None
         rows, split_read = rows_of(value, key, _kind(settings, key), split=split, purpose=ROWS[key])
         assert rows is not None
-        given, update[key] = _kept(given, rows, folder)
+        given, update[key] = _kept(given, rows, folder / f"{key}-{rows.digest()}.jsonl")
         if split_read:
             update["data_split"] = None
+    if model is not None:
+        given, update["model"] = _kept(given, model, folder / f"model-{model.digest()}")
     return settings.model_copy(update=update), given
 
 
@@ -90,8 +94,8 @@ def _kind(settings: Settings, key: str) -> Kind:
     return "prompts" if key == "sample_prompts" else METHODS[settings.method].reads(settings)
 
 
-def _kept(given: InMemory, rows: Rows, folder: Path) -> tuple[InMemory, str]:
-    """What is given, with these rows, and the name under which the run keeps them."""
-    path = folder / f"{rows.key}-{rows.digest()}.jsonl"
-    said = (*given.said, rows.said) if rows.said is not None else given.said
-    return replace(given, inputs=(*given.inputs, Input(path, rows.write)), said=said), str(path)
+def _kept(given: InMemory, held: Rows | Loaded, path: Path) -> tuple[InMemory, str]:
+    """What is given, with rows or a model that the run keeps at a path, and the name of that."""
+    said = (*given.said, held.said) if held.said is not None else given.said
+    kept = Input(path, held.write, folder=isinstance(held, Loaded))
+    return replace(given, inputs=(*given.inputs, kept), said=said), str(path)
