@@ -65,7 +65,7 @@ def cases(
     ]  # fmt: skip
     well = [Case(None, 0, seed, m, d) for m in models for d in data for seed in range(healthy)
             if d == "demo" or HEALTHY[seed % len(HEALTHY)] not in ("rloo", "ppo")]  # fmt: skip
-    every = max(1, len(grid) // max(1, len(well)))
+    every = min(3, max(1, len(grid) // max(1, len(well))))
     mixed: list[Case] = []
     for i, case in enumerate(grid):
         mixed.append(case)

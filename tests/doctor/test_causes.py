@@ -256,3 +256,81 @@ def test_labels_without_a_pattern(tmp_path: Path) -> None:
     d = diagnose(moved(planned(make(tmp_path, train={"rewards/margins": to(0.9)}, held_out=flat, spread=0.3)), 0.01))
     assert told(d, "no_pattern").cause
     assert d.findings[0].key == "no_pattern"
+
+
+# -- the start --------------------------------------------------------------------------------------------------------
+
+
+def beginning(run: Run, **start: float) -> Run:
+    """A run whose row of step 0 says these of model and data, of 24 examples each."""
+    rows = run.metrics
+    for name, value in start.items():
+        key = f"start/{name}"
+        rows[0] |= {key: value, f"{key}_low": value - 0.1, f"{key}_high": value + 0.1, f"{key}_n": 24}
+    (run.folder / "metrics.jsonl").unlink()
+    for row in rows:
+        run.log(row)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("key", "start"),
+    [
+        ("answers_elsewhere", {"prompt_matters": 0.05, "prompt_in_own": 2.5}),
+        ("foreign_answers", {"chosen_logp": -5.0}),
+        ("too_alike", {"likeness": -0.04}),
+    ],
+)
+def test_what_was_wrong_before_training(tmp_path: Path, key: str, start: dict[str, float]) -> None:
+    assert told(diagnose(beginning(make(tmp_path), **start)), key).cause
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"prompt_matters": 2.4, "prompt_in_own": 2.5},
+        {"prompt_matters": 0.05, "prompt_in_own": 0.1},  # a weak model: neither depends on the prompt
+        {"prompt_matters": 0.4},  # nothing to hold it against
+        {"chosen_logp": -2.0},
+        {"likeness": -0.4},
+    ],
+)
+def test_a_sound_start(tmp_path: Path, start: dict[str, float]) -> None:
+    assert diagnose(beginning(make(tmp_path), **start)).severity == "good"
+
+
+# -- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def answered(run: Run, reward: np.ndarray, score: np.ndarray) -> Run:
+    """A run with these rewards and judge's scores of its first answers."""
+    run.log_samples([{"step": 0, "reward": float(r), "score": float(s)} for r, s in zip(reward, score, strict=True)])
+    return run
+
+
+def test_a_reward_that_is_upside_down(tmp_path: Path) -> None:
+    score = np.random.default_rng(0).normal(size=48)
+    assert "reward_upside_down" in keys(answered(make_policy(tmp_path / "a"), -score, score))
+    assert "reward_upside_down" not in keys(answered(make_policy(tmp_path / "b"), score, score))
+    noise = np.random.default_rng(1).normal(size=48)
+    assert "reward_upside_down" not in keys(answered(make_policy(tmp_path / "c"), noise, score))
+
+
+def test_a_reward_that_is_noise(tmp_path: Path) -> None:
+    run = make_policy(tmp_path)
+    rows = run.metrics
+    rows[0]["start/reward_retest"] = 0.1
+    (tmp_path / "metrics.jsonl").unlink()
+    for row in rows:
+        run.log(row)
+    d = diagnose(run)
+    assert d.findings[0].key == "reward_noisy"
+
+
+def test_rewards_out_of_all_proportion(tmp_path: Path) -> None:
+    """Nine in ten lie within 1: a spread of 5 is set by a few. Right and wrong answers, of which few are right, are not."""
+    range_of_1 = {"reward_p05": to(0.0), "reward_p95": to(1.0, 1.0), "reward_outliers": to(0.02, 0.02)}
+    few = make_policy(tmp_path / "a", rollouts=range_of_1 | {"reward_std": to(5.0, 5.0)}, noise=0.0)
+    assert "reward_outliers" in keys(few)
+    sparse = make_policy(tmp_path / "b", rollouts=range_of_1 | {"reward_std": to(2.0, 2.0)}, noise=0.0)
+    assert "reward_outliers" not in keys(sparse)

@@ -86,9 +86,16 @@ def constant(case: Case) -> Finding | None:
 
 
 def outliers(case: Case) -> Finding | None:
-    """One answer in two hundred or more earns ten times the usual distance from the median."""
-    share = case.series("reward_outliers")
-    if len(share) < 3 or not 0.005 <= float(share.values.mean()) <= 0.25:
+    """A few answers lie ten times the usual distance from the median, and set the spread of the rewards: over all updates
+    it is three times the range of nine answers in ten (a third of it for normal rewards). Rewards of right and wrong, of
+    which few are right, stay below that."""
+    share, spread = case.series("reward_outliers"), case.series("reward_std")
+    low, high = case.series("reward_p05"), case.series("reward_p95")
+    if len(share) < 3 or not len(spread) or len(low) != len(high) or not len(low):
+        return None
+    usual = float(np.median(high.values - low.values))
+    whole = float(np.sqrt(np.mean(np.square(spread.values))))
+    if not 0.001 <= float(share.values.mean()) <= 0.1 or not (usual > 0 and whole > 3 * usual):
         return None
     told = number(float(share.values.mean()), "samples/eos_rate")
     return Finding(

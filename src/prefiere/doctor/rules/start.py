@@ -16,7 +16,9 @@ TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the
 def at_step_0(case: Case, key: str) -> Level | None:
     """A metric of the row of step 0."""
     series = case.series(key)
-    return series.start if len(series) and series.steps[0] == 0 else None
+    if not len(series) or series.steps[0] != 0:
+        return None
+    return Level(float(series.values[0]), float(series.low[0]), float(series.high[0]), int(series.n[0]))
 
 
 def elsewhere(case: Case) -> Finding | None:
