@@ -35,6 +35,7 @@ Body = Callable[..., dict[str, Any] | None]
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 GUARDED = 3  # a guard stopped the run
+RUINED = 4  # a run on this data would be ruined
 _EVERY = 20.0  # seconds between two lines of a log about one long phase
 
 
@@ -110,7 +111,8 @@ def _ours(tb: TracebackType | None) -> bool:
 def command(body: Body) -> Callable[..., None]:
     """Make a typer command of a body: --json, one line for a user's error, exit codes.
 
-    Exit codes: 0 done, 1 a bug (with its traceback), 2 an error of the user's, 3 stopped by the guard, 130 interrupted.
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 an error of the user's, 3 stopped by the guard, 4 data that
+    would ruin a run, 130 interrupted.
     """
 
     @functools.wraps(body)
@@ -130,6 +132,8 @@ def command(body: Body) -> Callable[..., None]:
             raise typer.Exit(2) from None
         if as_json and main_process():
             print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))
+        if (result or {}).get("ruined"):
+            raise typer.Exit(RUINED)
         stop = Stop.read((result or {}).get("stop"))
         if stop is not None and not stop.finished:
             raise typer.Exit(INTERRUPTED if stop.kind == "interrupted" else GUARDED)

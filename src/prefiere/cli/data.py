@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text as Styled
 
 from prefiere.data import formats
-from prefiere.data.audit import audit
+from prefiere.data.audit import Auditor
+from prefiere.data.quality.blind import blind_verdict, drawn
+from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
+from prefiere.data.quality.faults import Faults
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
 from prefiere.data.values import DataError
+from prefiere.data.writers import write
 from prefiere.files import visible
 from prefiere.settings import DPO
 
@@ -28,15 +34,19 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     source = open_source(settings)
     console.print(Styled.assemble(("Layout  ", "bold"), str(source.layout)))
     console.print(Styled.assemble(("Files   ", "bold"), ", ".join(source.files)), soft_wrap=True)
+    auditor, faults = Auditor(), Faults()
     with console.status(f"reading {settings.data}"):
-        found = audit(source)
+        for record in source:
+            auditor.add(record)
+            faults.add(record)
+    found = auditor.found()
     read = source.describe()
     for line in source.unread_lines():
         console.print(Styled.assemble(("Unread  ", "bold"), line), soft_wrap=True)
     console.print(Styled.assemble(("Records ", "bold"), str(source.counts)))
     for line in [*found.lines()[1:], *source.problems]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    result: dict[str, Any] = {"read": read, "audit": found.to_dict()}
+    result: dict[str, Any] = {"read": read, "audit": found.to_dict() | {"faults": faults.to_dict()}}
     if not source.counts.kept:
         raise DataError(f"{settings.data}: no record can be used ({source.counts})")
     if model is None:
@@ -47,9 +57,79 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
         console.print()
         console.print(example)
     result["examples"] = [str(example) for example in shown]
+    result |= say_findings(result, source.kind in ("pairs", "judgements"), console)
     if model is None:
         console.print("\nWith --model M the examples are shown in tokens, with the scored ones in colour.", style="dim")
     return result
+
+
+def say_findings(account: dict[str, Any], preferences: bool, console: Console) -> dict[str, Any]:
+    """What the doctor says of the data before a run is begun, in plain words. ruined: whether a run on it would be."""
+    from prefiere.asked.language import tongue
+    from prefiere.cli.doctor import STYLES
+    from prefiere.doctor.plain.tell import told
+    from prefiere.doctor.rules.data import findings_of
+
+    found, spoken = findings_of(account, preferences=preferences), tongue()
+    for finding in found:
+        said = told(finding, spoken)
+        console.print()
+        console.print(Styled.assemble((said.headline, STYLES[finding.severity]), f"\n  {said.meaning}"), soft_wrap=True)
+        for line in (*finding.evidence, *finding.remedy):
+            console.print(f"    - {line}", markup=False, soft_wrap=True)
+        if finding.lines:
+            console.print(f"    {', '.join(finding.lines)}", markup=False, soft_wrap=True)
+    keys = [{"key": f.key, "severity": f.severity, "title": f.title, "lines": list(f.lines)} for f in found]
+    return {"findings": keys, "ruined": any(f.severity == "bad" for f in found)}
+
+
+def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[str, Any]:
+    """Show 15 pairs without saying which answer was preferred, and say what a person's choices say of the labels.
+
+    ask: puts a question and returns what was typed. Raises DataError for data without pairs.
+    """
+    source = open_source(settings)
+    if source.kind != "pairs":
+        raise DataError(f"{settings.data} holds {source.kind}, not pairs: there is nothing to choose between")
+    shown, chosen = drawn(source, settings.seed), list[bool | None]()
+    for n, pair in enumerate(shown, 1):
+        console.print(f"\n{n} of {len(shown)}", style="bold")
+        for name, text in zip(("asked", "1", "2"), (pair.pair.prompt, *pair.answers), strict=True):
+            console.print(Styled.assemble((f"{name}: ", "bold"), visible(spoken(text))[:SHOWN]), soft_wrap=True)
+        chosen.append({"1": True, "2": False}.get(ask("Which is better, 1 or 2? (anything else: cannot say) ").strip()))
+    found = blind_verdict(shown, chosen)
+    said = {
+        "fine": "The labels say what you say.",
+        "swapped": "The labels say the opposite of what you say: chosen and rejected are swapped.",
+        "noise": "The labels agree with you about as often as a coin: they are noise, or you look at other things.",
+    }[found.says]
+    console.print(f"\n{said}", style="bold")
+    console.print(f"You agreed on {found.of and found.agreed} of {found.of}; by chance alone so: {found.chance:.1%}.")
+    return {"says": found.says, "agreed": found.agreed, "of": found.of, "chance": found.chance}
+
+
+def clean(settings: DPO, out: Path, swapped: Collection[str], console: Console) -> dict[str, Any]:
+    """Write the data without what teaches the wrong thing, and say what was left out. Raises DataError where the file
+    is there already."""
+    if out.exists():
+        raise DataError(f"{out} is there already. Name a new file.")
+    left = RecordsLeftOut()
+    kept = write(cleaned(lambda: open_source(settings), left, swapped), out)
+    console.print(f"{kept:,} records written to {out}", markup=False, soft_wrap=True)
+    for line in left.lines() or ["nothing was left out"]:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    return {"written": str(out), "kept": kept, "left_out": left.counts, "sources": left.sources}
+
+
+def swapped_in(run: str | None) -> tuple[str, ...]:
+    """Where the labels were read that a run found the wrong way round."""
+    if run is None:
+        return ()
+    from prefiere.doctor.diagnose import diagnose
+    from prefiere.run import Run
+
+    found = diagnose(Run.open(run)).findings
+    return next((f.lines for f in found if f.key == "labels_swapped"), ())
 
 
 def open_source(settings: DPO) -> formats.Records[Any]:

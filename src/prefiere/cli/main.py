@@ -67,12 +67,22 @@ def data(
         list[str], typer.Argument(metavar="DATA | SETTING", help="File, folder or hub id; settings, as for dpo.")
     ],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Whose tokens to show the examples in.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Judge 15 pairs without knowing their labels.")] = False,
+    clean: Annotated[
+        Path | None, typer.Option("--clean", metavar="OUT", help="Write the data without what would be learnt wrongly.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="With --clean: leave out the labels that this run found swapped, too.")
+    ] = None,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Show the layout, three examples with the loss mask coloured, and what would be dropped."""
+    """Show the layout, three examples with the loss mask coloured, what would be dropped, and what would go wrong.
+
+    Exits with 4 where a run on this data would be ruined.
+    """
     from prefiere import recipe
     from prefiere.asked import arguments
-    from prefiere.cli.data import inspect
+    from prefiere.cli import data as shown
     from prefiere.settings import DPO
 
     words = arguments.as_settings(rest, others=True)
@@ -84,7 +94,11 @@ def data(
     flags = {"model": model or "", "data": next(iter(sources), "?"), "out": ""}
     settings = recipe.load("dpo", words.recipe, flags, words.settings, words.problems)
     assert isinstance(settings, DPO)
-    return inspect(settings, model=model, console=console())
+    if check:
+        return shown.check(settings, console(), lambda text: str(console().input(text)))
+    if clean is not None:
+        return shown.clean(settings, clean, shown.swapped_in(run), console())
+    return shown.inspect(settings, model=model, console=console())
 
 
 Prompts = Annotated[

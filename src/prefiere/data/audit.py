@@ -241,16 +241,22 @@ def _count(t: _Tally, record: AnyRecord) -> None:
             likelier, other = (first, second) if label > 0.5 else (second, first)
             t.decided[0].append(text_length(likelier))
             t.decided[1].append(text_length(other))
-    _repeats(t, record, first, second, label)
+    _repeats(t, record)
 
 
-def _repeats(t: _Tally, record: AnyRecord, first: Text | None, second: Text | None, label: float) -> None:
-    """Duplicates and contradictions: the same prompt and answers in either order, and their verdicts so far."""
+def pair_key(record: AnyRecord) -> tuple[int, int]:
+    """What a record compares (its prompt and answers, in either order), and its verdict: 1 where the first of the two
+    in their order is preferred (or the answer good), 2 the other (or bad), 4 a tie."""
+    first, second, label = _answers(record)
     a, b = ("" if answer is None else _flat(answer) for answer in (first, second))
     turned = a > b and second is not None
     key = _hash("\x1d".join([_flat(record.prompt), *((b, a) if turned else (a, b))]))
-    # a bit for each verdict: the first of the ordered two preferred (or good), the second (or bad), a tie
-    verdict = 4 if label == 0.5 else 2 if (label < 0.5) != turned else 1
+    return key, 4 if label == 0.5 else 2 if (label < 0.5) != turned else 1
+
+
+def _repeats(t: _Tally, record: AnyRecord) -> None:
+    """Duplicates and contradictions: the same prompt and answers in either order, and their verdicts so far."""
+    key, verdict = pair_key(record)
     before = t.seen.get(key, 0)
     t.seen[key] = before | verdict
     if before & verdict:

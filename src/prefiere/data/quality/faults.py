@@ -44,6 +44,23 @@ def _key(text: str) -> bytes:
     return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
+def _answers_of(record: AnyRecord) -> list[str]:
+    if isinstance(record, PreferencePair):
+        return [spoken_by(record.chosen), spoken_by(record.rejected)]
+    return [spoken_by(record.completion)] if isinstance(record, Judgement | Demonstration) else []
+
+
+def texts_faulty(record: AnyRecord) -> list[str]:
+    """What the texts of a record alone show: markup, damaged, nearly_same (two answers of the same words)."""
+    answers = _answers_of(record)
+    texts = [spoken_by(record.prompt), *answers]
+    found = [n for n, p in (("markup", _MARKUP), ("damaged", _DAMAGED)) if any(p.search(t) for t in texts)]
+    if len(answers) == 2:
+        one, other = ([w for w in _WORD.findall(a.casefold()) if w.isalnum()] for a in answers)
+        found += ["nearly_same"] if one == other else []
+    return found
+
+
 @dataclass
 class Faults:
     """Counts over the first `LOOKED_AT` records. ``add`` each; ``to_dict`` is what data.json holds."""
@@ -62,20 +79,13 @@ class Faults:
         if self.records >= LOOKED_AT:
             return
         self.records += 1
-        answers = self._answers(record)
-        texts = [spoken_by(record.prompt), *answers]
-        for name, pattern in (("markup", _MARKUP), ("damaged", _DAMAGED)):
-            if any(pattern.search(t) for t in texts):
-                self._count(name, record.source)
+        answers = _answers_of(record)
+        for name in texts_faulty(record):
+            self._count(name, record.source)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
         if isinstance(record, PreferencePair) and record.label != 0.5:
             self._pair(record, *(answers if record.label > 0.5 else reversed(answers)))
-
-    def _answers(self, record: AnyRecord) -> list[str]:
-        if isinstance(record, PreferencePair):
-            return [spoken_by(record.chosen), spoken_by(record.rejected)]
-        return [spoken_by(record.completion)] if isinstance(record, Judgement | Demonstration) else []
 
     def _pair(self, record: PreferencePair, chosen: str, rejected: str) -> None:
         self.pairs += 1
@@ -84,10 +94,6 @@ class Faults:
         self.only[1].update(both[1] - both[0])
         self.any[0].update(both[0])
         self.any[1].update(both[1])
-        if [w for w in _WORD.findall(chosen.casefold()) if w.isalnum()] == [
-            w for w in _WORD.findall(rejected.casefold()) if w.isalnum()
-        ]:
-            self._count("nearly_same", record.source)
         for counter, text in zip(self.texts, (chosen, rejected), strict=True):
             key = _key(text)
             counter[key] += 1

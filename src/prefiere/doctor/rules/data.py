@@ -97,7 +97,7 @@ def damaged(account: Account) -> Finding | None:
     return _found(
         "damaged_text",
         f"{100 * share:.0f}% of the texts are damaged: they were read in a wrong encoding.",
-        "warning",
+        "warning" if share < 0.5 else "bad",
         "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
         (_said(count, share, "records with signs such as Ã© or �"),),
         (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
@@ -116,7 +116,7 @@ def one_text(account: Account) -> Finding | None:
             return _found(
                 "one_text",
                 f"{100 * count / pairs:.0f}% of the {word} answers are the same text.",
-                "warning",
+                "warning" if count < 0.5 * pairs else "bad",
                 "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
                 (_said(count, count / pairs, f"{word} answers equal to “{str(part.get('text', ''))[:60]}”"),),
                 (Remedy("leave these pairs out, or keep a few of them"), CLEAN),
@@ -134,7 +134,7 @@ def contradictions(account: Account) -> Finding | None:
     return _found(
         "contradictions",
         f"{count:,.0f} pairs contradict others: the same two answers are preferred both ways.",
-        "warning",
+        "warning" if count < 0.25 * records else "bad",
         "Each of the two undoes what the other teaches. People may differ, or votes may have been joined the wrong way "
         "round.",
         (_said(count, count / records, "contradicted pairs"),),
@@ -197,7 +197,7 @@ def nearly_same(account: Account) -> Finding | None:
     return _found(
         "same_words",
         f"{100 * count / pairs:.0f}% of the pairs have the same words on both sides.",
-        "warning",
+        "warning" if count < 0.5 * pairs else "bad",
         "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
         (_said(count, count / pairs, "pairs of the same words"),),
         (Remedy("leave these pairs out"), CLEAN),

@@ -86,9 +86,9 @@ def constant(case: Case) -> Finding | None:
 
 
 def outliers(case: Case) -> Finding | None:
-    """A few answers lie ten times the usual distance from the median, and set the spread of the rewards: over all updates
-    it is three times the range of nine answers in ten (a third of it for normal rewards). Rewards of right and wrong, of
-    which few are right, stay below that."""
+    """A few answers lie ten times the usual distance from the median, and set the spread of the rewards: over all
+    updates it is three times the range of nine answers in ten (a third of it for normal rewards). Rewards of right and
+    wrong, of which few are right, stay below that."""
     share, spread = case.series("reward_outliers"), case.series("reward_std")
     low, high = case.series("reward_p05"), case.series("reward_p95")
     if len(share) < 3 or not len(spread) or len(low) != len(high) or not len(low):

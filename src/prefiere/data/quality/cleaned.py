@@ -1,0 +1,76 @@
+"""Data without the records that teach the wrong thing, and an account of what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from prefiere.data.audit import pair_key
+from prefiere.data.convert import AnyRecord, check_content
+from prefiere.data.quality.faults import texts_faulty
+from prefiere.data.values import BadRow
+
+WHY = {
+    "unusable": "nothing to learn from (an empty answer, two equal ones)",
+    "markup": "marks of a chat template in the text",
+    "damaged": "letters of a wrong encoding",
+    "nearly_same": "the same words on both sides",
+    "contradictions": "the same two answers are preferred both ways",
+    "duplicates": "repeat an earlier record",
+    "swapped": "a run found the label the wrong way round",
+}
+
+
+@dataclass
+class RecordsLeftOut:
+    """How many records were left out for which reason, and where the first of them were read."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, why: str, source: str) -> None:
+        """Count a record."""
+        self.counts[why] = self.counts.get(why, 0) + 1
+        self.sources.setdefault(why, []).append(source)
+
+    def lines(self) -> list[str]:
+        """The account in words, a line for each reason."""
+        return [
+            f"{n:,} left out: {WHY[why]} (first: {', '.join(self.sources[why][:3])})" for why, n in self.counts.items()
+        ]
+
+
+def cleaned(
+    records: Callable[[], Iterable[AnyRecord]], left: RecordsLeftOut, swapped: Collection[str] = ()
+) -> Iterator[AnyRecord]:
+    """The records that stay, read twice by ``records``; what goes is counted in ``left``.
+
+    swapped: sources of records whose label a run found the wrong way round. Of contradicted pairs both sides go, of
+    repeated records the first stays.
+    """
+    verdicts: dict[int, int] = {}
+    for record in records():
+        key, verdict = pair_key(record)
+        verdicts[key] = verdicts.get(key, 0) | verdict
+    seen: set[tuple[int, int]] = set()
+    named = set(swapped)
+    for record in records():
+        said = pair_key(record)
+        why = _why(record, verdicts[said[0]], said in seen, record.source in named)
+        seen.add(said)
+        if why is None:
+            yield record
+        else:
+            left.add(why, record.source)
+
+
+def _why(record: AnyRecord, verdicts: int, repeated: bool, swapped: bool) -> str | None:
+    try:
+        check_content(record)
+    except BadRow:
+        return "unusable"
+    if faults := texts_faulty(record):
+        return faults[0]
+    if verdicts & 3 == 3:
+        return "contradictions"
+    return "duplicates" if repeated else "swapped" if swapped else None

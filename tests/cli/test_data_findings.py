@@ -1,0 +1,116 @@
+"""prefiere data: findings before a run, a blind check of the labels, and data without what would be learnt wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from prefiere.cli.main import app
+from prefiere.data.quality.blind import blind_verdict, drawn
+from prefiere.data.schema import PreferencePair
+from synthetic_runs import make
+
+ASK = CliRunner()
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def rows(n: int = 40, **changed: Any) -> list[dict[str, Any]]:
+    made = [{"prompt": f"question {i}?", "chosen": f"yes {i} fine", "rejected": f"no {i} bad"} for i in range(n)]
+    return [r | changed for r in made]
+
+
+def test_sound_data_is_fine(tmp_path: Path) -> None:
+    mixed = [r if i % 2 else r | {"chosen": r["rejected"], "rejected": r["chosen"]} for i, r in enumerate(rows())]
+    done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", mixed), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["findings"] == []
+
+
+def test_data_that_would_ruin_a_run_is_no_success(tmp_path: Path) -> None:
+    name = written(tmp_path / "d.jsonl", rows(chosen="<|im_start|>assistant\nyes<|im_end|>"))
+    done = ASK.invoke(app, ["data", name, "--json"])
+    assert done.exit_code == 4
+    found = json.loads(done.stdout)
+    assert found["ruined"]
+    assert {"template_in_text", "one_text"} <= {f["key"] for f in found["findings"]}
+    assert f"{name}:1" in found["findings"][0]["lines"]
+
+
+def test_clean_data_says_what_it_left_out(tmp_path: Path) -> None:
+    data = rows(12)
+    data[1]["chosen"] = "cafÃ©"
+    data[2] = data[3] | {"chosen": data[3]["rejected"], "rejected": data[3]["chosen"]}
+    data[5] = data[4]
+    out = tmp_path / "clean.jsonl"
+    done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", data), "--clean", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["left_out"] == {"damaged": 1, "contradictions": 2, "duplicates": 1}
+    kept = [json.loads(line)["prompt"] for line in out.read_text().splitlines()]
+    assert kept == [data[i]["prompt"] for i in (0, 4, 6, 7, 8, 9, 10, 11)]
+    again = ASK.invoke(app, ["data", str(tmp_path / "d.jsonl"), "--clean", str(out)])
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+
+
+def test_clean_data_leaves_out_what_a_run_found_swapped(tmp_path: Path) -> None:
+    import numpy as np
+
+    name = written(tmp_path / "d.jsonl", rows(200))
+    run = make(tmp_path / "run")
+    margins = np.where(np.arange(200) % 5 == 0, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    for split in ("eval", "train"):
+        run.log_pairs(
+            [
+                {"step": 100, "split": split, "source": f"{name}:{i + 1}", "margin": m}
+                for i, m in enumerate(margins.tolist())
+            ]
+        )
+    out = tmp_path / "clean.jsonl"
+    done = ASK.invoke(app, ["data", name, "--clean", str(out), "--run", str(run.folder), "--json"])
+    assert json.loads(done.stdout)["left_out"] == {"swapped": 40}
+
+
+def pairs(n: int) -> list[PreferencePair]:
+    return [PreferencePair(prompt=f"p{i}", chosen=f"a{i}", rejected=f"b{i}", source=str(i)) for i in range(n)]
+
+
+@pytest.mark.parametrize(("agreed", "says"), [(15, "fine"), (12, "fine"), (11, "noise"), (4, "noise"), (3, "swapped")])
+def test_what_fifteen_choices_say(agreed: int, says: str) -> None:
+    """By chance 12 or more of 15 agree in 576 of 32768 cases, 3 or fewer in as many."""
+    shown = drawn(pairs(100), seed=0)
+    found = blind_verdict(shown, [s.first == (i < agreed) for i, s in enumerate(shown)])
+    assert (found.says, found.agreed, found.of) == (says, agreed, 15)
+    if agreed in (3, 12):
+        assert found.chance == pytest.approx(576 / 32768)
+
+
+def test_a_pair_that_nobody_can_tell_does_not_count() -> None:
+    shown = drawn(pairs(100), seed=0)
+    found = blind_verdict(shown, [None] * 5 + [s.first for s in shown[5:]])
+    assert (found.agreed, found.of) == (10, 10)
+    assert blind_verdict(shown, [None] * 15).says == "noise"
+
+
+def test_both_orders_are_shown() -> None:
+    shown = drawn(pairs(100), seed=1)
+    assert {s.first for s in shown} == {True, False}
+    assert all(s.answers[0 if s.first else 1] == s.pair.chosen for s in shown)
+
+
+def test_a_person_is_asked(tmp_path: Path) -> None:
+    """Who always finds the answer with "yes" better agrees with labels that prefer it."""
+    name = written(tmp_path / "d.jsonl", rows())
+    first = ASK.invoke(app, ["data", name, "--check"], input="x\n" * 15).output
+    answers = ["1" if part.split("1: ")[1].startswith("yes") else "2" for part in first.split("asked: ")[1:]]
+    done = ASK.invoke(app, ["data", name, "--check"], input="".join(f"{a}\n" for a in answers))
+    assert "You agreed on 15 of 15" in done.output
+    assert "The labels say what you say." in done.output
