@@ -81,6 +81,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_a_row_and_a_file_add_an_algorithm(tmp_path: Path) -> None:
     """Trained from the command line, listed by it, and named on its report's page."""
     (tmp_path / "toy_algorithm.py").write_text(ALGORITHM)

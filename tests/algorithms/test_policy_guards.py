@@ -196,6 +196,7 @@ def test_a_reward_adapter_that_does_not_fit_its_base(tmp_path) -> None:
         assert_one_line(tmp_path, e.value, "does not fit")
 
 
+@pytest.mark.long
 def test_prompts_longer_than_the_context(tmp_path) -> None:
     long = tmp_path / "prompts.txt"
     runs.prompts_file(long)

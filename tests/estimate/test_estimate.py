@@ -86,6 +86,7 @@ def test_other_methods(tmp_path, method) -> None:
     assert found.seconds > 0
 
 
+@pytest.mark.long
 def test_checkpointing_few_bits_and_small_batches_need_less(tmp_path) -> None:
     w = work(tmp_path, lora=True, dtype="bfloat16")
     plain = estimate(w, None).memory

@@ -73,6 +73,7 @@ def test_dpo_reads_pairs_and_measures_them_as_training_does(
     assert np.mean(by_hand) < first - 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", ["dpo"], indirect=True)
 def test_dpo_learns(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     found = example.main(["--steps", "6", "--questions", "24"])
@@ -116,6 +117,7 @@ def test_ppo_credits_tokens_as_by_hand_and_starts_at_a_ratio_of_1(example: Modul
     assert all(abs(ratio - 1) > 1e-5 for ratio in ratios[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", ["ppo"], indirect=True)
 def test_ppo_learns(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(example, "PROMPTS", 48)

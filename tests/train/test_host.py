@@ -47,6 +47,7 @@ def test_a_choice_is_carried_out() -> None:
         assert products_of(layer).onednn == (choice == "onednn")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_freed_memory_is_kept() -> None:
     """In a process of its own: freed buffers of 64 MB stay resident and are used again without new pages."""
@@ -66,6 +67,7 @@ def test_freed_memory_is_kept() -> None:
     assert int(faults) < 20 * 2**26 / 4096 / 5
 
 
+@pytest.mark.long
 def test_few_kernels_are_kept() -> None:
     """In a process of its own: a product is compiled anew after a hundred other shapes, not after ten."""
     code = (

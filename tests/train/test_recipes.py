@@ -47,6 +47,7 @@ def test_nf4_and_policy_gradients(tmp_path: Path) -> None:
     assert run.metrics[-1]["val/ratio"] == pytest.approx(1, abs=0.5)
 
 
+@pytest.mark.long
 def test_the_study_falls_and_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve of the fifty updates, on the pairs that the example writes: what falls in one rises in the other."""
     monkeypatch.syspath_prepend(str(RECIPES.parent / "examples"))

@@ -328,6 +328,7 @@ def test_a_half_written_log_line_is_cut_back(tmp_path, monkeypatch) -> None:
     runs.assert_same_run(whole, launch(s, display=QUIET).run)
 
 
+@pytest.mark.long
 def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
     options = {"max_steps": 3, "tokens_per_microbatch": 120}
     one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
