@@ -43,6 +43,7 @@ MAY: dict[str, set[str]] = {
     "estimate": {"algorithms", "train", "plan", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "doctor": {"run", "stats", "metrics", "methods", "settings", "files", "asked"},
     "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files", "asked"},
+    "publish": {"train", "plan", "evaluate", "models", "tokens", "data", "doctor", *GROUND},
     "feedback": {"data", "run", "stats", "files", "untrusted", "settings", "recipe", "doctor", "report", "methods"},
 }
 EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}

@@ -358,16 +358,15 @@ def test_rows_of_the_split_that_suits_the_kind(tmp_path):
     assert (read(), read(purpose="eval")) == (["train_sft"], ["test_sft"])
 
 
-def test_the_commit_of_the_hub_is_recorded(monkeypatch):
+def test_the_commit_of_the_hub_is_recorded(monkeypatch, tmp_path):
     import datasets
 
     sha, asked = "0a1b2c3d" * 5, []
 
     def load(name, config, **options):
         asked.append((name, config, options))
-        made = datasets.Dataset.from_list(ROWS)
-        made.info.download_checksums = {f"hf://datasets/owner/name@{sha}/train.parquet": {"num_bytes": 1}}
-        return datasets.DatasetDict(train=made)
+        datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / sha)  # where the library puts what it makes
+        return datasets.DatasetDict(train=datasets.load_from_disk(tmp_path / sha))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = formats.read("owner/name:config[train]@main", kind="pairs")

@@ -271,15 +271,25 @@ def export(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--dtype", help="Of the weights [default: as in the checkpoint]."),
     ] = None,
+    gguf: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option("--gguf", case_sensitive=False, help="Also one file for llama.cpp and Ollama, with such weights."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="The model of this step's checkpoint [default: the last].")
+    ] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload it to the hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to read.")] = False,
     prompts: Prompts = None,
     trust: Trust = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Write a run's model as a plain transformers or PEFT folder, its answers verified against the run's."""
-    from prefiere.cli import models
+    """Write a run's model as a plain transformers or PEFT folder with a card, its answers verified."""
+    from prefiere.publish import export as publishing
 
     hush()
-    return models.export(run, out, merge=merge, dtype=dtype, prompts=prompts, trust=trust, console=console())
+    wanted = publishing.Wanted(merge, dtype, gguf, step, push, public, prompts, trust)
+    return publishing.export(run, out, wanted, console())
 
 
 @app.command()

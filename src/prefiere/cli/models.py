@@ -1,14 +1,12 @@
-"""What the commands about a finished model do: answer prompts, chat, compare two models, export one."""
+"""What the commands about a finished model do: answer prompts, chat, compare two models."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.text import Text as Styled
@@ -16,16 +14,13 @@ from rich.text import Text as Styled
 from prefiere.console import Display, table
 from prefiere.data import formats
 from prefiere.data.schema import Message, Text
-from prefiere.evaluate.compare import Compared, ask, validation_prompts
+from prefiere.evaluate.compare import Compared, ask
 from prefiere.evaluate.manner import manner_of
 from prefiere.files import visible
 from prefiere.kernels.memory import within_memory
-from prefiere.models import export as exporting
 from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import load_model, load_tokenizer
-from prefiere.models.source import ModelError, find_model, generation_config
-from prefiere.plan.plan import TORCH_DTYPES
-from prefiere.run import Run
+from prefiere.models.source import find_model
 from prefiere.sample.local import generate
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.encoder import Encoder
@@ -143,48 +138,3 @@ def show_comparison(found: Compared, console: Console) -> None:
         console.print(f"by {found.judge}: {found.wins} won, {found.losses} lost, {found.ties} tied", markup=False)
         console.print(f"sign test p = {found.p_value:.3g}")
     console.print(table("", ("of the answers", "before", "after"), figures))
-
-
-def _verified(made: exporting.Export) -> str:
-    if not made.answers:
-        return "NOT verified: the run held out no prompts to ask. Name some with --prompts"
-    return f"{made.answers} greedy answers, run again"
-
-
-def export(
-    folder: str, out: Path, *, merge: bool, dtype: str | None, prompts: str | None, trust: bool, console: Console
-) -> dict[str, Any]:
-    """Write a run's model as a plain folder, hold its answers against the run's, and say how far they moved.
-
-    dtype: of the weights that are written (None: as the checkpoint has them).
-
-    Raises ModelError where they differ and should not. A base that was quantized in training differs from any other.
-    """
-    source = find_model(folder, trust=trust)
-    tokenizer = load_tokenizer(source)
-    eos_ids = eos_ids_of(generation_config(source), tokenizer)
-    asked = read_prompts(prompts, 16) if prompts else validation_prompts(Run.open(folder), 16)
-    ids: Sequence[np.ndarray] = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(folder)).encode_prompts(asked)
-    with console.status("writing and verifying"):
-        kept = TORCH_DTYPES[dtype] if dtype else None
-        made = exporting.export_model(source, out, merge=merge, prompts=ids, eos_ids=eos_ids, dtype=kept)
-    for m in made.moved:
-        if m.exact and m.most > exporting.EXACT:
-            raise ModelError(
-                f"{out} was written, but answers otherwise {m.how}: log-probs differ by up to {m.most:.3g} nats per "
-                "token. Do not use it; export without --merge."
-            )
-    said = f", of a base that was {made.held} in training" if made.held else ""
-    console.print(f"{out}: the {made.what}{said}. {_verified(made)}", markup=False, soft_wrap=True)
-    for m in made.moved:
-        how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
-        console.print(f"{how} (at most {m.most:.1g})", markup=False, soft_wrap=True)
-    if any(not m.exact for m in made.moved):
-        console.print("What moved is the price of other weights than those it was trained on.", markup=False)
-    return {
-        "out": made.folder,
-        "merged": made.what == "merged model",
-        "held": made.held,
-        "answers": made.answers,
-        "moved": [asdict(m) for m in made.moved],
-    }

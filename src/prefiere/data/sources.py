@@ -9,7 +9,8 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefiere.data.packed import PACKED_SUFFIXES
 from prefiere.data.readers import Rows, is_records, read_rows
 from prefiere.data.schema import Kind
 from prefiere.data.splits import Named, ReadFor, choose_split, is_held_out, is_hub_id, preferred, read_name, split_of
-from prefiere.data.values import DataError, without_nulls
+from prefiere.data.values import DataError, Remark, without_nulls
 from prefiere.files import hash_of
 from prefiere.run import called, given_as
 
@@ -30,7 +31,7 @@ _NOT_DATA = re.compile(
     r"|(?:requirements|license|licence|readme|notes?|changelog|changes|citation|credits|todo)\.\w+",
     re.IGNORECASE,
 )
-_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Part:
 class Parts:
     """All parts of a source, the split that they are, and the splits there are.
 
-    beside: files of a folder that are not read. commit: of a data set of the hub, where its library says it.
+    beside: files of a folder that are not read. commit: of a data set of the hub.
     """
 
     parts: tuple[Part, ...]
@@ -203,9 +204,9 @@ def _dataset(loaded: Any, name: str, kind: Kind, split: str | None, purpose: Rea
 
 
 def _commit(dataset: Any) -> str | None:
-    """The commit of the hub that a data set was made from, which stands in the addresses of its files."""
-    sums = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
-    found = {m[1] for address in sums if (m := _COMMIT.search(address))}
+    """The commit of the hub that a data set was made from: its library names the folder of what it made after it."""
+    files = getattr(dataset, "cache_files", None) or []
+    found = {name for f in files if _COMMIT.fullmatch(name := Path(f["filename"]).parent.name)}
     return found.pop() if len(found) == 1 else None
 
 
@@ -225,7 +226,28 @@ def _hub(name: Named, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
         loaded = datasets.load_dataset(repository, config or None, **options)
     except Exception as e:  # whatever goes wrong between here and the hub, the user gets one line
         raise DataError(_hub_error(name.base, e)) from e
-    return _dataset(loaded, name.base, kind, split, purpose)
+    found = _dataset(loaded, name.base, kind, split, purpose)
+    if datasets.config.HF_HUB_OFFLINE:
+        return _as_asked(found, name, repository)
+    return found
+
+
+def _as_asked(found: Parts, name: Named, repository: str) -> Parts:
+    """What was found offline, saying which version it is: the library takes the one that was downloaded last, whatever
+    revision is named. Raises DataError where the one that is asked for is known to be another."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    revision, commit = name.revision or "main", str(found.commit)
+    noted = Path(HF_HUB_CACHE, f"datasets--{repository.replace('/', '--')}", "refs", revision)
+    wanted = noted.read_text().strip() if noted.is_file() else revision
+    if _COMMIT.fullmatch(wanted) and wanted != commit:
+        raise DataError(
+            f"{name.base}: offline, only the version that was downloaded last can be read, which is commit "
+            f"{commit[:12]}, and {revision} is {wanted[:12]}. Go online once, or name files."
+        )
+    text = f"offline: {name.base} as it was downloaded last, commit {commit[:12]}"
+    (part,) = found.parts
+    return replace(found, parts=(replace(part, rows=lambda: chain([(0, Remark(text))], part.rows())),))
 
 
 def _hub_error(name: str, error: Exception) -> str:

@@ -26,7 +26,9 @@ Bits = Literal["f32", "f16", "bf16", "q8_0"]
 """How weights are held: 32 or 16 bits each, or blocks of 32 with 8 bits each and a common scale."""
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model types, and what GGUF calls them."""
-_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
     ("ByteLevel",): "gpt-2",
     ("Digits", "ByteLevel"): "smollm",
@@ -40,12 +42,13 @@ _SPLITS = {
 class Verified:
     """How far a file that was read back is from the folder that it was made of.
 
-    logps: the largest difference of a token's log-prob in nats, over ``tokens`` tokens. same_ids: whether transformers'
-    reader splits text as the folder's tokenizer does (it knows fewer ways than llama.cpp).
+    mean, most: the absolute difference of a token's log-prob in nats, over ``tokens`` tokens. same_ids: whether
+    transformers' reader splits text as the folder's tokenizer does (it knows fewer ways than llama.cpp).
     """
 
     tokens: int
-    logps: float
+    mean: float
+    most: float
     same_ids: bool
 
 
@@ -55,7 +58,7 @@ def write(folder: Path, out: Path, bits: Bits = "f16") -> None:
     Raises ModelError for an architecture, a tokenizer or positions that GGUF's readers would compute otherwise, and
     where the extra ``gguf`` is not installed.
     """
-    gguf = _library()
+    gguf = library()
     config = AutoConfig.from_pretrained(folder)
     arch = _architecture(folder, config)
     tokenizer = _Tokenizer.read(folder, config.vocab_size)
@@ -83,12 +86,18 @@ def verify(folder: Path, file: Path, prompts: Sequence[np.ndarray], texts: Seque
     prompts: int32 ids, each of two tokens at least, to compare log-probs on. texts: to compare token ids on.
     """
     with without_bars():
-        own, read = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        own, read = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name),
+        )
         one = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         two = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     split = [t(list(texts), add_special_tokens=False).input_ids if texts else [] for t in (own, read)]
-    apart = [float((_logps(one, p) - _logps(two, p)).abs().max()) for p in prompts]
-    return Verified(sum(len(p) - 1 for p in prompts), max(apart, default=0.0), split[0] == split[1])
+    same_ids = split[0] == split[1]
+    if not prompts:
+        return Verified(0, 0.0, 0.0, same_ids)
+    apart = torch.cat([(_logps(one, p) - _logps(two, p)).abs() for p in prompts])
+    return Verified(len(apart), float(apart.mean()), float(apart.max()), same_ids)
 
 
 def _logps(model: Any, prompt: np.ndarray) -> torch.Tensor:
@@ -98,7 +107,8 @@ def _logps(model: Any, prompt: np.ndarray) -> torch.Tensor:
     return logp[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The ``gguf`` package. Raises ModelError where it is not installed."""
     try:
         import gguf
     except ImportError as e:
@@ -123,6 +133,8 @@ def _architecture(folder: Path, config: Any) -> str:
         raise ModelError(f"positions of the kind {kind} are not written as GGUF: llama.cpp's own converter knows them.")
     if getattr(config, "mlp_bias", False) or config.hidden_act not in ("silu", "swish"):
         raise ModelError(f"{folder}: GGUF's {arch} has no such feed-forward layers (mlp_bias, {config.hidden_act}).")
+    if arch == "qwen3" and _head(config) != 128:  # transformers' reader takes this for granted
+        raise ModelError(f"{folder}: a qwen3 with heads of {_head(config)} could not be verified: 128 can be.")
     return arch
 
 
@@ -224,7 +236,7 @@ class _Tokenizer:
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         ends = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
         first = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        special = {name: int(i) for name, i in ends.items() if i is not None}
+        special = {name: int(i) for name, i in ends.items() if i is not None and i < len(tokens)}
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
         pre = None if pieces else _split(folder, told["pre_tokenizer"])
         return cls("llama" if pieces else "gpt2", pre, tokens, kinds, merges, special, first, template)
@@ -247,7 +259,7 @@ class _Tokenizer:
 
 def _kind(i: int, added: Mapping[int, Any], by_id: Mapping[int, str], token: str, pieces: bool) -> int:
     """GGUF's type of a token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
-    if pieces and token == "<unk>":  # noqa: S105
+    if pieces and token == "<unk>":
         return 2
     if i in added:
         return 3 if added[i]["special"] else 4

@@ -1,0 +1,158 @@
+"""``prefiere export``: a run's model as others use it, verified: a folder, its card, GGUF, a place on the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from rich.console import Console
+
+from prefiere.console import say
+from prefiere.data import formats
+from prefiere.data.schema import Text
+from prefiere.evaluate.compare import validation_prompts
+from prefiere.evaluate.manner import manner_of
+from prefiere.files import atomic
+from prefiere.models import export as exporting
+from prefiere.models.load import load_tokenizer
+from prefiere.models.source import ModelError, Source, find_model, generation_config
+from prefiere.plan.plan import TORCH_DTYPES
+from prefiere.publish import gguf_file
+from prefiere.publish.card import card_of
+from prefiere.publish.gguf_file import Bits
+from prefiere.publish.hub import push
+from prefiere.publish.serving import modelfile, vllm_command
+from prefiere.publish.step import write_step
+from prefiere.run import Run
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.tokenizer import eos_ids_of
+
+ASKED = 16
+"""Prompts that an export is verified on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to make of a run's model.
+
+    merge: an adapter into its base. dtype: of the weights (None: as the checkpoint has them). gguf: a file besides, and
+    how it holds weights. step: the model of a checkpoint instead of the last one. push: a repository on the hub, which
+    is ``public`` or not. prompts: a file to verify on (None: the run's held-out prompts).
+    """
+
+    merge: bool = False
+    dtype: str | None = None
+    gguf: Bits | None = None
+    step: int | None = None
+    push: str | None = None
+    public: bool = False
+    prompts: str | None = None
+    trust: bool = False
+
+
+def export(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[str, Any]:
+    """Write a run's model as a plain folder, hold its answers against the run's, and say how far they moved; then what
+    else is ``wanted`` of it.
+
+    Raises ModelError where answers differ and should not, and before anything is written for what cannot be. A base
+    that was quantized in training differs from any other.
+    """
+    with ExitStack() as held:
+        source = _source(folder, wanted, held)
+        _possible(source, wanted)
+        tokenizer = load_tokenizer(source)
+        eos_ids = eos_ids_of(generation_config(source), tokenizer)
+        asked = _prompts(folder, wanted)
+        encoder = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(folder))
+        ids: Sequence[np.ndarray] = encoder.encode_prompts(asked)
+        with console.status("writing and verifying"):
+            kept = TORCH_DTYPES[wanted.dtype] if wanted.dtype else None
+            made = exporting.export_model(source, out, merge=wanted.merge, prompts=ids, eos_ids=eos_ids, dtype=kept)
+        _said(made, console)
+    told: dict[str, Any] = {
+        "out": made.folder, "merged": made.what == "merged model", "held": made.held, "answers": made.answers,
+        "moved": [asdict(m) for m in made.moved],
+    }  # fmt: skip
+    if (Path(folder) / "recipe.yaml").is_file():
+        card = card_of(Run(folder), adapter=(out / "adapter_config.json").is_file())
+        with atomic(out / "README.md") as temporary:
+            temporary.write_text(card.content, encoding="utf-8")
+    if wanted.gguf is not None:
+        told |= _gguf(out, wanted.gguf, ids, [encoder.decode(p) for p in ids], console)
+    say(f"Serve it: {vllm_command(out)}", console)
+    if wanted.push is not None:
+        with console.status("uploading"):
+            told["pushed"] = push(out, wanted.push, public=wanted.public)
+        say(f"On the hub: {told['pushed']}", console)
+    return told
+
+
+def _source(folder: str, wanted: Wanted, held: ExitStack) -> Source:
+    """The model that is exported: the run's last one, or that of a step in a folder that goes away afterwards."""
+    if wanted.step is None:
+        return find_model(folder, trust=wanted.trust)
+    place = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="prefiere-step-"))) / "model"
+    write_step(Run.open(folder), wanted.step, place, trust=wanted.trust)
+    return find_model(place, trust=wanted.trust)
+
+
+def _possible(source: Source, wanted: Wanted) -> None:
+    """Raise ModelError for what is known to fail before anything is written."""
+    if wanted.gguf is not None and source.adapter is not None and not wanted.merge:
+        raise ModelError("--gguf takes a whole model, and this run trained an adapter: add --merge.")
+    if wanted.gguf is not None:
+        gguf_file.library()
+    if wanted.push is not None:
+        try:
+            validate_repo_id(wanted.push)
+        except HFValidationError as e:
+            raise ModelError(f"--push {wanted.push}: write the repository as ORG/NAME.") from e
+
+
+def _prompts(folder: str, wanted: Wanted) -> list[Text]:
+    if wanted.prompts:
+        return [r.prompt for r in formats.read(wanted.prompts, kind="prompts", limit=ASKED)]
+    return validation_prompts(Run.open(folder), ASKED)
+
+
+def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str], console: Console) -> dict[str, Any]:
+    """Write and verify a GGUF file in a folder, with a Modelfile beside it."""
+    file = out / f"{out.resolve().name}-{bits}.gguf"
+    with console.status(f"writing {file.name}"):
+        gguf_file.write(out, file, bits)
+        found = gguf_file.verify(out, file, [p for p in ids if len(p) > 1], texts)
+    (out / "Modelfile").write_text(modelfile(out, file.name, out.resolve().name.lower()), encoding="utf-8")
+    apart = f"log-probs of {found.tokens} tokens differ by {found.mean:.1g} nats on average, {found.most:.1g} at most"
+    say(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB; read back, {apart}", console)
+    if not found.same_ids:
+        say("  transformers reads its tokenizer otherwise; llama.cpp goes by the name of its splits", console)
+    say(f"With Ollama: cd {out} && ollama create {out.resolve().name.lower()} -f Modelfile", console)
+    return {"gguf": file, "gguf_apart": asdict(found)}
+
+
+def _said(made: exporting.Export, console: Console) -> None:
+    """Say what was written and how far its answers are from the run's. Raises ModelError where they should not be."""
+    out = made.folder
+    for m in made.moved:
+        if m.exact and m.most > exporting.EXACT:
+            raise ModelError(
+                f"{out} was written, but answers otherwise {m.how}: log-probs differ by up to {m.most:.3g} nats per "
+                "token. Do not use it; export without --merge."
+            )
+    base = f", of a base that was {made.held} in training" if made.held else ""
+    checked = f"{made.answers} greedy answers, run again"
+    if not made.answers:
+        checked = "NOT verified: the run held out no prompts to ask. Name some with --prompts"
+    say(f"{out}: the {made.what}{base}. {checked}", console)
+    for m in made.moved:
+        how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
+        say(f"{how} (at most {m.most:.1g})", console)
+    if any(not m.exact for m in made.moved):
+        say("What moved is the price of other weights than those it was trained on.", console)
