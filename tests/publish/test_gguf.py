@@ -73,7 +73,7 @@ CONFIGS = {
 def test_what_is_read_back_computes_the_same(tmp_path: Path, name: str) -> None:
     tokenizer = byte_level()
     folder = folder_of(tmp_path / "m", CONFIGS[name](len(tokenizer)), tokenizer)
-    gguf_file.write(folder, tmp_path / "m.gguf", "f32")
+    gguf_file.write_gguf(folder, tmp_path / "m.gguf", "f32")
     found = gguf_file.verify(folder, tmp_path / "m.gguf", prompts(tokenizer), TEXTS)
     assert found.most < 1e-5
     assert found.tokens == sum(len(p) - 1 for p in prompts(tokenizer))
@@ -83,7 +83,7 @@ def test_what_is_read_back_computes_the_same(tmp_path: Path, name: str) -> None:
 def test_fewer_bits_are_said_and_small(tmp_path: Path, bits: gguf_file.Bits, most: float) -> None:
     tokenizer = byte_level()
     folder = folder_of(tmp_path / "m", CONFIGS["llama"](len(tokenizer)), tokenizer)
-    gguf_file.write(folder, tmp_path / "m.gguf", bits)
+    gguf_file.write_gguf(folder, tmp_path / "m.gguf", bits)
     found = gguf_file.verify(folder, tmp_path / "m.gguf", prompts(tokenizer), TEXTS)
     assert 0 < found.most < most
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
@@ -95,7 +95,7 @@ def test_a_verification_sees_another_weight(tmp_path: Path) -> None:
     tokenizer = byte_level()
     folder = folder_of(tmp_path / "m", CONFIGS["llama"](len(tokenizer)), tokenizer)
     other = folder_of(tmp_path / "n", CONFIGS["llama"](len(tokenizer)), tokenizer, seed=1)
-    gguf_file.write(other, tmp_path / "n.gguf", "f32")
+    gguf_file.write_gguf(other, tmp_path / "n.gguf", "f32")
     assert gguf_file.verify(folder, tmp_path / "n.gguf", prompts(tokenizer), TEXTS).most > 1e-3
 
 
@@ -114,7 +114,7 @@ def test_queries_rotate_neighbours(tmp_path: Path) -> None:
 def test_the_tokenizer_in_the_file(tmp_path: Path) -> None:
     tokenizer = byte_level(pre_tokenizers.Digits(individual_digits=True))
     folder = folder_of(tmp_path / "m", CONFIGS["llama"](len(tokenizer) + 3), tokenizer)
-    gguf_file.write(folder, tmp_path / "m.gguf", "f16")
+    gguf_file.write_gguf(folder, tmp_path / "m.gguf", "f16")
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     value = {name: f.contents() for name, f in fields.items()}
     assert value["general.architecture"] == "llama"
@@ -158,5 +158,5 @@ def test_what_readers_would_compute_otherwise_is_refused(
         (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match=said):
-        gguf_file.write(folder, tmp_path / "m.gguf", "f16")
+        gguf_file.write_gguf(folder, tmp_path / "m.gguf", "f16")
     assert not list(tmp_path.glob("*.gguf*"))

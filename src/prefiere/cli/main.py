@@ -289,7 +289,7 @@ def export(
 
     hush()
     wanted = publishing.Wanted(merge, dtype, gguf, step, push, public, prompts, trust)
-    return publishing.export(run, out, wanted, console())
+    return publishing.publish(run, out, wanted, console())
 
 
 @app.command()

@@ -22,7 +22,7 @@ NOT_SHOWN = ("method", "model", "data", "out", "eval_data", "report_to")
 """Settings that stand elsewhere on the card, or are nobody's business."""
 
 
-def card_of(run: Run, *, adapter: bool) -> ModelCard:
+def model_card(run: Run, *, adapter: bool) -> ModelCard:
     """The card of a run's model. adapter: it is a PEFT adapter, not a whole model. Raises RunError for a folder that is
     no run."""
     recipe, method = run.recipe, METHODS[str(run.recipe["method"])]

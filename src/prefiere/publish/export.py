@@ -25,7 +25,7 @@ from prefiere.models.load import load_tokenizer
 from prefiere.models.source import ModelError, Source, find_model, generation_config
 from prefiere.plan.plan import TORCH_DTYPES
 from prefiere.publish import gguf_file
-from prefiere.publish.card import card_of
+from prefiere.publish.card import model_card
 from prefiere.publish.gguf_file import Bits
 from prefiere.publish.hub import push
 from prefiere.publish.serving import modelfile, vllm_command
@@ -34,7 +34,7 @@ from prefiere.run import Run
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.tokenizer import eos_ids_of
 
-ASKED = 16
+VERIFIED_ON = 16
 """Prompts that an export is verified on."""
 
 
@@ -57,7 +57,7 @@ class Wanted:
     trust: bool = False
 
 
-def export(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[str, Any]:
+def publish(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[str, Any]:
     """Write a run's model as a plain folder, hold its answers against the run's, and say how far they moved; then what
     else is ``wanted`` of it.
 
@@ -81,7 +81,7 @@ def export(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[str
         "moved": [asdict(m) for m in made.moved],
     }  # fmt: skip
     if (Path(folder) / "recipe.yaml").is_file():
-        card = card_of(Run(folder), adapter=(out / "adapter_config.json").is_file())
+        card = model_card(Run(folder), adapter=(out / "adapter_config.json").is_file())
         with atomic(out / "README.md") as temporary:
             temporary.write_text(card.content, encoding="utf-8")
     if wanted.gguf is not None:
@@ -108,7 +108,7 @@ def _possible(source: Source, wanted: Wanted) -> None:
     if wanted.gguf is not None and source.adapter is not None and not wanted.merge:
         raise ModelError("--gguf takes a whole model, and this run trained an adapter: add --merge.")
     if wanted.gguf is not None:
-        gguf_file.library()
+        gguf_file.possible(source)
     if wanted.push is not None:
         try:
             validate_repo_id(wanted.push)
@@ -118,15 +118,15 @@ def _possible(source: Source, wanted: Wanted) -> None:
 
 def _prompts(folder: str, wanted: Wanted) -> list[Text]:
     if wanted.prompts:
-        return [r.prompt for r in formats.read(wanted.prompts, kind="prompts", limit=ASKED)]
-    return validation_prompts(Run.open(folder), ASKED)
+        return [r.prompt for r in formats.read(wanted.prompts, kind="prompts", limit=VERIFIED_ON)]
+    return validation_prompts(Run.open(folder), VERIFIED_ON)
 
 
 def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str], console: Console) -> dict[str, Any]:
     """Write and verify a GGUF file in a folder, with a Modelfile beside it."""
     file = out / f"{out.resolve().name}-{bits}.gguf"
     with console.status(f"writing {file.name}"):
-        gguf_file.write(out, file, bits)
+        gguf_file.write_gguf(out, file, bits)
         found = gguf_file.verify(out, file, [p for p in ids if len(p) > 1], texts)
     (out / "Modelfile").write_text(modelfile(out, file.name, out.resolve().name.lower()), encoding="utf-8")
     apart = f"log-probs of {found.tokens} tokens differ by {found.mean:.1g} nats on average, {found.most:.1g} at most"

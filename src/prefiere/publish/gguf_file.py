@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prefiere.files import atomic
 from prefiere.models.load import without_bars
-from prefiere.models.source import ModelError
+from prefiere.models.source import ModelError, Source, config_of
 
 Bits = Literal["f32", "f16", "bf16", "q8_0"]
 """How weights are held: 32 or 16 bits each, or blocks of 32 with 8 bits each and a common scale."""
@@ -52,7 +52,16 @@ class Verified:
     same_ids: bool
 
 
-def write(folder: Path, out: Path, bits: Bits = "f16") -> None:
+def possible(source: Source) -> None:
+    """Raise ModelError, before anything is written, for what `write_gguf` would refuse as far as the base tells."""
+    library()
+    config = config_of(source)
+    _architecture(source.base, config)
+    if (Path(source.tokenizer) / "tokenizer.json").is_file():
+        _Tokenizer.read(Path(source.tokenizer), config.vocab_size)
+
+
+def write_gguf(folder: Path, out: Path, bits: Bits = "f16") -> None:
     """Write the model of a transformers folder as ``out``, whole or not at all.
 
     Raises ModelError for an architecture, a tokenizer or positions that GGUF's readers would compute otherwise, and
@@ -60,7 +69,9 @@ def write(folder: Path, out: Path, bits: Bits = "f16") -> None:
     """
     gguf = library()
     config = AutoConfig.from_pretrained(folder)
-    arch = _architecture(folder, config)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} is an adapter: GGUF takes a whole model. Merge it first (--merge).")
+    arch = _architecture(str(folder), config)
     tokenizer = _Tokenizer.read(folder, config.vocab_size)
     with atomic(out) as temporary:
         writer = gguf.GGUFWriter(temporary, arch)
@@ -120,10 +131,8 @@ def _enum(gguf: Any, arch: str) -> Any:
     return next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
 
 
-def _architecture(folder: Path, config: Any) -> str:
+def _architecture(folder: str, config: Any) -> str:
     """GGUF's name of an architecture. Raises ModelError where a reader would compute something else."""
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} is an adapter: GGUF takes a whole model. Merge it first (--merge).")
     arch = ARCHITECTURES.get(config.model_type)
     if arch is None:
         raise ModelError(f"{config.model_type} models are not written as GGUF here: {', '.join(ARCHITECTURES)} are.")

@@ -1,0 +1,80 @@
+"""The command as somebody would type it: card, GGUF, a checkpoint's model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+import runs
+from prefiere.cli.main import app
+from prefiere.console import Display
+from prefiere.launch import launch
+from prefiere.run import Run
+
+QUIET = Display(quiet=True)
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    tmp = tmp_path_factory.mktemp("lora")
+    hostile = {"max_steps": 4, "save_steps": 2, "save_total_limit": 3, "learning_rate": 3e-3}
+    return launch(runs.settings(tmp, lora=True, sample_steps=0, **hostile), display=QUIET).run
+
+
+def test_a_card_says_what_came_of_a_run_and_nothing_of_the_machine(lora: Run, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    done = command("export", lora.folder, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert f"vllm serve {lora.recipe['model']} --enable-lora" in done.output.replace("\n", " ")
+    text = (out / "README.md").read_text()
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.tags == ["prefiere", "dpo", "lora"]
+    assert "trained by Preference optimisation (DPO) on `pairs.jsonl`" in text
+    assert "- 18 examples to train on, 6 held out" in text
+    assert "| `learning_rate` | `0.003` |" in text
+    assert "accuracy on held-out data" in text
+    assert str(lora.folder.parent) not in text
+
+
+def test_a_checkpoint_s_model_is_the_one_of_a_run_that_ended_there(lora: Run, tmp_path: Path) -> None:
+    done = command("export", lora.folder, "--out", tmp_path / "two", "--step", 2)
+    assert done.exit_code == 0, done.output
+    import safetensors.torch as st
+
+    there = st.load_file(lora.checkpoints / "step-00000002" / "trained.safetensors")
+    saved = st.load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for name, tensor in saved.items():
+        (twin,) = [n for n in there if n.replace(".default", "").removeprefix("model.") == name]
+        assert torch.equal(tensor, there[twin])
+    no = command("export", lora.folder, "--out", tmp_path / "no", "--step", 3)
+    assert no.exit_code != 0
+    assert "no checkpoint of step 3: it has kept 2, 4" in no.output
+    assert not (tmp_path / "no").exists()
+
+
+def test_gguf_wants_a_whole_model_and_is_read_back(lora: Run, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    no = command("export", lora.folder, "--out", tmp_path / "no", "--gguf", "q8_0")
+    assert no.exit_code != 0
+    assert "add --merge" in no.output
+    assert not (tmp_path / "no").exists()
+    out = tmp_path / "whole"
+    done = command("export", lora.folder, "--out", out, "--merge", "--gguf", "F32", "--json")
+    if "has no name in GGUF" in done.output:
+        pytest.skip("the tiny tokenizer splits in a way of its own")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["gguf_apart"]["most"] < 1e-5
+    assert (out / "Modelfile").read_text().splitlines()[1] == "FROM ./whole-f32.gguf"
+    AutoModelForCausalLM.from_pretrained(out)  # it is still a plain folder
