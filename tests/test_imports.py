@@ -35,7 +35,7 @@ MAY: dict[str, set[str]] = {
     "tokens": {"files", "cache", "data"},
     "kernels": {"objectives", "tokens"},
     "sample": {"kernels", "tokens"},
-    "models": {"kernels", "sample", "tokens", "data", "objectives", "files", "cache", "run", "untrusted"},
+    "models": {"asked", "kernels", "sample", "tokens", "data", "objectives", "files", "cache", "run", "untrusted"},
     "evaluate": {"models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "plan": {"evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "train": {"plan", "evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},

@@ -19,7 +19,7 @@ from prefiere.api import training
 from prefiere.asked import pages
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
-from prefiere.run import Stop, StopKind
+from prefiere.run import Run, Stop, StopKind
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -239,3 +239,24 @@ def test_a_shell_completes_commands_and_settings() -> None:
     done = prefiere(_PREFIERE_COMPLETE="complete_bash", COMP_WORDS="prefiere dpo max_l", COMP_CWORD="2")
     assert "max_length=" in done.stdout
     assert "--install-completion" in prefiere("--help").stdout
+
+
+def test_a_report_never_takes_the_place_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run's lies in its folder; that of several is made here, over an older one alone."""
+    for name in ("one", "two"):
+        made = Run.create(tmp_path / name)
+        made.recipe = recipe.load("dpo", None, {"model": "m", "data": "d", "out": name}).model_dump()
+        made.log({"step": 0, "loss": 0.7})
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / "report.html"
+    theirs.write_text("<html>a year of work</html>")
+    assert run("report", "one").exit_code == 0
+    assert "<!doctype html>" in (tmp_path / "one" / "report.html").read_text()
+    done = run("report", "one", "two")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "report.html is there already and is no report of prefiere. Name another file with --out." in done.stderr
+    assert theirs.read_text() == "<html>a year of work</html>"
+    theirs.unlink()
+    assert [run("report", "one", "two").exit_code for _ in range(2)] == [0, 0]
+    assert run("report", "one", "two", "--out", "both.html").exit_code == 0
+    assert (tmp_path / "both.html").exists()

@@ -296,20 +296,28 @@ def export(
 @command
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders; several are overlaid.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The HTML file [default: the run's own; of several, report.html]."),
+    ] = None,
     ask: Annotated[
         str | None, typer.Option("--ask", help="Keep in the runs what people said of them, blind, in this store.")
     ] = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Write one self-contained HTML file about one or several runs."""
-    from prefiere.report.page import render
-    from prefiere.run import Run
+    from prefiere.report.page import is_report, render
+    from prefiere.run import Run, RunError
 
+    opened = [Run.open(run) for run in runs]
+    if out is None:
+        out = Path(opened[0].folder if len(opened) == 1 else ".") / "report.html"
+        if len(opened) > 1 and out.exists() and not is_report(out):
+            raise RunError(f"{out} is there already and is no report of prefiere. Name another file with --out.")
     if ask is not None:
         from prefiere.cli.feedback import keep_blind
 
-        keep_blind(ask, [Run.open(run) for run in runs])
-    path = render([Run.open(run) for run in runs], out)
+        keep_blind(ask, opened)
+    path = render(opened, out)
     say(f"Report: {path}")
     return {"report": path}

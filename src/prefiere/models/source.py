@@ -15,6 +15,7 @@ from peft.utils import load_peft_weights
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from prefiere.asked.hub import cached, why_no_model
 from prefiere.files import first_link_out
 from prefiere.kernels.memory import OutOfMemory, out_of_memory
 from prefiere.models.weight_files import damaged_file
@@ -67,6 +68,10 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
         return Source(str(path.resolve()), None, trust)
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
+    if (why := why_no_model(str(name))) is not None:
+        raise ModelError(why)
+    if cached(str(name), "config.json"):  # a base: without a network nothing more could be asked
+        return Source(str(name), None, trust)
     try:
         found = find_adapter_config_file(str(name))
     except (OSError, ValueError):  # not there, gated, or no network: loading the base says which, in full

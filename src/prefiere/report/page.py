@@ -28,6 +28,7 @@ from prefiere.report.people import Testimony, who_said_so
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
 
+_GENERATOR = b'<meta name="generator" content="prefiere">'
 KEY_SETTINGS = (
     *("model", "reward", "judge", "data", "eval_data", "loss_type", "beta", "kl_coef", "target_kl", "max_kl"),
     *("learning_rate", "batch_size", "num_ppo_epochs", "cliprange", "num_train_epochs", "max_steps", "lora", "seed"),
@@ -70,6 +71,12 @@ def render(runs: Sequence[Run], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, html)
     return out
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of ours, which a newer one may replace."""
+    with path.open("rb") as f:
+        return _GENERATOR in f.read(4000)
 
 
 def report_html(runs: Sequence[Run]) -> str:

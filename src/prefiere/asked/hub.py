@@ -1,0 +1,52 @@
+"""Is a name that is no folder here on the hub? Asked once, without retries, before a library asks again and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def cached(name: str, file: str) -> bool:
+    """Whether a file of a model is in the hub's cache here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, file), str)
+
+
+def why_no_model(name: str) -> str | None:
+    """Why the hub has no model of this name to give, in one line; None where it has one, or the cache has.
+
+    Where the hub is out of reach and the cache has it, this process goes on without a network. A model that is gated
+    is there; what it takes to read it is said when it is read.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    held = any(cached(name, file) for file in ("config.json", "adapter_config.json"))
+    absent = f"there is no folder {name} here{_beside(name)}"
+    if constants.HF_HUB_OFFLINE:
+        forbidden = f"{absent}, and no model {name} in the hub's cache; HF_HUB_OFFLINE forbids to ask the hub."
+        return None if held else forbidden
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except GatedRepoError:
+        return None
+    except (RepositoryNotFoundError, HFValidationError):
+        return f"{absent}, and no such model on the hub. Check the name; a private one needs `hf auth login`."
+    except HfHubHTTPError:  # there is no such file, or the hub is not well: whoever reads it says so
+        return None
+    except Exception as e:  # whatever the client's library raises between here and there
+        if held:  # its libraries would ask five times for each file: from now on the cache is all there is
+            constants.HF_HUB_OFFLINE = True
+            return None
+        why = str(e).strip() or type(e).__name__
+        return f"{absent}, and the hub is out of reach ({why}). Check the name and the network."
+    return None
+
+
+def _beside(name: str) -> str:
+    """What lies in the folder that a name begins with, where there is one: the name may be misspelt."""
+    above = Path(name).parent
+    if "/" not in name or not above.is_dir():
+        return ""
+    there = sorted(p.name for p in above.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return f" ({above} has {', '.join(there[:5]) or 'no folders'})"
