@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from prefiere import recipe
 from prefiere.api import training
+from prefiere.api.run import Run
 from prefiere.asked import pages
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
@@ -44,7 +45,7 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespac
     def fake(settings: recipe.Settings, *, fresh: bool, console: Any) -> Any:
         calls.append(SimpleNamespace(settings=settings, fresh=fresh))
         print("training")
-        made = training.TrainedRun.create(tmp_path / settings.out)
+        made = Run.create(tmp_path / settings.out)
         made.status = {"state": "finished", "step": 3}
         made.log({"step": 3, "loss": float("nan")})
         return made
@@ -151,17 +152,16 @@ def test_a_run_that_was_stopped_says_so_by_its_exit_code(
 ) -> None:
     stop = Stop(kind, "for a reason that names no guard") if kind else None
 
-    def stopped(settings: recipe.Settings, **_: Any) -> training.TrainedRun:
-        made = training.TrainedRun.create(tmp_path / "o")
+    def stopped(settings: recipe.Settings, **_: Any) -> Run:
+        made = Run.create(tmp_path / "o")
         made.status = {"state": "stopped", "stop": asdict(stop) if stop else None}
-        made.stopped = stop
         return made
 
     monkeypatch.setattr(training, "train", stopped)
     done = run("dpo", "--model", "m", "--data", "d", "--out", "o", "--json")
     assert done.exit_code == code
     said = json.loads(done.stdout)
-    assert said["stopped"] == (stop.text if stop else None)
+    assert said["stopped"] == (stop.text if stop and not stop.finished else None)
     assert said["stop"] == (asdict(stop) if stop else None)
 
 

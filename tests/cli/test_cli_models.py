@@ -298,7 +298,7 @@ def test_memory_that_runs_out_in_a_command_is_one_line(
 
     monkeypatch.setattr("prefiere.sample.local.LocalRollouts.sample", none_left)
     monkeypatch.setattr("prefiere.models.export.generate", none_left)
-    monkeypatch.setattr("prefiere.cli.models.generate", none_left)
+    monkeypatch.setattr("prefiere.evaluate.talk.generate", none_left)
     for command in (
         ("sample", "model", "-p", "prompts.txt"),
         ("compare", "run", "--judge", "none"),

@@ -8,10 +8,10 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefiere import recipe
-from prefiere.api.training import TrainedRun, train
+from prefiere.api.run import Run
+from prefiere.api.training import train
 from prefiere.demo import corpus
 from prefiere.demo.main import base_model, demo
-from prefiere.run import Run
 
 QUIET = Console(quiet=True)
 
@@ -55,7 +55,7 @@ def test_the_demo_turns_the_model_both_ways_and_is_not_done_twice(tmp_path: Path
     assert "mamífero" in answer
 
 
-def dpo_on_the_demo(tmp_path: Path, **options) -> TrainedRun:
+def dpo_on_the_demo(tmp_path: Path, **options) -> Run:
     paths = corpus.write_corpus(tmp_path / "data", options.pop("prefer", "encyclopedic"))
     given = {
         "model": str(base_model(tmp_path, QUIET, rebuild=False)),

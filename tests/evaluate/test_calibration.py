@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import runs
-from prefiere.cli.score import answer_rows, pair_rows
+from prefiere.api.scoring import answer_rows, pair_rows
 from prefiere.cli.score import score as run_score
 from prefiere.console import Display, console
 from prefiere.evaluate import calibration

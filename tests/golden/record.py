@@ -50,6 +50,7 @@ from safetensors.torch import load_file
 import runs
 from prefiere import recipe
 from prefiere.api import training
+from prefiere.api.run import Run
 
 CANARY = "canary.json"
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
@@ -159,7 +160,7 @@ CASES: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def train(method: str, options: dict[str, Any], out: Path) -> training.TrainedRun:
+def train(method: str, options: dict[str, Any], out: Path) -> Run:
     """A run, without a word."""
     settings = recipe.load(method, None, {**options, "out": str(out)})
     with contextlib.redirect_stderr(io.StringIO()):

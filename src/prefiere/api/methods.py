@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prefiere.api.held import settle
-from prefiere.api.training import TrainedRun, train
+from prefiere.api.run import Run
+from prefiere.api.training import train
 
 
-def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """Optimise preferences directly, as ``prefiere dpo`` does.
 
     recipe: a YAML file; ``settings`` (``model``, ``data``, ``out`` and every key of docs/settings.md) override it.
@@ -33,12 +34,12 @@ def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
     return _trained("dpo", recipe, fresh, settings)
 
 
-def sft(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def sft(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """Imitate answers, as ``prefiere sft`` does. Arguments, result and errors as for `dpo`."""
     return _trained("sft", recipe, fresh, settings)
 
 
-def ppo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def ppo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """Proximal policy optimisation against a reward, as ``prefiere ppo`` does.
 
     ``data`` (or ``prompts``) are prompts, a list of texts among others, ``reward`` a reward model or
@@ -47,26 +48,26 @@ def ppo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
     return _trained("ppo", recipe, fresh, settings)
 
 
-def rloo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def rloo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """REINFORCE, each answer against its prompt's others, as ``prefiere rloo`` does. Arguments as for `ppo`."""
     return _trained("rloo", recipe, fresh, settings)
 
 
-def grpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def grpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """Group-relative policy optimisation, as ``prefiere grpo`` does. Arguments as for `ppo`."""
     return _trained("grpo", recipe, fresh, settings)
 
 
-def reinforce(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def reinforce(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """REINFORCE with a baseline, as ``prefiere reinforce`` does. Arguments as for `ppo`."""
     return _trained("reinforce", recipe, fresh, settings)
 
 
-def reward(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> TrainedRun:
+def reward(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """Train a reward model, as ``prefiere reward`` does. Arguments, result and errors as for `dpo`."""
     return _trained("reward", recipe, fresh, settings)
 
 
-def _trained(method: str, recipe: str | Path | None, fresh: bool, values: dict[str, Any]) -> TrainedRun:
+def _trained(method: str, recipe: str | Path | None, fresh: bool, values: dict[str, Any]) -> Run:
     settings, given = settle(method, recipe, values)
     return train(settings, fresh=fresh, given=given)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from prefiere.api import training
+from prefiere.api.run import Run
 from prefiere.cli.collect import Answering, open_judge
 from prefiere.console import Display
 from prefiere.data import formats
@@ -24,7 +25,7 @@ from prefiere.feedback.rounds.recipe import LoopRecipe
 from prefiere.feedback.store import Store
 from prefiere.feedback.testimony import blind_comparison
 from prefiere.models.source import ModelError
-from prefiere.run import Run, RunError, Stop
+from prefiere.run import RunError, Stop
 
 
 class Models:
@@ -76,7 +77,7 @@ class Models:
 
     def report(self, out: str) -> None:
         """See `Work.report`."""
-        run = training.TrainedRun(out)
+        run = Run(out)
         if (said := blind_comparison(self._store, run.folder)) is not None:
             run.blind = said
             run.report()

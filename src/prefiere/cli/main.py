@@ -133,23 +133,27 @@ def sample(
     json: Json = False,
 ) -> dict[str, Any]:
     """Answer the prompts of a file."""
-    from prefiere.cli import models
+    from prefiere.api import use
+    from prefiere.cli.models import show_answers
     from prefiere.console import Display
-    from prefiere.sample.sampling import Sampling
 
     hush()
-    sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
-    speak = Display(progress())
-    return models.sample(
-        model,
-        prompts,
-        sampling,
-        limit=limit,
-        trust=trust,
-        template_kwargs=recipe.variables(template_kwargs),
-        display=speak,
-        console=console(),
-    )
+    asked = use.texts_of(prompts, limit)
+    with Display(progress()).stage("sampling", len(asked) * samples) as advance:
+        answers = use.sample(
+            model,
+            asked,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            template_kwargs=recipe.variables(template_kwargs),
+            trust=trust,
+            progress=advance,
+        )
+    show_answers(answers, console())
+    return {"model": model, "answers": answers}
 
 
 @app.command()
@@ -165,12 +169,12 @@ def chat(
     json: Json = False,
 ) -> dict[str, Any]:
     """Talk with a model."""
+    from prefiere.api import use
     from prefiere.cli import models
-    from prefiere.sample.sampling import Sampling
 
     hush()
-    sampling, kwargs = Sampling(1, temperature, top_p, max_new_tokens, seed), recipe.variables(template_kwargs)
-    talker = models.Talker(model, sampling, trust=trust, template_kwargs=kwargs)
+    how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    talker = use.chat(model, **how, template_kwargs=recipe.variables(template_kwargs), trust=trust)
     if not talker.remembers:
         progress().print(f"{model} has no chat template: it continues each text on its own.", style="dim", markup=False)
     return models.chat(talker, models.typed(console()), console())
@@ -197,25 +201,28 @@ def compare(
     json: Json = False,
 ) -> dict[str, Any]:
     """Ask two models the same prompts with the same seeds, side by side, judged where there is a judge."""
+    from prefiere.api import use
     from prefiere.cli.models import show_comparison
     from prefiere.console import Display
-    from prefiere.evaluate.compare import ask_both
-    from prefiere.sample.sampling import Sampling
 
     hush()
     if ask is not None:
         how = (temperature, top_p, max_new_tokens, seed)
         return feedback.compare_by_people(ask, before, after, prompts, how, limit=limit, trust=trust)
     with Display(progress()).phase("sampling"):
-        found = ask_both(
+        found = use.compare(
             before,
             after,
-            sampling=Sampling(samples, temperature, top_p, max_new_tokens, seed),
             prompts=prompts,
             judge=judge,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
             limit=limit,
-            trust=trust,
             template_kwargs=recipe.variables(template_kwargs),
+            trust=trust,
         )
     show_comparison(found, console())
     return found.to_dict()

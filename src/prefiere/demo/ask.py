@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from prefiere import recipe as recipes
-from prefiere.api.training import TrainedRun, train
+from prefiere.api.run import Run
+from prefiere.api.training import train
 from prefiere.cli.collect import Answering
 from prefiere.console import Display
 from prefiere.data.schema import Text
@@ -119,7 +120,7 @@ def _wait(store: Store, purpose: Purpose, console: Console) -> None:
         time.sleep(0.5)
 
 
-def _train(base: Path, votes: str, out: Path, console: Console) -> TrainedRun:
+def _train(base: Path, votes: str, out: Path, console: Console) -> Run:
     settings = recipes.load("dpo", None, {"model": str(base), "data": votes, "out": str(out), **DPO_OPTIONS})
     run = train(settings, fresh=out.is_dir(), console=console)
     if run.stopped:

@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from prefiere import recipe as recipes
-from prefiere.api.training import TrainedRun, train
+from prefiere.api.run import Run
+from prefiere.api.training import train
 from prefiere.console import Display, table
 from prefiere.demo import corpus, judge
 from prefiere.demo.build import build_base
@@ -132,7 +133,7 @@ def demo(
     base = base_model(out, console, rebuild=rebuild)
     own = {"judge": f"prefiere.demo.judge:{prefer}", "max_new_tokens": 64}
 
-    def trained(method: str, inputs: list[Path], **flags: Any) -> TrainedRun:
+    def trained(method: str, inputs: list[Path], **flags: Any) -> Run:
         folder = out / f"{method}-{prefer}"
         settings = recipes.load(method, None, {"model": str(base), "data": str(data), "out": str(folder), **flags})
         run = train(settings, fresh=_changed(out / f".{folder.name}", settings, inputs), console=console)
@@ -170,7 +171,7 @@ def _changed(mark: Path, settings: Settings, inputs: Sequence[Path]) -> bool:
 def show_roads(
     prefer: str,
     figures: dict[str, Any],
-    roads: dict[str, TrainedRun],
+    roads: dict[str, Run],
     data: Path,
     base: Path,
     report: Path,
@@ -209,9 +210,7 @@ def show_roads(
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _measured(
-    roads: dict[str, TrainedRun], base: Path, style: ScoreFunction, cache: Path, display: Display
-) -> dict[str, Any]:
+def _measured(roads: dict[str, Run], base: Path, style: ScoreFunction, cache: Path, display: Display) -> dict[str, Any]:
     """Every model at each temperature, measured once for the same weights."""
     models = {"before": base, **{name: run.model for name, run in roads.items()}}
     count = len(corpus.held_out_prompts()) * ANSWERS_PER_PROMPT

@@ -132,7 +132,7 @@ def _sheet(case: Case, name: str, colour: str) -> Sheet:
         case=case,
         diagnosis=diagnose(case.run),
         facts=dict(_facts(case)),
-        tiles=dict(_tiles(case)),
+        tiles=dict(figures_at_a_glance(case)),
         answers=tuple(answers),
         answer_steps=steps,
         answers_left_out=left_out,
@@ -182,7 +182,7 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
         yield "memory", f"{memory.values.max():,.0f} MB at the peak"
 
 
-def _tiles(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
+def figures_at_a_glance(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
     """The numbers that say most: (name, (before, after with interval))."""
     for key in (k if len(case.series(k)) else column(k).rollouts or k for k in TILES):
         if key == "samples/length" and case.family != "policy":

@@ -1,0 +1,59 @@
+"""A model that answers a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefiere.data.schema import Message, Text
+from prefiere.evaluate.manner import manner_of
+from prefiere.kernels.memory import within_memory
+from prefiere.models.check.weights import ids_fit
+from prefiere.models.load import load_model, load_tokenizer
+from prefiere.models.source import find_model
+from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
+from prefiere.tokens.encoder import Encoder
+from prefiere.tokens.tokenizer import eos_ids_of
+
+
+class Talker:
+    """A model that answers a conversation. Without a chat template it continues each text on its own."""
+
+    @within_memory("loading", "take a smaller model")
+    def __init__(
+        self,
+        model: str | Path,
+        sampling: Sampling,
+        *,
+        trust: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ):
+        source = find_model(model, trust=trust)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = load_tokenizer(source)
+        self.model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        ids_fit(self.model, self.tokenizer, source.base)
+        eos_ids = eos_ids_of(self.model, self.tokenizer)
+        self.vocabulary = Vocabulary.of(self.tokenizer, eos_ids)
+        self.encoder = Encoder(self.tokenizer, eos_ids=eos_ids, **manner_of(model, template_kwargs))
+        self.sampling, self.turns = sampling, list[Message]()
+
+    @property
+    def remembers(self) -> bool:
+        return bool(self.tokenizer.chat_template)
+
+    @within_memory("answering", "set a smaller --max-new-tokens, or take a smaller model")
+    def __call__(self, said: str) -> str:
+        """The answer to what was said, in the light of the conversation so far."""
+        self.turns.append(Message("user", said))
+        prompt: Text = tuple(self.turns) if self.remembers else said
+        sampling = replace(self.sampling, samples=1, seed=self.sampling.seed + len(self.turns))
+        (answer,) = generate(self.model, self.encoder.encode_prompts([prompt]), sampling, self.vocabulary)
+        text = self.encoder.decode(answer.tokens).strip()
+        self.turns.append(Message("assistant", text))
+        return text
