@@ -1,0 +1,62 @@
+"""The types of settings are those that the code has, and a type checker finds what is wrong with a call."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import prefiere
+from prefiere.api import typed
+from prefiere.methods import METHODS
+
+STUB = Path(typed.__file__).with_name("methods.pyi")
+
+
+def test_the_stub_is_what_the_settings_say() -> None:
+    assert STUB.read_text(encoding="utf-8") == typed.stub(), (
+        "run `python -m prefiere.api.typed > src/prefiere/api/methods.pyi`"
+    )
+
+
+def test_every_method_and_every_setting_is_in_it() -> None:
+    found = {n.name: n for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.FunctionDef)}
+    assert found.keys() == METHODS.keys()
+    for name, function in found.items():
+        arguments = {a.arg for a in function.args.kwonlyargs}
+        assert METHODS[name].settings.model_fields.keys() - {"method"} <= arguments
+        assert [a.arg for a in function.args.args] == ["recipe"]
+        assert list(inspect.signature(getattr(prefiere, name)).parameters) == ["recipe", "fresh", "settings"]
+
+
+CALLS = """
+from pathlib import Path
+from methods import dpo, ppo
+
+dpo(model="m", data=[{"prompt": "a"}], out=Path("o"), beta=0.2, loss_type="ipo", learning_rate="auto")
+dpo("recipe.yaml", fresh=True, columns={"prompt": "question", "weight": None}, on_log=lambda step, row: print(row))
+ppo(model="m", prompts=["a", "b"], out="o", reward=lambda completions, **kwargs: [0.0], reward_weights=[1, 0.5])
+dpo(betta=0.2)  # wrong
+dpo(beta="much")  # wrong
+dpo(loss_type="sigmoidal")  # wrong
+dpo(data=7)  # wrong
+dpo(model=print)  # wrong
+dpo(num_generations=4)  # wrong
+ppo(reward=3.0)  # wrong
+dpo(on_log=3)  # wrong
+dpo(lora="yes")  # wrong
+"""
+
+
+def test_a_type_checker_tells_right_calls_from_wrong_ones(tmp_path: Path) -> None:
+    (tmp_path / "methods.pyi").write_text(STUB.read_text())
+    (tmp_path / "calls.py").write_text(CALLS)
+    options = ["--ignore-missing-imports", "--no-site-packages", "--follow-imports=silent", "--cache-dir=cache"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "calls.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    said = {int(m[1]) for m in re.finditer(r"^calls\.py:(\d+): error", done.stdout, re.MULTILINE)}
+    assert said == {i for i, line in enumerate(CALLS.splitlines(), 1) if line.endswith("# wrong")}, done.stdout
