@@ -20,7 +20,7 @@ from prefiere.api.run import Run
 from prefiere.asked import pages
 from prefiere.cli.main import app
 from prefiere.methods import METHODS
-from prefiere.run import Run, Stop, StopKind
+from prefiere.run import Stop, StopKind
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets")
 

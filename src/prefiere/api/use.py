@@ -190,7 +190,7 @@ def export(
     trust: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Write a run's model as a plain folder with a card, hold its answers against the run's, and say how far they moved.
+    """Write a run's model as a plain folder with a card, and say how far its answers moved from the run's.
 
     merge: an adapter into its base. dtype: of the weights (None: as the checkpoint has them). gguf: one file besides,
     for llama.cpp and Ollama. step: the model of a checkpoint. push: ORG/NAME on the hub, ``public`` or not. prompts: a
