@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -260,3 +261,16 @@ def test_a_report_never_takes_the_place_of_something_else(tmp_path: Path, monkey
     assert [run("report", "one", "two").exit_code for _ in range(2)] == [0, 0]
     assert run("report", "one", "two", "--out", "both.html").exit_code == 0
     assert (tmp_path / "both.html").exists()
+
+
+def test_data_says_which_columns_could_be_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("Question,Good answer,Bad answer,Date\nWhat?,This,That,2026\nWhy?,So,Hm,2026\n")
+    done = CliRunner().invoke(app, ["data", str(path)])
+    assert done.exit_code == 0, done.output
+    given = """'columns={chosen: '"'"'Good answer'"'"', rejected: '"'"'Bad answer'"'"'}'"""
+    assert f"as pairs: {given}" in done.output.replace("\n", " ")
+    mapped = CliRunner().invoke(app, ["data", str(path), *shlex.split(given), "--json"])
+    assert json.loads(mapped.stdout)["read"]["kind"] == "pairs"
+    path.write_text("Question,Date\nWhat?,2026\n")
+    assert "as pairs" not in CliRunner().invoke(app, ["data", str(path)]).output

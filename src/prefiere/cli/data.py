@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.text import Text as Styled
 
 from prefiere.data import formats
 from prefiere.data.audit import Auditor
+from prefiere.data.layouts.names import likely, map_to_give
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
 from prefiere.data.quality.faults import Faults
@@ -43,6 +44,9 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     read = source.describe()
     for line in source.unread_lines():
         console.print(Styled.assemble(("Unread  ", "bold"), line), soft_wrap=True)
+    if source.kind == "prompts" and (better := _as_pairs(read["unread_columns"])) is not None:
+        said = f"two of these look like a preferred answer and another; as pairs: {better}"
+        console.print(Styled.assemble(("Perhaps ", "bold"), said), soft_wrap=True)
     console.print(Styled.assemble(("Records ", "bold"), str(source.counts)))
     for line in [*found.lines()[1:], *source.problems]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
@@ -130,6 +134,15 @@ def swapped_in(run: str | None) -> tuple[str, ...]:
 
     found = diagnose(Run.open(run)).findings
     return next((f.lines for f in found if f.key == "labels_swapped"), ())
+
+
+def _as_pairs(columns: Sequence[str]) -> str | None:
+    """The map to give where columns that are not read look like a preferred answer and another; else None."""
+    chosen = likely("chosen", columns)
+    rejected = likely("rejected", [c for c in columns if c != chosen])
+    if chosen is None or rejected is None or likely("rejected", columns) == chosen:
+        return None
+    return map_to_give({"chosen": chosen, "rejected": rejected})
 
 
 def open_source(settings: DPO) -> formats.Records[Any]:

@@ -21,6 +21,7 @@ EXTRAS = {
     "bitsandbytes": "4 and 8 bits: quantize=nf4, int8",
     "gptqmodel": "GPTQ and AWQ bases without prefiere",
     "psycopg": "a store of votes in PostgreSQL",
+    "gguf": "export --gguf",
     "tensorboard": "report_to=tensorboard",
     "wandb": "report_to=wandb",
     "trackio": "report_to=trackio",
