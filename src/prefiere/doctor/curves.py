@@ -13,6 +13,7 @@ from scipy.ndimage import median_filter
 
 from prefiere.doctor.case import Case, Finding, Seen
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules import lengths
 from prefiere.doctor.standstill import MORE, few_held_out, pairs_needed, still, stuck
 from prefiere.doctor.words import number, with_interval
 
@@ -67,7 +68,9 @@ def learnt(case: Case) -> Finding | None:
         "good" if margin.held_out and not few_held_out(case) else "info",
         "The margin says how much more the model now favours the preferred answer over the other one than it did "
         "before. It began at zero and rose by more than chance explains.",
-        _evidence(case, "rewards/margins", "rewards/accuracies") + _evidence(case, "samples/score"),
+        _evidence(case, "rewards/margins", "rewards/accuracies")
+        + _evidence(case, "samples/score")
+        + lengths.said(case),
     )
 
 

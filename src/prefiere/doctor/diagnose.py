@@ -15,7 +15,7 @@ from typing import Any
 from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, standstill, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
 from prefiere.doctor.remedies import Remedy, agreeing
-from prefiere.doctor.rules import data, labels, rewards, settings, start
+from prefiere.doctor.rules import data, labels, lengths, peak, rewards, settings, start
 from prefiere.run import Run, StopKind
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
@@ -72,6 +72,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "rate_too_low": ("stuck", "within_noise", "chance", "reward_flat", "barely"),
     "setting_too_high": ("stuck", "within_noise", "reward_flat", "barely", "spikes"),
     "setting_too_low": ("stuck", "within_noise", "reward_flat", "barely"),
+    "exploited": ("past_the_peak",),
     "reward_noisy": ("reward_flat", "not_followed"),
 }
 """A cause, and the symptoms that would say less, or something else, beside it."""
@@ -259,7 +260,15 @@ _GIVEN: tuple[Check, ...] = (
 )
 _CHECKS: dict[Family, tuple[Check, ...]] = {
     "imitation": (*_GIVEN, start.elsewhere),
-    "preference": (*_GIVEN, *_OF_LABELS, start.elsewhere, start.foreign, start.too_alike),
+    "preference": (
+        *_GIVEN,
+        *_OF_LABELS,
+        start.elsewhere,
+        start.foreign,
+        start.too_alike,
+        lengths.pairs_by_length,
+        lengths.only_longer,
+    ),
     "reward": (
         *_OF_LABELS,
         reward_models.chance,
@@ -300,6 +309,8 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         rewards.constant,
         rewards.outliers,
         rewards.price,
+        peak.past,
+        lengths.only_longer,
         unjudged,
     ),
 }

@@ -12,6 +12,7 @@ from prefiere.doctor import answers, curves, standstill
 from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules import lengths, peak
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import number, with_interval
 from prefiere.metrics import column
@@ -51,7 +52,9 @@ def reward_learnt(case: Case) -> Finding | None:
         "The reward is what training pays for; the judge is asked besides, and was not paid. "
         "The KL is the price: how far the answers have moved from what the model would have written before. "
         "Much reward for little KL is what a good run looks like.",
-        case.evidence("samples/score", "samples/reward", "reward", "samples/kl", "objective/kl"),
+        case.evidence("samples/score", "samples/reward", "reward", "samples/kl", "objective/kl")
+        + peak.distance_said(case)
+        + lengths.said(case),
     )
 
 
@@ -83,6 +86,7 @@ def reward_exploited(case: Case) -> Finding | None:
             f"judge's score at its best, step {step}: {with_interval(change.before)}; "
             f"at the end: {with_interval(change.after)}",
             *case.evidence("samples/reward", "reward", "samples/kl", "samples/length"),
+            *peak.distance_said(case),
         ),
         (
             case.tighter("which makes moving away cost more"),

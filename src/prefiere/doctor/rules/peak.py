@@ -1,0 +1,87 @@
+"""How far a policy may go before its reward misleads it: the judge's score against the root of the KL.
+
+Gao, Schulman and Hilton (2023, equation 2): for reinforcement learning what answers are truly worth follows
+R(d) = d (alpha - beta log d), d the root of the KL. It peaks at log d = alpha / beta - 1, and falls from there on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import set_to
+from prefiere.doctor.series import Series
+from prefiere.doctor.words import number
+
+FEWEST_POINTS = 5
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A fitted peak: KL there and at the run's end (nats per answer); sure: whether the bend is beyond its noise."""
+
+    kl: float
+    end: float
+    gain: float
+    sure: bool
+
+
+def fitted(case: Case) -> Peak | None:
+    """The peak of the judge's score over its start, by least squares; None where fewer than five samplings lie away
+    from the start, or where the curve does not bend downwards."""
+    rows = [r for r in case.rows if isinstance(r.get("samples/kl"), float) and "samples/score" in r]
+    kl, score = Series.of(rows, "samples/kl"), Series.of(rows, "samples/score")
+    if len(kl) != len(score) or len(kl) < FEWEST_POINTS + 1:
+        return None
+    away = kl.values > 1e-3
+    if away.sum() < FEWEST_POINTS:
+        return None
+    d, gain = np.sqrt(kl.values[away]), score.values[away] - score.values[0]
+    design = np.stack([d, -d * np.log(d)], 1)
+    (alpha, beta), residual, rank, _ = np.linalg.lstsq(design, gain, rcond=None)
+    if rank < 2 or beta <= 0:
+        return None
+    spread = float(residual[0]) / max(1, len(d) - 2) if len(residual) else 0.0
+    error = math.sqrt(spread * float(np.linalg.inv(design.T @ design)[1, 1]))
+    peak = math.exp(min(20.0, float(alpha / beta) - 1))
+    height = peak * float(alpha - beta * math.log(peak))
+    return Peak(peak**2, float(kl.values[-1]), height, float(beta) > 2 * error)
+
+
+def distance_said(case: Case) -> tuple[str, ...]:
+    """The peak and the run's distance from it as a line of evidence, where the bend is beyond its noise."""
+    found = fitted(case)
+    if found is None or not found.sure:
+        return ()
+    return (
+        f"judge's score against the root of the KL: fitted peak at a KL of {number(found.kl)}; this run ended at "
+        f"{number(found.end)}",
+    )
+
+
+def past(case: Case) -> Finding | None:
+    """The run ended at one and a half times the KL of the fitted peak or more, and the judge's score had come down from
+    it."""
+    found, score = fitted(case), case.series("samples/score")
+    if found is None or not found.sure or found.end < 1.5 * found.kl or len(score) < 2:
+        return None
+    best = int(np.argmax(score.values))
+    if best == 0 or not score.low[best] > score.values[0]:  # it never got better
+        return None
+    if not score.end.mean < score.values[best] - (score.values[best] - score.low[best]) / 2:
+        return None
+    at = int(score.steps[best])
+    return Finding(
+        "past_the_peak",
+        f"The run went on past its best point: the judge liked the answers of step {at} better.",
+        "warning",
+        "What answers are worth rises with the distance from the start, and falls again beyond a point: there the "
+        "reward is no longer right.",
+        distance_said(case),
+        (set_to("max_kl", float(f"{found.kl:.2g}"), "at which the run stops", -1), set_to("max_steps", at, push=-1)),
+        cause=True,
+        sure="likely",
+    )
