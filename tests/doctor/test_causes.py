@@ -328,9 +328,9 @@ def test_a_reward_that_is_noise(tmp_path: Path) -> None:
 
 
 def test_rewards_out_of_all_proportion(tmp_path: Path) -> None:
-    """Nine in ten lie within 1: a few set a spread of 5. Right and wrong answers, of which few are right, do not."""
+    """Nine in ten lie within 1: a few set a spread of 6. Right and wrong answers, of which few are right, do not."""
     range_of_1 = {"reward_p05": to(0.0), "reward_p95": to(1.0, 1.0), "reward_outliers": to(0.02, 0.02)}
-    few = make_policy(tmp_path / "a", rollouts=range_of_1 | {"reward_std": to(5.0, 5.0)}, noise=0.0)
+    few = make_policy(tmp_path / "a", rollouts=range_of_1 | {"reward_std": to(6.0, 6.0)}, noise=0.0)
     assert "reward_outliers" in keys(few)
     sparse = make_policy(tmp_path / "b", rollouts=range_of_1 | {"reward_std": to(2.0, 2.0)}, noise=0.0)
     assert "reward_outliers" not in keys(sparse)

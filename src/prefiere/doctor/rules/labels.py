@@ -175,7 +175,7 @@ def moved(case: Case) -> bool | None:
 def no_pattern(case: Case) -> Finding | None:
     """The model was trained (its weights moved, its rate is about the automatic one, updates were enough), and what it
     learnt holds of no other pair: held-out accuracy includes 50% on 40 pairs or more, or all margins stay at 0."""
-    if case.family not in ("preference", "reward") or case.odd(-1) is not None or moved(case) is False:
+    if case.family not in ("preference", "reward") or case.odd(-1) or case.odd(1) or moved(case) is False:
         return None
     right, margin = case.change("eval_rewards/accuracies"), case.change("eval_rewards/margins")
     if case.steps < 15 or right is None or right.after.n < 40 or not (right.after.low <= 0.5 <= right.after.high):

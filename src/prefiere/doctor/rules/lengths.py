@@ -19,7 +19,7 @@ from prefiere.stats import wilson
 
 SHARE = "rewards/accuracies"
 """A column whose numbers are shown in per cent."""
-FEWEST_WINS = 20
+FEWEST_WINS = 50
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def wins(case: Case) -> Wins | None:
     """Wins over the start by the judge's score, answers of the same prompt and number against each other.
 
     A logistic model of a win on tanh(difference of length over its deviation), as the length-controlled win rate of
-    Dubois et al. (2024, section 3): at a difference of 0 its intercept is left. None below 20 answers.
+    Dubois et al. (2024, section 3): at a difference of 0 its intercept is left. None below 50 answers.
     """
     rows = [r for r in case.answers if isinstance(r.get("score"), int | float) and isinstance(r.get("tokens"), int)]
     steps = sorted({r["step"] for r in rows})
@@ -147,7 +147,7 @@ def only_longer(case: Case) -> Finding | None:
     return Finding(
         "only_longer",
         "The judge likes the answers better only as they have another length.",
-        "warning",
+        "info",
         "Of answers of equal length, it likes those from before training about as well.",
         said(case),
         (Remedy("a judge that does not look at length, or people, blind: `prefiere compare --ask`"),),

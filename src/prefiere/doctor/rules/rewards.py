@@ -86,18 +86,19 @@ def constant(case: Case) -> Finding | None:
 
 
 def outliers(case: Case) -> Finding | None:
-    """A few answers lie ten times the usual distance from the median, and set the spread of the rewards: over all
-    updates it is three times the range of nine answers in ten (a third of it for normal rewards). Rewards of right and
-    wrong, of which few are right, stay below that."""
+    """In one update of twenty or more, a few answers set the spread of its rewards: it is five times the range that nine
+    answers in ten usually have (a third of it for normal rewards, twice it where one answer of thirty-two is right).
+    """
     share, spread = case.series("reward_outliers"), case.series("reward_std")
     low, high = case.series("reward_p05"), case.series("reward_p95")
-    if len(share) < 3 or not len(spread) or len(low) != len(high) or not len(low):
+    if len(share) < 3 or not len(share) == len(spread) == len(low) == len(high):
         return None
-    usual = float(np.median(high.values - low.values))
-    whole = float(np.sqrt(np.mean(np.square(spread.values))))
-    if not 0.001 <= float(share.values.mean()) <= 0.1 or not (usual > 0 and whole > 3 * usual):
+    ranges = high.values - low.values
+    inner = max(float(np.median(ranges)), float(np.median(ranges[: len(ranges) // 2 + 1])))  # it shrinks with success
+    wild = (spread.values > 5 * inner) & (share.values > 0)
+    if not inner > 0 or wild.mean() < 0.05:
         return None
-    told = number(float(share.values.mean()), "samples/eos_rate")
+    told, whole = number(float(wild.mean()), "samples/eos_rate"), float(np.median(spread.values[wild]))
     return Finding(
         "reward_outliers",
         "A few answers earn a reward out of all proportion, and drown what the others say.",
@@ -105,8 +106,8 @@ def outliers(case: Case) -> Finding | None:
         "An update follows the differences of its rewards. Where one answer lies far outside, it follows that one, and "
         "the unit in which rewards are measured is set by it.",
         (
-            f"answers that lie ten times the usual distance from the median: {told}",
-            *case.evidence("reward", "reward_p95"),
+            f"updates whose rewards a few answers set: {told}",
+            f"their spread: {number(whole)}; range of nine answers in ten: {number(inner)}",
         ),
         (
             Remedy("limit the reward where it is made: for instance to between −3 and 3"),

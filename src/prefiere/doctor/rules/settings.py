@@ -19,7 +19,7 @@ _WORDS = {
 def too_strong(case: Case) -> Finding | None:
     """The run came to harm, and a setting pushes it further than it should."""
     odd = case.odd(1)
-    if odd is None or not harmed(case):
+    if odd is None or not (harmed(case) or no_better(case)):
         return None
     return _said(case, odd, "bad")
 
@@ -34,12 +34,12 @@ def too_weak(case: Case) -> Finding | None:
 
 def out_of_range(case: Case) -> Finding | None:
     """A setting far from its usual value, in a run that shows neither harm nor standstill by it."""
-    odd = next((r for r in case.dials if r.odd), None)
-    if odd is None or (odd.push > 0 and harmed(case)) or (odd.push < 0 and not harmed(case) and unmoved(case)):
+    if too_strong(case) or too_weak(case) or (odd := next((r for r in case.dials if r.odd), None)) is None:
         return None
     shown = _value(odd)
+    rate = odd.dial.name == "learning_rate" and abs(odd.farness) > 1.5
     return Finding(
-        "unusual_setting",
+        f"rate_too_{'high' if odd.farness > 0 else 'low'}" if rate else "unusual_setting",
         f"A setting is far from what is usual: {odd.dial.name}={shown}.",
         "info" if abs(odd.farness) < 1.5 else "warning",
         f"{_compared(odd)} The run shows no harm of it, but look there first if something is odd.",
@@ -63,18 +63,14 @@ def harmed(case: Case) -> bool:
     if case.family == "policy":
         reward = case.seen("samples/reward")
         return reward is not None and reward.change.falls()
-    margin, right = case.seen("rewards/margins"), case.seen("rewards/accuracies")
-    fell = margin is not None and margin.change.falls(0.01)
-    no_better = right is not None and right.held_out and right.change.after.low <= 0.5
-    norm, first = case.series("loss"), case.series("eval_loss")
-    worse = len(first) >= 2 and first.change is not None and first.change.rises()
-    return fell or worse or (no_better and len(norm) > 0 and _wild(case))
+    margin, held = case.seen("rewards/margins"), case.change("eval_loss")
+    return (margin is not None and margin.change.falls(0.01)) or (held is not None and held.rises())
 
 
-def _wild(case: Case) -> bool:
-    """Whether the training loss ends above where it began."""
-    loss = case.change("loss")
-    return loss is not None and loss.diff > 0
+def no_better(case: Case) -> bool:
+    """Whether held-out pairs are ranked no better than by a coin."""
+    right = case.seen("rewards/accuracies")
+    return right is not None and right.held_out and right.change.after.low <= 0.5
 
 
 def unmoved(case: Case) -> bool:

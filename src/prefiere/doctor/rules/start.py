@@ -27,6 +27,8 @@ def elsewhere(case: Case) -> Finding | None:
     data, own = at_step_0(case, "start/prompt_matters"), at_step_0(case, "start/prompt_in_own")
     if data is None or data.n < 8 or own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
         return None
+    if (gap := _gap(case)) is not None and gap > 2 * FOREIGN:  # no language that it knows: no prompt would fit
+        return None
     return Finding(
         "answers_elsewhere",
         "The answers do not belong to their prompts: they fit other prompts just as well.",
@@ -47,8 +49,8 @@ def elsewhere(case: Case) -> Finding | None:
 def foreign(case: Case) -> Finding | None:
     """The model finds its own answers likelier than the preferred ones by 2 nats per token or more (7 times, for each
     token): these are not answers as it writes them."""
-    chosen, own = at_step_0(case, "start/chosen_logp"), at_step_0(case, "samples/ref_logp")
-    if chosen is None or own is None or case.family != "preference" or not own.mean - chosen.mean > FOREIGN:
+    chosen, own, gap = at_step_0(case, "start/chosen_logp"), at_step_0(case, "samples/ref_logp"), _gap(case)
+    if chosen is None or own is None or gap is None or case.family != "preference" or gap <= FOREIGN:
         return None
     return Finding(
         "foreign_answers",
@@ -68,11 +70,17 @@ def foreign(case: Case) -> Finding | None:
         ),
         cause=True,
         sure="likely",
-        values={"gap": number(own.mean - chosen.mean)},
+        values={"gap": number(gap)},
     )
 
 
 FOREIGN = 2.0
+
+
+def _gap(case: Case) -> float | None:
+    """By how much the model finds its own answers likelier than the preferred ones: nats per token."""
+    chosen, own = at_step_0(case, "start/chosen_logp"), at_step_0(case, "samples/ref_logp")
+    return own.mean - chosen.mean if chosen is not None and own is not None else None
 
 
 def too_alike(case: Case) -> Finding | None:
