@@ -86,9 +86,8 @@ def constant(case: Case) -> Finding | None:
 
 
 def outliers(case: Case) -> Finding | None:
-    """In one update of twenty or more, a few answers set the spread of its rewards: it is five times the range that nine
-    answers in ten usually have (a third of it for normal rewards, twice it where one answer of thirty-two is right).
-    """
+    """In one update of twenty or more, a few answers set the spread of its rewards: it is five times the range that
+    nine answers in ten usually have (a third of it for normal rewards, twice it where one of thirty-two is right)."""
     share, spread = case.series("reward_outliers"), case.series("reward_std")
     low, high = case.series("reward_p05"), case.series("reward_p95")
     if len(share) < 3 or not len(share) == len(spread) == len(low) == len(high):
