@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type
 import yaml
 from pydantic import ValidationError
 
-from prefiere.asked.foreign import HINTS, ON_POLICY_HINTS, taken
+from prefiere.asked.foreign import HINTS, ON_POLICY_HINTS, of_an_update, taken
 from prefiere.files import short
 from prefiere.methods import METHODS
 from prefiere.settings import PolicyGradient, Settings
@@ -79,10 +79,12 @@ def accepts(model: type[Settings], key: str) -> str:
     return " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
-def _unknown(method: str, key: str) -> str:
-    """Why a key does not exist, and which one was meant."""
+def _unknown(method: str, key: str, batch_size: str | None) -> str:
+    """Why a key does not exist, and which one was meant. batch_size: what several keys come to together."""
     model = METHODS[method].settings
     theirs = HINTS | (ON_POLICY_HINTS if issubclass(model, PolicyGradient) else {})
+    if batch_size is not None and key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        return f"{key} is not a setting here; write {batch_size}."
     if key in theirs:
         return f"{key} is not a setting here; write {theirs[key]}."
     others = [name for name, other in METHODS.items() if key in other.settings.model_fields]
@@ -170,10 +172,12 @@ def _merged(method: str, levels: Iterable[Iterable[Setting]]) -> tuple[dict[str,
     problems: list[Problem] = []
     for level in levels:
         here: dict[str, Setting] = {}
+        level = list(level)
+        together = of_an_update({given.key: given.value for given in level})
         for given in level:
             said = {given.key: given.value} if given.key in model.model_fields else taken(given.key, given.value)
             if said is None or not said.keys() <= model.model_fields.keys():
-                problems.append(Problem(given.key, given.where + _unknown(method, given.key)))
+                problems.append(Problem(given.key, given.where + _unknown(method, given.key, together)))
                 continue
             for key, value in said.items():
                 other = here.get(key)

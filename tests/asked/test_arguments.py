@@ -162,3 +162,11 @@ def test_two_names_for_one_setting_must_agree() -> None:
     assert dpo("pref_beta=0.2", "beta=0.2").beta == 0.2
     with pytest.raises(RecipeError, match=r"^beta=0.3: pref_beta and beta both say what beta is. Keep one."):
         dpo("pref_beta=0.2", "beta=0.3")
+
+
+def test_the_batch_of_transformers_is_computed() -> None:
+    with pytest.raises(RecipeError) as e:
+        dpo("--per_device_train_batch_size", "4", "--gradient_accumulation_steps=8")
+    for line in str(e.value).splitlines()[1:]:
+        told = "batch_size=32: per_device_train_batch_size 4 x gradient_accumulation_steps 8, times the processes"
+        assert told in line

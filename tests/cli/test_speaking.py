@@ -73,9 +73,9 @@ def test_the_end_has_the_verdict_three_figures_and_what_to_do_next(done: Result,
     assert [line.split(" on held-out data")[0].strip() for line in figures[:2]] == ["accuracy", "margin"]
     assert len(figures) == 3
     assert figures[2].strip().startswith("KL to the start: ")
-    grave = [f for f in told.findings if f.severity in ("bad", "warning") and f.remedy]
+    grave = told.cause or next((f for f in told.findings if f.severity in ("bad", "warning")), None)
     assert [line.removeprefix("  Next: ") for line in said if line.startswith("  Next: ")] == [
-        *(grave[0].remedy[:2] if grave else ())
+        *(grave.remedy[:2] if grave else ())
     ]
     run = folder / "run"
     assert f"Try it: prefiere chat {run}, prefiere compare {run}" in said

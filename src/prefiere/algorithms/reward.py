@@ -92,4 +92,9 @@ def build(session: Session) -> Offline:
     assert isinstance(settings, Reward)
     assert isinstance(data, ExampleData)
     goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
-    return Offline(session, data, goal, goal, guarded=False, complete=lambda: complete(session, data, goal))
+
+    def completed() -> None:
+        with session.display.phase("normalising and calibrating the scores"):
+            complete(session, data, goal)
+
+    return Offline(session, data, goal, goal, guarded=False, complete=completed)

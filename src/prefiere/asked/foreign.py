@@ -166,3 +166,12 @@ def taken(key: str, value: Any) -> Mapping[str, Any] | None:
     if known is None or not isinstance(value, Hashable):
         return None
     return next((said for theirs, said in known.items() if theirs == value and type(theirs) is type(value)), None)
+
+
+def of_an_update(said: Mapping[str, Any]) -> str | None:
+    """The ``batch_size`` that keys of transformers' trainer come to together, in words; None where they say none."""
+    examples, steps = "per_device_train_batch_size", "gradient_accumulation_steps"
+    each, several = said.get(examples), said.get(steps)
+    if not isinstance(each, int) or not isinstance(several, int):
+        return None
+    return f"batch_size={each * several}: {examples} {each} x {steps} {several}, times the processes that train"

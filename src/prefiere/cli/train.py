@@ -153,8 +153,8 @@ def how_it_went(run: Run) -> dict[str, Any]:
     for name in FIGURES[case.family]:
         if (seen := case.seen(name)) is not None:
             say(f"  {evidence_line(seen.key, seen.change, *case.where)}")
-    grave = [f for f in told.findings if f.severity in ("bad", "warning")]
-    for remedy in grave[0].remedy[:2] if grave else ():
+    grave = told.cause or next((f for f in told.findings if f.severity in ("bad", "warning")), None)
+    for remedy in grave.remedy[:2] if grave is not None else ():
         say(f"  Next: {remedy}")
     say("")
     return {"verdict": told.headline, "findings": told.to_dict()["findings"]}
