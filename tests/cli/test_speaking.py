@@ -13,6 +13,8 @@ import runs
 from prefiere.cli.main import app
 from prefiere.doctor.diagnose import diagnose
 from prefiere.run import Run
+from prefiere.stats import Moments
+from prefiere.train.logs import noted
 
 SMALL = [
     "template=never",
@@ -105,3 +107,13 @@ def test_hostile_names_do_nothing_in_a_log(folder: Path) -> None:
     done = CliRunner().invoke(app, ["dpo", *paths, *SMALL, "max_steps=1", "judge=no\x1b]0;x\x07:f"])
     assert "\x1b" not in done.output
     assert "⟨U+001B⟩" in done.output
+
+
+def test_a_bar_shows_the_loss_and_the_methods_first_figure() -> None:
+    metrics = {name: Moments.of([value]) for name, value in METRICS.items()}
+    assert noted(metrics, "loss", "preference") == "loss 0.6123  rewards/accuracies 75.0%"
+    assert noted(metrics, "reward", "policy") == "reward 1.5  objective/kl 0.25"
+    assert noted({"loss": Moments.of([2.0])}, "loss", "imitation") == "loss 2"
+
+
+METRICS = {"loss": 0.61234, "rewards/margins": 0.1, "rewards/accuracies": 0.75, "reward": 1.5, "objective/kl": 0.25}

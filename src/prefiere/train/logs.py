@@ -17,6 +17,7 @@ from prefiere.console import rough_time
 from prefiere.files import atomic, sync
 from prefiere.methods import FIGURES, Family
 from prefiere.metrics import column
+from prefiere.stats import Moments
 from prefiere.untrusted import open_plain
 
 ROW_LOGS = ("metrics.jsonl", "samples.jsonl", "pairs.jsonl")
@@ -97,6 +98,12 @@ def spoken(row: Mapping[str, Any], total: int, shown: str, family: Family, left:
     if left is not None and row["step"] < total:
         parts.append(f"about {rough_time(left)} left")
     return "  ".join(parts)
+
+
+def noted(metrics: Mapping[str, Moments], shown: str, family: Family) -> str:
+    """An update's metric ``shown`` and its family's first figure, beside a bar."""
+    names = dict.fromkeys([shown, *(column(name).training for name in FIGURES[family])])
+    return "  ".join(_figure(name, metrics[name].mean) for name in [n for n in names if n in metrics][:2])
 
 
 def _figure(key: str, value: float) -> str:

@@ -31,7 +31,7 @@ from prefiere.train import checkpoint, previous, trackers
 from prefiere.train.algorithm import Algorithm
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
-from prefiere.train.logs import cut_logs, spoken, sync_logs
+from prefiere.train.logs import cut_logs, noted, spoken, sync_logs
 from prefiere.train.optimizer import peak_memory_mb
 from prefiere.train.setup import Session
 
@@ -102,7 +102,7 @@ class Loop:
                 s.pending_seconds += elapsed
                 s.seconds += elapsed
                 self._collect(update.metrics)
-                advance(1, note=f"{self.algorithm.shown} {update.metrics[self.algorithm.shown].mean:.4f}")
+                advance(1, note=noted(update.metrics, self.algorithm.shown, METHODS[self.settings.method].family))
                 s.stop = self._after(update.grad_norm, rate)
                 interrupted = self._stop_asked()
                 if s.stop or interrupted:
