@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -135,3 +137,47 @@ def test_a_phase_on_a_terminal_is_only_read(kind: str) -> None:
         at(HOSTILE[kind])
     out = STYLES.sub("", console.file.getvalue())  # type: ignore[attr-defined]
     assert not {c for c in HOSTILE[kind] if c not in "\n\t" and not c.isprintable()} - {"\r"} & set(out)
+
+
+class Cell:
+    """What a notebook shows of `IPython.display.display`: objects, and lines that change in their place."""
+
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+
+    def display(self, shown: Any, *, raw: bool = False, display_id: bool = False) -> Any:
+        self.shown.append(shown)
+        at = len(self.shown) - 1
+
+        class Handle:
+            def update(_, new: Any, *, raw: bool) -> None:
+                self.shown[at] = new
+
+        return Handle()
+
+
+def test_a_notebook_shows_progress_without_widgets(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    cell, module = Cell(), types.ModuleType("IPython.display")
+    module.display = cell.display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    now = iter(range(100))
+    display = Display(Terminal(force_jupyter=True), clock=lambda: float(next(now)))
+    display.say("reading <b>")
+    with display.stage("training", 4) as advance:
+        assert cell.shown[-1]["text/plain"].startswith("training  ░")
+        advance(1, note="loss 0.69\x1b[2J")
+        assert "██████░░░░░░░░░░░░░░░░░░ 1/4  about" in cell.shown[-1]["text/plain"]
+        assert cell.shown[-1]["text/plain"].endswith("loss 0.69⟨U+001B⟩[2J")
+        advance(3, note="loss 0.1")
+    assert cell.shown[-1] == {"text/plain": f"training  {'█' * 24} 4/4  loss 0.1"}
+    assert "reading &lt;b&gt;" in cell.shown[0].html
+    assert len(cell.shown) == 2
+    assert not [w for w in recwarn if "ipywidgets" in str(w.message)]
+    quiet = Display(Terminal(force_jupyter=True, quiet=True))
+    with quiet.stage("training", 4) as advance:
+        advance(4)
+    assert len(cell.shown) == 2

@@ -36,6 +36,7 @@ Body = Callable[..., dict[str, Any] | None]
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 GUARDED = 3  # a guard stopped the run
 RUINED = 4  # a run on this data would be ruined
+_LOOK = 0.25  # seconds between two states of a line in a notebook
 _EVERY = 20.0  # seconds between two lines of a log about one long phase
 
 
@@ -181,7 +182,8 @@ def rough_time(seconds: float) -> str:
 
 
 class Display:
-    """Messages and progress: bars on a terminal, lines in a log. A quiet one shows nothing (other processes, tests).
+    """Messages and progress: bars on a terminal or in a notebook, lines in a log. A quiet one shows nothing (other
+    processes, tests).
 
     clock: seconds that pass.
     """
@@ -235,6 +237,9 @@ class Display:
             with self._bar(name, total, start) as advance:
                 yield advance
             return
+        if self.console.is_jupyter and not self.console.quiet:
+            yield self._in_a_cell(name, total, start)
+            return
         began = spoke = self.clock()
         done = start
         if lines:
@@ -249,6 +254,30 @@ class Display:
                 spoke = now
 
         yield advance_log
+
+    def _in_a_cell(self, name: str, total: int, start: int) -> Callable[..., None]:
+        """One line of a notebook that changes in its place, which needs IPython and no widgets."""
+        from IPython.display import display
+
+        began = spoke = self.clock()
+        done, said = start, ""
+
+        def line() -> dict[str, str]:
+            full = round(24 * done / total) if total else 24
+            left = (self.clock() - began) / (done - start) * (total - done) if done > start else None
+            time = f"  about {rough_time(left)} left" if left and done < total else ""
+            return {"text/plain": visible(f"{name}  {'█' * full}{'░' * (24 - full)} {done:,}/{total:,}{time}  {said}")}
+
+        shown = display(line(), raw=True, display_id=True)
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            nonlocal done, said, spoke
+            done, said = done + n, said if note is None else note
+            if done >= total or self.clock() - spoke >= _LOOK:
+                spoke = self.clock()
+                shown.update(line(), raw=True)
+
+        return advance
 
     @contextmanager
     def _bar(self, name: str, total: int, start: int) -> Iterator[Callable[..., None]]:

@@ -106,6 +106,20 @@ def test_a_run_that_was_stopped_goes_on_from_the_same_rows(place: Path, tmp_path
     assert Run.open(moved).recipe["data"].startswith(str(moved))
 
 
+def test_rows_of_a_run_that_was_replaced_go_with_it(place: Path, tmp_path: Path) -> None:
+    pairs, given = rows(place / "pairs.jsonl"), {"model": str(place / "model"), "out": tmp_path / "run", **SHORT}
+    prefiere.dpo(data=pairs, **given)
+    first = [p.name for p in (tmp_path / "run" / "inputs").iterdir()]
+    with pytest.raises(ValueError, match="on_log failed"):  # before its first checkpoint: the old run comes back
+        prefiere.dpo(data=pairs[1:], fresh=True, on_log=lambda step, row: 1 / 0, **given)
+    assert [p.name for p in (tmp_path / "run" / "inputs").iterdir()] == first
+    assert prefiere.dpo(data=pairs, **given).already
+    prefiere.dpo(data=pairs[1:], fresh=True, **given)
+    (kept,) = (tmp_path / "run" / "inputs").iterdir()
+    assert [kept.name] != first
+    assert rows(kept) == pairs[1:]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": [{"prompt": "a", "chosen": "b"}, {"prompt": "a", "chosen": 3}]}, 
      "data has no known layout for pairs. Columns found: prompt, chosen"),

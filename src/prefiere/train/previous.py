@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from prefiere.files import remove_folder, sync
+from prefiere.run import INPUTS, given_as
 
 LOGS = (
     "metrics.jsonl",
@@ -69,11 +70,24 @@ def put_back(folder: Path) -> bool:
         if os.path.lexists(part / name):
             (part / name).rename(folder / name)
     part.rmdir()
+    _forget_inputs(folder)
     sync(folder)
     return True
+
+
+def _forget_inputs(folder: Path) -> None:
+    """Delete what was given in Python to a run that is not there any more: what the recipe does not name."""
+    inputs = folder / INPUTS
+    if inputs.is_symlink() or not inputs.is_dir() or not (folder / "recipe.yaml").is_file():
+        return
+    named = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    for path in inputs.iterdir():
+        if given_as(path) is not None and path.name not in named:
+            remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def drop(folder: Path) -> None:
     """Delete the old run: the new one can be continued."""
     if (folder / _WHOLE).is_dir() and not (folder / _WHOLE).is_symlink():
         remove_folder(folder / _WHOLE)
+        _forget_inputs(folder)
