@@ -266,7 +266,11 @@ class Display:
             full = round(24 * done / total) if total else 24
             left = (self.clock() - began) / (done - start) * (total - done) if done > start else None
             time = f"  about {rough_time(left)} left" if left and done < total else ""
-            return {"text/plain": visible(f"{name}  {'█' * full}{'░' * (24 - full)} {done:,}/{total:,}{time}  {said}")}
+            return {
+                "text/plain": visible(
+                    f"{name}  {'█' * full}{'░' * (24 - full)} {done:,}/{total:,}{time}  {said}".rstrip()
+                )
+            }
 
         shown = display(line(), raw=True, display_id=True)
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import prefiere
 from prefiere.api import typed
 from prefiere.methods import METHODS
 
+ROOT = Path(__file__).parents[2]
 STUB = Path(typed.__file__).with_name("methods.pyi")
 
 
@@ -60,3 +63,25 @@ def test_a_type_checker_tells_right_calls_from_wrong_ones(tmp_path: Path) -> Non
     )
     said = {int(m[1]) for m in re.finditer(r"^calls\.py:(\d+): error", done.stdout, re.MULTILINE)}
     assert said == {i for i, line in enumerate(CALLS.splitlines(), 1) if line.endswith("# wrong")}, done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_calls_in_the_documentation_exist(page: str) -> None:
+    """Imported names, and the settings of every call of one of them that trains."""
+    stub = {n.name: n for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.FunctionDef)}
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    called = 0
+    for node in (n for block in blocks for n in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom):
+            assert {a.name for a in node.names} <= set(prefiere.__all__)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in stub:
+            known = {a.arg for a in stub[node.func.id].args.kwonlyargs}
+            assert {k.arg for k in node.keywords} <= known
+            called += 1
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
+            assert node.func.value.id != "run" or hasattr(prefiere.Run, node.func.attr)
+    assert called

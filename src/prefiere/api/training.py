@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 from prefiere import run as folder
@@ -24,10 +25,19 @@ def train(
     from prefiere.launch import launch as start
 
     outcome = start(settings, fresh=fresh, display=Display(console), on_end=_write_report, given=given)
+    _let_go()
     run = Run(outcome.run.folder)
     run.already = outcome.already
     run.judge = (given.functions if given else {}).get(str(settings.judge), settings.judge)
     return run
+
+
+def _let_go() -> None:
+    """Give back the memory of the models that were trained: a notebook goes on with others."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _write_report(run: folder.Run) -> None:

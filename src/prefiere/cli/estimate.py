@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from prefiere.cli.train import Rest
-from prefiere.console import Json, command, console, hush, progress, rough_time, table
+from prefiere.console import Json, command, console, hush, progress, table
 from prefiere.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,30 +59,23 @@ def show(settings: Settings, gpu: str | None, display: Display, console: Console
     from prefiere.estimate.estimate import forecast
 
     f = forecast(settings, gpu, display)
-    found, available, card, made, fits = f.estimate, f.available, f.card, f.changes, f.fits
-    gib = 2**30
-    name = card.name if card else "this processor"
+    found, gib = f.estimate, 2**30
     rows = [[WORDS[part], f"{getattr(found.memory, part) / gib:.2f}"] for part in WORDS]
     console.print(table("", ("memory", "GiB"), rows))
-    peak = found.memory.peak / gib
-    for change in made:
+    for change in f.changes:
         console.print(f"set {change}", markup=False)
-    verdict = "fits" if fits else "does not fit, whatever is changed: choose a smaller model or a larger card"
-    after = "with these changes it " if made and fits else "it "
-    console.print(f"peak {peak:.2f} of {available / gib:.2f} GiB on {name}: {after}{verdict}", markup=False)
-    if card is None:
+    console.print(f.verdict, markup=False)
+    if f.card is None:
         console.print(TORCH_ONLY, style="dim")
-    console.print(
-        f"about {rough_time(found.seconds)} for {found.steps:,} updates, at most {found.tokens:,} tokens at once"
-    )
+    console.print(f.duration, markup=False)
     return {
-        "device": name,
-        "available": available,
+        "device": f.device,
+        "available": f.available,
         "peak": found.memory.peak,
         "memory": {part: getattr(found.memory, part) for part in WORDS},
         "seconds": found.seconds,
         "steps": found.steps,
         "tokens": found.tokens,
-        "changes": made,
-        "fits": fits,
+        "changes": f.changes,
+        "fits": f.fits,
     }

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from prefiere.console import Display
+from prefiere.console import Display, rough_time
 from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, card_of, here, processor
 from prefiere.estimate.simulate import Simulation, cache, simulate
 from prefiere.estimate.workload import ROWS_AT_ONCE, Workload, longest, workload
@@ -184,6 +184,28 @@ class Forecast:
     card: Card | None
     changes: list[str]
     fits: bool
+
+    def __str__(self) -> str:
+        return "\n".join([*(f"set {change}" for change in self.changes), self.verdict, self.duration])
+
+    @property
+    def device(self) -> str:
+        """The card's name, or this processor."""
+        return self.card.name if self.card else "this processor"
+
+    @property
+    def verdict(self) -> str:
+        """Whether it fits, with the peak of its memory, in words."""
+        held, gib = self.estimate.memory.peak, 2**30
+        verdict = "fits" if self.fits else "does not fit, whatever is changed: choose a smaller model or a larger card"
+        after = "with these changes it " if self.changes and self.fits else "it "
+        return f"peak {held / gib:.2f} of {self.available / gib:.2f} GiB on {self.device}: {after}{verdict}"
+
+    @property
+    def duration(self) -> str:
+        """How long it takes, in words."""
+        e = self.estimate
+        return f"about {rough_time(e.seconds)} for {e.steps:,} updates, at most {e.tokens:,} tokens at once"
 
 
 def forecast(settings: Settings, gpu: str | None, display: Display) -> Forecast:
