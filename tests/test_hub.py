@@ -159,3 +159,23 @@ def test_a_run_is_uploaded_and_loaded_by_its_name(place: Place) -> None:
     assert str(place.folder) not in card
     answer = place.json("sample", "org/mine", "--prompts", "pairs.jsonl", "--limit", "1", token=True)
     assert answer["answers"] == place.json("sample", "lora", "--prompts", "pairs.jsonl", "--limit", "1")["answers"]
+
+
+@pytest.mark.long
+def test_a_revision_of_a_model_is_the_one_that_is_trained_and_found_again(place: Place) -> None:
+    other = runs.model_folder(place.folder / "other-weights", seed=9)
+    place.hub.model("org/tiny", other, "v1")
+    given = ("dpo", "--data", "pairs.jsonl", *SHORT, "--lora", "true")
+    place.json(*given, "--model", "org/tiny@v1", "--out", "named")
+    place.json(*given, "--model", str(other), "--out", "local")
+    known = json.loads((place.folder / "named/environment.json").read_text())
+    assert known["model_commit"] == place.hub.repositories["models", "org/tiny"].sha("v1")
+    told = json.loads((place.folder / "named/model/adapter_config.json").read_text())
+    assert (told["base_model_name_or_path"], told["revision"]) == ("org/tiny", "v1")
+    one, two = ((place.folder / out / "model/adapter_model.safetensors").read_bytes() for out in ("named", "local"))
+    assert one == two
+    asked = ("--prompts", "pairs.jsonl", "--limit", "1")
+    assert place.json("sample", "named", *asked)["answers"] == place.json("sample", "local", *asked)["answers"]
+    done = place.run(*given, "--model", "org/tiny@v7", "--out", "no")
+    assert "org/tiny has no revision v7 on the hub" in done.stderr
+    assert not (place.folder / "no").exists()

@@ -5,31 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def cached(name: str, file: str) -> bool:
+def cached(name: str, file: str, revision: str | None = None) -> bool:
     """Whether a file of a model is in the hub's cache here."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, file), str)
+    return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
 
 
-def why_no_model(name: str) -> str | None:
+def commit_of(name: str, revision: str | None = None) -> str | None:
+    """The commit of a model of the hub that lies in the cache here; None for any other model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).exists() or name.count("/") > 1:
+        return None
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def why_no_model(name: str, revision: str | None = None) -> str | None:
     """Why the hub has no model of this name to give, in one line; None where it has one, or the cache has.
 
     Where the hub is out of reach and the cache has it, this process goes on without a network. A model that is gated
     is there; what it takes to read it is said when it is read.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    held = any(cached(name, file) for file in ("config.json", "adapter_config.json"))
+    held = any(cached(name, file, revision) for file in ("config.json", "adapter_config.json"))
     absent = f"there is no folder {name} here{_beside(name)}"
     if constants.HF_HUB_OFFLINE:
         forbidden = f"{absent}, and no model {name} in the hub's cache; HF_HUB_OFFLINE forbids to ask the hub."
         return None if held else forbidden
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except GatedRepoError:
         return None
+    except RevisionNotFoundError:
+        return f"{name} has no revision {revision} on the hub: name a branch, a tag or a commit of it."
     except (RepositoryNotFoundError, HFValidationError):
         return f"{absent}, and no such model on the hub. Check the name; a private one needs `hf auth login`."
     except HfHubHTTPError:  # there is no such file, or the hub is not well: whoever reads it says so

@@ -225,7 +225,7 @@ def _adapted(base: PreTrainedModel, source: Source, adapter: Adapter | None, nam
     weights = load_peft_weights(str(source.adapter), device="cpu") if source.adapter else {}
     make_room(base, weights)
     try:
-        model = get_peft_model(base, config)
+        model = get_peft_model(base, config, revision=source.revision)
     except (ValueError, TypeError, AttributeError, ImportError) as e:
         raise ModelError(f"the adapter does not fit {source.base}: {str(e).splitlines()[0]}") from e
     assert isinstance(model, PeftModel)

@@ -51,7 +51,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ModelError where there is none."""
     with readable(source.tokenizer):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.tokenizer, trust_remote_code=source.trust
+            source.tokenizer,
+            revision=source.revision if source.tokenizer == source.base else None,
+            trust_remote_code=source.trust,
         )
     return tokenizer
 
@@ -92,6 +94,7 @@ def loaded(
     with readable(source.base), without_bars():
         model, info = kind.from_pretrained(
             source.base,
+            revision=source.revision,
             dtype=dtype,
             use_safetensors=None if source.trust else True,
             trust_remote_code=source.trust,
@@ -161,7 +164,7 @@ def load_policy(
         activate(model, POLICY)
     elif adapter is not None:
         hint = adapter.hint
-        model = _adapted(base, adapter, source.base)
+        model = _adapted(base, adapter, source)
     route(model)
     trunk = Trunk(model, packed=packed)
     if adapted:
@@ -190,13 +193,13 @@ def _with_adapter(base: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
         raise ModelError(f"{folder} does not fit its base: {why}") from e
 
 
-def _adapted(base: PreTrainedModel, adapter: Adapter, name: str) -> PeftModel:
+def _adapted(base: PreTrainedModel, adapter: Adapter, source: Source) -> PeftModel:
     hint = adapter.hint
     try:
-        model = get_peft_model(base, adapter.config)
+        model = get_peft_model(base, adapter.config, revision=source.revision)
     except (ValueError, TypeError, AttributeError, ImportError) as e:
         why = str(e).splitlines()[0].rstrip(".")
-        raise ModelError(f"the adapter does not fit {name}: {why}.{hint}") from e
+        raise ModelError(f"the adapter does not fit {source.base}: {why}.{hint}") from e
     assert isinstance(model, PeftModel)
     return model
 

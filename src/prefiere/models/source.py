@@ -33,12 +33,14 @@ class ModelError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a model comes from: its base, and the PEFT adapter on it if it is one. ``quantize``: how the base is held
-    on the fly, where it is a run's, whose adapter was trained on it so."""
+    on the fly, where it is a run's, whose adapter was trained on it so. ``revision``: of a base on the hub, where one
+    is named."""
 
     base: str
     adapter: str | None
     trust: bool = False
     quantize: str = "none"
+    revision: str | None = None
 
     @property
     def tokenizer(self) -> str:
@@ -62,23 +64,28 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
         return replace(find_model(path / "model", trust=trust), quantize=_quantization_of_run(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
-            return Source(_base_of(path), str(path), trust)
+            return Source(_base_of(path), str(path), trust, revision=adapter_config(str(path)).revision)
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
         return Source(str(path.resolve()), None, trust)
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
-    if (why := why_no_model(str(name))) is not None:
+    repository, _, named = str(name).partition("@")
+    revision = named or None
+    if (why := why_no_model(repository, revision)) is not None:
         raise ModelError(why)
-    if cached(str(name), "config.json"):  # a base: without a network nothing more could be asked
-        return Source(str(name), None, trust)
+    if cached(repository, "config.json", revision):  # a base: without a network nothing more could be asked
+        return Source(repository, None, trust, revision=revision)
     try:
-        found = find_adapter_config_file(str(name))
+        found = find_adapter_config_file(repository, revision=revision)
     except (OSError, ValueError):  # not there, gated, or no network: loading the base says which, in full
         found = None
-    if found is not None:
-        return Source(str(adapter_config(str(name)).base_model_name_or_path), str(name), trust)
-    return Source(str(name), None, trust)
+    if found is None:
+        return Source(repository, None, trust, revision=revision)
+    if revision is not None:
+        raise ModelError(f"{name} is an adapter: download that revision (hf download) and name its folder.")
+    told = adapter_config(repository)
+    return Source(str(told.base_model_name_or_path), repository, trust, revision=told.revision)
 
 
 def _base_of(folder: Path) -> str:
@@ -147,7 +154,7 @@ def readable(name: str) -> Iterator[None]:
 def config_of(source: Source) -> Any:
     """A model's configuration. Raises ModelError where it cannot be read."""
     with readable(source.base):
-        return AutoConfig.from_pretrained(source.base, trust_remote_code=source.trust)
+        return AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=source.trust)
 
 
 def adapter_config(folder: str) -> PeftConfig:
@@ -216,7 +223,7 @@ def _other_kind(name: str, text: str) -> str:
 def generation_config(source: Source) -> GenerationConfig:
     """How a model says that it generates: its generation_config.json, or else its config.json."""
     try:
-        return GenerationConfig.from_pretrained(source.base)
+        return GenerationConfig.from_pretrained(source.base, revision=source.revision or "main")
     except (OSError, TypeError, ValueError, AttributeError):  # there is none, or none that is one
         config = config_of(source)
         return GenerationConfig(eos_token_id=config.get_text_config().eos_token_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from prefiere.asked.hub import commit_of
 from prefiere.models.quantize import parameters as logical_parameters
 from prefiere.train.setup import Session
 
@@ -38,6 +39,7 @@ def environment(session: Session) -> dict[str, Any]:
         "platform": platform.platform(),
         "command": " ".join(["prefiere", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("prefiere") else None,
         "reference": session.fingerprint,
+        "model_commit": commit_of(session.plan.policy.base, session.plan.policy.revision),
         "rewards": session.reward_fingerprints,
         "functions": dict(session.given.marks),
         "parameters": {
