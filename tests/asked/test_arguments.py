@@ -76,6 +76,10 @@ def test_a_recipe_by_any_name(tmp_path: Path, form: list[str]) -> None:
         (["learning_rate", "=1e-5"], "learning_rate =1e-5: a setting is written in one word: learning_rate=1e-5"),
         (["learning_rate", "=", "1e-5"], "learning_rate = 1e-5: a setting is written in one word: learning_rate=1e-5"),
         (["beta"], "beta: a setting needs a value: beta=0.1."),
+        (["-x"], "-x: there is no such option. A setting is written --key value or key=value."),
+        (["beta", "=", "0.2", "seed=1"], "beta = 0.2: a setting is written in one word: beta=0.2, or --beta 0.2."),
+        (["--beta", "-0.5"], "--beta -0.5: beta must be a number above 0, not -0.5."),
+        (["--seed=-1"], "--seed=-1: seed must be a whole number from 0, not -1."),
         (["--beta"], "--beta needs a value: --beta 0.1."),
         (["--beta", "--lora"], "--beta needs a value: --beta 0.1."),
         (["--config"], "--config needs a file: --config recipe.yaml."),
@@ -137,6 +141,7 @@ def test_words_that_are_no_settings_are_kept_where_a_command_takes_them() -> Non
     assert found.others == ["one/rm", "two"]
     assert {g.key: g.value for g in found.settings} == {"max_length": 64, "columns": {"prompt": "q"}}
     assert as_settings(["max_length", "64"], others=True).problems
+    assert as_settings(["reward"], others=True).others == ["reward"]
 
 
 def test_a_name_of_another_tool_that_means_the_same_is_read() -> None:

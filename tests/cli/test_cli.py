@@ -111,6 +111,8 @@ def test_only_the_first_process_speaks(
             ["dpo", "--model", "m", "--data", "d", "--out", "o", "--optim", "sgd"],
             "optim is not a setting here; write nothing: it is AdamW",
         ),
+        (["dpo", "--model", "m", "--data", "d", "--out", "o", "--beta", "-0.5"], "error: --beta -0.5: beta must be"),
+        (["dpo", "--model", "m", "--data", "d", "--out", "o", "--beta", "-1e-5"], "error: --beta -1e-5: beta must be"),
         (["report", "nowhere"], "error: nowhere is not a run"),
         (["recipe", "validate", "nowhere.yaml"], "error: nowhere.yaml: there is no such recipe file"),
     ],

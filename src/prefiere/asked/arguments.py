@@ -57,7 +57,7 @@ def as_settings(words: Sequence[str], *, others: bool = False) -> Words:
             _equation(word, left, found)
         elif others and Path(word).exists():
             found.others.append(word)
-        elif (odd := _misread(word, left)) is not None:
+        elif (odd := _misread(word, left, others)) is not None:
             found.problems.append(odd)
         elif others:
             found.others.append(word)
@@ -133,8 +133,11 @@ def _recipe(word: str, found: Words) -> None:
         found.recipe = word
 
 
-def _misread(word: str, left: list[str]) -> str | None:
-    """What was meant by words that look like a setting and are none; takes those that belong to it."""
+def _misread(word: str, left: list[str], others: bool) -> str | None:
+    """What was meant by words that look like a setting and are none; takes those that belong to it. others: a word
+    alone may be a name."""
+    if re.match(r"-[A-Za-z]", word):
+        return f"{word}: there is no such option. A setting is written --key value or key=value."
     name, colon, value = word.partition(":")
     key = _key(name)
     if key not in _KNOWN or (not colon and Path(word).exists()):
@@ -150,7 +153,7 @@ def _misread(word: str, left: list[str]) -> str | None:
         value = left.pop(0)
         typed.append(value)
     if not value:
-        return f"{word}: a setting needs a value: {key}={_example(key)}."
+        return None if others else f"{word}: a setting needs a value: {key}={_example(key)}."
     return f"{' '.join(typed)}: a setting is written in one word: {key}={value}, or --{name} {value}."
 
 
