@@ -152,7 +152,7 @@ def _check(model: type[Settings], key: str, value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping) and "a map" not in kinds:
         raise RecipeError(
-            f"{key} holds nested keys ({', '.join(map(str, value))}). Keys are flat: write each at the margin."
+            f"{key} holds nested keys ({', '.join(map(str, value))[:80]}). Keys are flat: write each at the margin."
         )
     if isinstance(value, bool) and "true" not in kinds:
         raise RecipeError(f"{key} must be {kinds}, not {str(value).lower()}.")

@@ -13,6 +13,7 @@ import pytest
 
 import prefiere
 import runs
+from prefiere import recipe
 from prefiere.api import training
 from prefiere.methods import METHODS
 from prefiere.run import Run
@@ -104,6 +105,8 @@ def test_a_run_that_was_stopped_goes_on_from_the_same_rows(place: Path, tmp_path
     moved = (tmp_path / "broken").rename(tmp_path / "moved")  # the rows move with the run
     runs.assert_same_run(whole, prefiere.dpo(data=pairs, out=moved, **given))
     assert Run.open(moved).recipe["data"].startswith(str(moved))
+    again = training.train(recipe.load(None, whole.folder / "recipe.yaml"))  # as the command line does, from the recipe
+    assert again.already
 
 
 def test_rows_of_a_run_that_was_replaced_go_with_it(place: Path, tmp_path: Path) -> None:
@@ -155,6 +158,19 @@ def test_whatever_is_refused_leaves_everything_as_it_was(
     assert "inputs" not in str(error.value)
     assert contents(tmp_path) == before
     assert there or not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
+def test_no_setting_given_a_data_set_makes_an_error_of_its_size(name: str, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"question {i}", "chosen": "x" * 100, "rejected": "y"} for i in range(5000)]
+    wants = {"reward": "rewarding:letters"} if METHODS[name].family == "policy" else {}
+    given = {"model": "no/such/model", "data": "no.jsonl", "out": tmp_path / "run", **wants}
+    for key in METHODS[name].settings.model_fields.keys() - {"method"}:
+        for value in (pairs, {str(i): pair for i, pair in enumerate(pairs)}):
+            with pytest.raises((ValueError, FileNotFoundError, TypeError)) as error:
+                getattr(prefiere, name)(**given | {key: value})
+            assert len(str(error.value)) < 2000, key
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -63,7 +63,7 @@ class Judge:
         """
         asked = [names] if isinstance(names, str) else list(names)
         if not asked or len(set(asked)) < len(asked):
-            raise JudgeError(f"{asked} {'names no judge' if not asked else 'names a judge twice'}.")
+            raise JudgeError(f"{short(asked)} {'names no judge' if not asked else 'names a judge twice'}.")
         known = functions if functions is not None else functions_of(asked)
         judge = cls(
             {n: known.get(n) or model(n) for n in asked}, combine, k, None if weights is None else tuple(weights)
