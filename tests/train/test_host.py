@@ -1,14 +1,20 @@
 """Choices that belong to a processor."""
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import runs
+from prefiere.console import Display
 from prefiere.kernels.linear import products_of, route
+from prefiere.launch import launch
 from prefiere.train import host
 
 
@@ -91,3 +97,12 @@ def test_the_collector_leaves_alone_what_is_there() -> None:
         assert gc.get_freeze_count() > before + 1000
     finally:
         gc.unfreeze()
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = launch(runs.settings(tmp_path), display=Display(quiet=True)).run
+    jumps = iter(itertools.cycle((0.0, 2e9, -1.0, 1e9)))
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    other = launch(runs.settings(tmp_path, out=str(tmp_path / "other")), display=Display(quiet=True)).run
+    runs.assert_same_run(plain, other)
+    assert other.status["state"] == "finished"
