@@ -22,13 +22,24 @@ def write(records: Iterable[AnyRecord], path: str | Path) -> int:
 
     Raises ValueError at another suffix, at text that no file can hold, or at mixed forms in Parquet.
     """
-    path = Path(path)
+    path = can_be_written(path)
     writers = {".jsonl": _write_jsonl, ".parquet": _write_parquet}
-    if path.suffix not in writers:
-        raise ValueError(f"{path}: write to a name that ends in .jsonl or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         return writers[path.suffix](records, temporary)
+
+
+def can_be_written(path: str | Path) -> Path:
+    """A path to `write` to. Raises ValueError, before anything is read or made, for one that cannot be written."""
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: write to a name that ends in .jsonl or .parquet")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir() or path.is_dir():
+        raise ValueError(
+            f"{path} cannot be written: {path if path.is_dir() else above} is {'a' if path.is_dir() else 'no'} folder"
+        )
+    return path
 
 
 def _text(value: Text) -> Any:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from prefiere.data import formats
 from prefiere.data.schema import Comparison, Kind
+from prefiere.data.writers import can_be_written
 from prefiere.feedback import items, people, schema
 from prefiere.feedback.schema import Purpose
 from prefiere.feedback.store import Store, hidden
@@ -114,6 +115,7 @@ def _vote(c: sa.Connection, r: Comparison, pair_id: int, turned: bool, name: str
 
 def write_out(store: Store, path: Path, kind: Kind = "pairs", snapshot: int | None = None) -> int:
     """Write what a store teaches as a file that `data.formats` reads back; noted in the store. Returns the records."""
+    can_be_written(path)  # reading takes a snapshot of the store
     name = store.name if snapshot is None else f"{store.name}#{snapshot}"
     source = formats.Records[object](name, kind)
     written = formats.write(source, path)  # type: ignore[arg-type]
