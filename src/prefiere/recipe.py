@@ -42,12 +42,13 @@ class RecipeError(ValueError):
         self.problems = problems or (Problem(None, message),)
 
     @classmethod
-    def of(cls, problems: Sequence[Problem]) -> Self:
-        """One line for one problem, a list of lines for several."""
+    def of(cls, problems: Sequence[Problem], after: str = "") -> Self:
+        """One line for one problem, a list of lines for several, with what to do about all of them ``after``."""
         lines = [p.line for p in problems]
         if len(lines) == 1:
             return cls(lines[0], tuple(problems))
-        return cls("\n  ".join([f"{len(lines)} settings to put right:", *lines]), tuple(problems))
+        listed = "\n  ".join([f"{len(lines)} settings to put right:", *lines])
+        return cls("\n".join(filter(None, [listed, after])), tuple(problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,9 @@ def load(
     wrong = [*(Problem(None, line) for line in problems), *wrong]
     made = _settled(METHODS[stated].settings, stated, given, wrong)
     if wrong or made is None:
-        raise RecipeError.of(wrong)
+        theirs = [p for p in wrong if p.key in HINTS and recipe is not None and p.line.startswith(f"{recipe}:")]
+        translate = f"`prefiere recipe from {recipe}` writes a recipe of ours from another tool's file."
+        raise RecipeError.of(wrong, translate if len(theirs) > 2 else "")
     return made
 
 

@@ -312,6 +312,21 @@ def test_the_recipe_that_is_written_is_valid_and_says_what_it_lacks(name: str, t
     assert "is there already" in again.stderr
 
 
+def test_such_a_file_given_as_a_recipe_is_answered_at_once_with_what_translates_it(tmp_path: Path) -> None:
+    (tmp_path / "trl.yaml").write_text(TRL_DPO)
+    with pytest.raises(RecipeError) as e:
+        recipe.load("dpo", tmp_path / "trl.yaml")
+    lines = str(e.value).splitlines()
+    assert lines[0] == "8 settings to put right:"
+    assert [line.split(":")[2].split()[0] for line in lines[1:-1]] == [
+        "dataset_config", "dataset_test_split", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16",
+        "push_to_hub", "dataset_num_proc", "remove_unused_columns",
+    ]  # fmt: skip
+    assert (
+        lines[-1] == f"`prefiere recipe from {tmp_path / 'trl.yaml'}` writes a recipe of ours from another tool's file."
+    )
+
+
 def test_what_differs_is_said(tmp_path: Path) -> None:
     said = made("trl-dpo.yaml", tmp_path).differs
     assert said["per_device_train_batch_size"].startswith(

@@ -21,6 +21,8 @@ _HINTS = {
     "dataset dataset_name dataset_path datasets train_dataset train_file dataset_dir": "data",
     "eval_dataset test_dataset": "eval_data",
     "dataset_train_split split": "data_split",
+    "dataset_config": "data, as owner/name:config",
+    "dataset_test_split": "eval_data, as owner/name[split]",
     "val_size test_size val_set_size": "eval_size",
     "output_dir": "out",
     "logging_dir": "out; a tracker's files lie in the run folder",
