@@ -1,7 +1,8 @@
-"""``prefiere doctor``: what a run shows, in plain words, and the next run's recipe."""
+"""``prefiere doctor``: what a run shows, and the next recipe. ``prefiere probe``: whether the machinery is sound."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from prefiere.asked.language import Tongue, tongue
-from prefiere.console import Json, command, console, say
+from prefiere.console import Json, command, console, hush, say
 from prefiere.files import write_text
 from prefiere.run import Run, RunError
 
@@ -109,3 +110,29 @@ def write_recipe(run: Run, changes: tuple[Prescribed, ...], path: Path, spoken: 
         lines.append(line)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines) + "\n")
+
+
+@command
+def probe(
+    model: Annotated[str, typer.Option("--model", "-m", help="Hub id, folder of a model or adapter, or a run.")],
+    rest: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to probe as well.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep its two runs here [default: nowhere].")] = None,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Tell a fault of the machinery from one of the data: a known word and a known token, learnt in about a minute."""
+    from tempfile import TemporaryDirectory
+
+    from prefiere import recipe
+    from prefiere.api.probe import probe as probed
+
+    hush()
+    given = {s.key: s.value for s in (recipe.override(text) for text in rest or [])}
+    with TemporaryDirectory() as temporary:
+        found = probed(model, out or temporary, **given)
+    for task in (found.preference, found.reward):
+        say(str(task))
+    say(found.verdict)
+    tasks = {"preference": asdict(found.preference), "reward": asdict(found.reward)}
+    return {**tasks, "sound": found.sound, "verdict": found.verdict}

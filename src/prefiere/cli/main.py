@@ -24,6 +24,7 @@ train.add_to(app)
 app.command(context_settings=SETTINGS)(estimate.estimate)
 app.command()(env.env)
 app.command()(doctor.doctor)
+app.command()(doctor.probe)
 for _command in (feedback.serve, feedback.collect, feedback.judge, feedback.loop):
     app.command()(_command)
 app.add_typer(votes.app, name="votes")

@@ -1,0 +1,55 @@
+"""A fast excerpt of `python -m benchmarks.doctor`: a planted cause is named, a healthy run is left alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from benchmarks.doctor import plant
+from benchmarks.doctor.causes import CAUSES
+from benchmarks.doctor.table import table_of
+
+from prefiere.data.quality.faults import texts_faulty
+from prefiere.data.schema import Message, PreferencePair
+
+NAMED = {c.name: c for c in CAUSES}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plant, "PAIRS", 140)
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(("cause", "verdict"), [("rate too low", "exact"), (None, "quiet")])
+def test_a_planted_cause_is_named_and_a_healthy_run_is_not(tmp_path: Path, cause: str | None, verdict: str) -> None:
+    case = plant.Case(NAMED[cause] if cause else None, 2 if cause else 0, 0, "demo", "demo")
+    row = plant.outcome(case, tmp_path, remedies=False, keep=False)
+    assert row["verdict"] == verdict, row
+    assert f"| {cause} | 1 | 1 |" in table_of([row]) or cause is None
+
+
+def test_there_are_forty_causes_and_each_changes_something() -> None:
+    assert len(CAUSES) >= 40
+    assert len({c.name for c in CAUSES}) == len(CAUSES)
+    rows = plant.pairs_of("demo", 0)
+    for cause in CAUSES:
+        assert cause.exact
+        if cause.data is not None:
+            assert cause.data(rows, random.Random(0), 0.5) != rows, cause.name
+        assert cause.data or cause.held or cause.settings(cause.strengths[2]), cause.name
+
+
+def test_a_planted_template_is_what_the_audit_counts() -> None:
+    rows = plant.pairs_of("demo", 0)
+    data = NAMED["template written into the text"].data
+    assert data is not None
+    planted = data(rows, random.Random(0), 1.0)
+
+    def record(row: dict) -> PreferencePair:  # type: ignore[type-arg]
+        texts = {k: (Message(m["role"], m["content"]),) for k in ("prompt", "chosen", "rejected") for m in row[k]}
+        return PreferencePair(**texts)
+
+    assert all("markup" in texts_faulty(record(r)) for r in planted)
+    assert not any(texts_faulty(record(r)) for r in rows)
