@@ -125,15 +125,14 @@ def pairs_by_length(case: Case) -> Finding | None:
                 "mostly_length",
                 f"It learnt length more than quality: it favours the {rule} answer.",
                 "warning",
-                f"Where people preferred the {other} answer, the model is wrong more often than right. It will write "
-                f"ever {rule} answers, whatever they say.",
+                f"Where people preferred the {other} answer, the model is wrong more often than right. Either it will "
+                f"write ever {rule} answers, whatever they say, or the labels of those pairs are swapped: look at some.",
                 said(case),
                 (
                     Remedy("pairs of answers of similar length"),
                     Remedy("loss_type=simpo (its reward is a mean per token, so length gains nothing)"),
                 ),
-                cause=True,
-                sure="likely",
+                sure="possible",
                 values={"n": number(against.n)},
             )
     return None
