@@ -21,6 +21,7 @@ import quantized
 import runs
 import tiny
 from prefiere.api import methods
+from prefiere.api import run as api_run
 from prefiere.cli.main import app
 from prefiere.data.schema import Message
 from prefiere.models.load import load_model
@@ -251,6 +252,7 @@ def test_the_same_in_python(place: Path) -> None:
     try:
         failed, tried = doctest.testmod(methods, extraglobs=names, optionflags=doctest.ELLIPSIS)
         assert (failed, tried > 3) == (0, True)
+        assert doctest.testmod(api_run)[0] == 0  # of the run that the examples before have made
         assert doctest.testmod(prefiere)[0] == 0
     finally:
         os.chdir(here)

@@ -17,9 +17,10 @@ def dpo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
     """Optimise preferences directly, as ``prefiere dpo`` does.
 
     recipe: a YAML file; ``settings`` (``model``, ``data``, ``out`` and every key of docs/settings.md) override it.
-    ``data`` and ``eval_data`` may be a list of dicts, a pandas DataFrame or a datasets.Dataset: they are kept in the
-    run's ``inputs``. A run that was stopped is continued, unless ``fresh``. Raises ValueError, or FileNotFoundError, in
-    one line that says what to do.
+    ``data`` and ``eval_data`` may be a list of dicts, a pandas DataFrame or a datasets.Dataset, ``model`` a loaded one
+    with ``tokenizer``: they are kept in the run's ``inputs``. ``judge`` may be a function. ``on_log``, ``on_evaluate``
+    and ``on_save`` are functions of a step and what is told of it (docs/python.md). A run that was stopped is
+    continued, unless ``fresh``. Raises ValueError, or FileNotFoundError, in one line that says what to do.
 
     >>> from prefiere import dpo
     >>> run = dpo(model=model, data=pairs, out="runs/dpo", max_steps=2, guard=False)
@@ -42,8 +43,8 @@ def sft(recipe: str | Path | None = None, *, fresh: bool = False, **settings: An
 def ppo(recipe: str | Path | None = None, *, fresh: bool = False, **settings: Any) -> Run:
     """Proximal policy optimisation against a reward, as ``prefiere ppo`` does.
 
-    ``data`` (or ``prompts``) are prompts, a list of texts among others, ``reward`` a reward model or
-    ``module:function``. Arguments, result and errors as for `dpo`.
+    ``data`` (or ``prompts``) are prompts, a list of texts among others, ``reward`` a reward model, a function, its name
+    ``module:function``, or several of these. Arguments, result and errors as for `dpo`.
     """
     return _trained("ppo", recipe, fresh, settings)
 
