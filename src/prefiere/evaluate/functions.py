@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from transformers import TrainerState
 
 from prefiere.data.schema import Text, question
 from prefiere.files import short
@@ -163,7 +162,11 @@ class Signature:
         prompts, completions = [question(p) for p in asked.prompts], list(asked.completions)
         if self.messages:
             prompts, completions = _conversations(asked)
-        there: dict[str, Any] = {"trainer_state": TrainerState(global_step=asked.step, max_steps=asked.total)}
+        there: dict[str, Any] = {}
+        if self.every or "trainer_state" in self.named:
+            from transformers import TrainerState  # with all that a Trainer needs: a second, for those who ask
+
+            there["trainer_state"] = TrainerState(global_step=asked.step, max_steps=asked.total)
         if asked.tokens:
             there["completion_ids"] = [t.tolist() for t in asked.tokens]
         columns = [c for c in dict.fromkeys(k for row in asked.columns for k in row) if c not in NOT_COLUMNS]
