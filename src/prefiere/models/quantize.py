@@ -89,7 +89,7 @@ def _of_checkpoint(name: str, found: dict[str, Any]) -> Scheme:
 
 def _installed(scheme: Scheme) -> Scheme:
     if scheme.name not in PACKED and find_spec("bitsandbytes") is None:
-        raise ValueError(f"{scheme.name} needs bitsandbytes, which is not installed: pip install 'prefiere[4bit]'")
+        raise ValueError(f"{scheme.name} needs bitsandbytes, which is not installed: pip install bitsandbytes")
     return scheme
 
 
