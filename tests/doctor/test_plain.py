@@ -11,6 +11,7 @@ import pytest
 from prefiere.asked.language import TONGUES, tongue
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
+from prefiere.report.page import report_html
 from synthetic_runs import PERFECT, RUINED, make
 
 DOCTOR = Path(__file__).parents[2] / "src" / "prefiere" / "doctor"
@@ -61,6 +62,16 @@ def test_a_verdict_in_two_languages(tmp_path: Path) -> None:
     assert plain_verdict(bad, "es").startswith("El modelo quedó arruinado")
     tried = told(bad.findings[0], "es").tries
     assert tried[0] == "pon rpo_alpha en 1"
+
+
+def test_a_report_speaks_the_language_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path / "run", train=PERFECT, answers=RUINED)
+    monkeypatch.setenv("LC_ALL", "es_ES.UTF-8")
+    page = report_html([run])
+    assert "El modelo quedó arruinado: sus respuestas se deshicieron." in page
+    assert "pon rpo_alpha en 1" in page
+    monkeypatch.setenv("LC_ALL", "C")
+    assert "do not use this model" in report_html([run])
 
 
 @pytest.mark.parametrize(

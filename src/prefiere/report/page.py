@@ -17,8 +17,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from prefiere.asked.language import tongue
 from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.plain.tell import translated
 from prefiere.doctor.words import data_in_words, duration, number, with_interval
 from prefiere.files import visible, write_text
 from prefiere.methods import METHODS
@@ -130,7 +132,7 @@ def _sheet(case: Case, name: str, colour: str) -> Sheet:
         name=name,
         colour=colour,
         case=case,
-        diagnosis=diagnose(case.run),
+        diagnosis=translated(diagnose(case.run), tongue()),
         facts=dict(_facts(case)),
         tiles=dict(figures_at_a_glance(case)),
         answers=tuple(answers),

@@ -6,7 +6,7 @@ same keys and the same braces in every language, which a test holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -88,6 +88,15 @@ def plain_verdict(diagnosis: Diagnosis, tongue: Tongue) -> str:
     cause = diagnosis.cause
     likely = f" {words['cause']}: {_lower(by_key[cause.key])}" if cause is not None and not grave[0].cause else ""
     return by_key[grave[0].key] + likely
+
+
+def translated(diagnosis: Diagnosis, tongue: Tongue) -> Diagnosis:
+    """The diagnosis with headline and findings in the plain words of another language; in English as it is."""
+    if tongue == "en":
+        return diagnosis
+    said = [told(f, tongue) for f in diagnosis.findings]
+    findings = tuple(replace(t.finding, title=t.headline, meaning=t.meaning, advice=t.tries) for t in said)
+    return replace(diagnosis, headline=plain_verdict(diagnosis, tongue), findings=findings)
 
 
 def reason(change: Prescribed, tongue: Tongue) -> str:

@@ -126,7 +126,7 @@ def pairs_by_length(case: Case) -> Finding | None:
                 f"It learnt length more than quality: it favours the {rule} answer.",
                 "warning",
                 f"Where people preferred the {other} answer, the model is wrong more often than right. Either it will "
-                f"write ever {rule} answers, whatever they say, or the labels of those pairs are swapped: look at some.",
+                f"write ever {rule} answers, whatever they say, or the labels of those pairs are swapped.",
                 said(case),
                 (
                     Remedy("pairs of answers of similar length"),
