@@ -328,7 +328,7 @@ def test_a_store_from_a_stranger(place: Path, kind: str) -> None:
 
 RECIPES = {
     "tags": "method: !!python/object/apply:os.system ['touch it_ran']\n",
-    "a key that moves the cursor": 'method: dpo\n"\\e]0;owned\\a": 1\n',
+    "a key that moves the cursor": 'method: dpo\nmodel: m\ndata: d\nout: o\n"\\e]0;owned\\a": 1\n',
     "a value that moves the cursor": 'method: dpo\nmodel: "\\e]0;owned\\a"\ndata: d\nout: o\nbeta: "\\e]0;owned\\a"\n',
     "aliases": "a: &a [1, 2]\n" + "".join(f"b{i}: &b{i} [*{'a' if i == 0 else f'b{i - 1}'}, *a]\n" for i in range(60)),
     "depth": "model: " + "{a: " * 3000,

@@ -35,10 +35,14 @@ def run(*arguments: str | Path, stdin: str | None = None) -> Result:
     return done
 
 
-def result(*arguments: str | Path) -> dict[str, Any]:
+def result(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
     done = run(*arguments, "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == code, done.stderr
     return json.loads(done.stdout)
+
+
+RUINED = 4
+"""What `data` ends with where a run would be ruined: all preferred answers of this data are one text."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,8 @@ def trained(place: Path) -> dict[str, Any]:
 
 
 def test_data_counts_everything_and_shows_three(place: Path) -> None:
-    shown = result("data", place / "pairs.jsonl")
+    shown = result("data", place / "pairs.jsonl", code=RUINED)
+    assert shown["ruined"]
     assert shown["read"]["kind"] == "pairs"
     assert "prompt, chosen, rejected" in shown["read"]["layout"]
     assert (shown["read"]["read"], shown["read"]["kept"]) == (24, 23)
@@ -83,10 +88,10 @@ def test_data_counts_everything_and_shows_three(place: Path) -> None:
 
 
 def test_data_with_a_model_colours_what_is_scored(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = result("data", place / "pairs.jsonl", "--model", place / "model")
+    shown = result("data", place / "pairs.jsonl", "--model", place / "model", code=RUINED)
     assert shown["tokens"]["groups"] == 23
     assert "<|im_start|>user" in shown["examples"][0]
-    cut = result("data", place / "pairs.jsonl", "--model", place / "model", "max_length=12")
+    cut = result("data", place / "pairs.jsonl", "--model", place / "model", "max_length=12", code=RUINED)
     assert cut["tokens"]["truncated_prompts"]["count"] == 23
     none = run("data", place / "pairs.jsonl", "--model", place / "model", "max_length=8")
     assert (none.exit_code, "max_length has no room for an answer" in none.output) == (2, True)
