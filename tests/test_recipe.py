@@ -289,3 +289,15 @@ def test_a_recipe_that_stands_for_a_billion_values_is_refused_at_once(tmp_path) 
     (tmp_path / "deep.yaml").write_text("model: " + "[" * 5000)
     with pytest.raises(RecipeError, match=r"deep\.yaml"):
         recipe.load("dpo", tmp_path / "deep.yaml", {"model": "m", "data": "d", "out": "o"})
+
+
+def test_many_mistakes_are_counted_and_twenty_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("".join(f"key{i}: 1\n" for i in range(300)))
+    with pytest.raises(recipe.RecipeError) as e:
+        recipe.load("dpo", path, {"model": "m", "data": "d", "out": "o"})
+    lines = str(e.value).splitlines()
+    assert lines[0] == "300 settings to put right:"
+    assert lines[20].startswith("  ")
+    assert lines[21] == "  and 280 more"
+    assert len(lines) <= 23

@@ -33,6 +33,10 @@ class Problem:
     line: str
 
 
+MOST_SHOWN = 20
+"""Problems listed at once; the rest is counted."""
+
+
 class RecipeError(ValueError):
     """Settings that do not exist, cannot have their value or do not agree. problems: each of them, where they are told
     apart."""
@@ -47,7 +51,8 @@ class RecipeError(ValueError):
         lines = [p.line for p in problems]
         if len(lines) == 1:
             return cls(lines[0], tuple(problems))
-        listed = "\n  ".join([f"{len(lines)} settings to put right:", *lines])
+        more = [f"and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
+        listed = "\n  ".join([f"{len(lines)} settings to put right:", *lines[:MOST_SHOWN], *more])
         return cls("\n".join(filter(None, [listed, after])), tuple(problems))
 
 

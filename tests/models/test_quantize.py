@@ -253,9 +253,7 @@ def test_gguf_is_refused(tmp_path) -> None:
 
 def test_a_missing_extra_says_its_line(places, monkeypatch) -> None:
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes$"
-    ):
+    with pytest.raises(ValueError, match=r"nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes$"):
         load_model(places["nf4"])
 
 
