@@ -93,6 +93,7 @@ def test_what_is_not_there_is_said_in_a_line(place: Place) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_splits_configurations_and_revisions_are_named(place: Place) -> None:
     def kept(name: str) -> int:
         return int(place.json("data", name)["read"]["kept"])

@@ -89,6 +89,7 @@ def tilted(reference: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray
     return weight / weight.sum(1, keepdims=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["reinforce", "rloo", "ppo"])
 def test_the_closed_form_is_reached(tmp_path, method) -> None:
     reference, policy, reward = trained(tmp_path, method, reward="rewarding:graded", kl_coef=BETA)
@@ -121,6 +122,7 @@ def grpo_optimum(reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
     return out
 
 
+@pytest.mark.long
 def test_grpo_reaches_an_optimum_of_its_own(tmp_path) -> None:
     reference, policy, reward = trained(tmp_path, "grpo", reward="rewarding:right", kl_loss_coef=KL_LOSS)
     optimum = grpo_optimum(reference, reward)

@@ -223,6 +223,7 @@ def test_a_critic_beside_an_adapter_that_rewrote_the_base_leaves_the_base_alone(
         torch.testing.assert_close(w, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_four_roles_killed_and_resumed_equal_uninterrupted(tmp_path, four) -> None:
     """The reward model is mounted anew, and the critic, which began as that, is what it was when the run was killed."""
     tmp, options = four

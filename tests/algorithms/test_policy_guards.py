@@ -70,6 +70,7 @@ def test_a_spent_kl_budget_stops_the_run_and_says_so(tmp_path) -> None:
     assert again.run.status["step"] == status["step"], "max_kl is no guard that guard=false takes away"
 
 
+@pytest.mark.long
 def test_a_reward_that_is_exploited_stops_the_run(tmp_path) -> None:
     """The judge wants consonants, the reward vowels."""
     runs.prompts_file(tmp_path / "prompts.txt", n=40)

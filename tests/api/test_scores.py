@@ -134,6 +134,7 @@ def closing_over(scale: float) -> Callable[..., list[float]]:
     return score
 
 
+@pytest.mark.long
 def test_a_run_asks_for_the_function_that_it_began_with(place: Path, tmp_path: Path) -> None:
     whole = trained(place, tmp_path / "whole", reward=closing_over(0.5), max_steps=3)
     with pytest.MonkeyPatch.context() as patch:

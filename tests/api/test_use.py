@@ -104,6 +104,7 @@ def test_scores_are_those_of_the_command(place: Path, tmp_path: Path) -> None:
     assert held["source"].tolist()[:2] == ["data[0]", "data[1]"]
 
 
+@pytest.mark.long
 def test_export_chat_estimate_and_diagnose(place: Path, tmp_path: Path) -> None:
     run = prefiere.Run.open(place / "run")
     made = run.export(tmp_path / "adapter", quiet=True)
@@ -120,6 +121,7 @@ def test_export_chat_estimate_and_diagnose(place: Path, tmp_path: Path) -> None:
     assert run.diagnose().headline
 
 
+@pytest.mark.long
 def test_rooms_that_are_called_like_functions_are_both(place: Path) -> None:
     code = (
         "import prefiere; from prefiere import sample, estimate\n"

@@ -22,6 +22,7 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cause", "verdict"), [("rate too low", "exact"), (None, "quiet")])
 def test_a_planted_cause_is_named_and_a_healthy_run_is_not(tmp_path: Path, cause: str | None, verdict: str) -> None:
     case = plant.Case(NAMED[cause] if cause else None, 2 if cause else 0, 0, "demo", "demo")

@@ -168,6 +168,7 @@ def test_a_run_that_was_stopped_says_so_by_its_exit_code(
     assert said["stop"] == (asdict(stop) if stop else None)
 
 
+@pytest.mark.long
 def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("method: sft\nseed: 1\n")
     done = prefiere("recipe", "validate", str(tmp_path / "r.yaml"), "--json")
@@ -188,6 +189,7 @@ def test_recipe_commands_need_nothing_heavy(tmp_path: Path) -> None:
     assert len(prefiere("recipe", "show").stdout.splitlines()) < 15
 
 
+@pytest.mark.long
 def test_settings_are_checked_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """Importing torch takes seconds: what is wrong with settings is said without it, all at once."""
     (tmp_path / "r.yaml").write_text("beta: 0\nlr_sched: linear\n")

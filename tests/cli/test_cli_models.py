@@ -170,6 +170,7 @@ def test_export_is_verified_and_anybody_can_load_it(place: Path, trained: dict[s
     assert "not empty" in again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("held", ["nf4", "gptq"])
 def test_an_export_from_few_bits_says_how_far_answers_moved(tmp_path: Path, held: str) -> None:
     base = quantized.mistral(tmp_path / "base")
@@ -214,6 +215,7 @@ def test_an_export_that_answers_otherwise_is_an_error(
     assert "answers otherwise" in done.stderr
 
 
+@pytest.mark.long
 def test_estimate_says_whether_it_fits_and_what_to_change(place: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
@@ -249,6 +251,7 @@ def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.Mon
     assert turns[0]["content"] == "Hello"
 
 
+@pytest.mark.long
 def test_the_same_in_python(place: Path) -> None:
     """The examples in the docstrings run as they stand, on this model and these pairs."""
     names = {"model": place / "model", "pairs": place / "pairs.jsonl", "shown": place / "shown.jsonl"}
@@ -285,7 +288,7 @@ def test_reward_and_score(place: Path, tmp_path: Path) -> None:
     [
         (["learning_rate=1"], "learning_rate is a setting of training"),
         (["max_lenght=5"], "Did you mean max_length?"),
-        (["other"], "there is no model folder|cannot load other"),
+        (["other"], "there is no folder other here"),
     ],
 )
 def test_mistakes_in_scoring_are_one_line(place: Path, given: list[str], message: str) -> None:

@@ -194,6 +194,7 @@ def test_every_role(rewards, tmp_path: Path, lora: bool, names: list[str]) -> No
     assert (roles.critic, roles.reference) == (("adapter", "base") if lora else ("own", "copy"))
 
 
+@pytest.mark.long
 def test_a_shared_critic_and_a_run_without_samples(tmp_path: Path) -> None:
     base(tmp_path)
     settings = runs.policy_settings(tmp_path, "ppo", share_critic=True)

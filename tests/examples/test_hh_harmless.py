@@ -65,6 +65,7 @@ def openings(path: Path) -> set[str]:
     return {json.loads(line)["prompt"][0]["content"] for line in path.read_text().splitlines()}
 
 
+@pytest.mark.long
 def test_every_pair_is_held_out_once_and_no_conversation_is_on_both_sides(finished: tuple[Path, Any]) -> None:
     tmp, found = finished
     rows = [json.loads(line) for line in (tmp / "out/scores.jsonl").read_text().splitlines()]
@@ -84,6 +85,7 @@ def test_every_pair_is_held_out_once_and_no_conversation_is_on_both_sides(finish
         assert "<html" in (fold / "dpo/report.html").read_text()
 
 
+@pytest.mark.long
 def test_margins_belong_to_their_pairs(finished: tuple[Path, Any]) -> None:
     tmp, found = finished
     rows = [json.loads(line) for line in (tmp / "out/scores.jsonl").read_text().splitlines()]
@@ -101,6 +103,7 @@ def test_margins_belong_to_their_pairs(finished: tuple[Path, Any]) -> None:
     assert shorter["balanced"]["mean"] == pytest.approx(0.5)
 
 
+@pytest.mark.long
 def test_the_same_command_repeats_and_another_is_refused(
     example: ModuleType, finished: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +116,7 @@ def test_the_same_command_repeats_and_another_is_refused(
         example.main([*arguments(tmp), "--seed=1"])
 
 
+@pytest.mark.long
 def test_a_reward_model_takes_the_place_of_dpo(example: ModuleType, tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl")
     short = [*SHORT, "max_length=64"]
@@ -133,7 +137,7 @@ def test_a_run_that_stops_is_not_a_result(example: ModuleType, tmp_path: Path, m
     class Stopped:
         status: ClassVar = {"state": "stopped", "step": 1, "reason": "guard: word salad"}
 
-    monkeypatch.setattr(example.api, "train", lambda settings, console: Stopped)
+    monkeypatch.setattr(example.training, "train", lambda settings, console: Stopped)
     with pytest.raises(SystemExit, match="stopped at step 1: guard: word salad"):
         example.train("dpo", run.model, run.data, tmp_path / "run", {}, [])
 

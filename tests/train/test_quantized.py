@@ -129,7 +129,9 @@ def test_four_roles(tmp_path, held) -> None:
     assert all(np.isfinite(row["reward"]) for row in run.metrics[1:])
 
 
-@pytest.mark.parametrize("held", ["nf4", "int8", "gptq", "ppo on nf4", "ppo on gptq"])
+@pytest.mark.parametrize(
+    "held", ["nf4", "int8", "gptq", *(pytest.param(f"ppo on {h}", marks=pytest.mark.long) for h in ("nf4", "gptq"))]
+)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, held) -> None:
     given = {**options(tmp_path, held.removeprefix("ppo on ")), "max_steps": 5, "save_steps": 2, "eval_steps": 2,
              "sample_steps": 2, "gradient_checkpointing": True}  # fmt: skip

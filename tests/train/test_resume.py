@@ -55,8 +55,16 @@ class Killed(BaseException):
         (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 100, "eval_steps": 2}),
         (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 2, "eval_steps": 1, "save_total_limit": 1}),
         (SFT, {"num_train_epochs": 3, "max_steps": None}),
-        ("ppo", {"target_kl": 0.01, "kl_horizon": 50, "learning_rate": 5e-3, "num_mini_batches": 2}),
-        ("ppo", {"lora": True, "target_kl": 0.01, "kl_horizon": 50, "gradient_checkpointing": True}),
+        pytest.param(
+            "ppo",
+            {"target_kl": 0.01, "kl_horizon": 50, "learning_rate": 5e-3, "num_mini_batches": 2},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "ppo",
+            {"lora": True, "target_kl": 0.01, "kl_horizon": 50, "gradient_checkpointing": True},
+            marks=pytest.mark.long,
+        ),
         ("ppo", {"share_critic": True, "critic_warmup_steps": 3}),
         ("rloo", {"tokens_per_microbatch": 60, "logging_steps": 3}),
     ],

@@ -274,6 +274,7 @@ def test_repetition_by_hand(tokens, share) -> None:
     assert repetition(np.asarray(tokens)) == pytest.approx(share)
 
 
+@pytest.mark.long
 def test_the_caches_are_reused_only_where_they_may_be(tmp_path, monkeypatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("PREFIERE_CACHE", str(cache))
