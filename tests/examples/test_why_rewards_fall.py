@@ -104,7 +104,7 @@ def test_the_whole_path(
         assert [float(r["margins"]) for r in csv.DictReader(f)] == [r["margins"] for r in found["rows"]]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "table.md").read_text() == script.table(found) + "\n"
-    monkeypatch.setattr(script.api, "train", lambda *a, **k: pytest.fail("what has been run is run again"))
+    monkeypatch.setattr(script.training, "train", lambda *a, **k: pytest.fail("what has been run is run again"))
     assert script.main(arguments)["rows"] == found["rows"]
 
 
