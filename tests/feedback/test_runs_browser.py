@@ -99,6 +99,7 @@ def test_a_hostile_run_does_nothing_on_the_page_or_in_its_report(chromium, sqlit
     assert asked == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1600, False)])
 def test_axe_finds_nothing_serious_on_the_runs_pages(chromium, sqlite_store, tmp_path, width, dark):
     from axe_playwright_python.sync_playwright import Axe

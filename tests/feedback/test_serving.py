@@ -137,6 +137,7 @@ def storm(where: str, *, who: int, votes: int, kills: int, overlap: int) -> tupl
     return len(everything), seconds, sorted(took)
 
 
+@pytest.mark.long
 def test_votes_survive_a_killed_server(where):
     storm(where, who=4, votes=6, kills=1, overlap=2)
 
