@@ -12,10 +12,9 @@ kind of record to another in `convert`, and writing in `writers`.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
@@ -28,7 +27,7 @@ from prefiere.data.layouts.unread import Asked, holds_something, keys_unread, re
 from prefiere.data.layouts.written import decoded, prose_columns
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
 from prefiere.data.splits import ReadFor, RowSplit
-from prefiere.data.values import BadRow, DataError, Remark, Row
+from prefiere.data.values import BadRow, Counts, DataError, Remark, Row
 from prefiere.data.writers import write
 
 __all__ = ["Counts", "DataError", "Kind", "Prompt", "Records", "read", "read_comparisons", "write"]
@@ -41,26 +40,6 @@ _SHAPES = 1_000  # kinds of rows, by the columns that hold something, that are l
 _SHOWN = 20  # problems kept in words; all are counted
 
 
-@dataclass
-class Counts:
-    """What became of the rows of one pass: rows read, records kept, and dropped or changed ones by reason."""
-
-    read: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For data.json."""
-        return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped), "changed": dict(self.changed)}
-
-    def __str__(self) -> str:
-        parts = [f"{self.read:,} read", f"{self.kept:,} kept"]
-        parts += [f"{n:,} dropped ({why})" for why, n in self.dropped.most_common()]
-        parts += [f"{n:,} changed ({why})" for why, n in self.changed.most_common()]
-        return ", ".join(parts)
-
-
 class ReadOptions(TypedDict, total=False):
     """What `read` takes besides the source and the kind."""
 
@@ -71,6 +50,7 @@ class ReadOptions(TypedDict, total=False):
     limit: int | None
     pairs_per_prompt: PairsPerPrompt
     purpose: ReadFor
+    split_for: Kind | None
 
 
 class Records(Generic[R]):
@@ -95,6 +75,7 @@ class Records(Generic[R]):
         limit: int | None = None,
         pairs_per_prompt: PairsPerPrompt = "best_worst",
         purpose: ReadFor = "train",
+        split_for: Kind | None = None,
     ):
         for name, value, allowed in (
             ("kind", kind, ("pairs", "comparisons", "judgements", "demonstrations", "prompts")),
@@ -106,7 +87,7 @@ class Records(Generic[R]):
         check_columns(columns)
         self.kind, self._columns, self._on_bad, self._limit = kind, columns, on_bad, limit
         self._told, self._pairs_per_prompt = layout, pairs_per_prompt
-        found = sources.find(source, kind, split, purpose)
+        found = sources.find(source, split_for or kind, split, purpose)
         self._parts, self.split, self.splits = found.parts, found.split, found.splits
         self.beside, self.commit = found.beside, found.commit
         self.layouts: dict[str, Detected] = {}
@@ -116,7 +97,7 @@ class Records(Generic[R]):
         self._prose: dict[str, frozenset[str]] = {}
         self._seen, self._read, self._passed_over = dict[str, None](), set[str](), set[str]()
         self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
-        self._of_rows = RowSplit(split or found.split, kind, purpose, str(source), bool(found.splits))
+        self._of_rows = RowSplit(split or found.split, split_for or kind, purpose, str(source), bool(found.splits))
         self.layout = self._detect(self._parts[0])
 
     @property
@@ -323,7 +304,8 @@ def read(source: str | Path, *, kind: Kind, **options: Unpack[ReadOptions]) -> R
     from everything; pairs are not made of judgements. Ties become pairs with label 0.5.
 
     split: of a folder, saved data set, hub id or column ``split``; without it the training split, or for purpose="eval"
-    the one held out; ``name[split]`` says the same, and ``owner/name@revision`` a state of the hub. columns:
+    the one held out; ``name[split]`` says the same, and ``owner/name@revision`` a state of the hub. split_for: the
+    kind that chooses among splits, where records are read again as another one (default: ``kind``). columns:
     ``{"prompt": "question"}`` takes the prompt from the column question (a dotted path reaches inside one; None hides a
     column). layout: its name, if the detection errs. limit: at most so many records. pairs_per_prompt: of ranked
     answers, "best_worst" or "all".

@@ -9,8 +9,9 @@ import ast
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -167,3 +168,23 @@ def moment(value: Any) -> str | None:
         except (OverflowError, OSError, ValueError):
             raise wrong_type("created_at", "a time in seconds since 1970", value) from None
     return str(value)
+
+
+@dataclass
+class Counts:
+    """What became of the rows of one pass: rows read, records kept, and dropped or changed ones by reason."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For data.json."""
+        return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped), "changed": dict(self.changed)}
+
+    def __str__(self) -> str:
+        parts = [f"{self.read:,} read", f"{self.kept:,} kept"]
+        parts += [f"{n:,} dropped ({why})" for why, n in self.dropped.most_common()]
+        parts += [f"{n:,} changed ({why})" for why, n in self.changed.most_common()]
+        return ", ".join(parts)

@@ -7,14 +7,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from prefiere.data import formats
 from prefiere.data.prompts import columns_at, prompts_at
-from prefiere.data.schema import Text
+from prefiere.data.schema import Kind, Text
 from prefiere.evaluate.functions import Answered, Function, ScoreFunction
 from prefiere.evaluate.judges import Judge, functions_of, names_function
 from prefiere.evaluate.manner import manner_of
@@ -209,9 +209,14 @@ def _read_from(run: Run) -> tuple[str, dict[str, Any]]:
     recipe = run.recipe
     if isinstance(recipe.get("sample_prompts"), str):
         return recipe["sample_prompts"], {}
+    part = "eval" if recipe.get("eval_data") else "train"
+    account = run.data.get(part)
+    read = account.get("read") if isinstance(account, Mapping) else None
+    told = read.get("kind") if isinstance(read, Mapping) else None
+    kind = {"kind": told} if told in get_args(Kind) else {}
     if recipe.get("eval_data"):
-        return recipe["eval_data"], {"purpose": "eval"}
-    return recipe["data"], {"split": recipe.get("data_split")}
+        return recipe["eval_data"], {"purpose": "eval"} | kind
+    return recipe["data"], {"split": recipe.get("data_split")} | kind
 
 
 @within_memory("answering", "ask for fewer samples or max_new_tokens, or take a smaller model")

@@ -18,9 +18,10 @@ from prefiere.data.audit import Auditor, split_by_prompt
 from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.quality.faults import Faults, looked_through
 from prefiere.data.quality.leaks import known_answers, together
-from prefiere.data.schema import Text
+from prefiere.data.schema import Kind, Text
 from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
+from prefiere.methods import METHODS
 from prefiere.run import called
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.tokens.encoder import Encoder
@@ -50,9 +51,11 @@ class Prompts:
         columns = [self.columns[i] for i in at] if self.columns else []
         return Prompts([self.ids[i] for i in at], [self.texts[i] for i in at], [self.sources[i] for i in at], columns)
 
-    def with_columns(self, name: str, split: str | None = None, purpose: ReadFor = "train") -> Prompts:
-        """The same prompts with the columns of the data that they were read from."""
-        found = columns_at(self.sources, name, split=split, purpose=purpose)
+    def with_columns(
+        self, name: str, kind: Kind = "prompts", split: str | None = None, purpose: ReadFor = "train"
+    ) -> Prompts:
+        """The same prompts with the columns of the data that they were read from, as records of this kind."""
+        found = columns_at(self.sources, name, kind=kind, split=split, purpose=purpose)
         return replace(self, columns=[found.get(s, {}) for s in self.sources])
 
 
@@ -202,8 +205,9 @@ def prompts_of_file(name: str, encoder: Encoder, with_columns: bool = False) -> 
 
 
 def _watched_split(settings: Settings) -> dict[str, Any]:
-    """The split in which the watched prompts were read."""
-    return {"purpose": "eval"} if settings.eval_data else {"split": settings.data_split}
+    """The split in which the watched prompts were read, and as what."""
+    kind = METHODS[settings.method].reads(settings)
+    return {"kind": kind} | ({"purpose": "eval"} if settings.eval_data else {"split": settings.data_split})
 
 
 def _watched(settings: Settings, store: GroupStore, encoder: Encoder, with_columns: bool) -> Prompts:
