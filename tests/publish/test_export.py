@@ -76,5 +76,5 @@ def test_gguf_wants_a_whole_model_and_is_read_back(lora: Run, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["gguf_apart"]["most"] < 1e-5
-    assert (out / "Modelfile").read_text().splitlines()[1] == "FROM ./whole-f32.gguf"
+    assert (out / "Modelfile").read_text().splitlines()[1] == "FROM ./model-f32.gguf"
     AutoModelForCausalLM.from_pretrained(out)  # it is still a plain folder

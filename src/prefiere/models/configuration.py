@@ -60,7 +60,8 @@ def larger_class(config: PreTrainedConfig) -> str | None:
     said = (getattr(config, "architectures", None) or [None])[0]
     if made is None or said is None or config.get_text_config() is config or made.__name__ == said:
         return None
-    return str(said) if hasattr(transformers, said) else None
+    kind = getattr(transformers, str(said), None)  # a stranger's config.json may say anything
+    return str(said) if isinstance(kind, type) and issubclass(kind, PreTrainedModel) else None
 
 
 def taken_out(model: PreTrainedModel, config: PreTrainedConfig) -> TakenOut | None:

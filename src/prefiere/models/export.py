@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefiere.files import atomic_folder
@@ -154,12 +154,15 @@ def _written(model: PreTrainedModel, source: Source, merged: bool, quantized: bo
 def load_plain(folder: Path) -> PreTrainedModel:
     """A folder as anybody would load it, without anything of ours."""
     if (folder / "adapter_config.json").is_file():
-        base = str(adapter_config(str(folder)).base_model_name_or_path)
-        whole = larger_class(AutoConfig.from_pretrained(base))
-        kind = AutoModelForCausalLM if whole is None else getattr(transformers, whole)
-        model: PreTrainedModel = PeftModel.from_pretrained(  # type: ignore[assignment]
-            kind.from_pretrained(base, dtype=torch.float32), str(folder)
-        )
+        told = adapter_config(str(folder))
+        base, revision = str(told.base_model_name_or_path), told.revision
+        whole = larger_class(AutoConfig.from_pretrained(base, revision=revision))
+        model: Any
+        if whole is None:
+            model = AutoPeftModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+        else:
+            published_as = getattr(transformers, whole).from_pretrained(base, revision=revision, dtype=torch.float32)
+            model = PeftModel.from_pretrained(published_as, str(folder))
     else:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     return model.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -124,16 +126,19 @@ def _prompts(folder: str, wanted: Wanted) -> list[Text]:
 
 def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str], console: Console) -> dict[str, Any]:
     """Write and verify a GGUF file in a folder, with a Modelfile beside it."""
-    file = out / f"{out.resolve().name}-{bits}.gguf"
+    file, name = (
+        out / f"model-{bits}.gguf",
+        re.sub(r"[^a-z0-9._-]+", "-", out.resolve().name.lower()).strip("-") or "mine",
+    )
     with console.status(f"writing {file.name}"):
         gguf_file.write_gguf(out, file, bits)
         found = gguf_file.verify(out, file, [p for p in ids if len(p) > 1], texts)
-    (out / "Modelfile").write_text(modelfile(out, file.name, out.resolve().name.lower()), encoding="utf-8")
+    (out / "Modelfile").write_text(modelfile(out, file.name, name), encoding="utf-8")
     apart = f"log-probs of {found.tokens} tokens differ by {found.mean:.1g} nats on average, {found.most:.1g} at most"
     say(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB; read back, {apart}", console)
     if not found.same_ids:
         say("  transformers reads its tokenizer otherwise; llama.cpp goes by the name of its splits", console)
-    say(f"With Ollama: cd {out} && ollama create {out.resolve().name.lower()} -f Modelfile", console)
+    say(f"With Ollama: cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile", console)
     return {"gguf": file, "gguf_apart": asdict(found)}
 
 
