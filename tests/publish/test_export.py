@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,32 @@ def test_gguf_wants_a_whole_model_and_is_read_back(lora: Run, tmp_path: Path) ->
     assert told["gguf_apart"]["most"] < 1e-5
     assert (out / "Modelfile").read_text().splitlines()[1] == "FROM ./model-f32.gguf"
     AutoModelForCausalLM.from_pretrained(out)  # it is still a plain folder
+
+
+def test_an_earlier_step_of_a_run_on_few_bits_is_verified_on_its_base_as_it_was_held(tmp_path: Path) -> None:
+    settings = runs.settings(tmp_path, lora=True, quantize="nf4", max_steps=2, save_steps=1, save_total_limit=3)
+    run = launch(settings, display=QUIET).run
+    done = command("export", run.folder, "--out", tmp_path / "one", "--step", 1, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["held"] == "nf4"
+    assert told["moved"][0]["changed"] == 0
+    assert "This is the model after 1 updates" in (tmp_path / "one" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("told", ["model: m\n", "method: nothing\nmodel: m\n", "method: dpo\n"])
+def test_a_folder_that_is_no_run_is_refused_before_anything_is_written(lora: Run, tmp_path: Path, told: str) -> None:
+    folder = tmp_path / "sent"
+    shutil.copytree(lora.folder, folder)
+    (folder / "recipe.yaml").write_text(told)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("the dog\n")
+    for more in ([], ["--step", "2"]):
+        done = command("export", folder, "--out", tmp_path / "out", "--prompts", prompts, *more)
+        if done.exit_code == 0:  # a recipe with a method alone is enough for a card
+            assert "dpo" in told
+            assert not more
+            shutil.rmtree(tmp_path / "out")
+            continue
+        assert "recipe.yaml names no" in done.output.replace("\n", " ")
+        assert not (tmp_path / "out").exists()

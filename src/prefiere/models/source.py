@@ -61,7 +61,7 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
             raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
         if (link := first_link_out(path)) is not None:
             raise ModelError(f"{link} is a link that leads out of the run folder. Put what it points to in its place.")
-        return replace(find_model(path / "model", trust=trust), quantize=_quantization_of_run(path))
+        return replace(find_model(path / "model", trust=trust), quantize=quantization_of_run(path))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             return Source(_base_of(path), str(path), trust, revision=adapter_config(str(path)).revision)
@@ -130,7 +130,7 @@ def writes_text(source: Source) -> None:
         raise ModelError(f"{name} is a reward model: it scores answers and writes none. Name a language model.")
 
 
-def _quantization_of_run(folder: Path) -> str:
+def quantization_of_run(folder: Path) -> str:
     """How the base under a run's adapter was held in training, as the run has recorded it."""
     return str(Run(folder).choices.get("quantization", "none"))
 

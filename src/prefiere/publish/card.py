@@ -16,17 +16,19 @@ from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.words import evidence_line
 from prefiere.files import visible
 from prefiere.methods import FIGURES, METHODS
-from prefiere.run import Run, called
+from prefiere.run import Run, RunError, called
 
 NOT_SHOWN = ("method", "model", "data", "out", "eval_data", "report_to")
 """Settings that stand elsewhere on the card, or are nobody's business."""
 
 
-def model_card(run: Run, *, adapter: bool) -> ModelCard:
-    """The card of a run's model. adapter: it is a PEFT adapter, not a whole model. Raises RunError for a folder that is
+def model_card(run: Run, *, adapter: bool, step: int | None = None) -> ModelCard:
+    """The card of a run's model. adapter: it is a PEFT adapter, not a whole model. step: of an earlier model. Raises RunError for a folder that is
     no run."""
-    recipe, method = run.recipe, METHODS[str(run.recipe["method"])]
-    base, data = str(recipe["model"]), str(recipe["data"])
+    recipe, method = run.recipe, METHODS.get(str(run.recipe.get("method")))
+    if method is None:
+        raise RunError(f"{run.folder / 'recipe.yaml'} names no method: this is no run to make a card of.")
+    base, data = str(recipe.get("model", "")), str(recipe.get("data", ""))
     reward = method.family == "reward"
     told = ModelCardData(
         base_model=base if _on_hub(base) else None,
@@ -39,6 +41,11 @@ def model_card(run: Run, *, adapter: bool) -> ModelCard:
         f"# {visible(Path(run.folder).resolve().name)}",
         f"{_code(_short(base))}, trained by {method.title} on {_code(_short(data))} with prefiere.",
         "## What came of it",
+        *(
+            [f"This is the model after {step} updates; what follows was measured at the end of its run."]
+            if step
+            else []
+        ),
         *_outcome(run, method.family),
         "## How to use it",
         _use(base, adapter, reward),
@@ -48,9 +55,7 @@ def model_card(run: Run, *, adapter: bool) -> ModelCard:
         "What differs from the defaults; `recipe.yaml` of the run has all.",
         _settings(recipe),
         "## Versions",
-        ", ".join(
-            f"{name} {version}" for name, version in sorted(run.environment.get("versions", {}).items()) if version
-        ),
+        _versions(run.environment.get("versions")),
     ]
     return ModelCard(f"---\n{told.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
@@ -112,6 +117,11 @@ def _data(account: Mapping[str, Any]) -> list[str]:
                 f"- {name}: {visible(str(read.get('layout')))}, {read.get('kept')} of {read.get('read')} kept{dropped}"
             )
     return ["\n".join(lines) or "See `data.json` of the run."]
+
+
+def _versions(told: object) -> str:
+    known = told.items() if isinstance(told, Mapping) else ()
+    return ", ".join(sorted(visible(f"{name} {version}") for name, version in known if version)) or "Not recorded."
 
 
 def _settings(recipe: Mapping[str, Any]) -> str:

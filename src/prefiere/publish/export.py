@@ -7,7 +7,7 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from prefiere.evaluate.manner import manner_of
 from prefiere.files import atomic
 from prefiere.models import export as exporting
 from prefiere.models.load import load_tokenizer
-from prefiere.models.source import ModelError, Source, find_model, generation_config
+from prefiere.models.source import ModelError, Source, find_model, generation_config, quantization_of_run
 from prefiere.plan.plan import TORCH_DTYPES
 from prefiere.publish import gguf_file
 from prefiere.publish.card import model_card
@@ -69,6 +69,7 @@ def publish(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[st
     with ExitStack() as held:
         source = _source(folder, wanted, held)
         _possible(source, wanted)
+        card = _card(folder, source, wanted)
         tokenizer = load_tokenizer(source)
         eos_ids = eos_ids_of(generation_config(source), tokenizer)
         asked = _prompts(folder, wanted)
@@ -82,10 +83,9 @@ def publish(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[st
         "out": made.folder, "merged": made.what == "merged model", "held": made.held, "answers": made.answers,
         "moved": [asdict(m) for m in made.moved],
     }  # fmt: skip
-    if (Path(folder) / "recipe.yaml").is_file():
-        card = model_card(Run(folder), adapter=(out / "adapter_config.json").is_file())
+    if card is not None:
         with atomic(out / "README.md") as temporary:
-            temporary.write_text(card.content, encoding="utf-8")
+            temporary.write_text(card, encoding="utf-8")
     if wanted.gguf is not None:
         told |= _gguf(out, wanted.gguf, ids, [encoder.decode(p) for p in ids], console)
     say(f"Serve it: {vllm_command(out)}", console)
@@ -102,7 +102,15 @@ def _source(folder: str, wanted: Wanted, held: ExitStack) -> Source:
         return find_model(folder, trust=wanted.trust)
     place = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="prefiere-step-"))) / "model"
     write_step(Run.open(folder), wanted.step, place, trust=wanted.trust)
-    return find_model(place, trust=wanted.trust)
+    return replace(find_model(place, trust=wanted.trust), quantize=quantization_of_run(Path(folder)))
+
+
+def _card(folder: str, source: Source, wanted: Wanted) -> str | None:
+    """The model card of a run; None of any other model."""
+    if not (Path(folder) / "recipe.yaml").is_file():
+        return None
+    adapter = source.adapter is not None and not wanted.merge
+    return str(model_card(Run(folder), adapter=adapter, step=wanted.step).content)
 
 
 def _possible(source: Source, wanted: Wanted) -> None:
@@ -126,10 +134,8 @@ def _prompts(folder: str, wanted: Wanted) -> list[Text]:
 
 def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str], console: Console) -> dict[str, Any]:
     """Write and verify a GGUF file in a folder, with a Modelfile beside it."""
-    file, name = (
-        out / f"model-{bits}.gguf",
-        re.sub(r"[^a-z0-9._-]+", "-", out.resolve().name.lower()).strip("-") or "mine",
-    )
+    file = out / f"model-{bits}.gguf"
+    name = re.sub(r"[^a-z0-9._-]+", "-", out.resolve().name.lower()).strip("-") or "mine"  # as Ollama takes names
     with console.status(f"writing {file.name}"):
         gguf_file.write_gguf(out, file, bits)
         found = gguf_file.verify(out, file, [p for p in ids if len(p) > 1], texts)
