@@ -16,15 +16,17 @@ from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.words import evidence_line
 from prefiere.files import visible
 from prefiere.methods import FIGURES, METHODS
-from prefiere.run import Run, RunError, called
+from prefiere.run import Run, RunError, given_as
 
 NOT_SHOWN = ("method", "model", "data", "out", "eval_data", "report_to")
 """Settings that stand elsewhere on the card, or are nobody's business."""
 
 
 def model_card(run: Run, *, adapter: bool, step: int | None = None) -> ModelCard:
-    """The card of a run's model. adapter: it is a PEFT adapter, not a whole model. step: of an earlier model. Raises RunError for a folder that is
-    no run."""
+    """The card of a run's model. adapter: it is a PEFT adapter, not a whole model. step: of an earlier model.
+
+    Raises RunError for a folder that is no run.
+    """
     recipe, method = run.recipe, METHODS.get(str(run.recipe.get("method")))
     if method is None:
         raise RunError(f"{run.folder / 'recipe.yaml'} names no method: this is no run to make a card of.")
@@ -72,7 +74,7 @@ def _bare(name: str) -> str:
 
 def _short(name: str) -> str:
     """A name that tells nothing of this machine."""
-    return name if _on_hub(name) else called(Path(name).name or name)
+    return name if _on_hub(name) else (given_as(name) or Path(name).name or name)
 
 
 def _code(text: str) -> str:
