@@ -36,3 +36,10 @@ def test_an_answer_reads_alike_beside_any_others_and_one_without_a_token_is_zero
     assert not found[3].any()
     assert found[1] == pytest.approx(answer_features(folder, SAID[1:2])[0], abs=1e-5)
     assert np.abs(found[:3]).sum() > 0
+
+
+def test_a_text_longer_than_the_model_takes_is_cut(tmp_path: Path) -> None:
+    folder = str(runs.model_folder(tmp_path / "model", max_position_embeddings=64))
+    found = answer_features(folder, [("what is a dog", "man " * 300), ("what " * 300, "dog")])
+    assert np.isfinite(found).all()
+    assert (np.abs(found).sum(1) > 0).all()

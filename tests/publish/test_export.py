@@ -16,6 +16,7 @@ import runs
 from prefiere.cli.main import app
 from prefiere.console import Display
 from prefiere.launch import launch
+from prefiere.publish import card
 from prefiere.run import Run
 
 QUIET = Display(quiet=True)
@@ -38,14 +39,21 @@ def test_a_card_says_what_came_of_a_run_and_nothing_of_the_machine(lora: Run, tm
     assert done.exit_code == 0, done.output
     assert f"vllm serve {lora.recipe['model']} --enable-lora" in done.output.replace("\n", " ")
     text = (out / "README.md").read_text()
-    card = ModelCard.load(out / "README.md")
-    assert card.data.library_name == "peft"
-    assert card.data.tags == ["prefiere", "dpo", "lora"]
+    data = ModelCard.load(out / "README.md").data
+    assert data.library_name == "peft"
+    assert data.tags == ["prefiere", "dpo", "lora"]
     assert "trained by Preference optimisation (DPO) on `pairs.jsonl`" in text
     assert "- 18 examples to train on, 6 held out" in text
     assert "| `learning_rate` | `0.003` |" in text
     assert "accuracy on held-out data" in text
     assert str(lora.folder.parent) not in text
+
+
+def test_no_path_of_the_machine_stands_in_any_setting() -> None:
+    told = card._settings({"method": "ppo", "reward": ["/home/me/one", "/home/me/two"], "peft_config": {"x": "/a/b"}})
+    assert "`[one, two]`" in told
+    assert "{x: b}" in told
+    assert "/home" not in told
 
 
 def test_a_checkpoint_s_model_is_the_one_of_a_run_that_ended_there(lora: Run, tmp_path: Path) -> None:

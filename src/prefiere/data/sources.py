@@ -237,15 +237,16 @@ def _as_asked(found: Parts, name: Named, repository: str) -> Parts:
     revision is named. Raises DataError where the one that is asked for is known to be another."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    revision, commit = name.revision or "main", str(found.commit)
+    revision, commit = name.revision or "main", found.commit
     noted = Path(HF_HUB_CACHE, f"datasets--{repository.replace('/', '--')}", "refs", revision)
     wanted = noted.read_text().strip() if noted.is_file() else revision
-    if _COMMIT.fullmatch(wanted) and wanted != commit:
+    if commit is not None and _COMMIT.fullmatch(wanted) and wanted != commit:
         raise DataError(
             f"{name.base}: offline, only the version that was downloaded last can be read, which is commit "
             f"{commit[:12]}, and {revision} is {wanted[:12]}. Go online once, or name files."
         )
-    text = f"offline: {name.base} as it was downloaded last, commit {commit[:12]}"
+    known = f", commit {commit[:12]}" if commit is not None else ""
+    text = f"offline: {name.base} as it was downloaded last{known}"
     (part,) = found.parts
     return replace(found, parts=(replace(part, rows=lambda: chain([(0, Remark(text))], part.rows())),))
 

@@ -13,7 +13,7 @@ from prefiere.evaluate.manner import manner_of
 from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import load_model, load_tokenizer
 from prefiere.models.measure import Budget, measure
-from prefiere.models.source import find_model
+from prefiere.models.source import find_model, positions
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import PromptGroup
@@ -71,9 +71,8 @@ def answer_features(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = load_model(source, dtype=dtype, device=device)
     ids_fit(model, tokenizer, source.base)
-    encoder = Encoder(
-        tokenizer, Truncation(MAX_LENGTH), eos_ids=eos_ids_of(model, tokenizer), on_bad="drop", **manner_of(name)
-    )
+    room = Truncation(min(MAX_LENGTH, positions(source) or MAX_LENGTH))
+    encoder = Encoder(tokenizer, room, eos_ids=eos_ids_of(model, tokenizer), on_bad="drop", **manner_of(name))
     records = (Demonstration(prompt=p, completion=a, source=str(i)) for i, (p, a) in enumerate(said))
     groups = list(encoder.encode(records, EncodeReport()))
     found = np.zeros((len(said), model.config.get_text_config().hidden_size), np.float32)

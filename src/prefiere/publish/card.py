@@ -77,6 +77,15 @@ def _short(name: str) -> str:
     return name if _on_hub(name) else (given_as(name) or Path(name).name or name)
 
 
+def _told(value: Any) -> str:
+    """A setting as text that tells nothing of this machine, however deep a path lies in it."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_told, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_told(v)}" for k, v in value.items()) + "}"
+    return _short(value) if isinstance(value, str) else str(value)
+
+
 def _code(text: str) -> str:
     return f"`{visible(text).replace('`', chr(39))}`"
 
@@ -129,8 +138,5 @@ def _versions(told: object) -> str:
 def _settings(recipe: Mapping[str, Any]) -> str:
     fields = METHODS[str(recipe["method"])].settings.model_fields
     moved = {k: v for k, v in recipe.items() if k in fields and k not in NOT_SHOWN and v != fields[k].default}
-    rows = [
-        f"| `{k}` | {_code(_short(v) if isinstance(v, str) else str(v)).replace('|', chr(92) + '|')} |"
-        for k, v in moved.items()
-    ]
+    rows = [f"| `{k}` | {_code(_told(v)).replace('|', chr(92) + '|')} |" for k, v in moved.items()]
     return "\n".join(["| setting | value |", "| --- | --- |", *rows]) if rows else "None."
