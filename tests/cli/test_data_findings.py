@@ -61,6 +61,52 @@ def test_clean_data_says_what_it_left_out(tmp_path: Path) -> None:
     assert "is there already" in again.output
 
 
+def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
+    """Of six rows one has no answer and one is no JSON; a column that no layout reads is not written."""
+    data = [r | {"note": f"seen by {i}"} for i, r in enumerate(rows(5))]
+    data[1]["chosen"] = ""
+    name = written(tmp_path / "d.jsonl", data)
+    with open(name, "a") as f:
+        f.write('{"prompt": \n')
+    done = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "a.jsonl")])
+    assert done.exit_code == 0, done.output
+    assert "nothing was left out" not in done.output
+    assert "the reader left out 2 rows: 6 read, 4 kept" in done.output
+    assert f"{name}:2 (chosen)" in done.output
+    assert f"{name}:6 (" in done.output
+    assert "columns not read: note" in done.output
+    found = json.loads(ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "b.jsonl"), "--json"]).stdout)
+    assert (found["kept"], found["left_out"]) == (4, {"dropped": 2})
+    assert found["read"]["unread_columns"] == ["note"]
+    whole = ASK.invoke(app, ["data", written(tmp_path / "e.jsonl", rows(5)), "--clean", str(tmp_path / "c.jsonl")])
+    assert "nothing was left out" in whole.output
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "chosen": "", "rejected": "no"}, "no record stays (1 read, 0 kept"),
+        ({"prompt": "p", "chosen": "Yes.", "rejected": "yes"}, "no record stays"),
+        ({"prompt": "p", "completions": ["a", "b"], "ratings": [1, 2]}, "completions, ratings would be lost"),
+    ],
+)
+def test_clean_data_of_nothing_is_not_written(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    out = tmp_path / "clean.jsonl"
+    done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", [row]), "--clean", str(out)])
+    assert done.exit_code == 2, done.output
+    assert said in " ".join(done.output.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_clean_prompts_may_lose_columns_that_are_hidden(tmp_path: Path) -> None:
+    name = written(tmp_path / "d.jsonl", [{"prompt": "p", "completions": ["a", "b"], "ratings": [1, 2]}])
+    out = tmp_path / "clean.jsonl"
+    hidden = "columns={completions: null, ratings: null}"
+    done = ASK.invoke(app, ["data", name, hidden, "--clean", str(out)])
+    assert done.exit_code == 0, done.output
+    assert out.read_text() == '{"prompt": "p"}\n'
+
+
 def test_clean_data_leaves_out_what_a_run_found_swapped(tmp_path: Path) -> None:
     import numpy as np
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.text import Text as Styled
 
 from prefiere.data import formats
 from prefiere.data.audit import Auditor
+from prefiere.data.convert import AnyRecord
 from prefiere.data.layouts.names import likely, map_to_give
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
@@ -113,16 +114,43 @@ def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[st
 
 
 def clean(settings: DPO, out: Path, swapped: Collection[str], console: Console) -> dict[str, Any]:
-    """Write the data without what teaches the wrong thing, and say what was left out. Raises DataError where the file
-    is there already."""
+    """Write the data without what teaches the wrong thing, and say what was left out, and what was not read.
+
+    Raises DataError, and writes nothing, where the file is there already, where no record stays, or where prompts are
+    all that is read of rows that hold more.
+    """
     if out.exists():
         raise DataError(f"{out} is there already. Name a new file.")
-    left = RecordsLeftOut()
-    kept = write(cleaned(lambda: open_source(settings), left, swapped), out)
+    source, left = open_source(settings), RecordsLeftOut()
+    kept = write(_staying(source, left, swapped, settings.data), out)
     console.print(f"{kept:,} records written to {out}", markup=False, soft_wrap=True)
-    for line in left.lines() or ["nothing was left out"]:
+    dropped = source.counts.dropped.total()
+    lost = [f"the reader left out {dropped:,} rows: {source.counts}", *source.problems] if dropped else []
+    for line in [*left.lines(), *lost] or ["nothing was left out"]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    return {"written": str(out), "kept": kept, "left_out": left.counts, "sources": left.sources}
+    for line in source.unread_lines():
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    left_out = left.counts | ({"dropped": dropped} if dropped else {})
+    return {"written": str(out), "kept": kept, "left_out": left_out, "sources": left.sources, "read": source.describe()}
+
+
+def _staying(
+    source: formats.Records[Any], left: RecordsLeftOut, swapped: Collection[str], name: str
+) -> Iterator[AnyRecord]:
+    """The records that are written. Raises DataError at the end where these would not stand for the data."""
+    kept = 0
+    for kept, record in enumerate(cleaned(lambda: source, left, swapped), 1):
+        yield record
+    if source.kind == "prompts" and source.unread:
+        hidden = map_to_give(dict.fromkeys(source.unread))
+        raise DataError(
+            f"{name}: nothing is written, for of these rows the prompt alone is read ({source.layout}), and "
+            f"{', '.join(source.unread)} would be lost. Say what these columns are with columns={{...}}, or that they "
+            f"may go: {hidden}"
+        )
+    if not kept:
+        why = "; ".join([*left.lines(), *source.problems[:1]])
+        raise DataError(f"{name}: nothing is written, for no record stays ({source.counts}). {why}")
 
 
 def swapped_in(run: str | None) -> tuple[str, ...]:
