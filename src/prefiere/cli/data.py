@@ -138,8 +138,9 @@ def _staying(
     source: formats.Records[Any], left: RecordsLeftOut, swapped: Collection[str], name: str
 ) -> Iterator[AnyRecord]:
     """The records that are written. Raises DataError at the end where these would not stand for the data."""
-    kept = 0
-    for kept, record in enumerate(cleaned(lambda: source, left, swapped), 1):
+    empty = True
+    for record in cleaned(lambda: source, left, swapped):
+        empty = False
         yield record
     if source.kind == "prompts" and source.unread:
         hidden = map_to_give(dict.fromkeys(source.unread))
@@ -148,7 +149,7 @@ def _staying(
             f"{', '.join(source.unread)} would be lost. Say what these columns are with columns={{...}}, or that they "
             f"may go: {hidden}"
         )
-    if not kept:
+    if empty:
         why = "; ".join([*left.lines(), *source.problems[:1]])
         raise DataError(f"{name}: nothing is written, for no record stays ({source.counts}). {why}")
 
