@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from prefiere.files import atomic, atomic_folder, remove_folder
 from prefiere.run import RunError
@@ -29,6 +29,13 @@ def is_given(name: str) -> bool:
     return _FUNCTION.fullmatch(name) is not None
 
 
+class Mark(TypedDict):
+    """What a function is known by: a hash of its code and of values that stay, and one of what it may change itself."""
+
+    code: str
+    state: str
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """Rows or a model that a call holds. path: where the run keeps it. write: fills an empty file, or an empty folder
@@ -41,12 +48,11 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """What a call brings. functions: by the name that the recipe has. marks: what each one's code is known by, where it
-    can be told. inputs: what is kept in the run. said: what to tell of them. callbacks: what is called along the run,
-    by `EVENTS`."""
+    """What a call brings. functions: by the name that the recipe has. marks: what each one is known by. inputs: what
+    is kept in the run. said: what to tell of them. callbacks: what is called along the run, by `EVENTS`."""
 
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    marks: Mapping[str, str] = field(default_factory=dict)
+    marks: Mapping[str, Mark] = field(default_factory=dict)
     inputs: tuple[Input, ...] = ()
     said: tuple[str, ...] = ()
     callbacks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -92,11 +98,17 @@ class InMemory:
                         f"({settings['method']}({key}={name[1:-1]}, ...)), or write it as module:function."
                     )
 
-    def same(self, recorded: Mapping[str, str]) -> None:
-        """Raise RunError where a function is another one than the run began with. ``recorded``: its marks."""
+    def same(self, recorded: Mapping[str, Any]) -> Iterator[str]:
+        """What to tell of functions that hold other values than when the run began. ``recorded``: its marks.
+
+        Raises RunError where one is another function.
+        """
         for name, mark in self.marks.items():
-            if recorded.get(name, mark) != mark:
+            began = recorded.get(name, mark)
+            if not isinstance(began, Mapping) or began.get("code") != mark["code"]:
                 raise RunError(
                     f"{name} is another function than the one that this run began with. Give that one, or use "
                     "--fresh (fresh=True)."
                 )
+            if began.get("state") != mark["state"]:
+                yield f"{name} is the function that this run began with, and holds other values (attributes, lists) now"

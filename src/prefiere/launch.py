@@ -215,6 +215,8 @@ def _prepare(
         settings = settings if fresh else as_begun(run, settings)
         before = None if fresh else begun(run, settings)
         finished = before is not None and run.status.get("state") == "finished"
+        for line in given.same((before or {}).get("functions", {})):
+            display.say(line)
         if not finished:
             for line in given.said:
                 display.say(line)
@@ -229,7 +231,6 @@ def _prepare(
     plan = resolve(settings, Device.of(world.device), recorded)
     session = build_session(plan, run, display, world=world, given=given)
     if before:
-        given.same(before.get("functions", {}))
         _same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")

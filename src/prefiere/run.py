@@ -232,7 +232,8 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, hardware, the plan, and each choice that was made for the user, with its reason."""
-        return self._shaped("environment.json", {"choices": list, "versions": dict, "plan": dict, "rewards": dict})
+        kinds = {"choices": list, "versions": dict, "plan": dict, "rewards": dict, "functions": dict}
+        return self._shaped("environment.json", kinds)
 
     @environment.setter
     def environment(self, data: Mapping[str, Any]) -> None:

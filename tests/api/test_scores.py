@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +19,7 @@ import runs
 from prefiere import recipe
 from prefiere.api import training
 from prefiere.api.functions import mark_of, recorded_name
+from prefiere.in_memory import InMemory
 from prefiere.run import Run
 
 OPTIONS = {"batch_size": 4, "num_generations": 2, "max_steps": 2, "learning_rate": 1e-3, "eval_size": 4,
@@ -163,6 +168,85 @@ def test_names_and_marks() -> None:
     assert mark_of(closing_over(1.0)) != mark_of(closing_over(2.0))
     assert mark_of(lambda p, c: 0) != mark_of(lambda p, c: 1)
     assert mark_of(rewarding.letters) != mark_of(rewarding.vowels)
+    assert mark_of(functools.cache(closing_over(1.0)))["code"] != mark_of(functools.cache(closing_over(2.0)))["code"]
+    assert mark_of(functools.partial(vowels, s="a"))["code"] != mark_of(functools.partial(vowels, s="b"))["code"]
+
+
+class Counting:
+    """A reward that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
+        self.calls += 1
+        return vowels(prompts, completions)
+
+
+def counting() -> Callable[..., list[float]]:
+    calls, seen = 0, dict[str, float]()
+
+    def score(prompts: list[str], completions: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return [seen.setdefault(c, float(len(c))) for c in completions]
+
+    return score
+
+
+def remembering(prompts: list[str], completions: list[str], seen: list[str] = []) -> list[float]:  # noqa: B006
+    seen += completions
+    return vowels(prompts, completions)
+
+
+@pytest.mark.parametrize("function", [Counting(), Counting().__call__, counting(), remembering])
+def test_what_a_function_changes_itself_does_not_make_it_another(function: Callable[..., Any]) -> None:
+    first = mark_of(function)
+    assert mark_of(function) == first
+    function(["a"], ["b"])
+    then = mark_of(function)
+    assert then["code"] == first["code"]
+    assert then["state"] != first["state"]
+    assert list(InMemory(marks={"<score>": then}).same({"<score>": first})) == [
+        "<score> is the function that this run began with, and holds other values (attributes, lists) now"
+    ]
+
+
+def test_a_mark_is_the_same_in_every_process() -> None:
+    """The order of a set of texts is another one in each."""
+    code = (
+        "from prefiere.api.functions import mark_of\n"
+        "class Of:\n"
+        "    known = None\n"
+        "    def __call__(self, p, c): return [c[:1] in {'a', 'b', 'c', 'd', 'e'} for c in c]\n"
+        "it = Of()\n"
+        "it.known = {'a', 'b', 'c', 'd', 'e'}\n"
+        "print(mark_of(it), mark_of(lambda p, c: c in (1, frozenset('vwxyz')) or c in {'a', 'b', 'c', 'd', 'e'}))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "12"
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+def test_a_finished_run_takes_no_other_function_for_its_own(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = Counting()
+    given: dict[str, Any] = {"out": tmp_path / "run", "max_steps": 1, "sample_steps": 0}
+    assert not trained(place, reward=closing_over(0.5), **given | {"out": tmp_path / "other"}).already
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"^<score> is another function than the one that this run began with\."):
+        trained(place, reward=closing_over(-0.5), **given | {"out": tmp_path / "other"})
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    trained(place, reward=counted, **given)
+    capsys.readouterr()
+    assert trained(place, reward=counted, **given).already
+    assert "<Counting> is the function that this run began with, and holds other values" in capsys.readouterr().err
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

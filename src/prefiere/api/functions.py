@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib
@@ -11,6 +12,8 @@ import textwrap
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
+
+from prefiere.in_memory import Mark
 
 
 def recorded_name(function: Callable[..., Any]) -> str:
@@ -32,37 +35,75 @@ def _plain_name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
 
 
-def mark_of(function: Callable[..., Any]) -> str:
-    """A hash of what a function does, as far as it can be told: its code without comments and layout, and the plain
-    values that it was made with (defaults, what it closes over, the attributes of an object)."""
-    return hashlib.blake2b(repr(_told(function, 0)).encode(), digest_size=16).hexdigest()
+def mark_of(function: Callable[..., Any]) -> Mark:
+    """Hashes of what a function does and of what it holds, as far as they can be told.
+
+    Its code is read without comments and layout. What it may change itself (lists, dicts, sets, attributes of objects,
+    names that it binds again) is state, and stands apart: a reward that counts its calls stays the same function.
+    """
+    state: list[Any] = []
+    does = _told(function, 0, state)
+    return {"code": _hash(does), "state": _hash(state)}
 
 
-def _told(value: Any, depth: int) -> Any:
+def _hash(told: Any) -> str:
+    return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
+
+
+def _told(value: Any, depth: int, state: list[Any]) -> Any:
+    """What a value is, with code and values that stay; those that may change are added to ``state``."""
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return value
     if depth > 4:
         return type(value).__qualname__
-    if isinstance(value, list | tuple | set | frozenset):
-        return [
-            type(value).__name__,
-            *(_told(v, depth + 1) for v in (value if isinstance(value, list | tuple) else sorted(value, key=repr))),
-        ]
-    if isinstance(value, dict):
-        return ["dict", *((str(k), _told(v, depth + 1)) for k, v in value.items())]
+    if isinstance(value, tuple):
+        return ["tuple", *(_told(v, depth + 1, state) for v in value)]
+    if isinstance(value, frozenset):
+        return ["frozenset", *sorted(repr(_told(v, depth + 1, state)) for v in value)]
+    if isinstance(value, list | set | dict):
+        state.append([type(value).__name__, _changing(value, depth + 1)])
+        return type(value).__name__
     if isinstance(value, functools.partial):
-        return ["partial", _told(value.func, depth + 1), _told(value.args, depth + 1), _told(value.keywords, depth + 1)]
+        return ["partial", *(_told(v, depth + 1, state) for v in (value.func, value.args, *value.keywords.items()))]
     if inspect.isfunction(value):
-        held = [c.cell_contents for c in value.__closure__ or () if _is_filled(c)]
-        return [_code(value), _told(value.__defaults__, depth + 1), _told(value.__kwdefaults__, depth + 1),
-                _told(held, depth + 1)]  # fmt: skip
+        return _function(value, depth, state)
     if inspect.ismethod(value):
-        return [_told(value.__func__, depth + 1), _told(value.__self__, depth + 1)]
+        return [_told(value.__func__, depth + 1, state), _told(value.__self__, depth + 1, state)]
     if inspect.isclass(value) or inspect.ismodule(value) or inspect.isbuiltin(value):
         return getattr(value, "__qualname__", getattr(value, "__name__", ""))
-    call = vars(type(value)).get("__call__")
-    of_call = _told(call, depth + 1) if inspect.isfunction(call) else None
-    return [type(value).__qualname__, of_call, _told(getattr(value, "__dict__", {}), depth + 1)]
+    call, held = vars(type(value)).get("__call__"), dict(getattr(value, "__dict__", {}))
+    within = held.pop("__wrapped__", None)  # what functools.cache and its like call
+    state.append(_changing(held, depth + 1))
+    of_call = _told(call, depth + 1, state) if inspect.isfunction(call) else None
+    return [type(value).__qualname__, of_call, _told(within, depth + 1, state)]
+
+
+def _changing(value: Any, depth: int) -> Any:
+    """All that a list, set or dict holds."""
+    parts: list[Any] = []
+    if isinstance(value, dict):
+        told: list[Any] = [(str(k), _told(v, depth, parts)) for k, v in value.items()]
+    else:
+        told = [_told(v, depth, parts) for v in value]
+    return [sorted(map(repr, told)) if isinstance(value, set) else told, parts]
+
+
+def _function(function: Any, depth: int, state: list[Any]) -> Any:
+    """Its code, its defaults, and what it closes over."""
+    bound_again = _bound_again(function.__code__)
+    held = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if _is_filled(cell):
+            value = cell.cell_contents
+            held.append(_told([value] if name in bound_again else value, depth + 1, state))
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
+    return [_code(function), [_told(v, depth + 1, state) for v in defaults], held]
+
+
+def _bound_again(code: CodeType) -> set[str]:
+    """The names that code closes over and binds again (``nonlocal``)."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"}
+    return names.union(*(_bound_again(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def _is_filled(cell: Any) -> bool:
@@ -85,5 +126,15 @@ def _code(function: Any) -> Any:
 
 
 def _compiled(code: CodeType) -> list[Any]:
-    consts = [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, code.co_varnames, consts]
+    return [code.co_code.hex(), code.co_names, code.co_varnames, [_constant(c) for c in code.co_consts]]
+
+
+def _constant(value: Any) -> Any:
+    """A set's order is another one in every process, and so not told."""
+    if isinstance(value, CodeType):
+        return _compiled(value)
+    if isinstance(value, tuple):
+        return ["tuple", *map(_constant, value)]
+    if isinstance(value, frozenset):
+        return ["frozenset", *sorted(repr(_constant(v)) for v in value)]
+    return repr(value)
