@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -237,3 +238,31 @@ def test_answers_can_be_read_by_a_models_hidden_states(sqlite_store, tmp_path):
     x = principal(scaled(sides[0] - sides[1]), 64)
     order = priorities(x, [at[p] for p in said], list(said.values()), 5)
     assert [p["id"] for p in opened] == [pairs[i]["id"] for i in order]
+
+
+def test_no_transaction_is_open_while_a_model_reads(sqlite_store, monkeypatch):
+    """PostgreSQL ends a session whose transaction is idle for ten seconds."""
+    told(sqlite_store, 55)
+    likes_dogs(sqlite_store, "ana", 50)
+    open_now = []
+    read = sqlite_store.read
+
+    @contextmanager
+    def watched():
+        open_now.append(1)
+        with read() as c:
+            yield c
+        open_now.pop()
+
+    monkeypatch.setattr(sqlite_store, "read", watched)
+    seen = []
+
+    def features(said):
+        seen.append(len(open_now))
+        return text_features([answer for _, answer in said])
+
+    assert learning.prioritise(sqlite_store, learning.Features("watched", features)) == 5
+    stand = Stand(sqlite_store)
+    monkeypatch.setattr(stand, "features", features)
+    Rounds(sqlite_store, asked(sqlite_store, ask={"until": "enough"}), stand, Quiet())._enough()
+    assert seen == [0, 0]

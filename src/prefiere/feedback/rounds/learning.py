@@ -86,19 +86,24 @@ def _key(*parts: Sequence[Vote]) -> object:
     return tuple(tuple((v.event_id, v.pair_id, v.score) for v in votes) for votes in parts)
 
 
+def curve_votes(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes that a learning curve may rest on."""
+    return _told(votes, random=True)
+
+
 def curve(c: sa.Connection, votes: Sequence[Vote], threshold: float = 0.01, features: Features = BY_WORDS) -> Stopping:
     """Whether these people's votes would gain from twice their number: see `science.active.stopping`.
 
     Decided votes in random order count, in the order in which they were given. The check before is that of the first
     four fifths of them.
     """
-    used = _told(votes, random=True)
+    used = curve_votes(votes)
     if len(used) < _FEWEST:
         return Stopping("too_early", float("nan"), float("nan"), float("nan"), len(used))
     used = _blocks(used)
 
     def draw() -> Stopping:
-        x = _differences(c, sorted({v.pair_id for v in used}), features)
+        x = _differences(paired_answers(c, sorted({v.pair_id for v in used})), features)
         before = _check(features, x, used[: len(used) * 4 // 5], threshold, None)
         return _check(features, x, used, threshold, before)
 
@@ -141,7 +146,7 @@ def brought(c: sa.Connection, votes: Sequence[Vote]) -> Brought | None:
 
     def draw() -> Brought:
         both = random + ordered
-        x = _differences(c, sorted({v.pair_id for v in both}), BY_WORDS)
+        x = _differences(paired_answers(c, sorted({v.pair_id for v in both})), BY_WORDS)
         first = np.array([float(v.score < 0) for v in both])
         prompts = [v.prompt_id for v in both]
         gain = gain_of_order(BY_WORDS(np.stack([x[v.pair_id] for v in both])), first, prompts, len(random))
@@ -211,7 +216,8 @@ def prioritise(store: Store, features: Features = BY_WORDS) -> int:
         if len(said) < FIRST_RANDOM:
             return 0
         pairs = sorted({*opened, *said})
-        x = _differences(c, pairs, features)
+        answers = paired_answers(c, pairs)
+    x = _differences(answers, features)  # outside: a database ends a transaction that waits for a model
     at = {p: i for i, p in enumerate(pairs)}
     known = [at[p] for p in said]
     design = principal(scaled(np.stack([x[p] for p in pairs])), features.width or 32)
@@ -232,8 +238,16 @@ def _write(store: Store, scores: dict[int, float], scored_by: str) -> None:
             c.execute(change, rows[start : start + _CHUNK])
 
 
-def _differences(c: sa.Connection, pairs: Sequence[int], features: Features) -> dict[int, np.ndarray]:
-    """Of each pair: the features of answer a less those of answer b."""
+@dataclass(frozen=True)
+class PairedAnswers:
+    """Pairs' two answers. sides: the answers' ids, by pair. said: prompt and answer, by the answer's id."""
+
+    sides: dict[int, tuple[int, int]]
+    said: dict[int, tuple[Text, Text]]
+
+
+def paired_answers(c: sa.Connection, pairs: Sequence[int]) -> PairedAnswers:
+    """What is compared in these pairs."""
     wanted = set(pairs)
     sides = {
         r.id: (r.a_id, r.b_id) for r in c.execute(sa.select(pair.c.id, pair.c.a_id, pair.c.b_id)) if r.id in wanted
@@ -242,5 +256,10 @@ def _differences(c: sa.Connection, pairs: Sequence[int], features: Features) -> 
     columns = sa.select(answer.c.id, answer.c.content, prompt.c.content.label("asked"))
     joined = columns.join(prompt, prompt.c.id == answer.c.prompt_id)
     said = {r.id: (text_of(r.asked), text_of(r.content)) for r in c.execute(joined) if r.id in needed}
-    numbers = dict(zip(said, features.read(list(said.values())), strict=True))
-    return {p: numbers[a] - numbers[b] for p, (a, b) in sides.items()}
+    return PairedAnswers(sides, said)
+
+
+def _differences(answers: PairedAnswers, features: Features) -> dict[int, np.ndarray]:
+    """Of each pair: the features of answer a less those of answer b."""
+    numbers = dict(zip(answers.said, features.read(list(answers.said.values())), strict=True))
+    return {p: numbers[a] - numbers[b] for p, (a, b) in answers.sides.items()}

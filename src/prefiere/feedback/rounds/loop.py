@@ -212,7 +212,11 @@ class Rounds:
         if not self.recipe.ask.enough:
             return False
         with self.store.read() as c:
-            return learning.curve(c, in_force(c), features=self._features).said == "stop"
+            votes = in_force(c)
+            answers = learning.paired_answers(c, sorted({v.pair_id for v in learning.curve_votes(votes)}))
+        self.work.features(list(answers.said.values()))  # which are kept: no transaction waits for a model
+        with self.store.read() as c:
+            return learning.curve(c, votes, features=self._features).said == "stop"
 
     @property
     def _features(self) -> learning.Features:
