@@ -162,11 +162,13 @@ def test_what_an_order_brought_is_measured_at_equally_many_votes():
     assert abs(same.mean()) < 0.03  # an order like the random one brings nothing
     lies = learning.gain_of_order(both, np.concatenate([first, 1 - said]), prompts, 400)
     assert lies.mean() < -0.1
-    rare = rng.random(400) < 0.97  # nearly all random votes say nothing; those in order do
-    dull = np.where(rare[:, None], 0.01 * rng.standard_normal((400, 5)), x)
-    noise = np.where(rare, rng.random(400) < 0.5, first > 0.5).astype(float)
-    better = learning.gain_of_order(np.concatenate([dull, more]), np.concatenate([noise, said]), prompts, 400)
-    assert better[~rare].mean() >= 0
+    # one random vote in ten is of a kind that takes thirty features to tell; all those in order are
+    rare, truth = rng.random(400) < 0.1, rng.standard_normal(31)
+    kinds = np.concatenate([rare, np.ones(300, bool)])
+    mixed = np.where(np.arange(31) > 0, kinds[:, None], ~kinds[:, None]) * rng.standard_normal((700, 31))
+    better = learning.gain_of_order(mixed, (mixed @ truth > 0).astype(float), prompts, 400)
+    assert better[rare].mean() > 0.05
+    assert abs(better[~rare].mean()) < 0.02
 
 
 def test_what_an_order_brought_has_seen_no_vote_on_the_same_prompt():

@@ -73,15 +73,12 @@ def test_a_checkpoint_s_model_is_the_one_of_a_run_that_ended_there(lora: Run, tm
 
 
 def test_gguf_wants_a_whole_model_and_is_read_back(lora: Run, tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
     no = command("export", lora.folder, "--out", tmp_path / "no", "--gguf", "q8_0")
     assert no.exit_code != 0
     assert "add --merge" in no.output
     assert not (tmp_path / "no").exists()
     out = tmp_path / "whole"
     done = command("export", lora.folder, "--out", out, "--merge", "--gguf", "F32", "--json")
-    if "has no name in GGUF" in done.output:
-        pytest.skip("the tiny tokenizer splits in a way of its own")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["gguf_apart"]["most"] < 1e-5
