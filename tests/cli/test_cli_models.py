@@ -231,6 +231,10 @@ def test_estimate_says_whether_it_fits_and_what_to_change(place: Path, tmp_path:
     assert "there are t4" in wrong.stderr
 
 
+def interrupted(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefiere.cli import models
     from prefiere.sample.sampling import Sampling
@@ -243,6 +247,14 @@ def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.Mon
     talker("What is a house?")
     assert asked[1][:2] == (Message("user", "What is a dog?"), Message("assistant", first))
     assert [m.role for m in asked[1]] == ["user", "assistant", "user"]
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr("prefiere.evaluate.talk.generate", interrupted)
+        talker("What is a tree?")
+    talker("What is a river?")
+    assert [m.content for m in asked[-1] if m.role == "user"] == [
+        "What is a dog?", "What is a house?", "What is a river?",
+    ]  # fmt: skip
 
     done = run("chat", place / "model", "--max-new-tokens", "4", "--json", stdin="What is a dog?\n\nHello\n")
     assert done.exit_code == 0

@@ -49,11 +49,11 @@ class Talker:
 
     @within_memory("answering", "set a smaller --max-new-tokens, or take a smaller model")
     def __call__(self, said: str) -> str:
-        """The answer to what was said, in the light of the conversation so far."""
-        self.turns.append(Message("user", said))
-        prompt: Text = tuple(self.turns) if self.remembers else said
-        sampling = replace(self.sampling, samples=1, seed=self.sampling.seed + len(self.turns))
+        """The answer to what was said, in the light of the conversation so far. What has no answer was not said."""
+        turns = [*self.turns, Message("user", said)]
+        prompt: Text = tuple(turns) if self.remembers else said
+        sampling = replace(self.sampling, samples=1, seed=self.sampling.seed + len(turns))
         (answer,) = generate(self.model, self.encoder.encode_prompts([prompt]), sampling, self.vocabulary)
         text = self.encoder.decode(answer.tokens).strip()
-        self.turns.append(Message("assistant", text))
+        self.turns += [turns[-1], Message("assistant", text)]
         return text
