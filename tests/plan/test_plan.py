@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import runs
 from prefiere.console import Display
 from prefiere.launch import launch
+from prefiere.models.source import Source
 from prefiere.plan.device import Device
 from prefiere.plan.plan import PlanError, resolve
+from prefiere.plan.roles import same_base
 from prefiere.settings import PPO, Reward
 
 CPU = Device("cpu", 2**34, bf16=False, threads=2)
@@ -115,3 +117,11 @@ def test_a_reward_model_reads_pairs_and_keeps_no_reference(tmp_path: Path) -> No
     bert = resolve(runs.settings(tmp_path, Reward, model=str(runs.encoder_folder(tmp_path / "bert"))), CPU)
     assert bert.both_ways
     assert bert.max_length == 64
+
+
+def test_another_revision_is_another_base() -> None:
+    policy = Source("org/base", None, revision="v1")
+    assert same_base(Source("org/base", "org/rm", revision="v1"), policy)
+    assert not same_base(Source("org/base", "org/rm"), policy)
+    assert same_base(Source("org/base", "org/rm"), Source("org/base", None, revision="main"))
+    assert not same_base(Source("org/other", None), Source("org/base", None))

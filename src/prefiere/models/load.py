@@ -103,7 +103,8 @@ def loaded(
         )
     nothing_missing(source.base, model, info, whole=kind is AutoModelForCausalLM)
     if kind is AutoModelForCausalLM:
-        said = replace(said, taken_out=taken_out(model, options["config"]))
+        with readable(source.base):
+            said = replace(said, taken_out=taken_out(model, options["config"]))
     remember(model, said)
     if scheme is None:
         torch.nn.Module.to(model, device)

@@ -123,15 +123,18 @@ def mounted_where_possible(
     def fits(s: Scorer) -> bool:
         if adapter is None or rewrites_base(adapter) or s.source is None or s.adapter is None:
             return False
-        same = same_base(s.source.base, policy.base) and s.source.quantize in ("none", held)
+        same = same_base(s.source, policy) and s.source.quantize in ("none", held)
         return same and normalisation(s.source) is not None
 
     return tuple(replace(s, where="mounted") if fits(s) else s for s in scorers)
 
 
-def same_base(one: str, other: str) -> bool:
-    """Whether two names mean the same base: the same folder, or the same hub id."""
-    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
+def same_base(one: Source, other: Source) -> bool:
+    """Whether two sources mean the same base: the same folder, or the same hub id at the same revision."""
+    a, b = Path(one.base), Path(other.base)
+    if a.is_dir() and b.is_dir():
+        return a.samefile(b)
+    return one.base == other.base and (one.revision or "main") == (other.revision or "main")
 
 
 def rewrites_base(adapter: Adapter) -> bool:
