@@ -214,11 +214,12 @@ def test_gradients_that_are_mostly_zero_are_no_odd_examples(tmp_path: Path) -> N
 # -- swapped labels ---------------------------------------------------------------------------------------------------
 
 
-def with_pairs(run: Run, margins: np.ndarray, *, split: str = "eval") -> Run:
+def with_pairs(run: Run, margins: np.ndarray, *, split: str = "eval", labels: np.ndarray | None = None) -> Run:
+    said = [{} if labels is None or p == 1 else {"label": float(p)} for p in (margins if labels is None else labels)]
     run.log_pairs(
         [
-            {"step": 100, "split": split, "source": f"pairs.jsonl:{i + 1}", "margin": float(m), "tokens": [9, 9]}
-            for i, m in enumerate(margins)
+            {"step": 100, "split": split, "source": f"pairs.jsonl:{i + 1}", "margin": float(m), "tokens": [9, 9]} | one
+            for i, (m, one) in enumerate(zip(margins, said, strict=True))
         ]
     )
     return run
@@ -248,6 +249,32 @@ def test_the_lines_that_look_swapped_are_named(tmp_path: Path) -> None:
     margins = np.where(np.arange(200) % 5 == 0, -1, 1) * rng.normal(2.0, 0.3, 200)
     finding = told(diagnose(with_pairs(with_pairs(run, margins), margins, split="train")), "labels_swapped")
     assert set(finding.lines) == {f"pairs.jsonl:{i + 1}" for i in range(0, 200, 5)}
+
+
+def test_a_label_that_prefers_the_other_answer_is_no_swapped_one(tmp_path: Path) -> None:
+    """A quarter of the labels is 0.1, and there the model rightly ranks the other answer higher."""
+    labels = np.where(np.arange(200) % 4 == 0, 0.1, 1.0)
+    margins = np.where(labels < 0.5, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    assert "labels_swapped" in keys(with_pairs(make(tmp_path / "a"), margins))
+    assert "labels_swapped" not in keys(with_pairs(make(tmp_path / "b"), margins, labels=labels))
+
+
+def test_swapped_labels_among_soft_ones_are_named(tmp_path: Path) -> None:
+    """Every fifth of the labels is the wrong way round, whichever answer it prefers."""
+    labels = np.where(np.arange(200) % 4 == 0, 0.1, 1.0)
+    wrong = np.arange(200) % 5 == 0
+    margins = np.where((labels < 0.5) != wrong, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    run = with_pairs(make(tmp_path), margins, labels=labels)
+    finding = told(diagnose(with_pairs(run, margins, split="train", labels=labels)), "labels_swapped")
+    assert set(finding.lines) == {f"pairs.jsonl:{i + 1}" for i in range(0, 200, 5)}
+
+
+def test_ties_are_no_evidence_of_swapped_labels(tmp_path: Path) -> None:
+    """Of a tie the model may favour either answer, however firmly."""
+    tie = np.arange(200) % 4 == 0
+    margins = np.where(tie, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    run = with_pairs(make(tmp_path), margins, labels=np.where(tie, 0.5, 1.0))
+    assert "labels_swapped" not in keys(run)
 
 
 def test_labels_without_a_pattern(tmp_path: Path) -> None:

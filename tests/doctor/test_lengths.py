@@ -30,6 +30,16 @@ def test_accuracy_by_length_by_hand(tmp_path: Path) -> None:
     assert parts == {"shorter": (0.5, 2), "about as long": (1.0, 1), "longer": (1.0, 1)}
 
 
+def test_accuracy_by_length_is_of_the_answer_that_the_label_prefers(tmp_path: Path) -> None:
+    """Of answers of 5 and 20 tokens, the second is preferred with 0.9 and ranked higher; then comes a tie; then an old
+    row without a label."""
+    run = make(tmp_path)
+    row = {"step": 9, "split": "eval", "source": "x:1", "tokens": [5, 20]}
+    run.log_pairs([row | {"margin": -1, "label": 0.1}, row | {"margin": 1, "label": 0.5}, row | {"margin": -1}])
+    found = right_by_length(Case(run))
+    assert {b.words: (b.right.mean, b.right.n) for b in found} == {"longer": (1.0, 1), "shorter": (0.0, 1)}
+
+
 def test_a_policy_that_learnt_length(tmp_path: Path) -> None:
     tokens = [(40, 10)] * 30 + [(10, 40)] * 20
     run = with_pairs(make(tmp_path / "a"), tokens, [1.0] * 30 + [-1.0] * 20)

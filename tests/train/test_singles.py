@@ -61,6 +61,16 @@ def test_single_answers_say_which_side_they_are_on(tmp_path: Path) -> None:
     assert all(math.isfinite(r["reward"]) for r in train)
 
 
+def test_a_label_that_is_not_1_stands_in_its_row(tmp_path: Path) -> None:
+    """Line 4 prefers its other answer with 0.9, line 9 is a tie; the rest say nothing of it."""
+    data = runs.pairs_file(tmp_path / "pairs.jsonl")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[3]["soft_label"], rows[8]["soft_label"] = 0.1, 0.5
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = trained(tmp_path).pairs
+    assert {r["source"].rpartition(":")[2]: r["label"] for r in found if "label" in r} == {"4": 0.1, "9": 0.5}
+
+
 @pytest.mark.parametrize("visits", [16_000, 32_000, 64_000, 100_000])
 def test_a_run_keeps_so_many_rows_and_no_more(visits: int) -> None:
     """Every second, fourth, eighth and thirteenth row; of each part of three, of two and of sixteen, its share."""

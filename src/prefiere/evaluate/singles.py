@@ -31,13 +31,16 @@ def some(index: np.ndarray, visits: int, most: int = MOST_TRAIN) -> np.ndarray:
 def rows(
     store: GroupStore, index: np.ndarray, columns: Mapping[str, np.ndarray], *, step: int, split: str
 ) -> list[dict[str, Any]]:
-    """A row for each example (``index`` [n]) with its columns [n]; ``tokens`` are those of its answers."""
+    """A row for each example (``index`` [n]) with its columns [n]; ``tokens`` are those of its answers. A pair's
+    ``label`` is how likely its first answer is the better one, where that is not 1."""
+    labels = store.labels[index] if store.k == 2 else np.ones(len(index))
     return [
         {
             "step": step,
             "split": split,
             "source": store.source(int(i)),
             **{name: round(float(values[at]), 4) for name, values in columns.items()},
+            **({"label": round(float(labels[at]), 4)} if labels[at] != 1 else {}),
             "tokens": store.sizes(int(i))[1:],
         }
         for at, i in enumerate(index)

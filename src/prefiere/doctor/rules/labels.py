@@ -81,7 +81,8 @@ class Margins:
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]]) -> Margins:
-    """The evidence of rows of pairs.jsonl; single answers (KTO) count from the middle between good and bad ones."""
+    """The evidence of rows of pairs.jsonl; single answers (KTO) count from the middle between good and bad ones. A pair
+    whose label is below one half prefers its other answer; a tie says nothing."""
     single = [r for r in rows if _number(r.get("reward")) and _number(r.get("label"))]
     if single:
         reward = np.asarray([r["reward"] for r in single], float)
@@ -90,8 +91,15 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> Margins:
             return Margins(np.zeros(0), (), np.zeros(0))
         middle = (np.median(reward[good]) + np.median(reward[~good])) / 2
         return Margins(np.where(good, 1, -1) * (reward - middle), _sources(single), _steps(single))
-    pairs = [r for r in rows if _number(r.get("margin"))]
-    return Margins(np.asarray([r["margin"] for r in pairs], float), _sources(pairs), _steps(pairs))
+    pairs = [r for r in rows if _number(r.get("margin")) and side(r)]
+    return Margins(np.asarray([side(r) * r["margin"] for r in pairs], float), _sources(pairs), _steps(pairs))
+
+
+def side(row: Mapping[str, Any]) -> int:
+    """Which answer the label of a pair prefers: 1 the one called chosen, -1 the other, 0 neither. Rows without a label
+    are of runs that wrote none, or of pairs whose label is 1."""
+    label = row.get("label", 1)
+    return int(np.sign(label - 0.5)) if _number(label) else 1
 
 
 def last_held_out(case: Case) -> Margins:

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.labels import side
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import number, with_interval
 from prefiere.stats import wilson
@@ -31,16 +32,17 @@ class Bin:
 
 
 def right_by_length(case: Case) -> tuple[Bin, ...]:
-    """Accuracy of the last validation in bins of tokens of chosen less rejected, cut at a tenth of the median length;
-    empty bins are left out."""
+    """Accuracy of the last validation in bins of tokens of the preferred answer less the other, cut at a tenth of the
+    median length; ties and empty bins are left out."""
     rows = [r for r in case.pairs if r.get("split") == "eval" and len(r.get("tokens") or ()) == 2 and "margin" in r]
     last = max((r["step"] for r in rows), default=0)
-    rows = [r for r in rows if r["step"] == last]
+    rows = [r for r in rows if r["step"] == last and side(r)]
     if not rows:
         return ()
     tokens = np.asarray([r["tokens"] for r in rows], float)
-    right = np.asarray([(1 + np.sign(r["margin"])) / 2 for r in rows], float)
-    difference, near = tokens[:, 0] - tokens[:, 1], 0.1 * float(np.median(tokens))
+    sides = np.asarray([side(r) for r in rows], float)
+    right = np.asarray([(1 + np.sign(side(r) * r["margin"])) / 2 for r in rows], float)
+    difference, near = sides * (tokens[:, 0] - tokens[:, 1]), 0.1 * float(np.median(tokens))
     parts = (("shorter", difference < -near), ("about as long", abs(difference) <= near), ("longer", difference > near))
     return tuple(
         Bin(words, Level(float(right[at].mean()), *wilson(float(right[at].sum()), int(at.sum())), int(at.sum())))
