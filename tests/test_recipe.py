@@ -107,6 +107,19 @@ def test_settings_that_do_not_agree() -> None:
     assert dpo("quantize=nf4").quantize == "nf4"
 
 
+def test_all_disagreements_are_said_at_once_beside_reward_weights() -> None:
+    given = {"model": "m", "data": "d", "out": "o", "reward": ["a", "b"]}
+    words = ["quantize=nf4", "lora=false", "reward_weights=[1]", "reward_ensemble=min", "target_kl=6", "kl_coef=0"]
+    with pytest.raises(RecipeError) as e:
+        recipe.load("rloo", None, given, words)
+    assert str(e.value).splitlines()[1:] == [
+        "  quantize=nf4: quantize holds a frozen base, and full fine-tuning has none: set lora to true or auto.",
+        "  reward_weights=[1]: reward_weights needs one number for each reward, 2 in all.",
+        "  reward_weights=[1]: reward_weights is a sum, and reward_ensemble another way: leave one of the two out.",
+        "  target_kl=6: target_kl steers kl_coef: start it above 0.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "ours"),
     [

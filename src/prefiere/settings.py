@@ -293,9 +293,9 @@ class PolicyGradient(Settings):
         if self.reward_weights is not None:
             count = 1 if isinstance(self.reward, str) else len(self.reward)
             if len(self.reward_weights) != count:
-                raise ValueError(f"reward_weights needs one number for each reward, {count} in all")
+                yield f"reward_weights needs one number for each reward, {count} in all"
             if self.reward_ensemble != "mean":
-                raise ValueError("reward_weights is a sum, and reward_ensemble another way: leave one of the two out")
+                yield "reward_weights is a sum, and reward_ensemble another way: leave one of the two out"
         if self.target_kl is not None and not self.kl_coef:
             yield "target_kl steers kl_coef: start it above 0"
         if self.num_mini_batches > self.batch_size:
