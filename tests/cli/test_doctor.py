@@ -56,3 +56,18 @@ def test_the_next_recipe_changes_what_it_says_and_nothing_else(tmp_path: Path) -
     again = ASK.invoke(app, ["doctor", str(run.folder), "--apply", str(recipe)])
     assert again.exit_code == 2
     assert "is there already" in again.output
+
+
+@pytest.mark.parametrize(
+    ("lang", "said"),
+    [
+        ("en", "The next run's recipe: {}. It has the same settings: nothing above names a value to set by itself."),
+        ("es", "La receta del próximo entrenamiento: {}. Tiene los mismos ajustes: nada de lo dicho fija un valor."),
+    ],
+)
+def test_a_recipe_that_changes_nothing_is_named_all_the_same(tmp_path: Path, lang: str, said: str) -> None:
+    run, recipe = make(tmp_path / "run", recipe={"seed": 7}), tmp_path / "next.yaml"
+    done = ASK.invoke(app, ["doctor", str(run.folder), "--apply", str(recipe), "--lang", lang])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == said.format(recipe)
+    assert yaml.safe_load(recipe.read_text()) == run.recipe | {"out": f"{run.folder}-next"}
