@@ -75,9 +75,9 @@ def test_the_end_has_the_verdict_three_figures_and_what_to_do_next(done: Result,
     assert [line.split(" on held-out data")[0].strip() for line in figures[:2]] == ["accuracy", "margin"]
     assert len(figures) == 3
     assert figures[2].strip().startswith("KL to the start: ")
-    grave = told.cause or next((f for f in told.findings if f.severity in ("bad", "warning")), None)
-    assert [line.removeprefix("  Next: ") for line in said if line.startswith("  Next: ")] == [
-        *(grave.remedy[:2] if grave else ())
+    assert [line for line in said if line.startswith("  Next: ")] == [  # six prompts held out: too few to conclude from
+        "  Next: a larger eval_size, or more data",
+        "  Next: more updates: a larger num_train_epochs, or a smaller batch_size, if the curves still rise at the end",
     ]
     run = folder / "run"
     assert f"Try it: prefiere chat {run}, prefiere compare {run}" in said
