@@ -332,9 +332,8 @@ class Run:
 
     @property
     def pairs(self) -> list[dict[str, Any]]:
-        """What single examples showed (`evaluate.singles`: so many and no more): ``step``, ``split`` (train, eval),
-        ``source``, ``margin``, ``chosen`` and ``rejected`` (change of log-prob in nats, or score), ``label`` (how
-        likely chosen is the better one, where that is not 1), ``tokens``; of single answers ``reward``, ``label``."""
+        """What single examples showed (`evaluate.singles`): ``step``, ``split`` (train, eval), ``source``, ``margin``,
+        ``chosen`` and ``rejected`` (change of log-prob in nats, or score), ``label`` where it is not 1, ``tokens``."""
         return untrusted.thinned(self._rows("pairs.jsonl"))
 
     def thinned_metrics(self) -> list[dict[str, Any]]:

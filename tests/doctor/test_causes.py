@@ -49,6 +49,35 @@ def test_the_farthest_setting_stands_first() -> None:
     assert readings({"method": "dpo", "learning_rate": "auto"}, {"learning_rate": 1e-5}) == ()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "odd"),
+    [
+        ({"method": "ppo", "kl_coef": 0.0, "kl_loss_coef": 0.05}, {}),
+        ({"method": "grpo", "kl_coef": 0.05, "kl_loss_coef": 0.0}, {}),
+        ({"method": "ppo", "kl_coef": 0.05, "kl_loss_coef": 0.05}, {}),
+        ({"method": "ppo", "kl_coef": 0.0, "kl_loss_coef": 5.0}, {"kl_loss_coef": 2.0}),
+        ({"method": "ppo", "kl_coef": 0.0, "kl_loss_coef": 0.0}, {"kl_coef": -1.25}),
+        ({"method": "grpo", "kl_coef": 0.0, "kl_loss_coef": 0.0}, {"kl_loss_coef": -1.25}),
+        ({"method": "dpo", "num_train_epochs": 200.0, "max_steps": 100}, {}),
+        ({"method": "dpo", "num_train_epochs": 25.0, "max_steps": None}, {"num_train_epochs": 2.0}),
+    ],
+)
+def test_a_setting_that_another_one_replaces_is_not_read(recipe: dict[str, Any], odd: dict[str, float]) -> None:
+    """5 is 100 times the usual price, where ten times is sound, and 25 epochs are 5 squared: both are 2 in logs."""
+    found = {r.dial.name: r.farness for r in readings(recipe, {}) if r.odd}
+    assert found == pytest.approx(odd)
+
+
+def test_a_kl_that_costs_nothing_is_no_fault_without_harm(tmp_path: Path) -> None:
+    once = {"kl_coef": 0.0, "kl_loss_coef": 0.05}
+    assert "unusual_setting" not in keys(planned(make_policy(tmp_path / "a", recipe=once)))
+    free = {"kl_coef": 0.0, "kl_loss_coef": 0.0}
+    finding = told(diagnose(planned(make_policy(tmp_path / "b", recipe=free))), "unusual_setting")
+    assert (finding.severity, finding.remedy[0].split(",")[0]) == ("info", "kl_coef=0.05")
+    harmed = diagnose(planned(make_policy(tmp_path / "c", answers={"samples/score": to(0.3, 0.5)}, recipe=free)))
+    assert (harmed.findings[0].about, harmed.severity) == ("kl_coef", "bad")
+
+
 # -- 1: the rate is blamed only where it is off -----------------------------------------------------------------------
 
 

@@ -21,7 +21,8 @@ class Dial:
 
     low, high: the sound range, as factors of the usual value; where that is 0, ``high`` is the largest sound value.
     push: 1 where a larger value moves the model further, -1 where it keeps it closer, 0 where it does neither.
-    auto: what to write to have it chosen. none: what a value of none stands for.
+    auto: what to write to have it chosen. none: what a value of none stands for. zero: the farness of a value of 0
+    where another one is usual.
     """
 
     name: str
@@ -30,13 +31,14 @@ class Dial:
     push: int
     auto: bool = False
     none: float = math.inf
+    zero: float = -math.inf
 
 
 DIALS: tuple[Dial, ...] = (
     Dial("learning_rate", 1 / 5, 5, 1, auto=True),
     Dial("beta", 1 / 10, 10, -1),
-    Dial("kl_coef", 1 / 20, 10, -1),
-    Dial("kl_loss_coef", 1 / 20, 10, -1),
+    Dial("kl_coef", 1 / 20, 10, -1, zero=-1.25),  # unusual, and sound where a reward cannot be gamed
+    Dial("kl_loss_coef", 1 / 20, 10, -1, zero=-1.25),
     Dial("num_ppo_epochs", 1 / 8, 2.5, 1),
     Dial("num_train_epochs", 1 / 10, 5, 1),
     Dial("max_grad_norm", 1 / 100, 1e6, 1),
@@ -57,6 +59,9 @@ DIALS: tuple[Dial, ...] = (
     Dial("simpo_gamma", 0, 5, 1),
     Dial("center_rewards_coefficient", 0, 1, 0),
 )
+
+PRICES = ("kl_coef", "kl_loss_coef")
+"""The two ways to charge the KL, in the reward and as a loss: one of them is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +105,10 @@ def readings(recipe: Mapping[str, Any], automatic: Mapping[str, Any]) -> tuple[D
     fields = method.settings.model_fields if method else {}
     found = []
     for dial in DIALS:
-        if dial.name not in fields or dial.name not in recipe:
+        if dial.name not in fields or dial.name not in recipe or _counts_not(dial.name, recipe):
             continue
         value = recipe[dial.name]
-        usual = automatic.get(dial.name) if dial.auto else _default(dial.name, fields[dial.name].default, recipe)
+        usual = automatic.get(dial.name) if dial.auto else _default(dial.name, fields, recipe)
         if value == "auto" or isinstance(value, bool | str) or not isinstance(usual, int | float):
             continue
         farness = _farness(dial, math.inf if value is None else float(value), float(usual))
@@ -113,8 +118,20 @@ def readings(recipe: Mapping[str, Any], automatic: Mapping[str, Any]) -> tuple[D
     return tuple(sorted(found, key=lambda r: -abs(r.farness)))
 
 
-def _default(name: str, default: Any, recipe: Mapping[str, Any]) -> Any:
-    """SimPO takes another beta than the rest; several passes over a rollout are usual with or without a critic."""
+def _counts_not(name: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether another setting takes the place of this one: max_steps that of the epochs, one price of the KL that of
+    the other."""
+    if name == "num_train_epochs":
+        return recipe.get("max_steps") is not None
+    return name in PRICES and not recipe[name] and any(recipe.get(other) for other in PRICES)
+
+
+def _default(name: str, fields: Mapping[str, Any], recipe: Mapping[str, Any]) -> Any:
+    """SimPO takes another beta than the rest; several passes over a rollout are usual with or without a critic; where
+    the KL is charged in one way alone, that is held against the method's usual price."""
+    default = fields[name].default
+    if name in PRICES and not all(recipe.get(price) for price in PRICES) and recipe[name]:
+        return max(fields[price].default for price in PRICES)
     if name == "num_ppo_epochs":
         return max(4, default)
     return 2.0 if name == "beta" and recipe.get("loss_type") == "simpo" else default
@@ -126,7 +143,7 @@ def _farness(dial: Dial, value: float, usual: float) -> float:
     if value == usual:
         return 0.0
     if value <= 0:
-        return -math.inf if dial.low > 0 else 0.0
+        return dial.zero if dial.low > 0 else 0.0
     ratio = math.log(value / usual)
     end = math.log(dial.high) if ratio > 0 else -math.log(dial.low) if dial.low > 0 else math.inf
     return ratio / end if end else 0.0

@@ -107,8 +107,8 @@ def _compared(odd: DialReading) -> str:
     name = _WORDS.get(odd.dial.name, odd.dial.name)
     if odd.value is None:
         return f"The {name} has no limit, where {odd.usual:g} is usual."
-    if odd.usual == 0:
-        return f"The {name} is {odd.value:g}, where 0 is usual."
+    if odd.usual == 0 or odd.value == 0:
+        return f"The {name} is {odd.value:g}, where {odd.usual:g} is usual."
     suits = f"{odd.usual:.1e} suits this model" if odd.dial.auto else f"{odd.usual:g} is usual"
     if times >= 1:
         return f"The {name} is {number(times)} times as large as what suits the run: {_value(odd)}, where {suits}."
