@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM as Causal
@@ -160,3 +162,63 @@ def test_what_readers_would_compute_otherwise_is_refused(
     with pytest.raises(ModelError, match=said):
         gguf_file.write_gguf(folder, tmp_path / "m.gguf", "f16")
     assert not list(tmp_path.glob("*.gguf*"))
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """A small tokenizer as Llama 2 and Mistral have it: SentencePiece's BPE with bytes to fall back on."""
+    found = Tokenizer(BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    text = "the dog is in the house and the dog eats what is a dog an animal el perro come en la casa"
+    words = text.split(" ")
+    texts = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
+    found.train_from_iterator(texts, BpeTrainer(vocab_size=330, special_tokens=names))
+    told = json.loads(found.to_str())
+    told["added_tokens"] = told["added_tokens"][:3]  # bytes are ordinary tokens
+    told["pre_tokenizer"] = None
+    told["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    }
+    whole = Tokenizer.from_str(json.dumps(told))
+    whole.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=whole, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_a_sentencepiece_tokenizer_is_read_back_as_it_was(tmp_path: Path) -> None:
+    tokenizer = pieces()
+    said = ["the dog is in the house", "el perro come", "¿what? 12 años", "animal  animal"]
+    split = [tokenizer.tokenize(text) for text in said]
+    assert split[0][:3] == ["▁the", "▁dog", "▁is"]
+    assert "<0xC2>" in split[2]  # a letter that it never saw, byte by byte
+    folder = folder_of(tmp_path / "m", CONFIGS["llama"](len(tokenizer)), tokenizer)
+    gguf_file.write_gguf(folder, tmp_path / "m.gguf", "f32")
+    ids = [np.asarray(x, np.int32) for x in tokenizer(said).input_ids]
+    found = gguf_file.verify(folder, tmp_path / "m.gguf", ids, said)
+    assert found.same_ids
+    assert found.most < 1e-5
+    value = {name: f.contents() for name, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    assert value["tokenizer.ggml.model"] == "llama"
+    assert value["tokenizer.ggml.add_bos_token"] is True
+    kinds = dict(zip(value["tokenizer.ggml.tokens"], value["tokenizer.ggml.token_type"], strict=True))
+    assert (kinds["<unk>"], kinds["<s>"], kinds["<0x41>"], kinds["▁the"]) == (2, 3, 6, 1)
+    scores = dict(zip(value["tokenizer.ggml.tokens"], value["tokenizer.ggml.scores"], strict=True))
+    merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+    made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in merges]
+    assert all(scores[a] > scores[b] for a, b in pairwise(made))  # an earlier merge scores higher
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.2, **SHAPE)  # logits far from uniform
+    folder, other = (folder_of(tmp_path / n, config, tokenizer, seed) for seed, n in enumerate("mn"))
+    for bits in get_args(gguf_file.Bits):
+        gguf_file.write_gguf(folder, tmp_path / "m.gguf", bits)
+        gguf_file.verify(folder, tmp_path / "m.gguf", prompts(tokenizer), TEXTS).holds(bits)
+        with pytest.raises(ModelError, match="computes something else"):
+            gguf_file.verify(other, tmp_path / "m.gguf", prompts(tokenizer), TEXTS).holds(bits)

@@ -139,6 +139,11 @@ def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str]
     with console.status(f"writing {file.name}"):
         gguf_file.write_gguf(out, file, bits)
         found = gguf_file.verify(out, file, [p for p in ids if len(p) > 1], texts)
+        try:
+            found.holds(bits)
+        except ModelError:
+            file.unlink()
+            raise
     (out / "Modelfile").write_text(modelfile(out, file.name, name), encoding="utf-8")
     apart = f"log-probs of {found.tokens} tokens differ by {found.mean:.1g} nats on average, {found.most:.1g} at most"
     say(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB; read back, {apart}", console)
