@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefiere.asked.arguments import as_settings, settings_of
+from prefiere.asked.arguments import as_settings, one_dash, settings_of
 from prefiere.recipe import RecipeError
 
 FLAGS = {"model": "m", "data": "d", "out": "o"}
@@ -175,3 +175,26 @@ def test_the_batch_of_transformers_is_computed() -> None:
     for line in str(e.value).splitlines()[1:]:
         told = "batch_size=32: per_device_train_batch_size 4 x gradient_accumulation_steps 8, times the processes"
         assert told in line
+
+
+@pytest.mark.parametrize(
+    ("word", "odd"),
+    [
+        ("-max_steps=5", True),
+        ("-max-steps", True),
+        ("-no-lora", True),
+        ("-per_device_train_batch_size", True),
+        ("-prompts", True),  # the command's own
+        ("-max_step=5", True),  # misspelt, and a name with its value all the same
+        ("-m", False),
+        ("-mgpt2", False),
+        ("-m=gpt2", False),
+        ("-oruns/lr=1", False),
+        ("-0.5", False),
+        ("--max_steps=5", False),
+        ("max_steps=5", False),
+    ],
+)
+def test_a_long_name_has_two_dashes(word: str, odd: bool) -> None:
+    told = one_dash(word, {"prompts"})
+    assert told == (f"{word}: a long name has two dashes: -{word}." if odd else None)

@@ -278,3 +278,31 @@ def test_data_says_which_columns_could_be_pairs(tmp_path: Path) -> None:
     assert json.loads(mapped.stdout)["read"]["kind"] == "pairs"
     path.write_text("Question,Date\nWhat?,2026\n")
     assert "as pairs" not in CliRunner().invoke(app, ["data", str(path)]).output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dpo", "-max_steps=5", "--model", "m", "--data", "d", "--out", "o"),
+        ("dpo", "--model", "m", "--data", "d", "--out", "o", "-max_steps", "5"),
+        ("ppo", "--model", "m", "--prompts", "p", "--reward", "r", "--out", "o", "-max_steps=5"),
+        ("data", "pairs.jsonl", "-max_steps=5"),
+        ("score", "rm", "--data", "d", "-max_steps=5"),
+        ("estimate", "-max_steps=5", "--model", "m"),
+        ("recipe", "validate", "recipe.yaml", "-max_steps=5"),
+        ("probe", "-max_steps=5", "--model", "m"),
+    ],
+)
+def test_a_setting_with_one_dash_is_no_short_option(words: tuple[str, ...], loop: list[SimpleNamespace]) -> None:
+    """As the parser reads them: ``-m`` with the value ``ax_steps=5``."""
+    done = run(*words)
+    assert (done.exit_code, done.stdout, loop) == (2, "", [])
+    (word,) = (w for w in words if w.startswith("-max"))
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert f"{word}: a long name has two dashes: -{word}." in said
+
+
+def test_words_after_two_dashes_and_short_options_are_read_as_before(loop: list[SimpleNamespace]) -> None:
+    assert run("dpo", "-m", "a", "-dd.jsonl", "-o", "o", "--", "seed=3").exit_code == 0
+    (call,) = loop
+    assert (call.settings.model, call.settings.data, call.settings.out, call.settings.seed) == ("a", "d.jsonl", "o", 3)

@@ -7,7 +7,7 @@ a recipe) is explained in one line. No torch here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,21 @@ def settings_of(method: str | None, words: Sequence[str], flags: Mapping[str, An
     found = as_settings(words)
     given = {key: value for key, value in flags.items() if value is not None}
     return recipe.load(method, found.recipe, given, found.settings, found.problems)
+
+
+def one_dash(word: str, options: Collection[str]) -> str | None:
+    """What is wrong with a word that begins with one dash and is a setting's or an option's long name, or any name with
+    its value: its first letter alone would be read. None for any other word.
+
+    options: long names of the command's own, without dashes.
+    """
+    match = re.fullmatch(r"-([A-Za-z][\w-]+)(=.*)?", word, re.DOTALL)
+    if match is None:
+        return None
+    key = _key(match[1])
+    if match[2] is None and match[1] not in options and not {key, key.removeprefix("no_")} & _KNOWN:
+        return None
+    return f"{word}: a long name has two dashes: -{word}."
 
 
 def _key(text: str) -> str:

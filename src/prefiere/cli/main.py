@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from prefiere.cli import doctor, env, estimate, feedback, recipe, train, votes
-from prefiere.cli.train import SETTINGS
+from prefiere.cli.train import SettingsCommand
 from prefiere.console import Json, command, console, hush, progress, say
 
 app = typer.Typer(
@@ -21,10 +21,10 @@ app = typer.Typer(
 app.add_typer(recipe.app, name="recipe")
 app.callback()(env.version_option)
 train.add_to(app)
-app.command(context_settings=SETTINGS)(estimate.estimate)
+app.command(cls=SettingsCommand)(estimate.estimate)
 app.command()(env.env)
 app.command()(doctor.doctor)
-app.command()(doctor.probe)
+app.command(cls=SettingsCommand, context_settings={"ignore_unknown_options": False})(doctor.probe)
 for _command in (feedback.serve, feedback.collect, feedback.judge, feedback.loop):
     app.command()(_command)
 app.add_typer(votes.app, name="votes")
@@ -61,7 +61,7 @@ def demo(
     return demo(prefer=prefer, rebuild=rebuild, out=out, console=console())
 
 
-@app.command(context_settings=SETTINGS)
+@app.command(cls=SettingsCommand)
 @command
 def data(
     rest: Annotated[
@@ -229,7 +229,7 @@ def compare(
     return found.to_dict()
 
 
-@app.command(context_settings=SETTINGS)
+@app.command(cls=SettingsCommand)
 @command
 def score(
     rest: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.cli.train import SETTINGS
+from prefiere.cli.train import SettingsCommand
 from prefiere.console import Json, command, console, progress, say, table
 from prefiere.files import write_text
 from prefiere.methods import METHODS
@@ -42,7 +42,7 @@ def show(
     return {name: [dict(zip(keys, row, strict=True)) for row in rows] for name, rows in tables.items()}
 
 
-@app.command(context_settings=SETTINGS)
+@app.command(cls=SettingsCommand)
 @command
 def validate(
     rest: Annotated[list[str], typer.Argument(metavar="FILE | SETTING", help="Recipes, and settings over them.")],

@@ -13,9 +13,6 @@ from prefiere.console import Json, command, console, hush, progress, say, table
 from prefiere.methods import FIGURES, METHODS, Method
 from prefiere.run import Run, RunError
 
-SETTINGS = {"ignore_unknown_options": True}
-"""Of a command that takes settings as ``--key value``: they are read in asked/arguments.py."""
-
 
 def _complete(incomplete: str) -> list[str]:
     keys = dict.fromkeys(key for row in METHODS.values() for key in row.settings.model_fields)
@@ -45,7 +42,25 @@ Asked = Annotated[
 ]
 
 
-class TrainingCommand(TyperCommand):
+class SettingsCommand(TyperCommand):
+    """A command that takes settings as ``--key value``: they are read in asked/arguments.py."""
+
+    ignore_unknown_options = True
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words that are no options of the command. A long name after one dash is refused before anything is read:
+        ``-max_steps=5`` would be ``-m`` with the value ``ax_steps=5``."""
+        from prefiere.asked.arguments import one_dash
+
+        own = {name.removeprefix("--") for p in self.params for name in p.opts if name.startswith("--")}
+        words = args[: args.index("--")] if "--" in args else args
+        wrong = [told for word in words if (told := one_dash(word, own)) is not None]
+        if wrong and not ctx.resilient_parsing:  # a shell completes words that are not whole yet
+            ctx.fail("\n".join(wrong))
+        return super().parse_args(ctx, args)
+
+
+class TrainingCommand(SettingsCommand):
     """A command whose help has the settings that matter, and where the others stand."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -99,7 +114,7 @@ def add_to(app: typer.Typer) -> None:
     for row in METHODS.values():
         train = _on_policy(row) if row.family == "policy" else _on_data(row)
         train.__doc__ = f"{row.help} The same command continues a run that was stopped."
-        app.command(row.name, cls=TrainingCommand, context_settings=SETTINGS)(command(train))
+        app.command(row.name, cls=TrainingCommand)(command(train))
 
 
 def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -> dict[str, Any]:
