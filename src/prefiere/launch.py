@@ -161,24 +161,24 @@ def launch(
                 _prepare(settings, Run(settings.out), fresh, world, display, given, refused), lambda run: None
             )
     reads_itself(settings)
+    locked = Path(settings.out, ".lock").exists()
     there = next(p for p in (Path(settings.out), *Path(settings.out).parents) if p.exists())
     run, lock = claim(settings.out)
     with Ending(), contextlib.ExitStack() as held:
         held.callback(lock.release)
         with contextlib.ExitStack() as refused:
-            refused.callback(_leave_as_it_was, run.folder, there)
+            refused.callback(_leave_as_it_was, run.folder, there, locked)
             with within_memory("loading", _LOADING):
                 prepared = _prepare(settings, run, fresh, world, display, given, refused)
             refused.pop_all()  # nothing was refused
         return _train(prepared, on_end)
 
 
-def _leave_as_it_was(folder: Path, there: Path) -> None:
-    """Remove the folder that was made for a run which was refused, with the parents that it needed."""
-    if folder == there:
-        return
+def _leave_as_it_was(folder: Path, there: Path, locked: bool) -> None:
+    """Remove the lock, and the folder, that were made for a run which was refused, with the parents that it needed."""
     with contextlib.suppress(OSError):  # somebody has put something there meanwhile
-        (folder / ".lock").unlink(missing_ok=True)
+        if not locked:
+            (folder / ".lock").unlink(missing_ok=True)
         for made in (folder, *folder.parents):
             if made == there:
                 break

@@ -43,9 +43,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contents(folder: Path) -> Mapping[str, bytes]:
-    """Every file below a folder, but for its lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+def contents(folder: Path) -> Mapping[str, bytes | None]:
+    """Everything below a folder: files with what they hold, folders as None."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 def test_a_run_from_rows_is_the_run_from_their_file(place: Path, tmp_path: Path) -> None:
@@ -139,15 +139,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "said"), REFUSED, ids=[said for _, said in REFUSED])
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("there", ["nothing", "empty", "run"])
 def test_whatever_is_refused_leaves_everything_as_it_was(
-    place: Path, tmp_path: Path, wrong: dict[str, Any], said: str, there: bool
+    place: Path, tmp_path: Path, wrong: dict[str, Any], said: str, there: str
 ) -> None:
-    """A new folder is not there afterwards; a finished run that ``fresh`` would replace is whole."""
+    """A new folder is not there, an empty one is empty, and a finished run that ``fresh`` would replace is whole."""
     pairs = rows(place / "pairs.jsonl")
     out = tmp_path / "deep" / "run"
-    if there:
+    if there != "nothing":
         out.mkdir(parents=True)
+    if there == "run":
         (out / "recipe.yaml").write_text("method: dpo\n")
         (out / "inputs").mkdir()
         (out / "inputs" / f"data-{'0' * 32}.jsonl").write_text("{}\n")
@@ -157,7 +158,6 @@ def test_whatever_is_refused_leaves_everything_as_it_was(
     assert len(str(error.value)) < 1000
     assert "inputs" not in str(error.value)
     assert contents(tmp_path) == before
-    assert there or not (tmp_path / "deep").exists()
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
