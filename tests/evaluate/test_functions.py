@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_an_async_function_that_fails_says_where() -> None:
         raise KeyError("key")
 
     with pytest.raises(JudgeError, match=r"f failed at .*test_functions\.py:\d+: KeyError: 'key'"):
+        called(fails)
+
+
+def test_a_generator_that_fails_says_where() -> None:
+    def fails(prompts: Any, completions: Any) -> Iterator[float]:
+        yield 1.0
+        raise KeyError("key")
+
+    with pytest.raises(JudgeError, match=r"^f failed at .*test_functions\.py:\d+: KeyError: 'key'$"):
         called(fails)
 
 

@@ -43,7 +43,9 @@ class Rows:
                 if isinstance(row, str):
                     value: Any = {"text": row}
                 else:
-                    value = {self._name(k, i): plain(v, f"{self.key}[{i}], column {k}") for k, v in row.items()}
+                    names = _apart([self._name(k, i) for k in row], f"{self.key}[{i}]")
+                    cells = zip(names, row.values(), strict=True)
+                    value = {name: plain(v, f"{self.key}[{i}], column {name}") for name, v in cells}
                 yield json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
             except UnicodeEncodeError as e:
                 what = f"a character that no text file holds (U+{ord(e.object[e.start]):04X})"
@@ -83,7 +85,8 @@ def plain(value: Any, where: str) -> Any:
             raise DataError(f"{where}: an infinite number; give a finite one, or None")
         return None if math.isnan(value) else float(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v, where) for k, v in value.items()}
+        names = _apart([str(k) for k in value], where)
+        return {name: plain(v, where) for name, v in zip(names, value.values(), strict=True)}
     if isinstance(value, list | tuple):
         return [plain(v, where) for v in value]
     if isinstance(value, date | time):
@@ -94,6 +97,14 @@ def plain(value: Any, where: str) -> Any:
         return plain(value.tolist(), where)
     what = f"{type(value).__name__} {short(value)}"
     raise DataError(f"{where}: {what} cannot be kept; give text, a number, true or false, a list or a dict")
+
+
+def _apart(names: Sequence[str], where: str) -> Sequence[str]:
+    """These names. Raises DataError where two columns have the same one as text: 1 and "1"."""
+    if len(set(names)) < len(names):
+        twice = min(n for n in names if names.count(n) > 1)
+        raise DataError(f"{where}: several columns are called {twice}; rename or drop all but one")
+    return names
 
 
 def rows_of(
@@ -141,14 +152,14 @@ def _list(value: Sequence[Any], key: str) -> Callable[[], Iterator[Any]]:
 
 def _frame(frame: Any, key: str) -> Callable[[], Iterator[Any]]:
     """Rows of a pandas DataFrame. What its index is named is a column as well."""
-    if frame.index.nlevels > 1 or frame.index.name is not None:
-        frame = frame.reset_index()
-    names = list(frame.columns)
     if frame.columns.nlevels > 1:
         raise DataError(f"{key}: columns of several levels; flatten them: df.columns = ['_'.join(c) for c in df]")
-    twice = sorted({str(n) for n in names if names.count(n) > 1})
-    if twice:
-        raise DataError(f"{key}: several columns are called {twice[0]}; rename or drop all but one")
+    if frame.index.nlevels > 1 or frame.index.name is not None:
+        levels = [f"level_{i}" if name is None else str(name) for i, name in enumerate(frame.index.names)]
+        _apart([*levels, *map(str, frame.columns)], key)
+        frame = frame.reset_index()
+    names = list(frame.columns)
+    _apart([str(n) for n in names], key)
     if not len(frame):
         raise DataError(f"{key}: a DataFrame without rows")
     return lambda: (

@@ -93,11 +93,16 @@ class Function:
             raise JudgeError(f"{self.name} failed at {at.filename}:{at.lineno}: {type(e).__name__}: {said}") from e
 
     def _scores(self, found: Any, asked: Answered) -> np.ndarray:
+        no_numbers = JudgeError(f"{self.name} returned {type(found).__name__}: it must return a list of numbers.")
         try:
-            values = list(found)
+            each = iter(found)
+        except TypeError as e:
+            raise no_numbers from e
+        values = self._tried(lambda: list(each))  # a generator's code runs here
+        try:
             scores = [math.nan if v is None else float(v) for v in values]
         except (TypeError, ValueError) as e:
-            raise JudgeError(f"{self.name} returned {type(found).__name__}: it must return a list of numbers.") from e
+            raise no_numbers from e
         if len(scores) != len(asked.completions):
             raise JudgeError(
                 f"{self.name} returned {len(scores)} scores for {len(asked.completions)} answers: it must return one "
