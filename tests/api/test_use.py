@@ -8,12 +8,15 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import prefiere
@@ -76,6 +79,47 @@ def test_answers_are_those_of_the_command(place: Path) -> None:
             prefiere.sample(place / "run", wrong)  # type: ignore[arg-type]
 
 
+def test_prompts_of_a_table_are_its_prompts(place: Path) -> None:
+    """Not the names of its columns."""
+    texts = (place / "prompts.txt").read_text("utf-8").splitlines()
+    rows = [{"prompt": text, "answer": str(i)} for i, text in enumerate(texts)]
+    table, held = pd.DataFrame(rows), datasets.Dataset.from_list(rows)
+    for given in (rows, table, held, datasets.DatasetDict(train=held)):
+        assert use.texts_of(given) == texts
+    assert use.texts_of(table, 1) == texts[:1]
+    seen = []
+
+    def judge(prompts: list[str], completions: list[str], answer: list[str]) -> list[float]:
+        seen.extend(zip(prompts, answer, strict=True))
+        return [0.0 for _ in completions]
+
+    found = prefiere.compare(place / "model", place / "run", prompts=table, judge=judge, max_new_tokens=2)
+    assert [p.prompt for p in found.pairings] == texts
+    assert set(seen) == set(zip(texts, "01", strict=True))
+
+
+def test_what_is_no_prompt_and_no_model_is_one_line(place: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "model")
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    wrong: list[tuple[Callable[[], Any], str]] = [
+        (lambda: use.texts_of({"prompt": ["a"]}), r"^prompts must be a name .*Give pandas\.DataFrame\(it\)"),
+        (lambda: use.texts_of(pd.Series([3])), r"^prompts\[0\] must be a text"),
+        (lambda: use.texts_of(7), r"^prompts must be a name .*, not int 7\."),  # type: ignore[arg-type]
+        (lambda: use.texts_of(None), r"^prompts must be a name .*, not None\."),  # type: ignore[arg-type]
+        (lambda: prefiere.compare(place / "model", place / "run", prompts=[]), "^prompts: there are none to ask"),
+        (lambda: prefiere.score(place / "reward", None), r"^data must be a name .*, not None\."),
+        (lambda: prefiere.estimate("kto", model="m", data=rows), "^method must be one of sft, dpo, .*, not 'kto'"),
+        (lambda: prefiere.estimate("recipe.yaml"), r"A recipe is given as recipe=\.\.\."),
+        *((lambda f=f: f(model), "^a hub id, a folder or a run is wanted, not LlamaForCausalLM") for f in (
+            lambda m: prefiere.sample(m, ["a"]), lambda m: prefiere.compare(m, m, prompts=["a"]), prefiere.chat,
+            lambda m: prefiere.score(m, rows), lambda m: prefiere.export(m, "out"), prefiere.diagnose,
+        )),
+    ]  # fmt: skip
+    for call, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
 def test_comparisons_are_those_of_the_command(place: Path) -> None:
     told = command("compare", place / "run", "--limit", "2", "--max-new-tokens", "5")
     run = prefiere.Run.open(place / "run")
@@ -102,6 +146,9 @@ def test_scores_are_those_of_the_command(place: Path, tmp_path: Path) -> None:
     held = prefiere.Run.open(place / "reward").score(pairs, quiet=True).to_frame()
     assert held["chosen"].tolist() == [row["chosen"] for row in found.rows]
     assert held["source"].tolist()[:2] == ["data[0]", "data[1]"]
+    told_held = prefiere.score(place / "reward", pairs[:4], quiet=True).to_dict()
+    assert told_held["data"] == "data"
+    assert "inputs" not in json.dumps(told_held)
 
 
 @pytest.mark.long

@@ -33,6 +33,10 @@ _HELD = "?"  # stands for what is held in memory until the settings are known to
 
 def settle(method: str, recipe: str | Path | None, values: Mapping[str, Any]) -> tuple[Settings, InMemory]:
     """The settings of a call, and what they name that the call holds. Raises ValueError as `recipe.load` does."""
+    if method not in METHODS:
+        raise RecipeError(
+            f"method must be one of {', '.join(METHODS)}, not {short(method)}. A recipe is given as recipe=..."
+        )
     flat, functions = _by_our_names(method, values), dict[str, Callable[..., Any]]()
     callbacks = {event: flat.pop(event) for event in EVENTS if event in flat}
     for event, callback in list(callbacks.items()):

@@ -19,6 +19,7 @@ from prefiere.files import write_text
 from prefiere.kernels.memory import within_memory
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.source import ModelError
+from prefiere.run import called
 from prefiere.tokens.truncation import WHAT
 
 
@@ -67,14 +68,14 @@ def scores_of_data(models: Sequence[str], data: str, *, trust: bool, display: Di
     if not pairs:
         answers = {n: f for n, f in found.items() if isinstance(f, AnswerScores)}
         told = {name: a.summary() for name, a in answers.items()}
-        return Scores(data, told, None, account, answer_rows(answers), False)
+        return Scores(called(data), told, None, account, answer_rows(answers), False)
     aligned = dict(zip(pairs, calibration.aligned(list(pairs.values())), strict=True))
     odds = {name: calibration.log_odds(p, scales[name]) for name, p in aligned.items()}
     apart = calibration.model_disagreement(list(odds.values())) if len(odds) > 1 else None
     if len(odds) > 1:
         odds["their mean"] = calibration.ensemble(list(odds.values()))
     told = {name: _spread(aligned.get(name)) | calibration.calibration(p) for name, p in odds.items()}
-    return Scores(data, told, apart, account, pair_rows(aligned), True)
+    return Scores(called(data), told, apart, account, pair_rows(aligned), True)
 
 
 @within_memory("scoring", "set a smaller max_length, or take a smaller model")

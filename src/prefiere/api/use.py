@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefiere.api.held import settle
-from prefiere.api.rows import rows_of
-from prefiere.data.schema import Message, Text
+from prefiere.api.rows import TAKEN, rows_of
+from prefiere.data.schema import Kind, Message, Text
+from prefiere.files import short
 from prefiere.run import INPUTS, Run
 
 if TYPE_CHECKING:
@@ -27,14 +28,25 @@ if TYPE_CHECKING:
 
 Name: TypeAlias = str | os.PathLike[str]
 """A model, a run, or data, by hub id or path; a run may be given itself."""
-Asked: TypeAlias = Name | Iterable[str | Sequence[Message] | Sequence[Mapping[str, Any]]]
-"""Prompts: the name of a file, or texts and conversations."""
+Asked: TypeAlias = Name | Iterable[str | Sequence[Message] | Sequence[Mapping[str, Any]] | Mapping[str, Any]]
+"""Prompts: the name of a file, texts and conversations, or rows with a column of them, as ``data`` takes them."""
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 ANSWER = ("prompt", "completion", "sample", "ended", "tokens", "logp")
 
 
+def _name(model: Any) -> str:
+    """The name of a model or a run. Raises ValueError for what is none, such as a loaded model."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    what = f"a hub id, a folder or a run is wanted, not {type(model).__name__} {short(model)}"
+    raise ValueError(f"{what}. Save a loaded model and its tokenizer (save_pretrained), and name their folder.")
+
+
 def texts_of(prompts: Asked, limit: int | None = None) -> list[Text]:
     """Prompts as texts and messages. Raises ValueError for what is neither."""
+    if _has_columns(prompts):
+        with _on_disk(prompts, "prompts", "prompts") as (name, _):
+            return texts_of(name, limit)
     if isinstance(prompts, str | os.PathLike):
         from prefiere.data import formats
 
@@ -48,6 +60,14 @@ def texts_of(prompts: Asked, limit: int | None = None) -> list[Text]:
         else:
             raise ValueError(f"prompts[{i}] must be a text or a list of messages, not {type(prompt).__name__}.")
     return found[:limit]
+
+
+def _has_columns(prompts: Any) -> bool:
+    """Whether prompts are one column of several: of a table, a data set, or dicts. What is no list is none of ours."""
+    listed = prompts[0] if isinstance(prompts, list | tuple) and prompts else None
+    table = isinstance(prompts, Mapping) or hasattr(prompts, "columns") or hasattr(prompts, "column_names")
+    named = isinstance(prompts, str | os.PathLike)
+    return not named and (table or isinstance(listed, Mapping) or not isinstance(prompts, Iterable))
 
 
 def _message(said: Mapping[str, Any], place: int) -> Message:
@@ -73,8 +93,8 @@ def sample(
     """The answers of a model (hub id, folder or run) to prompts: a row each, with ``prompt``, ``completion``,
     ``sample``, ``ended``, ``tokens`` and ``logp`` (nats).
 
-    prompts: a file, or a list of texts and conversations. The same seed draws the same answers. Raises ValueError for a
-    value out of its range, and for a model that cannot be loaded.
+    prompts: a file, a list of texts and conversations, or rows (dicts, a DataFrame, a Dataset). The same seed draws the
+    same answers. Raises ValueError for a value out of its range, and for a model that cannot be loaded.
     """
     from prefiere.evaluate.compare import ask
     from prefiere.evaluate.manner import manner_of
@@ -82,8 +102,9 @@ def sample(
     from prefiere.sample.sampling import Sampling
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
-    asked, manner = texts_of(prompts, limit), manner_of(os.fspath(model), template_kwargs)
-    answers = ask(find_model(os.fspath(model), trust=trust), asked, sampling, manner=manner, progress=progress)
+    name = _name(model)
+    asked, manner = texts_of(prompts, limit), manner_of(name, template_kwargs)
+    answers = ask(find_model(name, trust=trust), asked, sampling, manner=manner, progress=progress)
     return [{k: row[k] for k in ANSWER} for row in answers.rows]
 
 
@@ -105,25 +126,32 @@ def compare(
 ) -> Compared:
     """Ask two models the same prompts with the same seed, or the model of a run before and after it.
 
-    prompts: a file of prompts or a list, of which the first ``limit`` are asked; a run alone brings its validation
-    prompts, and its judge. judge: a function, ``module:function``, a reward model, or "none". Raises ValueError where
-    there are no prompts, and for a value out of its range.
+    prompts: a file of prompts, a list or rows, of which the first ``limit`` are asked; a run alone brings its
+    validation prompts, and its judge. judge: a function, ``module:function``, a reward model, or "none". Raises
+    ValueError where there are no prompts, and for a value out of its range.
     """
     from prefiere.evaluate.compare import ask_both
     from prefiere.sample.sampling import Sampling
 
-    named = prompts is None or isinstance(prompts, str | os.PathLike)
-    return ask_both(
-        before,
-        after,
-        sampling=Sampling(samples, temperature, top_p, max_new_tokens, seed),
-        prompts=Path(prompts) if isinstance(prompts, os.PathLike) else prompts if named else texts_of(prompts, limit),  # type: ignore[arg-type]
-        judge=judge,
-        limit=limit,
-        trust=trust,
-        template_kwargs=template_kwargs,
-        progress=progress,
-    )
+    with ExitStack() as kept:
+        asked: Any = prompts
+        if prompts is not None and _has_columns(prompts):
+            asked, _ = kept.enter_context(_on_disk(prompts, "prompts", "prompts"))
+        elif isinstance(prompts, os.PathLike):
+            asked = Path(prompts)
+        elif prompts is not None and not isinstance(prompts, str):
+            asked = texts_of(prompts, limit)
+        return ask_both(
+            _name(before),
+            None if after is None else _name(after),
+            sampling=Sampling(samples, temperature, top_p, max_new_tokens, seed),
+            prompts=asked,
+            judge=judge,
+            limit=limit,
+            trust=trust,
+            template_kwargs=template_kwargs,
+            progress=progress,
+        )
 
 
 def chat(
@@ -142,7 +170,7 @@ def chat(
     from prefiere.sample.sampling import Sampling
 
     sampling = Sampling(1, temperature, top_p, max_new_tokens, seed)
-    return Talker(os.fspath(model), sampling, trust=trust, template_kwargs=template_kwargs)
+    return Talker(_name(model), sampling, trust=trust, template_kwargs=template_kwargs)
 
 
 def score(
@@ -157,20 +185,22 @@ def score(
     from prefiere.api.scoring import scores_of_data
     from prefiere.console import Display
 
-    names = [os.fspath(m) for m in ([models] if isinstance(models, str | os.PathLike) else models)]
-    with _on_disk(data, reading.get("data_split")) as (name, options):
+    names = [_name(m) for m in (models if isinstance(models, list | tuple) else [models])]
+    with _on_disk(data, "data", "pairs", reading.get("data_split")) as (name, options):
         return scores_of_data(names, name, trust=trust, display=Display(quiet=quiet), **{**reading, **options})
 
 
 @contextmanager
-def _on_disk(data: Any, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _on_disk(data: Any, key: str, kind: Kind, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name of data, which is in a file meanwhile where it was in memory, and what replaces options of reading."""
-    rows, split_read = rows_of(data, "data", "pairs", split=split)
+    rows, split_read = rows_of(data, key, kind, split=split)
+    if data is None:
+        raise ValueError(f"{key} must be {TAKEN}, not None.")
     if rows is None:
         yield os.fspath(data), {}
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, INPUTS, f"data-{rows.digest()}.jsonl")
+        path = Path(folder, INPUTS, f"{key}-{rows.digest()}.jsonl")
         path.parent.mkdir()
         rows.write(path)
         yield str(path), {"data_split": None} if split_read else {}
@@ -202,16 +232,17 @@ def export(
 
     asked = None if prompts is None else os.fspath(prompts)
     wanted = Wanted(merge, dtype, gguf, step, push, public, asked, trust)
-    return publish(os.fspath(run), Path(out), wanted, Terminal(stderr=True, quiet=quiet, highlight=False))
+    return publish(_name(run), Path(out), wanted, Terminal(stderr=True, quiet=quiet, highlight=False))
 
 
 def estimate(
     method: str = "dpo", recipe: Name | None = None, *, gpu: str | None = None, quiet: bool = False, **settings: Any
 ) -> Forecast:
-    """Whether a run fits, how long it takes, and what to change until it fits; loads no weights, writes nothing.
+    """Whether a run fits, how long it takes, and what to change until it fits; loads no weights.
 
-    method: dpo, ppo, ... ; settings: as its own function takes them, ``out`` left out. gpu: t4, l4, a100, h100, ...,
-    or cpu; None: this machine. Raises ValueError as the run would.
+    method: dpo, ppo, ... ; settings: as its own function takes them, ``out`` left out. Rows and a loaded model are
+    written to a temporary folder meanwhile. gpu: t4, l4, a100, h100, ..., or cpu; None: this machine. Raises ValueError
+    as the run would.
     """
     from prefiere.console import Display
     from prefiere.estimate.estimate import forecast
@@ -230,4 +261,4 @@ def diagnose(run: Name) -> Diagnosis:
     """
     from prefiere.doctor.diagnose import diagnose as found
 
-    return found(run if isinstance(run, Run) else Run.open(os.fspath(run)))
+    return found(run if isinstance(run, Run) else Run.open(_name(run)))

@@ -15,6 +15,7 @@ from prefiere.data import formats
 from prefiere.data.schema import Demonstration, Judgement
 from prefiere.evaluate.pairs import PairScores, Reading, paired
 from prefiere.models.reward_model import RewardModel
+from prefiere.run import called
 from prefiere.stats import Estimate, clustered_mean
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.truncation import EncodeReport
@@ -139,15 +140,15 @@ def score_data(
     options["on_bad"] = reading.get("on_bad", "content")
     holds = formats.read(data, kind="prompts", **options).layout.layout.holds
     if holds == "prompts":
-        raise ValueError(f"{data} holds prompts without answers: there is nothing to score")
+        raise ValueError(f"{called(data)} holds prompts without answers: there is nothing to score")
     if holds in ("judgements", "demonstrations"):
         return _score_answers(model, formats.Records(data, holds, **options), progress)
     records = formats.read(data, kind="pairs", pairs_per_prompt=reading.get("pairs_per_prompt", "all"), **options)
     report = EncodeReport()
     store = GroupStore.build(model.encoder.encode(records, report), 2)
     if not len(store):
-        raise ValueError(f"{data} holds no pair to score ({records.counts}; {'; '.join(report.lines())})")
-    account = {"data": str(data), "read": records.describe(), "tokens": report.to_dict()}
+        raise ValueError(f"{called(data)} holds no pair to score ({records.counts}; {'; '.join(report.lines())})")
+    account = {"data": called(data), "read": records.describe(), "tokens": report.to_dict()}
     return paired(store, model.score_groups(store, progress), account)
 
 

@@ -118,6 +118,8 @@ def ask_both(
         judge = _judge_of(run)
     name, functions = _named(judge)
     asked, columns = _asked(run, prompts, limit, any(f.call.reads_columns for f in functions.values()))
+    if not asked:
+        raise ValueError("prompts: there are none to ask. Give at least one.")
     example = Answered(asked[:1], ["a"], [np.zeros(1, np.int32)], columns[:1])
     scorer = None if name is None else Judge.load(name, functions=functions, example=example)
     recipe = run.recipe if run is not None else {}
