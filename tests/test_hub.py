@@ -144,7 +144,7 @@ def test_gated_private_and_missing_models(place: Place) -> None:
 def test_a_run_is_uploaded_and_loaded_by_its_name(place: Place) -> None:
     place.json("dpo", "--model", "org/tiny", "--data", "pairs.jsonl", *SHORT, "--lora", "true", "--out", "lora")
     wanted = ("export", "lora", "--prompts", "pairs.jsonl")
-    refused = place.run(*wanted, "--out", "no", "--push", "org/mine")
+    refused = place.run(*wanted, "--out", "not-pushed", "--push", "org/mine")
     assert refused.returncode != 0
     assert "hf auth login" in refused.stderr
     odd = place.run(*wanted, "--out", "odd", "--push", "a/b/c", token=True)
@@ -177,6 +177,6 @@ def test_a_revision_of_a_model_is_the_one_that_is_trained_and_found_again(place:
     assert one == two
     asked = ("--prompts", "pairs.jsonl", "--limit", "1")
     assert place.json("sample", "named", *asked)["answers"] == place.json("sample", "local", *asked)["answers"]
-    done = place.run(*given, "--model", "org/tiny@v7", "--out", "no")
+    done = place.run(*given, "--model", "org/tiny@v7", "--out", "unknown-revision")
     assert "org/tiny has no revision v7 on the hub" in done.stderr
-    assert not (place.folder / "no").exists()
+    assert not (place.folder / "unknown-revision").exists()
