@@ -132,6 +132,18 @@ def test_a_full_disk_is_the_caches_and_a_file_that_cannot_be_read_is_not(tmp_pat
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"]
 
 
+def test_a_drive_that_cannot_be_read_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path))
+    kept(Maker())
+
+    def gone(_: Path) -> str:
+        raise OSError(116, "Stale file handle")  # as reads of a network drive fail: without a name
+
+    monkeypatch.setattr("prefiere.files.hash_of", gone)
+    with pytest.raises(ValueError, match=rf"cannot read {tmp_path}/.* \(Stale file handle\): set PREFIERE_CACHE"):
+        kept(Maker())
+
+
 def test_who_waits_for_another_process_is_told(tmp_path, monkeypatch, capsys) -> None:
     import threading
 

@@ -77,7 +77,7 @@ def entry(kind: str, key: Mapping[str, Any]) -> Iterator[Entry]:
     """The entry of a key, held until the block ends: another process that wants it waits.
 
     key: everything that the entry depends on and nothing else, as plain values. Raises ValueError where the cache
-    cannot be written.
+    cannot be read or written.
     """
     path = cache_folder() / f"{kind}-{digest_of(key)}"
     try:
@@ -91,7 +91,10 @@ def entry(kind: str, key: Mapping[str, Any]) -> Iterator[Entry]:
     except OSError as e:
         raise ValueError(f"cannot write to {path.parent} ({e.strerror}): set PREFIERE_CACHE to another folder") from e
     try:
-        about, damaged = sealed(path)
+        try:
+            about, damaged = sealed(path)
+        except OSError as e:
+            raise ValueError(f"cannot read {path} ({e.strerror}): set PREFIERE_CACHE to another folder") from e
         yield Entry(path, damaged is None, about)
     finally:
         lock.release()

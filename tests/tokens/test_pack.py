@@ -87,7 +87,7 @@ def test_a_store_on_disk_is_read_not_mapped_and_goes_to_another_process(tmp_path
     on_disk = written(iter(groups), 2, tmp_path)
     assert str(list(on_disk)) == str(groups)
     held = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
-    assert not any(str(tmp_path / name) in held for name in ("tokens.bin", "mask.bin"))
+    assert str(tmp_path) not in held
     sent = pickle.loads(pickle.dumps(on_disk.select([8, 0])))
     assert str(list(sent)) == str([groups[8], groups[0]])
 

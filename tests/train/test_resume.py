@@ -1,5 +1,6 @@
 """Stopped and resumed equals uninterrupted, bit for bit; and a run folder that survives whatever ends it."""
 
+import errno
 import json
 import os
 import shutil
@@ -96,6 +97,28 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, 
         assert scale not in (None, 1.0)
         if "target_kl" in options:
             assert last_state(whole)["method"]["kl"]["coef"] != 0.05, "the coefficient was not steered"
+
+
+def test_a_cache_on_a_drive_that_goes_away(tmp_path, monkeypatch) -> None:
+    """status.json says what could not be read, and the same command continues when the drive is back, or elsewhere."""
+    options = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, "sample_steps": 2}
+    whole = launch(given(tmp_path, DPO, out=str(tmp_path / "whole"), **options), display=QUIET).run
+    s, real = given(tmp_path, DPO, out=str(tmp_path / "cut"), **options), os.pread
+    out = Run(tmp_path / "cut")
+
+    def pread(*args: int) -> bytes:
+        if (out.folder / "status.json").is_file() and out.status.get("step", 0) >= 3:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(*args)
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(OSError, match=r"cannot read .*tokens.*\.bin \(Stale file handle\): .*PREFIERE_CACHE"):
+        launch(s, display=QUIET)
+    assert out.status["state"] == "failed"
+    assert "Stale file handle" in out.status["reason"]
+    monkeypatch.setattr(os, "pread", real)
+    monkeypatch.setenv("PREFIERE_CACHE", str(tmp_path / "another"))
+    runs.assert_same_run(whole, launch(s, display=QUIET).run)
 
 
 def last_state(run: Run) -> dict:

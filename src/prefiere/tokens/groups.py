@@ -61,6 +61,7 @@ TYPES = {
 }
 _LONG = ("tokens", "mask")
 _CHUNK = 512
+_AGAIN = "the same command looks for it again; PREFIERE_CACHE may name another folder"
 
 
 class _Stretches:
@@ -73,9 +74,12 @@ class _Stretches:
     def __getitem__(self, part: slice) -> np.ndarray:
         size = self._dtype.itemsize
         wanted = (part.stop - part.start) * size
-        read = os.pread(self._file.fileno(), wanted, part.start * size)
+        try:
+            read = os.pread(self._file.fileno(), wanted, part.start * size)
+        except OSError as e:  # names no file
+            raise OSError(f"cannot read {self._where[0]} ({e.strerror}): {_AGAIN}") from e
         if len(read) != wanted:
-            raise OSError(f"{self._where[0]} is cut short: delete its folder, and it is made anew")
+            raise OSError(f"{self._where[0]} is cut short: {_AGAIN}")
         return np.frombuffer(read, self._dtype)
 
     def __reduce__(self) -> tuple[type, tuple[Path, type]]:
@@ -108,14 +112,11 @@ class GroupStore(Sequence[PromptGroup]):
     @classmethod
     def open(cls, folder: Path, k: int) -> GroupStore:
         """The store that a `GroupWriter` left in this folder: what grows with the text is read where it is asked for,
-        the few numbers of each group are mapped into memory."""
-
-        def mapped(path: Path, dtype: type) -> np.ndarray:
-            return np.memmap(path, dtype, "r").view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
-
+        the few numbers of each group (about 100 bytes) are read now. Nothing is mapped: where a drive goes away, a read
+        that fails is an error, a mapped page that is not there kills the process. Raises OSError."""
         files = {name: (folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}
         long = _LONG if hasattr(os, "pread") else ()  # Windows has no reading at a place
-        return cls({name: (_Stretches if name in long else mapped)(*file) for name, file in files.items()}, k)
+        return cls({name: (_Stretches if name in long else np.fromfile)(*file) for name, file in files.items()}, k)
 
     def __len__(self) -> int:
         return len(self._a["weight"] if self._rows is None else self._rows)
