@@ -78,6 +78,26 @@ def test_a_kl_that_costs_nothing_is_no_fault_without_harm(tmp_path: Path) -> Non
     assert (harmed.findings[0].about, harmed.severity) == ("kl_coef", "bad")
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_few_held_out_pairs_do_not_say_that_nothing_was_learnt(tmp_path: Path, seed: int) -> None:
+    """At 65% right the interval of 24 pairs is 47% to 83%: it holds one half, and says nothing of the epochs."""
+    right = {"rewards/accuracies": to(0.65, 0.5), "rewards/margins": to(0.6)}
+    d = diagnose(planned(make(tmp_path, seed, train=right, pairs=24, recipe={"num_train_epochs": 6.0})))
+    assert d.severity != "bad"
+    assert told(d, "unusual_setting").about == "num_train_epochs"
+
+
+def test_a_setting_under_which_nothing_was_learnt(tmp_path: Path) -> None:
+    """The interval of 300 pairs at 50% is 45% to 55%; the page says that, and no more."""
+    flat = {"rewards/accuracies": to(0.5, 0.5), "rewards/margins": to(0.0), "loss": to(math.log(2), math.log(2))}
+    d = diagnose(planned(make(tmp_path, held_out=flat, recipe={"num_train_epochs": 6.0})))
+    finding = told(d, "setting_too_high")
+    assert (finding.about, finding.severity) == ("num_train_epochs", "bad")
+    assert "no better than by a coin" in finding.meaning
+    assert "loses what it knew" not in finding.meaning
+    assert any("held-out" in line for line in finding.evidence)
+
+
 # -- 1: the rate is blamed only where it is off -----------------------------------------------------------------------
 
 

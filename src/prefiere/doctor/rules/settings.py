@@ -17,11 +17,17 @@ _WORDS = {
 
 
 def too_strong(case: Case) -> Finding | None:
-    """The run came to harm, and a setting pushes it further than it should."""
+    """The run came to harm, or nothing came of it, and a setting pushes it further than it should."""
     odd = case.odd(1)
-    if odd is None or not (harmed(case) or no_better(case)):
+    if odd is None:
         return None
-    return _said(case, odd, "bad")
+    if harmed(case):
+        what = "Every update goes further than what it learnt from can justify, and the model loses what it knew."
+    elif no_better(case):
+        what = "After training, held-out pairs are ranked no better than by a coin."
+    else:
+        return None
+    return _said(case, odd, "bad", what)
 
 
 def too_weak(case: Case) -> Finding | None:
@@ -29,7 +35,7 @@ def too_weak(case: Case) -> Finding | None:
     odd = case.odd(-1)
     if odd is None or harmed(case) or not unmoved(case):
         return None
-    return _said(case, odd, "warning")
+    return _said(case, odd, "warning", "So the model stays where it started, whatever the data says.")
 
 
 def out_of_range(case: Case) -> Finding | None:
@@ -68,9 +74,10 @@ def harmed(case: Case) -> bool:
 
 
 def no_better(case: Case) -> bool:
-    """Whether held-out pairs are ranked no better than by a coin."""
-    right = case.seen("rewards/accuracies")
-    return right is not None and right.held_out and right.change.after.low <= 0.5
+    """Whether held-out pairs, 40 or more, are ranked no better than by a coin: the interval holds 50%, or lies below,
+    and does not reach far above it. One of few pairs holds it whatever was learnt."""
+    right = case.change("eval_rewards/accuracies")
+    return right is not None and right.after.n >= 40 and right.after.low <= 0.5 and right.after.high <= 0.62
 
 
 def unmoved(case: Case) -> bool:
@@ -116,22 +123,25 @@ def _compared(odd: DialReading) -> str:
     return f"The {name} is {smaller} times smaller than what suits the run: {_value(odd)}, where {suits}."
 
 
-def _said(case: Case, odd: DialReading, severity: Severity) -> Finding:
+def _said(case: Case, odd: DialReading, severity: Severity, what: str) -> Finding:
+    """what: what the run shows of it, as a sentence."""
     high = odd.farness > 0
     rate = odd.dial.name in ("learning_rate",)
     key = f"rate_too_{'high' if high else 'low'}" if rate else f"setting_too_{'high' if high else 'low'}"
-    what = (
-        "Every update goes further than what it learnt from can justify, and the model loses what it knew."
-        if odd.push > 0
-        else "So the model stays where it started, whatever the data says."
-    )
     name = _WORDS.get(odd.dial.name, odd.dial.name)
     return Finding(
         key,
         f"The {name} is far too {'high' if high else 'low'} ({_value(odd)}).",
         severity,
         f"{_compared(odd)} {what}",
-        case.evidence("eval_rewards/margins", "samples/score", "samples/ref_logp", "samples/kl", "samples/reward"),
+        case.evidence(
+            "eval_rewards/accuracies",
+            "eval_rewards/margins",
+            "samples/score",
+            "samples/ref_logp",
+            "samples/kl",
+            "samples/reward",
+        ),
         (case.usual(odd),),
         cause=True,
         sure="sure" if abs(odd.farness) > 1.5 else "likely",
