@@ -146,9 +146,22 @@ def override(text: str, typed: str | None = None) -> Setting:
     """``key=value`` with its YAML value; an empty value is none. typed: how it was written, if otherwise."""
     key, _, value = text.partition("=")
     try:
-        return Setting(key.strip(), yaml.safe_load(value), f"{typed or text}: ")
-    except yaml.YAMLError as e:
+        return Setting(key.strip(), value_of(value), f"{typed or text}: ")
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: a day that no month has
         raise RecipeError(f"{typed or text}: the value is not valid YAML. Quote it: {key}='\"...\"'.") from e
+
+
+def value_of(word: str) -> Any:
+    """The YAML value of a word of a command. Raises yaml.YAMLError, and ValueError for a day that no month has.
+
+    A command has no comments: a word in which YAML sees one is text, all of it.
+    """
+    value, end = yaml.safe_load(word), 0
+    for token in yaml.scan(word):
+        if "#" in word[end : token.start_mark.index]:
+            return word
+        end = token.end_mark.index
+    return value
 
 
 def _check(model: type[Settings], key: str, value: Any) -> Any:

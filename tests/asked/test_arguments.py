@@ -40,6 +40,14 @@ def dpo(*words: str) -> Any:
         (["--lora-target-modules", "q_proj", "v_proj", "beta=0.3"], "lora_target_modules", ["q_proj", "v_proj"]),
         (["--columns", "{prompt: señal}"], "columns", {"prompt": "señal"}),
         (["--eval_data", "a=b.jsonl"], "eval_data", "a=b.jsonl"),
+        (["--eval_data", "set #2.jsonl"], "eval_data", "set #2.jsonl"),  # a command has no comments
+        (["judge=mine:score #2"], "judge", "mine:score #2"),
+        (["--run_name", "#3"], "run_name", "#3"),
+        (["--run_name=a#3"], "run_name", "a#3"),
+        (["--run_name", "'try' #3"], "run_name", "'try' #3"),
+        (["--run_name", "'try #3'"], "run_name", "try #3"),
+        (["--columns", '{prompt: "q #1"}'], "columns", {"prompt": "q #1"}),
+        (["--lora-target-modules", "a #1", "b"], "lora_target_modules", ["a #1", "b"]),
         (["--max_grad_norm", "none"], "max_grad_norm", None),
         (["max_grad_norm="], "max_grad_norm", None),
         (["max_grad_norm=", "beta=0.3"], "max_grad_norm", None),
@@ -49,6 +57,20 @@ def dpo(*words: str) -> Any:
 )
 def test_every_form_of_a_setting(words: list[str], key: str, value: object) -> None:
     assert getattr(dpo(*words), key) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--beta", "0.2 # low"], "--beta 0.2 # low: beta must be a number above 0, not '0.2 # low'."),
+        (["--report_to", "wandb", "@x"], "--report_to wandb @x: the value is not valid YAML. Quote it"),
+        (["run_name=2026-02-31"], "run_name=2026-02-31: the value is not valid YAML. Quote it"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_as_it_was_typed(words: list[str], said: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        dpo(*words)
+    assert said in str(e.value)
 
 
 def test_a_list_ends_where_the_next_setting_or_a_recipe_begins(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,108 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
     assert "all-linear" in said["use_peft"]
 
 
+@pytest.mark.parametrize(
+    ("text", "model", "left"),
+    [
+        ("base_model: org/base\nrevision_of_model: v1\nmicro_batch_size: 1\n", "org/base@v1", set()),
+        ("model_name_or_path: org/base\nmodel_revision: 12\nbeta: 0.1\ndataset_name: d\n", "org/base@12", set()),
+        ("model_name_or_path: org/base\nmodel_revision: main\nbeta: 0.1\ndataset_name: d\n", "org/base", set()),
+        ("model_name_or_path: ./here\nmodel_revision: v1\nbeta: 0.1\ndataset_name: d\n", "./here", {"model_revision"}),
+        ("model_name_or_path: b\nmodel_revision: v1\nadapter_name_or_path: ./a\nstage: dpo\ncutoff_len: 8\n", "./a",
+         {"model_revision"}),
+    ],
+)  # fmt: skip
+def test_the_revision_of_a_model_of_the_hub_is_taken_over(
+    text: str, model: str, left: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    found = migrate(tmp_path / "f.yaml")
+    assert (found.settings["model"], set(found.left)) == (model, left)
+
+
+@pytest.mark.parametrize(
+    ("said", "differs", "setting"),
+    [
+        ("packing: true", True, None),
+        ("assistant_only_loss: false", True, None),
+        ("assistant_only_loss: true", False, True),
+        ("completion_only_loss: false", False, False),
+    ],
+)
+def test_what_imitation_learns_of_a_conversation_is_said(
+    said: str, differs: bool, setting: bool | None, tmp_path: Path
+) -> None:
+    (tmp_path / "f.yaml").write_text(f"model_name_or_path: m\ndataset_name: d\nmax_length: 8\n{said}\n")
+    found = migrate(tmp_path / "f.yaml", method="sft")
+    assert ("theirs learns every turn" in found.differs.get("dataset_name", "")) is differs
+    assert found.settings.get("completion_only_loss") is setting
+
+
+SECRETS = """
+model_name_or_path: m
+dataset_name: d
+beta: 0.1
+hub_token: hf_mine
+hf_hub_token: hf_mine
+pad_token: <pad>
+added_tokens: [<a>]
+env: {WANDB_API_KEY: hf_mine, NUMBER: "0", nested: [{db_password: hf_mine}]}
+webhook: https://ana:hf_mine@host/x?token=hf_mine&y=1
+more: [HF_TOKEN=hf_mine]
+"""
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text(SECRETS)
+    done = CliRunner().invoke(app, ["recipe", "from", str(tmp_path / "f.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "hf_mine" not in done.output
+    for line in (
+        "hub_token: '***':",
+        "hf_hub_token: '***':",
+        "pad_token: <pad>:",
+        "added_tokens: [<a>]:",
+        "env: {NUMBER: '0', WANDB_API_KEY: '***', nested: [{db_password: '***'}]}:",
+        "webhook: https://ana:***@host/x?token=***&y=1:",
+        "more: [HF_TOKEN=***]:",
+    ):
+        assert f"#   {line}" in done.stdout, line
+
+
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [
+        ("trl dpo --beta 0.2 && echo 'done", {"beta": 0.2}),
+        ("trl dpo --beta 0.2 2>&1 | tee it's.log", {"beta": 0.2}),
+        ("trl dpo --beta 0.2  # don't", {"beta": 0.2}),
+        ("trl dpo --beta 0.2; trl", {"beta": 0.2}),
+        ("`trl dpo --beta 0.2`", {"beta": 0.2}),
+        ("trl dpo \\\n  --beta 0.2 \\\n  --bf16", {"beta": 0.2, "bf16": True}),
+        ("trl dpo --run_name try#3 --x '#3' --y \"a b\"", {"run_name": "try#3", "x": "#3", "y": "a b"}),
+        ("trl dpo --x @file --out $(date) --lr 1e-6", {"x": "@file", "out": "$(date)", "lr": 1e-6}),
+        ("trl dpo --x '{\"a\": [1]}' --y -1", {"x": {"a": [1]}, "y": -1}),
+        ("trl dpo --x a b", {"x": ["a", "b"]}),
+    ],
+)
+def test_a_command_ends_where_a_shell_ends_it(typed: str, options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "f.sh").write_text(f"{typed}\n")
+    (tmp_path / "f.ipynb").write_text(
+        json.dumps(
+            {
+                "cells": [
+                    {"cell_type": "markdown", "source": "trl sft --beta 9"},
+                    {"cell_type": "code", "source": ["x = 1\n", f"!{typed}\n"]},
+                    {"cell_type": "code", "source": "y = 2"},
+                ]
+            }
+        )
+    )
+    for name in ("f.sh", "f.ipynb"):
+        found = migrate(tmp_path / name)
+        assert found.settings["method"] == "dpo"
+        assert found.values == {"trainer": "dpo", **options}
+
+
 def test_a_loss_that_is_not_there_is_left_out_and_the_default_named(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text("model_name_or_path: m\ndataset_name: d\nloss_type: exo_pair\nbeta: 0.1\n")
     found = migrate(tmp_path / "f.yaml")
@@ -368,6 +471,9 @@ def test_the_method_of_a_file_of_trl_may_have_to_be_named(tmp_path: Path) -> Non
         ("f.yaml", "- 1\n", "a recipe is lines of"),
         ("f.txt", "nothing here\n", "no command such as `trl dpo"),
         ("f.yaml", "a: b: c\n", "not valid YAML"),
+        ("f.sh", "trl dpo --run_name 'first --beta 0.2\n", "f.sh: a quote of the command trl dpo is not closed"),
+        ("f.ipynb", '{"cells": 3}', "f.ipynb: no notebook"),
+        ("f.ipynb", "no JSON", "f.ipynb: no notebook"),
     ],
 )
 def test_what_is_no_such_file_is_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prefiere import recipe
 from prefiere.asked.foreign import HINTS, taken
 from prefiere.methods import METHODS
@@ -111,7 +109,7 @@ def _option(word: str, left: list[str], found: Words) -> None:
             return
         typed = " ".join([word, *values])
         if len(values) > 1:
-            found.settings.append(Setting(key, [yaml.safe_load(v) for v in values], f"{typed}: "))
+            _setting_of_several(key, values, typed, found)
             return
         value = values[0] if values else "true"
     _setting(f"{key}={value}", typed, found)
@@ -130,6 +128,14 @@ def _equation(word: str, left: list[str], found: Words) -> None:
 def _setting(text: str, typed: str, found: Words) -> None:
     try:
         found.settings.append(recipe.override(text, typed))
+    except RecipeError as e:
+        found.problems.append(str(e))
+
+
+def _setting_of_several(key: str, values: Sequence[str], typed: str, found: Words) -> None:
+    try:
+        read = [recipe.override(f"{key}={value}", typed).value for value in values]
+        found.settings.append(Setting(key, read, f"{typed}: "))
     except RecipeError as e:
         found.problems.append(str(e))
 

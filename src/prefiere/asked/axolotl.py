@@ -15,6 +15,7 @@ from prefiere.asked.translation import (
     dataset,
     half_precision,
     left_out,
+    with_revision,
 )
 
 _RL = {"dpo": ("dpo", None), "ipo": ("dpo", "ipo"), "orpo": ("dpo", "orpo"), "kto": ("dpo", "kto"),
@@ -84,7 +85,7 @@ AXOLOTL = Tool(
         "gradient_accumulation_steps": batch_size("micro_batch_size", 1, "gradient_accumulation_steps"),
         "datasets": lambda value, keys: dataset(value, "data"),
         "test_datasets": lambda value, keys: dataset(value, "eval_data"),
-        "base_model": lambda value, keys: Take() if keys.get("lora_model_dir") else Take({"model": value}),
+        "base_model": lambda value, keys: Take() if keys.get("lora_model_dir") else with_revision(value, keys),
         "lora_model_dir": as_ours("model", "the adapter's folder names its base"),
         "sequence_len": as_ours("max_length", "longer examples are truncated and counted"),
         "val_set_size": as_ours("eval_size", "held out by prompt"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefiere.asked.translation import Keys, Leave, Take, Tool, as_ours, batch_size, left_out
+from prefiere.asked.translation import Keys, Leave, Take, Tool, as_ours, batch_size, left_out, with_revision
 
 _STAGES = {"sft": "sft", "dpo": "dpo", "kto": "dpo", "rm": "reward", "ppo": "ppo", "pt": "sft"}
 _NAMED = "is a name in dataset_info.json there: give the file or hub id that it stands for"
@@ -69,7 +69,7 @@ LLAMA_FACTORY = Tool(
         "eval_dataset": left_out(f"it {_NAMED}, as eval_data"),
         "dataset_dir": left_out("data is named by its file, folder or hub id"),
         "model_name_or_path": lambda value, keys: (
-            Take() if keys.get("adapter_name_or_path") else Take({"model": value})
+            Take() if keys.get("adapter_name_or_path") else with_revision(value, keys)
         ),
         "adapter_name_or_path": lambda value, keys: (
             Take({"model": value}, "the adapter's folder names its base") if "," not in str(value)

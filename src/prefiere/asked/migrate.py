@@ -6,6 +6,8 @@ leaves to its tool's defaults is written out where prefiere's are others. No tor
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from prefiere.asked.foreign import HINTS, ON_POLICY_HINTS, taken
 from prefiere.asked.llamafactory import LLAMA_FACTORY
 from prefiere.asked.translation import OF_ALL, Leave, Take, Tool, command_words
 from prefiere.asked.trl import TRL
-from prefiere.files import visible
+from prefiere.files import visible, without_passwords
 from prefiere.methods import METHODS
 from prefiere.recipe import RecipeError
 from prefiere.settings import PolicyGradient
@@ -58,12 +60,10 @@ class Migration:
         found: list[str] = []
         for title, about in (("Taken over with a difference:", self.differs), ("Not taken over:", self.left)):
             if about:
+                shown = {key: _short(_without_secrets(self.values.get(key), key)) for key in about}
                 found += [
                     title,
-                    *(
-                        f"  {_line(key)}: {_short(self.values.get(key))}: {why.removeprefix('nothing: ')}"
-                        for key, why in about.items()
-                    ),
+                    *(f"  {_line(k)}: {shown[k]}: {why.removeprefix('nothing: ')}" for k, why in about.items()),
                 ]
         if not self.settings.keys() & {"eval_size", "eval_data"}:
             found.append(
@@ -171,15 +171,37 @@ def _keys_of(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix in (".yaml", ".yml", ".json"):
         return {key: value for key, (value, _) in recipe.read_keys(path).items()}
     try:
-        found = command_words(Path(path).read_text(encoding="utf-8"))
+        found = command_words(_text_of(Path(path)))
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(f"{path}: cannot be read: {e}.") from e
+    except ValueError as e:
+        raise RecipeError(f"{path}: {e}.") from e
     if found is None:
         raise RecipeError(f"{path}: no YAML file (.yaml), and no command such as `trl dpo --learning_rate 1e-6` in it.")
     trainer, options, others = found
-    values = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in options.items()}
+    values = {k: _value_of(v) if isinstance(v, str) else v for k, v in options.items()}
     more = {"further commands": others} if others else {}
     return {"trainer": trainer, **{k: float(v) if _is_number(v) else v for k, v in values.items()}, **more}
+
+
+def _text_of(path: Path) -> str:
+    """A file's text; of a notebook, its cells of code. Raises OSError, and ValueError for what is none."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    try:
+        cells = json.loads(text)["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError("no notebook: it holds no cells") from e
+
+
+def _value_of(word: str) -> Any:
+    """The YAML value of a word of a command; of any other word itself (``@x``)."""
+    try:
+        return recipe.value_of(word)
+    except (yaml.YAMLError, ValueError):
+        return word
 
 
 def _is_number(value: Any) -> bool:
@@ -209,6 +231,23 @@ def _value(value: Any) -> str:
 def _short(value: Any) -> str:
     said = _line(_value(value))
     return said if len(said) <= 80 else f"{said[:77]}..."
+
+
+_SECRET = r"(?<!pad_)(?<!bos_)(?<!eos_)(?<!unk_)(?<!stop_)token|secrets?|passw(?:or)?ds?|credentials?|(?:api)?keys?"
+_SECRET_NAME = re.compile(rf"(?:.*[\W_])?(?:{_SECRET})(?:[\W_].*)?", re.IGNORECASE | re.DOTALL)
+_SECRET_EQUATION = re.compile(rf"\b((?:\w*_)?(?:{_SECRET})(?:_\w*)?=)[^\s&]+", re.IGNORECASE)
+
+
+def _without_secrets(value: Any, name: str = "") -> Any:
+    """A value to show: *** for text whose name says that it is a secret (``hub_token``), anywhere in it."""
+    secret = _SECRET_NAME.fullmatch(name) is not None
+    if isinstance(value, str):
+        return "***" if secret else without_passwords(_SECRET_EQUATION.sub(r"\1***", value))
+    if isinstance(value, Mapping):
+        return {k: _without_secrets(v, name if secret else str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(v, name) for v in value]
+    return value
 
 
 def _line(text: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Keys = Mapping[str, Any]
@@ -74,6 +76,21 @@ def batch_size(examples: str, default: int, key: str = "") -> Rule:
     return rule
 
 
+def with_revision(value: Any, keys: Keys) -> Take:
+    """A model, at the revision that the file names where it is one of the hub."""
+    revision = keys.get("model_revision") or keys.get("revision_of_model") or "main"
+    on_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(value)) and not Path(str(value)).exists()
+    return Take({"model": f"{value}@{revision}" if on_hub and revision != "main" else value})
+
+
+def _revision(value: Any, keys: Keys) -> Take | Leave:
+    """The revision of a model of the hub, which `with_revision` writes after its name."""
+    adapter = keys.get("adapter_name_or_path") or keys.get("lora_model_dir")
+    name = None if adapter else keys.get("model_name_or_path") or keys.get("base_model")
+    with_it = value == "main" or (name is not None and with_revision(name, keys).settings["model"] == f"{name}@{value}")
+    return Take() if with_it else Leave("model takes a revision after its name on the hub: model: owner/name@revision")
+
+
 def trackers(value: Any, keys: Keys) -> Take | Leave:
     """``report_to``: a tracker, several, or none of them."""
     named = [value] if isinstance(value, str) else list(value or [])
@@ -137,9 +154,10 @@ OF_ALL: dict[str, Rule] = {
     "chat_template": left_out("the model's own chat template is used: give its tokenizer another to have another"),
     "logging_first_step": left_out("nothing: step 0, the model before any update, is always logged"),
     "further commands": left_out("the first command is read alone"),
-    "model_revision": lambda value, keys: (
-        Take() if value == "main" else Leave("model takes no revision: download that one and name its folder")
-    ),
+    "model_name_or_path": with_revision,
+    "base_model": with_revision,
+    "model_revision": _revision,
+    "revision_of_model": _revision,
     **dict.fromkeys(
         ("ddp_timeout", "ddp_find_unused_parameters", "preprocessing_num_workers", "dataloader_num_workers",
          "dataset_num_proc", "dataset_processes", "dataloader_pin_memory", "remove_unused_columns", "low_cpu_mem_usage",
@@ -151,18 +169,28 @@ OF_ALL: dict[str, Rule] = {
 """Keys of transformers' trainer and of what is built on it."""
 
 
+_OPTIONS = re.compile(r"""
+    (?:[ \t]+ (?!\d*[<>])                  # a word; no redirection
+      (?: " (?:\\.|[^"\\])* " | ' [^']* ' | \\. | \$\([^()]*\)
+        | (?<=\S) \# | [^\s"'\\;&|<>()`#] )+
+    )*""", re.VERBOSE | re.DOTALL)  # fmt: skip
+"""Words of a shell up to an operator, a comment or the end of the line."""
+
+
 def command_words(text: str) -> tuple[str, dict[str, Any], int] | None:
-    """The trainer and the options of the first command of TRL in a text (a shell script, a notebook, a docstring), and
-    how many follow it; None where there is none."""
-    whole = re.sub(r"\\\s*\n", " ", text)
-    commands = list(re.finditer(r"(?:\btrl\s+(\w+)|(\w+)\.py)((?:\s+--?[\w-]+(?:[ =]+(?!--)[^\s`]+)*)+)", whole))
+    """The trainer and the options of the first command of TRL in a text (a shell script, a notebook's cells, a
+    docstring), and how many follow it; None where there is none. Raises ValueError for a quote that is not closed."""
+    whole = re.sub(r"\\[ \t]*\n\s*", " ", text)
+    commands = list(re.finditer(r"(?:\btrl\s+(\w+)|(\w+)\.py)(?=[ \t]+--?[\w-])", whole))
     if not commands:
         return None
     found = commands[0]
-    import shlex
-
+    typed = _OPTIONS.match(whole, found.end())
+    assert typed is not None  # no words are words, too
+    if whole[typed.end() :].lstrip(" \t").startswith(('"', "'")):
+        raise ValueError(f"a quote of the command {found[0]} is not closed")
     options: dict[str, Any] = {}
-    words = shlex.split(found[3], comments=True)
+    words = shlex.split(typed[0])
     while words:
         name, equals, value = words.pop(0).lstrip("-").partition("=")
         values = [value] if equals else []

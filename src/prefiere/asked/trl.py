@@ -46,7 +46,22 @@ def _data(value: Any, keys: Keys) -> Take | Leave:
     found = {"data": name}
     if keys.get("eval_strategy", "no") != "no" and keys.get("dataset_test_split"):
         found["eval_data"] = f"{name}[{keys['dataset_test_split']}]"
-    return Take(found)
+    return Take(found, _of_conversations(keys))
+
+
+def _of_conversations(keys: Keys) -> str:
+    """What imitation learns of a conversation where a file of TRL leaves that to it."""
+    said = keys.get("completion_only_loss") is not None or keys.get("assistant_only_loss")
+    if said or (_method_of(keys) or ("dpo",))[0] != "sft":
+        return ""
+    return "of conversations the answers are learnt, theirs learns every turn (completion_only_loss: false does)"
+
+
+def _datasets(value: Any, keys: Keys) -> Take | Leave:
+    found = dataset(value, "data")
+    if isinstance(found, Leave):
+        return found
+    return Take(found.settings, "; ".join(filter(None, [found.differs, _of_conversations(keys)])))
 
 
 def _tie(value: Any, keys: Keys) -> Take | Leave:
@@ -122,14 +137,14 @@ TRL = Tool(
         "dataset_test_split": lambda value, keys: (
             Take() if keys.get("eval_strategy", "no") != "no" else Leave(_OTHERS["dataset_test_split"])
         ),
-        "datasets": lambda value, keys: dataset(value, "data"),
+        "datasets": _datasets,
         "beta": _tie,
         "loss_type": _losses,
         "reward_funcs": _rewards,
         "reward_model_name_or_path": as_ours("reward"),
         "max_completion_length": _answer,
         "scale_rewards": left_out("nothing: grpo divides by the deviation of a prompt's answers, rloo does not"),
-        "assistant_only_loss": lambda value, keys: Take({"completion_only_loss": value}),
+        "assistant_only_loss": lambda value, keys: Take({"completion_only_loss": True} if value else {}),
         "sft_model_path": as_ours("model"),
         "bnb_4bit_quant_type": lambda value, keys: Take() if value == "nf4" else Leave("quantize has nf4"),
         "use_bnb_nested_quant": left_out("nothing: scales are kept as they are"),
