@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from prefiere.data.audit import split_by_prompt
 from prefiere.data.quality.faults import Faults
 from prefiere.data.quality.leaks import known_answers, together
 from prefiere.data.schema import Judgement, PreferencePair
@@ -81,11 +83,30 @@ def test_answers_that_everybody_gives_tie_nothing_together() -> None:
     assert known_answers(np.full(50, 7), np.full(50, 7)) == {"examples": 0, "of": 50}
 
 
-def test_most_of_the_data_is_not_tied_together() -> None:
-    """A chain through all prompts: each shares its answers with the next."""
-    prompts = np.repeat(np.arange(50), 2)
-    answers = 1 + np.minimum(np.arange(100) // 2 + np.arange(100) % 2, 49)
-    assert together(prompts, answers) is prompts
+def chain(size: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of two examples each, of which every one shares its answers with the next: one part of ``size``."""
+    at = np.arange(size)
+    return first + at // 2, 1 + first + (at + 1) // 2
+
+
+@pytest.mark.parametrize(
+    ("size", "of", "tied"),
+    [(20, 100, True), (22, 100, False), (50, 1000, True), (52, 1000, False), (520, 20_000, False)],
+)
+def test_what_is_tied_together_stays_small(size: int, of: int, tied: bool) -> None:
+    """20 examples, or a twentieth of all, but never more than 512; beside it stand examples that nothing ties."""
+    prompts, answers = (np.append(a, np.arange(1000, 1000 + of - size)) for a in chain(size))
+    found = together(prompts, answers)
+    assert found.tolist() == np.append(np.zeros(size) if tied else prompts[:size], prompts[size:]).tolist()
+
+
+def test_not_much_more_is_held_out_than_was_asked_for() -> None:
+    """Four times 100 of 1000 examples are linked through their answers; 50 are asked for, and a part may hold 50."""
+    parts = [*(chain(100, first) for first in (0, 200, 400, 600)), (np.arange(1000, 1600),) * 2]
+    prompts, answers = (np.concatenate([p[side] for p in parts]) for side in (0, 1))
+    keys = together(prompts, answers)
+    sizes = [len(split_by_prompt(keys, 50, seed)[1]) for seed in range(20)]
+    assert 50 <= min(sizes) <= max(sizes) < 100
 
 
 def test_known_answers_are_counted() -> None:

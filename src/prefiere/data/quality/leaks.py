@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-COMMON = 0.05
-"""Answers that more than this share of the examples have ("yes" and "no") are no sign of the same example."""
+FEW, COMMON, MANY = 20, 0.05, 512
+"""Answers that more examples have than this share of them, and than `FEW`, are no sign of the same example ("yes" and
+"no"). So many examples, and never more than `MANY`, are held out by one another at most: a split takes them whole."""
 
 
 def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -17,7 +18,7 @@ def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
     prompts, answers: int64 keys [n] of each example's prompt and of its answers in any order; 0 is no key. Examples of
     one prompt, or of the same answers, belong together, and so do those that are linked through others. Where that
-    would tie most of the data together, prompts alone decide.
+    would tie more of them together than a split may take at once, their prompts alone decide.
     """
     own, shared = np.unique(prompts, return_inverse=True), _telling(answers)
     pairs = np.unique(np.stack([own[1], shared], 1)[shared >= 0], axis=0)
@@ -29,11 +30,12 @@ def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
     size = len(own[0]) + int(shared.max()) + 1
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1] + len(own[0]))), (size, size))
     part = connected_components(edges, directed=False)[1][own[1]]
-    if np.bincount(part).max() > len(prompts) / 2:
-        return prompts
+    _, part, count = np.unique(part, return_inverse=True, return_counts=True)
     order = np.lexsort((prompts, part))
     first = order[np.unique(part[order], return_index=True)[1]]  # the smallest key of a part stands for it
-    return prompts[first][np.unique(part, return_inverse=True)[1]]
+    small = count[part] <= max(FEW, min(COMMON * len(prompts), MANY))
+    held_by: np.ndarray = np.where(small, prompts[first][part], prompts)
+    return held_by
 
 
 def known_answers(train: np.ndarray, held: np.ndarray) -> dict[str, int]:
@@ -48,6 +50,6 @@ def known_answers(train: np.ndarray, held: np.ndarray) -> dict[str, int]:
 def _telling(answers: np.ndarray) -> np.ndarray:
     """Numbers from 0 of answers that say which example it is: int64 [n], -1 where they do not."""
     _, number, count = np.unique(answers, return_inverse=True, return_counts=True)
-    few = count[number] <= max(20, COMMON * len(answers))
+    few = count[number] <= max(FEW, COMMON * len(answers))
     out: np.ndarray = np.where(few & (answers != 0), number, -1)
     return out
