@@ -83,7 +83,7 @@ SHORT = ("batch_size=4", "max_steps=2", "sample_steps=0", "eval_size=0")
 @pytest.mark.long
 def test_what_is_not_there_is_said_in_a_line(place: Place) -> None:
     for data, said in {
-        "org/nothing": "org/nothing",
+        "org/nothing": "there is no file or folder org/nothing here, and no such data set on the hub",
         "org/pairs[nowhere]": "train_prefs, test_prefs",
         "org/pairs@v9": "v9",
     }.items():
@@ -91,6 +91,11 @@ def test_what_is_not_there_is_said_in_a_line(place: Place) -> None:
         assert done.returncode != 0
         assert said in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+    assert len([path for _, path in place.hub.asked if "org/nothing" in path]) == 1
+    without = replace(place, hub=hub.Hub(url="http://127.0.0.1:9"))  # the discard port: nobody listens
+    assert "org/other here, and the hub is out of reach" in without.run("data", "org/other").stderr
+    known = without.json("data", "org/pairs[train_prefs]")  # downloaded above
+    assert any(r.startswith("offline: org/pairs as it was downloaded last") for r in known["read"]["remarks"])
 
 
 @pytest.mark.long

@@ -31,7 +31,7 @@ GROUND = {
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "objectives": set(),
-    "data": {"files", "cache", "run"},
+    "data": {"asked", "files", "cache", "run"},
     "tokens": {"files", "cache", "data"},
     "kernels": {"objectives", "tokens"},
     "sample": {"kernels", "tokens"},

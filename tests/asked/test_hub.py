@@ -46,12 +46,14 @@ def endpoint() -> Iterator[str]:
     server.server_close()
 
 
-def asked(name: str, tmp_path: Path, endpoint: str, **environment: str) -> list[str]:
+def asked(
+    name: str, tmp_path: Path, endpoint: str, question: str = "why_no_model(name)", **environment: str
+) -> list[str]:
     """What is said of a name, and whether the process goes on offline; in a process of its own: the clients read the
     endpoint when they are imported."""
     code = (
-        "import sys; from prefiere.asked.hub import why_no_model; from huggingface_hub import constants; "
-        "print(why_no_model(sys.argv[1])); print(constants.HF_HUB_OFFLINE)"
+        "import sys; from prefiere.asked.hub import *; from huggingface_hub import constants; name = sys.argv[1]; "
+        f"print({question}); print(constants.HF_HUB_OFFLINE)"
     )
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(SRC)}
     env = {k: v for k, v in env.items() if k != "HF_HUB_OFFLINE"} | environment
@@ -93,6 +95,21 @@ def test_without_a_network_it_is_said_at_once(tmp_path: Path) -> None:
 def test_without_a_network_the_cache_is_all_there_is(tmp_path: Path) -> None:
     in_cache(tmp_path, "org/base")
     assert asked("org/base", tmp_path, "http://127.0.0.1:9") == ["None", "True"]
+
+
+def test_data_are_asked_for_once_and_in_the_cache_of_their_own_library(tmp_path: Path, endpoint: str) -> None:
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "pairs.jsonl").touch()
+    no, nobody = "why_no_data(name, held={})".format, "http://127.0.0.1:9"
+    said = asked("sets/pears", tmp_path, endpoint, no(False))[0]
+    assert said.startswith(
+        "there is no file or folder sets/pears here (sets has pairs.jsonl), and no such data set on the hub."
+    )
+    assert Hub.asked == ["/datasets/sets/pears/resolve/main/README.md"]
+    said, offline = asked("org/set", tmp_path, nobody, no(False))
+    assert said.startswith("there is no file or folder org/set here, and the hub is out of reach (")
+    assert offline == "False"
+    assert asked("org/set", tmp_path, nobody, no(True)) == ["None", "True"]
 
 
 def test_offline_by_choice(tmp_path: Path, endpoint: str) -> None:

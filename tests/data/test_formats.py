@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefiere.data import formats, readers
+from prefiere.data import formats, readers, sources
 from prefiere.data.formats import DataError
 from prefiere.data.layouts.detect import LAYOUTS, MAKES, OPTIONAL
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, PreferencePair
@@ -237,6 +237,7 @@ def test_hub(tmp_path, monkeypatch):
         return datasets.DatasetDict(train_prefs=datasets.Dataset.from_list(ROWS))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(sources, "why_no_data", lambda *_, **__: None)
     got, source = read("owner/name:config")
     assert got == PAIRS
     assert asked == [("owner/name", "config")]
@@ -259,6 +260,7 @@ def test_hub_errors_are_one_line_with_advice(monkeypatch, error, advice):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(sources, "why_no_data", lambda *_, **__: None)
     with pytest.raises(DataError) as e:
         formats.read("owner/name", kind="pairs")
     assert str(e.value).startswith("owner/name: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 
 def cached(name: str, file: str, revision: str | None = None) -> bool:
@@ -28,6 +29,21 @@ def why_no_model(name: str, revision: str | None = None) -> str | None:
     Where the hub is out of reach and the cache has it, this process goes on without a network. A model that is gated
     is there; what it takes to read it is said when it is read.
     """
+    held = any(cached(name, file, revision) for file in ("config.json", "adapter_config.json"))
+    absent = f"there is no folder {name} here{_beside(name)}"
+    return _why_not(name, "config.json", revision, "model", absent, held)
+
+
+def why_no_data(name: str, revision: str | None = None, *, held: bool) -> str | None:
+    """The same for a data set. held: its library's cache has it, at whatever revision."""
+    absent = f"there is no file or folder {name} here{_beside(name, files=True)}"
+    return _why_not(name, "README.md", revision, "data set", absent, held)
+
+
+def _why_not(
+    name: str, file: str, revision: str | None, what: Literal["model", "data set"], absent: str, held: bool
+) -> str | None:
+    """Ask the hub once for a file that a repository may have. absent: what is said first where it has none."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -37,19 +53,18 @@ def why_no_model(name: str, revision: str | None = None) -> str | None:
         RevisionNotFoundError,
     )
 
-    held = any(cached(name, file, revision) for file in ("config.json", "adapter_config.json"))
-    absent = f"there is no folder {name} here{_beside(name)}"
     if constants.HF_HUB_OFFLINE:
-        forbidden = f"{absent}, and no model {name} in the hub's cache; HF_HUB_OFFLINE forbids to ask the hub."
+        forbidden = f"{absent}, and no {what} {name} in the hub's cache; HF_HUB_OFFLINE forbids to ask the hub."
         return None if held else forbidden
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        url = hf_hub_url(name, file, revision=revision, repo_type="dataset" if what == "data set" else None)
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except GatedRepoError:
         return None
     except RevisionNotFoundError:
         return f"{name} has no revision {revision} on the hub: name a branch, a tag or a commit of it."
     except (RepositoryNotFoundError, HFValidationError):
-        return f"{absent}, and no such model on the hub. Check the name; a private one needs `hf auth login`."
+        return f"{absent}, and no such {what} on the hub. Check the name; a private one needs `hf auth login`."
     except HfHubHTTPError:  # there is no such file, or the hub is not well: whoever reads it says so
         return None
     except Exception as e:  # whatever the client's library raises between here and there
@@ -61,10 +76,10 @@ def why_no_model(name: str, revision: str | None = None) -> str | None:
     return None
 
 
-def _beside(name: str) -> str:
+def _beside(name: str, *, files: bool = False) -> str:
     """What lies in the folder that a name begins with, where there is one: the name may be misspelt."""
     above = Path(name).parent
     if "/" not in name or not above.is_dir():
         return ""
-    there = sorted(p.name for p in above.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return f" ({above} has {', '.join(there[:5]) or 'no folders'})"
+    there = sorted(p.name for p in above.iterdir() if (files or p.is_dir()) and not p.name.startswith("."))
+    return f" ({above} has {', '.join(there[:5]) or ('nothing' if files else 'no folders')})"

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from prefiere.asked.hub import why_no_data
 from prefiere.cache import digest_of
 from prefiere.data.packed import PACKED_SUFFIXES
 from prefiere.data.readers import Rows, is_records, read_rows
@@ -219,8 +220,13 @@ def _saved(folder: Path, kind: Kind, split: str | None, purpose: ReadFor) -> Par
 def _hub(name: Named, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
     """A data set of the Hugging Face hub, ``owner/name`` or ``owner/name:config``, at a revision where one is named."""
     import datasets
+    from huggingface_hub import constants
 
     repository, _, config = name.base.partition(":")
+    if not datasets.config.HF_HUB_OFFLINE:  # asked once: its library would ask for half a minute
+        if (why := why_no_data(repository, name.revision, held=_downloaded(repository))) is not None:
+            raise DataError(why)
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
     options: dict[str, Any] = {} if name.revision is None else {"revision": name.revision}
     try:
         loaded = datasets.load_dataset(repository, config or None, **options)
@@ -230,6 +236,15 @@ def _hub(name: Named, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
     if datasets.config.HF_HUB_OFFLINE:
         return _as_asked(found, name, repository)
     return found
+
+
+def _downloaded(repository: str) -> bool:
+    """Whether the library has a data set of the hub on this disk, at whatever revision."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, name = repository.rpartition("/")
+    return Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
 
 
 def _as_asked(found: Parts, name: Named, repository: str) -> Parts:
