@@ -24,7 +24,7 @@ from prefiere.models.source import ModelError, Source, config_of
 
 Bits = Literal["f32", "f16", "bf16", "q8_0"]
 """How weights are held: 32 or 16 bits each, or blocks of 32 with 8 bits each and a common scale."""
-LARGEST: dict[Bits, float] = {"f32": 1e-3, "f16": 0.02, "bf16": 0.1, "q8_0": 0.2}
+EXPLAINED: dict[Bits, float] = {"f32": 1e-3, "f16": 0.02, "bf16": 0.1, "q8_0": 0.2}
 """Nats by which a token's log-prob may differ on average, by how weights are held."""
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model types, and what GGUF calls them."""
@@ -55,10 +55,10 @@ class Verified:
 
     def holds(self, bits: Bits) -> None:
         """Raise ModelError where the difference is more than weights held so explain."""
-        if self.mean > LARGEST[bits]:
+        if self.mean > EXPLAINED[bits]:
             raise ModelError(
                 f"read back, the GGUF file computes something else: log-probs differ by {self.mean:.2g} nats on "
-                f"average, and {bits} explains {LARGEST[bits]:g}. It is not kept."
+                f"average, and {bits} explains {EXPLAINED[bits]:g}. It is not kept."
             )
 
 
