@@ -7,6 +7,7 @@ import pytest
 
 from prefiere.data import formats
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, PreferencePair
+from prefiere.data.values import DataError
 
 
 def user(text):
@@ -431,6 +432,132 @@ def test_nectar(tmp_path):
     got, source = records(tmp_path, [tied])
     assert not got
     assert source.counts.dropped == {"tie": 1}
+
+
+SEVERAL = [
+    {
+        "source": "flan",
+        "instruction": "q",
+        "models": ["m", "n", "o"],
+        "completions": [
+            {"response": "middle", "overall_score": 7.0, "fine-grained_score": 2.5, "critique": "fair"},
+            {"response": "worst", "overall_score": 3.5, "fine-grained_score": 4.0, "critique": "poor"},
+            {"response": "best", "overall_score": 8.5, "fine-grained_score": 1.0, "critique": "good"},
+        ],
+        "correct_answers": ["None"],
+    },
+    {"instruction": "q", "generations": ["middle", "worst", "best"], "ratings": [3, 1, 5], "generation_models": ["m"]},
+    {
+        "question": "q",
+        "responses": [{"text": "middle", "rank": 2}, {"text": "worst", "rank": 3}, {"text": "best", "rank": 1}],
+    },
+    {"question": "q", "all_generated_responses": ["middle", "worst", "best"], "ranks": [2, 3, 1]},
+]
+
+
+@pytest.mark.parametrize("row", SEVERAL, ids=["UltraFeedback", "distilabel", "objects with ranks", "ranks beside"])
+def test_several_answers_with_a_number_each(tmp_path, row):
+    got, source = records(tmp_path, [row])
+    assert source.layout.name == "several answers, rated"
+    assert [p.chosen[0].content + ">" + p.rejected[0].content for p in got] == ["best>worst"]
+    assert got[0].prompt == ASKED
+    got, source = records(tmp_path, [row], pairs_per_prompt="all")
+    assert [p.chosen[0].content + ">" + p.rejected[0].content for p in got] == [
+        "best>middle",
+        "best>worst",
+        "middle>worst",
+    ]
+    got, source = records(tmp_path, [row], kind="prompts")
+    assert [p.prompt for p in got] == [ASKED]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "responses": ["x", "y", "z"], "ranking": [2, 0, 1]},  # the best is the third, or the second?
+        {"prompt": "q", "responses": [{"text": "x", "toxicity": 0.9}, {"text": "y", "toxicity": 0.1}]},
+        {"prompt": "q", "responses": [{"text": "x", "score": 1, "rating": 5}, {"text": "y", "score": 2, "rating": 3}]},
+    ],
+)
+def test_numbers_that_do_not_say_what_they_mean_are_not_taken(tmp_path, row):
+    with pytest.raises(DataError, match="has no known layout for pairs"):
+        records(tmp_path, [row])
+
+
+def test_answers_without_a_number_each(tmp_path):
+    rows = [
+        {"prompt": "q", "responses": ["x", "y"], "scores": [1.0, 2.0]},
+        {"prompt": "q", "responses": ["x", "y"], "scores": [1.0, None]},
+        {"prompt": "q", "responses": ["x", "y", "z"], "scores": [1.0, 2.0]},
+    ]
+    with pytest.raises(DataError, match=r"data\.jsonl:3 .*3 answers, and 2 numbers in scores"):
+        records(tmp_path, rows)
+    got, source = records(tmp_path, rows[:2])
+    assert [(p.chosen, p.rejected) for p in got] == [("y", "x")]
+    assert source.counts.dropped == {"unanswered": 1}
+
+
+def test_two_conversations_with_a_score_each_begin_with_their_prompt(tmp_path):
+    """Not with their source."""
+    said = {side: [U, assistant(side).as_dict()] for side in ("x", "y")}
+    row = {
+        "id": "1",
+        "conv_A": said["x"],
+        "conv_B": said["y"],
+        "conv_A_rating": 0.0,
+        "conv_B_rating": 1.0,
+        "source": "summarize",
+    }
+    got, _ = records(tmp_path, [row])
+    assert got == [PreferencePair(prompt=ASKED, chosen=(assistant("y"),), rejected=(assistant("x"),))]
+    got, _ = records(tmp_path, [row], kind="prompts")
+    assert [p.prompt for p in got] == [ASKED]
+
+
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ("thumbs_up", True),
+        ("thumbs down", False),
+        ("Good", True),
+        ("bad", False),
+        ("liked", True),
+        ("Unhelpful", False),
+    ],
+)
+def test_words_that_call_an_answer_good_or_bad(tmp_path, said, good):
+    (got,), source = records(tmp_path, [{"query": "q", "response": "x", "feedback": said}], kind="judgements")
+    assert source.layout.name == "Alpaca KTO"
+    assert got.desirable is good
+
+
+@pytest.mark.parametrize("said", ["positive", "not good", "good and bad", "sports", "3"])
+def test_other_words_call_it_nothing(tmp_path, said):
+    with pytest.raises(DataError, match="holds answers to imitate"):
+        records(tmp_path, [{"query": "q", "response": "x", "label": said}], kind="judgements")
+
+
+@pytest.mark.parametrize(
+    ("row", "advised"),
+    [
+        ({"prompt": "q", "preferred": "it is", "dispreferred": "it was"}, "chosen: preferred, rejected: dispreferred"),
+        ({"prompt": "q", "win": "it is x", "lose": "it is y"}, "columns={chosen: win, rejected: lose}"),
+        ({"text_chosen": "it is x", "text_rejected": "it is y"}, "chosen: text_chosen, rejected: text_rejected"),
+        (
+            {"q": "q", "reply_x": "x", "reply_y": "y", "Which is better?": "A is slightly better"},
+            "preference: '\"'\"'Which is better?",
+        ),
+        (
+            {"orig_instruction": "q", "orig_response_A": "x", "orig_response_B": "y", "orig_preference": "A",
+             "instruction": "Judge both.", "output": "A is better."},
+            "answer_a: orig_response_A, answer_b: orig_response_B, preference: orig_preference",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_advised(tmp_path, row, advised):
+    with pytest.raises(DataError) as e:
+        records(tmp_path, [row])
+    assert advised in str(e.value)
 
 
 JUDGEMENTS = [

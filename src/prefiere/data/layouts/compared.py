@@ -117,7 +117,7 @@ def _sides(data: RowMap, where: str) -> tuple[Text, Text, Text, Sides]:
     """Prompt and two answers under any of their usual names, and which columns the answers are."""
     columns = [str(k) for k in data]
     pair = answers_of(columns, [data])
-    asked = None if pair is None else asked_of(columns, [data], pair)
+    asked = None if pair is None else asked_of(columns, [data], (pair.a, pair.b))
     if asked is None or pair is None:
         missing = "the two answers" if pair is None else "the prompt"
         detail = f"no column for {missing} (expected names such as prompt, answer1, answer2); found {', '.join(data)}"

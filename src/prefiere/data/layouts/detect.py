@@ -11,9 +11,10 @@ from prefiere.data.layouts.columns import Layout
 from prefiere.data.layouts.compared import COMPARED
 from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name, likely, map_to_give
 from prefiere.data.layouts.pairs import PAIRS
+from prefiere.data.layouts.several import SEVERAL, rated
 from prefiere.data.layouts.single import SINGLE
-from prefiere.data.layouts.two_answers import TWO_ANSWERS, answers_of, recognised
-from prefiere.data.layouts.verdicts import about_verdict
+from prefiere.data.layouts.two_answers import TWO_ANSWERS, answers_of, holds, is_text, recognised
+from prefiere.data.layouts.verdicts import about_verdict, side_word
 from prefiere.data.schema import Kind
 from prefiere.data.values import BadRow, DataError, Row
 
@@ -114,8 +115,8 @@ def check_columns(columns: Mapping[str, str | None] | None) -> None:
 def named(name: str) -> list[Layout]:
     """The layouts of this name. Raises DataError at a name that none has."""
     found = [layout for layout in LAYOUTS if layout.name == name]
-    if not found and name != TWO_ANSWERS:
-        names = list(dict.fromkeys([*(layout.name for layout in LAYOUTS), TWO_ANSWERS]))
+    if not found and name not in (TWO_ANSWERS, SEVERAL):
+        names = list(dict.fromkeys([*(layout.name for layout in LAYOUTS), TWO_ANSWERS, SEVERAL]))
         near = difflib.get_close_matches(name, names, n=1)
         raise DataError(
             f"layout {name!r} is unknown{f'; did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}"
@@ -125,12 +126,12 @@ def named(name: str) -> list[Layout]:
 
 def candidates(rows: Sequence[Row], layout: str | None) -> Sequence[Layout]:
     """The layouts to choose from, the most specific first."""
-    made = recognised(rows)
+    made = [x for x in (recognised(rows), rated(rows)) if x is not None]
     if layout is not None:
-        return [*named(layout), *([made] if made is not None and layout == TWO_ANSWERS else [])]
+        return [*named(layout), *(x for x in made if x.name == layout)]
     stated = [x for x in PAIRS if not x.guesses]
     guessed = [x for x in PAIRS if x.guesses]
-    return [*COMPARED, *stated, *([made] if made is not None else []), *guessed, *SINGLE]
+    return [*COMPARED, *stated, *made, *guessed, *SINGLE]
 
 
 def detect(
@@ -154,7 +155,8 @@ def detect(
     able = [candidate for candidate in fitting if kind in MAKES[candidate.holds]]
     if not able:
         answered = [candidate for candidate in fitting if candidate.holds != "prompts"]
-        if not answered:  # there may be answers under names that no layout has
+        beside = kind in ("pairs", "comparisons") and answers_of(_columns_of(rows), rows) is not None
+        if not answered or beside:  # there may be answers under names that no layout has
             raise _unknown(rows, kind, where, layout)
         found = answered[0]
         fields = ", ".join(found.fields)
@@ -177,7 +179,7 @@ def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Det
 
 
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:
-    found = list(dict.fromkeys(str(k) for row in rows for k in row))
+    found = _columns_of(rows)
     asked = f" does not fit layout {layout}" if layout else " has no known layout"
     head = f"{where}{asked} for {kind}. Columns found: {', '.join(found) or 'none'}."
     if kind in ("pairs", "comparisons", "judgements") and (made := _as_comparisons(found, rows)) is not None:
@@ -186,7 +188,12 @@ def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) ->
     able.reverse()  # of equals, the most general first
     nearest = sorted(
         able,
-        key=lambda x: (-sum(f in found for f in x.fields), x.holds != kind, x.name != "TRL standard", len(x.fields)),
+        key=lambda x: (
+            -sum(f in found for f in x.fields),
+            x.holds != kind,
+            x.name not in ("TRL standard", "TRL unpaired (KTO)"),
+            len(x.fields),
+        ),
     )[:3]
     lines = []
     for candidate in nearest:
@@ -194,31 +201,47 @@ def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) ->
         why = f"lacks {', '.join(missing)}" if missing else "its columns are empty or of another type"
         lines.append(f"{candidate.name} ({why})")
     near = "; ".join(dict.fromkeys(lines))
-    example = f" Name them, for example {map_to_give(_example(nearest[0], found))}" if nearest else ""
+    example = f" Name them, for example {map_to_give(_example(nearest[0], found, rows))}" if nearest else ""
     return DataError(f"{head} Nearest: {near}.{example}")
 
 
+def _columns_of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(str(k) for row in rows for k in row))
+
+
 def _as_comparisons(found: Sequence[str], rows: Sequence[Row]) -> dict[str, str] | None:
-    """A column map for two answers and a verdict, where a column's name speaks of a verdict or answers stand side by
-    side: such data must not be advised to call one side the chosen one."""
+    """A column map for two answers and a verdict, where a column holds verdicts or answers stand side by side: such
+    data must not be advised to call one side the chosen one."""
     sides = answers_of(found, rows)
-    verdicts = sorted((rank, c) for c in found if (rank := about_verdict(c)) is not None)
-    if sides is None and not verdicts:
+    texts = [c for c in found if holds(rows, c, lambda v: is_text(v) and not _prefers(v))]
+    won, lost = likely("chosen", texts), likely("rejected", texts)
+    opposed = {won, lost} if won != lost and None not in (won, lost) else set()  # "better" beside "worse": two answers
+    ranked = sorted((rank, c) for c in found if (rank := about_verdict(c)) is not None and c not in opposed)
+    spoken = [c for c in found if holds(rows, c, _prefers)]
+    verdicts = [c for _, c in ranked] or spoken
+    if not verdicts and (sides is None or opposed):
         return None
-    free = [c for c in found if c not in {c for _, c in verdicts}]
     a, b = (sides.a, sides.b) if sides is not None else ("<column>", "<column>")
-    asked = likely("prompt", [c for c in free if c not in (a, b)])
-    verdict = verdicts[0][1] if verdicts else "<column>"
-    return {"prompt": asked or "<column>", "answer_a": a, "answer_b": b, "preference": verdict}
+    asked = likely("prompt", [c for c in found if c not in (a, b, *verdicts)])
+    return {
+        "prompt": asked or "<column>",
+        "answer_a": a,
+        "answer_b": b,
+        "preference": verdicts[0] if verdicts else "<column>",
+    }
 
 
-def _example(layout: Layout, found: Sequence[str]) -> dict[str, str]:
-    """A column map for the error: each missing field with the column of the most like name, of those still free."""
-    free = [c for c in found if c not in layout.fields]
+def _prefers(value: object) -> bool:
+    """Whether a word or a short phrase says which of two answers is preferred."""
+    return isinstance(value, str) and side_word(value) is not None
+
+
+def _example(layout: Layout, found: Sequence[str], rows: Sequence[Row]) -> dict[str, str]:
+    """A column map for the error: each missing field with the column of text of the most like name, of those still
+    free. Answers choose first: what is like both an answer and a prompt (text_chosen) is the answer."""
+    free = [c for c in found if c not in layout.fields and holds(rows, c, is_text)]
     guess = {}
-    for field in layout.fields:
-        if field in found:
-            continue
+    for field in sorted((f for f in layout.fields if f not in found), key=lambda f: f in (*ASKED, "input")):
         guess[field] = likely(field, free) or "<column>"
         free = [c for c in free if c != guess[field]]
-    return guess
+    return {f: guess[f] for f in layout.fields if f in guess}

@@ -59,6 +59,7 @@ _LIKE: dict[str, tuple[str, ...]] = {
                  "refused", "incorrect", "wrong", "undesired"),
     "completion": ("completion", "answer", "response", "output", "reply", "target", "solution", "a"),
 }  # fmt: skip
+_LIKE["label"] = ("label", "feedback", "thumbs", "desirable", "liked", "like", "good", "helpful", "verdict", "vote")
 _LIKE |= dict.fromkeys(("response", "output", "answer", "rejected_response"), _LIKE["completion"])
 _LIKE |= dict.fromkeys(("instruction", "question", "query", "input", "messages", "conversations"), _LIKE["prompt"])
 _LIKE |= {"chosen_response": _LIKE["chosen"], "rejected_response": _LIKE["rejected"]}

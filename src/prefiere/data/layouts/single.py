@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, conversation, given, instruction, weight
-from prefiere.data.layouts.names import ASKED
+from prefiere.data.layouts.names import ASKED, words_of
 from prefiere.data.messages import text
 from prefiere.data.schema import Demonstration, Judgement, Kind, Message, Prompt, Text
-from prefiere.data.values import BadRow, as_flag, flag, need, required_text, tools
+from prefiere.data.values import BadRow, as_flag, need, required_text, tools, wrong_type
 
 
 def answered(context: Context, field: str) -> Callable[[RowMap], tuple[Text, Text]]:
@@ -51,12 +52,27 @@ def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
     return build
 
 
+_GOOD = {"good", "up", "like", "liked", "desirable", "accepted", "helpful", "thumbsup"}
+_POOR = {"bad", "down", "dislike", "disliked", "undesirable", "rejected", "unhelpful", "thumbsdown"}
+_SAID_BESIDE = {"thumb", "thumbs", "answer", "response"}
+
+
+def _called_good(value: Any) -> bool | None:
+    """Whether an answer is called good (true, 1, good, thumbs_up, liked, ...) or bad; None for anything else."""
+    if (known := as_flag(value)) is not None or not isinstance(value, str) or len(value) > 40:
+        return known
+    said = set(words_of(value)) - _SAID_BESIDE
+    return None if len(said) != 1 or not said <= _GOOD | _POOR else said <= _GOOD
+
+
 def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
     """A parser of one answer that the column ``verdict`` calls good or bad."""
 
     def parse(row: RowMap) -> Iterator[Native]:
         prompt, completion = split(row)
-        good = flag(need(row, verdict), verdict)
+        good = _called_good(said := need(row, verdict))
+        if good is None:
+            raise wrong_type(verdict, "true or false, or good or bad", said)
         yield Judgement(prompt=prompt, completion=completion, desirable=good, weight=weight(row), tools=tools(row))
 
     return parse
@@ -108,8 +124,8 @@ def _layout(
 ) -> Layout:
     if not verdict:
         return Layout(name, holds, tuple(fields.split()), parse, guesses=guesses)
-    # a class label 0..4, or a word, is not a verdict
-    return Layout(name, holds, (*fields.split(), verdict), parse, lambda row: as_flag(row[verdict]) is not None)
+    # a class label 0..4, or another word, is not a verdict
+    return Layout(name, holds, (*fields.split(), verdict), parse, lambda row: _called_good(row[verdict]) is not None)
 
 
 # Where a prompt and one answer stand.
@@ -123,7 +139,7 @@ _INSTRUCTED = (
     *((q, a) for q in ASKED[3:] for a in ("response", "answer", "completion", "output", "solution")),
     ("input", "output"),
 )
-_CALLED = ("kto_tag", "label")
+_CALLED = ("kto_tag", "label", "feedback", "thumbs", "desirable")
 
 SINGLE = (
     *(

@@ -7,12 +7,12 @@ which was preferred, or a score for each side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from prefiere.data.dialogues import settle
-from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, instruction
+from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, implicit, instruction
 from prefiere.data.layouts.names import ASKED, Sides, map_to_give, side_by_side, words_of
 from prefiere.data.layouts.verdicts import (
     about_verdict,
@@ -22,13 +22,13 @@ from prefiere.data.layouts.verdicts import (
     number_of,
     side_word,
 )
-from prefiere.data.messages import is_messages, text
+from prefiere.data.messages import is_messages, message_list, text
 from prefiere.data.schema import Comparison, Preference, Prompt, Text
 from prefiere.data.values import BadRow, DataError, finite_number, moment, need, tools
 
 TWO_ANSWERS = "two answers and a verdict"
 # Names of columns that hold texts, the likeliest first; and of those that hold none.
-_TEXTS = ("answer", "response", "completion", "output", "generation", "reply", "conversation", "candidate", "summary",
+TEXTS = ("answer", "response", "completion", "output", "generation", "reply", "conversation", "candidate", "summary",
           "option", "ref", "text")  # fmt: skip
 _NO_TEXTS = {"model", "name", "id", "score", "rating", "reward", "policy", "lang", "language", "source", "tokens",
              "length", "category", "quotes", "winner", "win", "label"}  # fmt: skip
@@ -85,13 +85,15 @@ def recognised(rows: Sequence[RowMap]) -> Layout | None:
     sides = answers_of(columns, rows)
     if sides is None:
         return None
-    asked = asked_of(columns, rows, sides)
+    asked = asked_of(columns, rows, (sides.a, sides.b))
+    if asked not in ASKED and all(holds(rows, c, _begins) for c in (sides.a, sides.b)):
+        asked = ""  # the conversations begin with it
     if asked is None:
         return None
     pairs = [s for s in side_by_side(columns) if (s.a, s.b) != (sides.a, sides.b)]
     if (said := _verdict_columns(columns, rows, sides, pairs)) is not None:
         return with_verdict(asked, sides, *said)
-    scores = [s for s in pairs if set(s.words) & _SCORES and all(_holds(rows, c, _is_number) for c in (s.a, s.b))]
+    scores = [s for s in pairs if set(s.words) & _SCORES and all(holds(rows, c, is_number) for c in (s.a, s.b))]
     return _with_scores(asked, sides, scores) if scores else None
 
 
@@ -99,23 +101,23 @@ def answers_of(columns: Sequence[str], rows: Sequence[RowMap]) -> Sides | None:
     """The two columns of answers."""
 
     def rank(sides: Sides) -> tuple[int, int]:
-        named = (_TEXTS.index(w) for w in sides.words if w in _TEXTS)
-        return min(named, default=len(_TEXTS)), columns.index(sides.a)
+        named = (TEXTS.index(w) for w in sides.words if w in TEXTS)
+        return min(named, default=len(TEXTS)), columns.index(sides.a)
 
     found = [
         s
         for s in side_by_side(columns)
-        if (not set(s.words) & _NO_TEXTS or set(s.words) & set(_TEXTS) - {"text"})
+        if (not set(s.words) & _NO_TEXTS or set(s.words) & set(TEXTS) - {"text"})
         and not {"score", "tokens", "quotes", "id"} & set(s.words)
-        and all(_holds(rows, c, _is_text) for c in (s.a, s.b))
+        and all(holds(rows, c, is_text) for c in (s.a, s.b))
     ]
     return min(found, key=rank, default=None)
 
 
-def asked_of(columns: Sequence[str], rows: Sequence[RowMap], sides: Sides) -> str | None:
-    """The column of the prompt."""
-    left = (c for c in (*ASKED, *_MORE_ASKED) if c in columns and c not in (sides.a, sides.b))
-    return next((c for c in left if _holds(rows, c, lambda v: _is_text(v) or isinstance(v, Mapping))), None)
+def asked_of(columns: Sequence[str], rows: Sequence[RowMap], taken: Collection[str]) -> str | None:
+    """The column of the prompt, which is none of those that are taken."""
+    left = (c for c in (*ASKED, *_MORE_ASKED) if c in columns and c not in taken)
+    return next((c for c in left if holds(rows, c, lambda v: is_text(v) or isinstance(v, Mapping))), None)
 
 
 def _verdict_columns(
@@ -124,28 +126,39 @@ def _verdict_columns(
     """The column that says which answer is preferred, and the one that says how strongly."""
     taken = {sides.a, sides.b, *(c for s in pairs for c in (s.a, s.b))}
     ranked = sorted((rank, c) for c in columns if (rank := about_verdict(c)) is not None and c not in taken)
-    found = [c for _, c in ranked if _holds(rows, c, _is_verdict)]
-    strong = [c for c in found if is_strength(c) and _holds(rows, c, _is_number)]
+    found = [c for _, c in ranked if holds(rows, c, _is_verdict)]
+    strong = [c for c in found if is_strength(c) and holds(rows, c, is_number)]
     which = [c for c in found if c not in strong]
     if not strong or not which:
         return (found[0], None) if found else None
     numbers = {n for row in rows if (n := number_of(row.get(strong[0]))) is not None}
     if min(numbers) < 0 < max(numbers):  # a scale with a sign says which, unless words do
-        spoken = [c for c in which if _holds(rows, c, lambda v: side_word(v, sides.one, sides.two) is not None)]
-        which = [c for c in spoken if not any(_is_number(row.get(c)) for row in rows)]
+        spoken = [c for c in which if holds(rows, c, lambda v: side_word(v, sides.one, sides.two) is not None)]
+        which = [c for c in spoken if not any(is_number(row.get(c)) for row in rows)]
     return (which[0], strong[0]) if which else (strong[0], None)
 
 
-def _holds(rows: Sequence[RowMap], column: str, what: Callable[[Any], bool]) -> bool:
+def holds(rows: Sequence[RowMap], column: str, what: Callable[[Any], bool]) -> bool:
+    """Whether at least half of a column's values are so."""
     values = [row[column] for row in rows if row.get(column) is not None]
     return bool(values) and sum(map(what, values)) * 2 >= len(values)
 
 
-def _is_text(value: Any) -> bool:
-    return (isinstance(value, str) and not _is_number(value)) or is_messages(value)
+def is_text(value: Any) -> bool:
+    """Whether this may be a prompt or an answer: text that is no number, or messages."""
+    return (isinstance(value, str) and not is_number(value)) or is_messages(value)
 
 
-def _is_number(value: Any) -> bool:
+def _begins(value: Any) -> bool:
+    """Whether this is a conversation from its beginning, not an answer alone."""
+    try:
+        return is_messages(value) and message_list(value, "messages")[0].role != "assistant"
+    except BadRow:  # named when its row is read
+        return False
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number, also as text."""
     try:
         return not isinstance(value, Mapping | list) and math.isfinite(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -153,10 +166,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_verdict(value: Any) -> bool:
-    return _is_number(value) or (isinstance(value, str) and len(words_of(value)) <= 40)
+    return is_number(value) or (isinstance(value, str) and len(words_of(value)) <= 40)
 
 
-def _context(asked: str) -> Context:
+def context_of(asked: str) -> Context:
+    """How the prompt of this column is read; "": it is what the answers begin with."""
+    if not asked:
+        return implicit
     return instruction(asked) if asked in ("instruction", "question", "query", "input") else given(asked)
 
 
@@ -164,8 +180,9 @@ def with_verdict(
     asked: str, sides: Sides, verdict: str, strength: str | None = None, name: str = TWO_ANSWERS
 ) -> Layout:
     """The layout of these columns. What numbers in the verdict mean is decided from all rows of the source."""
-    context = _context(asked)
-    unread = Layout(name, "comparisons", (asked, sides.a, sides.b, verdict), _prompts(context))
+    context = context_of(asked)
+    fields = tuple(f for f in (asked, sides.a, sides.b, verdict) if f)
+    unread = Layout(name, "comparisons", fields, _prompts(context, sides))
 
     def decide(rows: Iterable[RowMap], where: str) -> Layout:
         strengths = set[float]()
@@ -186,10 +203,11 @@ def with_verdict(
 
 def _with_scores(asked: str, sides: Sides, pairs: Sequence[Sides]) -> Layout:
     """The layout of two answers with a score each; refused where several pairs of scores may decide, or none."""
-    context, known = _context(asked), _SCORES | _NEUTRAL | set(_TEXTS) | set(sides.words)
+    context, known = context_of(asked), _SCORES | _NEUTRAL | set(TEXTS) | set(sides.words)
     clear = [s for s in pairs if set(s.words) <= known]
     scores = (clear or pairs)[0]
-    unread = Layout(TWO_ANSWERS, "comparisons", (asked, sides.a, sides.b, scores.a, scores.b), _prompts(context))
+    fields = tuple(f for f in (asked, sides.a, sides.b, scores.a, scores.b) if f)
+    unread = Layout(TWO_ANSWERS, "comparisons", fields, _prompts(context, sides))
 
     def decide(rows: Iterable[RowMap], where: str) -> Layout:
         if len(clear) == 1:
@@ -238,11 +256,13 @@ def _by_scores(scores: Sides) -> Callable[[RowMap], tuple[Preference, float | No
     return said
 
 
-def _prompts(context: Context) -> Callable[[RowMap], Iterator[Native]]:
+def _prompts(context: Context, sides: Sides) -> Callable[[RowMap], Iterator[Native]]:
     """What is read where the verdict does not matter."""
 
     def parse(row: RowMap) -> Iterator[Native]:
         prompt = context(row)
-        yield Prompt(prompt="" if prompt is None else prompt, tools=tools(row))
+        if prompt is None:
+            prompt = settle(None, text(need(row, sides.a), sides.a), text(need(row, sides.b), sides.b))[0]
+        yield Prompt(prompt=prompt, tools=tools(row))
 
     return parse
