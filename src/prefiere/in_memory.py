@@ -11,7 +11,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -39,11 +39,12 @@ class Mark(TypedDict):
 @dataclass(frozen=True, slots=True)
 class Input:
     """Rows or a model that a call holds. path: where the run keeps it. write: fills an empty file, or an empty folder
-    where it is one."""
+    where it is one. outline: the same without weights, where it has some."""
 
     path: Path
     write: Callable[[Path], None]
     folder: bool = False
+    outline: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class InMemory:
                 f"{event} failed at {at.filename}:{at.lineno}: {type(e).__name__}: {said}. Correct it and call again: "
                 "the run goes on from its last checkpoint."
             ) from e
+
+    def outlines(self) -> InMemory:
+        """The same, of which no weights are kept."""
+        return replace(self, inputs=tuple(replace(each, write=each.outline or each.write) for each in self.inputs))
 
     def keep(self, refused: ExitStack) -> None:
         """Write the inputs that the run has not yet. Whatever is closed by ``refused`` takes them back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,42 @@ def test_a_run_from_an_adapter_in_memory_is_the_run_from_its_folder(place: Path,
     given = {"data": place / "pairs.jsonl", **SHORT}
     folder = prefiere.dpo(model=saved, out=tmp_path / "folder", **given)
     runs.assert_same_run(folder, prefiere.dpo(**memory, out=tmp_path / "memory", **given))
+
+
+@pytest.mark.long
+def test_an_adapter_finds_the_model_in_memory_where_the_run_is_now(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefiere.dpo(**held(place), out=tmp_path / "run", data=place / "pairs.jsonl", lora=True, **SHORT)
+    asked = {"prompts": ["Hello"], "max_new_tokens": 4, "temperature": 0}
+    before = prefiere.sample(tmp_path / "run", **asked)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert prefiere.sample(tmp_path / "moved", **asked) == before
+    capsys.readouterr()
+    made = prefiere.Run.open(tmp_path / "moved").export(tmp_path / "plain")
+    assert made["moved"][0]["most"] == 0
+    (base,) = (tmp_path / "moved" / "inputs").glob("model-*")
+    assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"It needs {base}, which was given in Python: keep that run, or export with --merge." in told
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_estimate_writes_no_weights(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapted: bool
+) -> None:
+    given = held(place)
+    named: Any = place / "model"
+    if adapted:
+        given["model"] = get_peft_model(given["model"], LoraConfig(r=2, target_modules="all-linear"))
+        named = tmp_path / "adapter"
+        given["model"].save_pretrained(named)
+        given["tokenizer"].save_pretrained(named)
+    monkeypatch.setattr(Loaded, "write", None)
+    asked = {"data": place / "pairs.jsonl", "batch_size": 8, "gpu": "t4", "quiet": True}
+    found, told = (prefiere.estimate("dpo", **model, **asked) for model in (given, {"model": named}))
+    assert found.estimate.memory == told.estimate.memory
 
 
 def test_what_a_hash_depends_on(place: Path) -> None:

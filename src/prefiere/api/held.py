@@ -101,5 +101,7 @@ def _kind(settings: Settings, key: str) -> Kind:
 def _kept(given: InMemory, held: Rows | Loaded, path: Path) -> tuple[InMemory, str]:
     """What is given, with rows or a model that the run keeps at a path, and the name of that."""
     said = (*given.said, held.said) if held.said is not None else given.said
-    kept = Input(path, held.write, folder=isinstance(held, Loaded))
+    kept = Input(path, held.write)
+    if isinstance(held, Loaded):
+        kept = replace(kept, folder=True, outline=held.outline)
     return replace(given, inputs=(*given.inputs, kept), said=said), str(path)

@@ -64,6 +64,17 @@ class Loaded:
                 self._write_adapter(folder)
             self.tokenizer.save_pretrained(folder)
 
+    def outline(self, folder: Path) -> None:
+        """Fill a folder with all but weights: what it takes to say what a run would need."""
+        if self.base is None:
+            self.model.config.save_pretrained(folder)
+            if (generation := self.model.generation_config) is not None:
+                generation.save_pretrained(folder)
+        else:
+            self.model.peft_config[self.model.active_adapter].save_pretrained(folder)
+            self._names_its_base(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def _write_adapter(self, folder: Path) -> None:
         active = self.model.active_adapter
         self.model.save_pretrained(folder, selected_adapters=[active])
@@ -71,6 +82,9 @@ class Loaded:
             for path in within.iterdir():
                 path.rename(folder / path.name)
             within.rmdir()
+        self._names_its_base(folder)
+
+    def _names_its_base(self, folder: Path) -> None:
         config = folder / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": self.base}, indent=2))
 

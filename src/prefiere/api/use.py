@@ -240,9 +240,9 @@ def estimate(
 ) -> Forecast:
     """Whether a run fits, how long it takes, and what to change until it fits; loads no weights.
 
-    method: dpo, ppo, ... ; settings: as its own function takes them, ``out`` left out. Rows and a loaded model are
-    written to a temporary folder meanwhile. gpu: t4, l4, a100, h100, ..., or cpu; None: this machine. Raises ValueError
-    as the run would.
+    method: dpo, ppo, ... ; settings: as its own function takes them, ``out`` left out. Rows and the configuration of a
+    loaded model are written to a temporary folder meanwhile. gpu: t4, l4, a100, h100, ..., or cpu; None: this machine.
+    Raises ValueError as the run would.
     """
     from prefiere.console import Display
     from prefiere.estimate.estimate import forecast
@@ -250,7 +250,7 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as kept:
         path = None if recipe is None else Path(recipe)
         made, given = settle(method, path, {**settings, "out": folder})
-        given.keep(kept)
+        given.outlines().keep(kept)
         return forecast(made, gpu, Display(quiet=quiet))
 
 

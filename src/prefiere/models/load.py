@@ -33,6 +33,7 @@ from prefiere.models.configuration import calm, no_dropout, remember, taken_out
 from prefiere.models.reference import keep_start
 from prefiere.models.source import ModelError, Source, adapter_weights, config_of, readable, writes_text
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate, role_of
+from prefiere.run import given_as
 
 
 @contextmanager
@@ -188,10 +189,13 @@ def _with_adapter(base: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
     weights = adapter_weights(folder, names=names)
     try:
         make_room(base, weights)
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable, key_mapping=names)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, key_mapping=names)
     except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError) as e:
         why = (str(e).strip() or repr(e)).splitlines()[-1].strip()
         raise ModelError(f"{folder} does not fit its base: {why}") from e
+    if given_as(base.name_or_path or ""):  # it is where the run's folder is now
+        model.active_peft_config.base_model_name_or_path = base.name_or_path
+    return model
 
 
 def _adapted(base: PreTrainedModel, adapter: Adapter, source: Source) -> PeftModel:

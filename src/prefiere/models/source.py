@@ -16,10 +16,10 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefiere.asked.hub import cached, why_no_model
-from prefiere.files import first_link_out
+from prefiere.files import first_link_out, leads_out
 from prefiere.kernels.memory import OutOfMemory, out_of_memory
 from prefiere.models.weight_files import damaged_file
-from prefiere.run import Run
+from prefiere.run import INPUTS, Run, given_as
 from prefiere.untrusted import UnreadableFile, read_json
 
 PROMPT_LEARNING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "ADAPTION_PROMPT")
@@ -104,6 +104,8 @@ def _base_of(folder: Path) -> str:
             "instead, or an adapter of the LORA kind."
         )
     path = Path(base)
+    if given_as(base) and (here := folder.parent / INPUTS / path.name).is_dir() and not leads_out(folder.parent, here):
+        return str(here.resolve())  # a run keeps what was given in Python, wherever its folder is now
     if not path.is_dir() and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
         raise ModelError(
             f"{folder} is an adapter on {base}, which is not there: set base_model_name_or_path in {file} to where it "

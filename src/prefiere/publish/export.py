@@ -32,7 +32,7 @@ from prefiere.publish.gguf_file import Bits
 from prefiere.publish.hub import push
 from prefiere.publish.serving import modelfile, vllm_command
 from prefiere.publish.step import write_step
-from prefiere.run import Run
+from prefiere.run import Run, given_as
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.tokenizer import eos_ids_of
 
@@ -78,7 +78,7 @@ def publish(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[st
         with console.status("writing and verifying"):
             kept = TORCH_DTYPES[wanted.dtype] if wanted.dtype else None
             made = exporting.export_model(source, out, merge=wanted.merge, prompts=ids, eos_ids=eos_ids, dtype=kept)
-        _said(made, console)
+        _said(made, source, console)
     told: dict[str, Any] = {
         "out": made.folder, "merged": made.what == "merged model", "held": made.held, "answers": made.answers,
         "moved": [asdict(m) for m in made.moved],
@@ -153,7 +153,7 @@ def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str]
     return {"gguf": file, "gguf_apart": asdict(found)}
 
 
-def _said(made: exporting.Export, console: Console) -> None:
+def _said(made: exporting.Export, source: Source, console: Console) -> None:
     """Say what was written and how far its answers are from the run's. Raises ModelError where they should not be."""
     out = made.folder
     for m in made.moved:
@@ -170,5 +170,7 @@ def _said(made: exporting.Export, console: Console) -> None:
     for m in made.moved:
         how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
         say(f"{how} (at most {m.most:.1g})", console)
+    if made.what == "adapter" and given_as(source.base):
+        say(f"It needs {source.base}, which was given in Python: keep that run, or export with --merge.", console)
     if any(not m.exact for m in made.moved):
         say("What moved is the price of other weights than those it was trained on.", console)
