@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path):
+def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path, request):
     source = str(Path(__file__).parents[2] / "src")
     began = time.monotonic()
     process = subprocess.Popen(
@@ -41,6 +41,7 @@ def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path)
 
     reader = threading.Thread(target=listen)
     reader.start()
+    request.addfinalizer(process.terminate)  # it would ask for as long as nobody answers
     address = None
     while address is None and process.poll() is None:
         found = re.search(r"http://localhost:\d+/ask", "".join(said))
