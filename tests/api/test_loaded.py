@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import prefiere
 import runs
@@ -133,4 +133,52 @@ def test_what_is_missing_or_something_else_is_said_and_nothing_written(place: Pa
     for given, said in wrong:
         with pytest.raises(ValueError, match=said):
             prefiere.dpo(**given, data=place / "pairs.jsonl", out=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def scorer(folder: Path) -> tuple[Any, Any]:
+    """A reward model with a random head, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def brief(prompts: list[str], completions: list[str]) -> list[float]:
+    return [-float(len(c)) for c in completions]
+
+
+def test_a_loaded_model_that_scores_is_the_one_in_its_folder(place: Path, tmp_path: Path) -> None:
+    model, tokenizer = scorer(place / "model")
+    for part in (model, tokenizer):
+        part.save_pretrained(place / "scorer")
+    given = {"model": place / "model", "prompts": ["el perro", "la casa", "un pan", "the dog"],
+             "max_steps": 2, "batch_size": 2, "num_generations": 2, "max_new_tokens": 4, "eval_size": 1, "sample_prompts": 1}  # fmt: skip
+    named = prefiere.rloo(
+        **given, reward=[str(place / "scorer"), brief], judge=str(place / "scorer"), out=tmp_path / "named"
+    )
+    held = prefiere.rloo(**given, reward=[(model, tokenizer), brief], judge=(model, tokenizer), out=tmp_path / "held")
+    ours, theirs = ([row["samples/score"] for row in run.metrics if "samples/score" in row] for run in (held, named))
+    assert ours == theirs
+    assert [row["reward"] for row in held.metrics[1:]] == [row["reward"] for row in named.metrics[1:]]
+    first, second = held.recipe["reward"]
+    assert Path(first).parent == tmp_path / "held" / "inputs"
+    assert second.endswith("brief") or second == "<brief>"
+    assert prefiere.rloo(
+        **given, reward=[(model, tokenizer), brief], judge=(model, tokenizer), out=tmp_path / "held"
+    ).already
+
+
+def test_a_loaded_model_that_scores_needs_its_tokenizer(place: Path, tmp_path: Path) -> None:
+    model, _ = scorer(place / "model")
+    given = {"model": place / "model", "prompts": ["el perro"], "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match=r"^reward: a loaded model needs its tokenizer"):
+        prefiere.rloo(**given, reward=model)
+    with pytest.raises(ValueError, match=r"^reward must be a tokenizer of transformers, not str"):
+        prefiere.rloo(**given, reward=(model, "tokenizer"))
+    writes = AutoModelForCausalLM.from_pretrained(place / "model"), AutoTokenizer.from_pretrained(place / "model")
+    with pytest.raises(ValueError, match="reward"):
+        prefiere.rloo(**given, reward=writes)
     assert not (tmp_path / "run").exists()

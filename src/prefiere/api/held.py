@@ -12,7 +12,7 @@ from typing import Any
 
 from prefiere import recipe as recipes
 from prefiere.api.functions import mark_of, recorded_name
-from prefiere.api.loaded import Loaded, taken_with_tokenizer
+from prefiere.api.loaded import Loaded, scorer_in_memory, taken_with_tokenizer
 from prefiere.api.rows import Rows, rows_of
 from prefiere.asked.foreign import ours_of
 from prefiere.data.schema import Kind
@@ -27,7 +27,7 @@ from prefiere.settings import Settings
 ROWS: dict[str, ReadFor] = {"data": "train", "eval_data": "eval", "sample_prompts": "eval"}
 """The settings that rows may be given as, and what they are read for."""
 FUNCTIONS = ("reward", "judge")
-"""The settings that functions may be given as."""
+"""The settings that functions, and models that score, may be given as."""
 _HELD = "?"  # stands for what is held in memory until the settings are known to be right
 
 
@@ -44,9 +44,10 @@ def settle(method: str, recipe: str | Path | None, values: Mapping[str, Any]) ->
             del callbacks[event]
         elif not callable(callback):
             raise RecipeError(f"{event} must be a function, not {short(callback)}.")
+    scorers = dict[str, tuple[str, Loaded]]()
     for key in FUNCTIONS:
         if key in flat:
-            flat[key] = _named(key, flat[key], functions)
+            flat[key] = _named(key, flat[key], functions, scorers)
     model = taken_with_tokenizer(flat)
     held = {key: flat[key] for key in ROWS if _in_memory(flat.get(key))}
     settings = recipes.load(method, recipe, flat | dict.fromkeys([*held, *(["model"] if model else [])], _HELD))
@@ -61,6 +62,10 @@ def settle(method: str, recipe: str | Path | None, values: Mapping[str, Any]) ->
             update["data_split"] = None
     if model is not None:
         given, update["model"] = _kept(given, model, folder / f"model-{model.digest()}")
+    for name, (key, scorer) in scorers.items():
+        given, path = _kept(given, scorer, folder / f"{key}-{scorer.digest()}")
+        said = update.get(key, getattr(settings, key))
+        update[key] = [path if one == name else one for one in said] if isinstance(said, list) else path
     return settings.model_copy(update=update), given
 
 
@@ -81,11 +86,17 @@ def _by_our_names(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: values[key] for ours, key in found.items()}
 
 
-def _named(key: str, value: Any, functions: dict[str, Callable[..., Any]]) -> Any:
-    """The value with names in the place of functions, which are added to ``functions``. Raises RecipeError for two of
-    one name."""
+def _named(
+    key: str, value: Any, functions: dict[str, Callable[..., Any]], scorers: dict[str, tuple[str, Loaded]]
+) -> Any:
+    """The value with names in the place of functions and of models in memory, which are added to ``functions`` and to
+    ``scorers``. Raises RecipeError for two functions of one name, and for a model without its tokenizer."""
+    if (scorer := scorer_in_memory(key, value)) is not None:
+        name = f"{_HELD}{len(scorers)}"
+        scorers[name] = (key, scorer)
+        return name
     if isinstance(value, list | tuple):
-        return [_named(key, v, functions) for v in value]
+        return [_named(key, v, functions, scorers) for v in value]
     if not callable(value):
         return value
     name = recorded_name(value)

@@ -40,7 +40,7 @@ class Loaded:
         h = hashlib.blake2b(digest_size=16)
         if self.base is None:
             h.update(fingerprint(self.model).encode())
-            told = [self.model.config.to_dict(), self.model.generation_config]
+            told = [self.model.config.to_dict(), getattr(self.model, "generation_config", None)]
         else:
             from peft import get_peft_model_state_dict
 
@@ -122,35 +122,66 @@ def taken_with_tokenizer(flat: dict[str, Any]) -> Loaded | None:
                 f"{next(iter(given))} goes with a loaded model; a named one brings its own. Leave it out."
             )
         return None
-    transformers, peft = sys.modules.get("transformers"), sys.modules.get("peft")
-    adapted = peft is not None and isinstance(model, peft.PeftModel)
-    if not adapted and (transformers is None or not isinstance(model, transformers.PreTrainedModel)):
+    if not is_model(model):
         kind = type(model).__name__
         raise RecipeError(f"model must be a name, or a model of transformers or PEFT, not {kind} {short(model)}.")
     if len(given) != 1:
         raise RecipeError("model: a loaded model needs its tokenizer, once: give tokenizer=...")
     (key, tokenizer) = next(iter(given.items()))
+    return _loaded("model", model, key, tokenizer)
+
+
+def is_model(value: Any) -> bool:
+    """Whether this is a model of transformers or PEFT in memory."""
+    transformers = sys.modules.get("transformers")
+    return _is_adapted(value) or (transformers is not None and isinstance(value, transformers.PreTrainedModel))
+
+
+def _is_adapted(value: Any) -> bool:
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(value, peft.PeftModel)
+
+
+def scorer_in_memory(key: str, value: Any) -> Loaded | None:
+    """The model that scores, of ``(model, tokenizer)``; None for any other value.
+
+    Raises RecipeError for a model without its tokenizer.
+    """
+    if is_model(value):
+        raise RecipeError(
+            f"{key}: a loaded model needs its tokenizer: give ({key}_model, tokenizer), the two together."
+        )
+    if not (isinstance(value, tuple) and len(value) == 2 and is_model(value[0])) or is_model(value[1]):
+        return None
+    model, tokenizer = value
+    return _loaded(key, model, key, tokenizer)
+
+
+def _loaded(name: str, model: Any, key: str, tokenizer: Any) -> Loaded:
+    """A model and its tokenizer. name, key: what the call gives the two as."""
     if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "special_tokens_map"):
         raise RecipeError(f"{key} must be a tokenizer of transformers, not {type(tokenizer).__name__}.")
     if any(p.device.type == "meta" for p in model.parameters()):
-        raise RecipeError("model: parts of it are not in memory (device_map offloads them). Load it whole, or name it.")
-    return Loaded(model, tokenizer, _base_of(model) if adapted else None)
+        raise RecipeError(
+            f"{name}: parts of it are not in memory (device_map offloads them). Load it whole, or name it."
+        )
+    return Loaded(model, tokenizer, _base_of(model, name) if _is_adapted(model) else None)
 
 
-def _base_of(model: Any) -> str:
+def _base_of(model: Any, given: str) -> str:
     """Where the base of an adapter is. Raises RecipeError where it cannot be found again."""
     base = model.get_base_model()
     name = str(model.peft_config[model.active_adapter].base_model_name_or_path or base.config.name_or_path or "")
     if not name:
         raise RecipeError(
-            "model: the base under this adapter has no name to find it by. Save the base (save_pretrained), load it "
+            f"{given}: the base under this adapter has no name to find it by. Save the base (save_pretrained), load it "
             "from there, and put the adapter on it."
         )
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     if getattr(base.config, "quantization_config", None) is not None and not _quantized_there(name):
         raise RecipeError(
-            f"model: its base was quantized while it was loaded. Give its name, model={name!r}, with quantize=nf4 (or "
-            "int8) and lora=true: the adapter is then made here."
+            f"{given}: its base was quantized while it was loaded. Give its name, {name!r}, with quantize=nf4 (or int8) "
+            "and lora=true: the adapter is then made here."
         )
     return name
 

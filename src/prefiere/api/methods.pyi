@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
 Name: TypeAlias = str | PathLike[str]
 Rows: TypeAlias = Name | Sequence[Mapping[str, Any]] | Sequence[str] | Table | Dataset
-Scorer: TypeAlias = Name | Callable[..., Any]
+Scorer: TypeAlias = Name | Callable[..., Any] | tuple[Model, Tokenizer]
 
 def sft(
     recipe: Name | None = None,
