@@ -154,8 +154,9 @@ def test_a_loaded_model_that_scores_is_the_one_in_its_folder(place: Path, tmp_pa
     model, tokenizer = scorer(place / "model")
     for part in (model, tokenizer):
         part.save_pretrained(place / "scorer")
-    given = {"model": place / "model", "prompts": ["el perro", "la casa", "un pan", "the dog"],
-             "max_steps": 2, "batch_size": 2, "num_generations": 2, "max_new_tokens": 4, "eval_size": 1, "sample_prompts": 1}  # fmt: skip
+    prompts = ["el perro", "la casa", "un pan", "the dog"]
+    given = {"model": place / "model", "prompts": prompts, "max_steps": 2, "batch_size": 2, "num_generations": 2,
+             "max_new_tokens": 4, "eval_size": 1, "sample_prompts": 1}  # fmt: skip
     named = prefiere.rloo(
         **given, reward=[str(place / "scorer"), brief], judge=str(place / "scorer"), out=tmp_path / "named"
     )

@@ -180,8 +180,8 @@ def _base_of(model: Any, given: str) -> str:
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     if getattr(base.config, "quantization_config", None) is not None and not _quantized_there(name):
         raise RecipeError(
-            f"{given}: its base was quantized while it was loaded. Give its name, {name!r}, with quantize=nf4 (or int8) "
-            "and lora=true: the adapter is then made here."
+            f"{given}: its base was quantized while it was loaded. Give its name, {name!r}, with quantize=nf4 (or "
+            "int8) and lora=true: the adapter is then made here."
         )
     return name
 
