@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,15 +14,17 @@ import torch
 import runs
 import tiny
 from prefiere.algorithms.advantages import spread_of
+from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.evaluate import singles
 from prefiere.evaluate.moved import WeightsMoved
 from prefiere.evaluate.start import at_start, likeness
 from prefiere.launch import launch
 from prefiere.models.trunk import Trunk
-from prefiere.run import Run
+from prefiere.run import Run, Stop
 from prefiere.settings import DPO, Reward, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
+from prefiere.train.loop import Loop
 
 QUIET = Display(quiet=True)
 
@@ -198,8 +200,45 @@ def test_the_account_says_what_the_texts_show(tmp_path: Path) -> None:
 def test_of_many_validations_some_are_kept_and_always_the_last() -> None:
     """100 validations of 512 pairs are 51,200 rows: every 26th leaves 2,000 of them."""
     rows = [{"split": "eval"}] * 512 + [{"split": "train"}] * 3
-    sizes = [len(singles.kept(rows, (step, 10, 1000))) for step in range(10, 1001, 10)]
+    kept = singles.KeptRows(between=10, total=1000)
+    sizes = [len(kept.due(rows, step)) for step in range(10, 1001, 10)]
     assert sizes[-1] == 515
     assert sum(s == 515 for s in sizes) == 4
     assert all(s in (3, 515) for s in sizes)
-    assert len(singles.kept(rows, None)) == 3
+    assert len(kept.due(rows, None)) == 3
+
+
+def test_of_many_held_out_pairs_some_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six pairs where three have room: every second of a mixed order, the same ones at each validation."""
+    monkeypatch.setattr(singles, "MOST_HELD", 3)
+    held = [r for r in trained(tmp_path).pairs if r["split"] == "eval"]
+    assert {r["step"] for r in held} == {3}
+    assert 0 < len(held) < 6
+
+
+@pytest.mark.parametrize("how", ["interrupted", "degenerate"])
+def test_however_a_run_ends_its_last_validation_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Literal["interrupted", "degenerate"]
+) -> None:
+    """Nine validations of six pairs where twelve have room: the fifth and the last. A run that goes on forgets the one
+    that was its last until then."""
+    monkeypatch.setattr(singles, "MOST_HELD", 12)
+    given: dict[str, Any] = {"batch_size": 6, "max_steps": 9, "eval_steps": 1, "dtype": "float32"}
+
+    def run(folder: str) -> Run:
+        return launch(runs.settings(tmp_path, **given, out=str(tmp_path / folder)), display=QUIET).run
+
+    def held(folder: str) -> set[int]:
+        return {r["step"] for r in run(folder).pairs if r["split"] == "eval"}
+
+    assert held("whole") == {5, 9}
+    with monkeypatch.context() as m:
+        if how == "interrupted":
+            m.setattr(Loop, "_stop_asked", lambda self: self.state.step == 3)
+        else:
+            m.setattr(Offline, "stop", lambda self, row: Stop(how, "broken") if row["step"] == 3 else None)
+        assert held("stopped") == {3}
+    if how == "interrupted":
+        runs.assert_same_run(run("whole"), run("stopped"))
+    else:
+        assert held("stopped") == {3}

@@ -99,8 +99,9 @@ class Offline:
         if held is None or self.held is None:
             return {}
         measured = self.session.engine.measure(held, self.held)
-        each = {name: measured.values[name] for name in self.held.logged}
-        self._note(held, self.held, measured.index, each, self.session.engine.scheduler.last_epoch, "eval")
+        kept = singles.some(measured.index, len(held), singles.MOST_HELD)
+        each = _at({name: measured.values[name] for name in self.held.logged}, kept)
+        self._note(held, self.held, measured.index[kept], each, self.session.engine.scheduler.last_epoch, "eval")
         return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
 
     def stop(self, row: dict[str, Any]) -> Stop | None:

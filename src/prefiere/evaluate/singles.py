@@ -8,6 +8,7 @@ of many examples a part that depends on their place alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import numpy as np
 from prefiere.tokens.groups import GroupStore
 
 MOST_TRAIN, MOST_HELD = 8_000, 2_000
-"""Rows of a whole run, at most about: of training examples, and of held-out ones."""
+"""Rows of a whole run, at most about: of training examples, and of held-out ones (those of the last validation come on
+top, so many at most)."""
 _ODD = 2_654_435_761  # Knuth's multiplier: spreads neighbours, so that a part of sorted data is no part of one kind
 
 
@@ -47,12 +49,27 @@ def rows(
     ]
 
 
-def kept(found: list[dict[str, Any]], at: tuple[int, int, int] | None) -> list[dict[str, Any]]:
-    """The rows that are written: those of training, and those of the validation ``at`` (step, steps between two, all
-    steps) where it is the last one or one of as many as there is room for; None: of no validation."""
-    training = [row for row in found if row["split"] != "eval"]
-    if at is None:
-        return training
-    step, between, total = at
-    every = -(-max(1, total // between) * (len(found) - len(training)) // MOST_HELD) or 1
-    return found if step == total or step // between % every == 0 else training
+@dataclass
+class KeptRows:
+    """Which rows of a run are written, and when: those of training at once, those of a validation where there is room
+    for it, and of the last one however the run ends.
+
+    between: steps between two validations, of ``total`` steps. waiting: rows of the newest validation, not written yet.
+    """
+
+    between: int
+    total: int
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+
+    def due(self, found: list[dict[str, Any]], step: int | None, *, last: bool = False) -> list[dict[str, Any]]:
+        """Those to write now. step: at which the validation was whose rows are among them, if there was one; last: no
+        other one comes, so that what waits is written."""
+        written = [row for row in found if row["split"] != "eval"]
+        if step is not None:
+            held = [row for row in found if row["split"] == "eval"]
+            every = -(-max(1, self.total // self.between) * len(held) // MOST_HELD) or 1
+            now = step == self.total or step // self.between % every == 0
+            written, self.waiting = (found, []) if now else (written, held)
+        if last:
+            written, self.waiting = written + self.waiting, []
+        return written

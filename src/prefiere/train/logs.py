@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,19 @@ def sync_logs(folder: Path) -> dict[str, int]:
 
 
 def cut_logs(folder: Path, step: int, rows: Mapping[str, int]) -> list[str]:
-    """Keep of each log the rows up to a step, of which there should be ``rows``. Lines that are no rows go.
+    """Keep of each log the rows up to a step, of which there should be ``rows``. Lines that are no rows go, and so do
+    rows that came after those.
 
     Returns what is missing, in words.
     """
     missing = []
     for name in ROW_LOGS:
-        path = folder / name
-        kept, others = 0, False
-        for _, row in _lines(path):
-            fits = _step(row) <= step
-            kept, others = kept + fits, others or not fits
-        if others:
+        path, most = folder / name, rows.get(name)
+        kept = sum(_step(row) <= step for _, row in _lines(path))
+        if kept < sum(1 for _ in _lines(path)) or (most is not None and kept > most):
             with atomic(path) as temporary, temporary.open("wb") as f:
-                f.writelines(line for line, row in _lines(path) if _step(row) <= step)
-        if (lost := rows.get(name, 0) - kept) > 0:
+                f.writelines(islice((line for line, row in _lines(path) if _step(row) <= step), most))
+        if (lost := (most or 0) - kept) > 0:
             missing.append(f"{lost:,} rows of {name} up to step {step} are missing or damaged")
     return missing
 

@@ -19,7 +19,7 @@ from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.moved import WeightsMoved
 from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
-from prefiere.evaluate.singles import kept
+from prefiere.evaluate.singles import KeptRows
 from prefiere.evaluate.start import of_own_answers
 from prefiere.kernels.memory import out_of_memory
 from prefiere.methods import METHODS
@@ -70,6 +70,7 @@ class Loop:
         self.eval_every = every(self.settings.eval_steps, total, 10)
         self.save_every = every(self.settings.save_steps, total, 10)
         self.sample_every = every(self.settings.sample_steps, total, 10)
+        self.kept = KeptRows(self.eval_every, total)
         self.main = session.world.main
         self.interrupt = Interrupt(session.display.say)
         self.moved = WeightsMoved(session.trunk)  # before a checkpoint is taken up: from where the run began
@@ -107,6 +108,7 @@ class Loop:
                 interrupted = self._stop_asked()
                 if s.stop or interrupted:
                     self._save()
+                    self._note(last=True)  # after the checkpoint: where the run goes on, it was not the last one
                     return s.stop or Stop("interrupted", "interrupted")
         return None
 
@@ -160,8 +162,7 @@ class Loop:
             self.state.pending[name] = [new.count, new.total, new.squares]
 
     def _training_columns(self) -> dict[str, Any]:
-        s = self.state
-        row: dict[str, Any] = {}
+        s, row = self.state, dict[str, Any]()
         for name, parts in s.pending.items():
             m = Moments(*parts)
             row[name] = m.mean
@@ -213,10 +214,9 @@ class Loop:
             left = spent / done * (total - s.step) if done else None
             display.say(spoken(row, total, self.algorithm.shown, METHODS[self.settings.method].family, left))
 
-    def _note(self, *, held: bool = False) -> None:
+    def _note(self, *, held: bool = False, last: bool = False) -> None:
         """Write what single examples showed; held: those of a validation as well, as far as there is room."""
-        every, total = self.eval_every, self.session.total_steps
-        rows = kept(self.algorithm.singles(), (self.state.step, every, total) if held else None)
+        rows = self.kept.due(self.algorithm.singles(), self.state.step if held else None, last=last)
         if self.main and rows:
             self.run_folder.log_pairs(rows)
 
@@ -276,7 +276,7 @@ class Loop:
         if self._saved == s.step and s.stop is None:
             return
         rows = {}
-        self._note()
+        self._note(last=s.stop is not None)
         if self.main:
             with self.run_folder.writing():
                 rows = sync_logs(self.run_folder.folder)
