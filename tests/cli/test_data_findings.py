@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from prefiere.cli.main import app
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.schema import PreferencePair
+from prefiere.doctor.diagnose import diagnose
+from prefiere.run import Run
 from synthetic_runs import make
 
 ASK = CliRunner()
@@ -107,11 +110,9 @@ def test_clean_prompts_may_lose_columns_that_are_hidden(tmp_path: Path) -> None:
     assert out.read_text() == '{"prompt": "p"}\n'
 
 
-def test_clean_data_leaves_out_what_a_run_found_swapped(tmp_path: Path) -> None:
-    import numpy as np
-
-    name = written(tmp_path / "d.jsonl", rows(200))
-    run = make(tmp_path / "run")
+def swapped_run(folder: Path, name: str) -> Run:
+    """A run on 200 lines of a file, every fifth of which it is as sure of as of the rest, the other way round."""
+    run = make(folder)
     margins = np.where(np.arange(200) % 5 == 0, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
     for split in ("eval", "train"):
         run.log_pairs(
@@ -120,9 +121,67 @@ def test_clean_data_leaves_out_what_a_run_found_swapped(tmp_path: Path) -> None:
                 for i, m in enumerate(margins.tolist())
             ]
         )
-    out = tmp_path / "clean.jsonl"
-    done = ASK.invoke(app, ["data", name, "--clean", str(out), "--run", str(run.folder), "--json"])
-    assert json.loads(done.stdout)["left_out"] == {"swapped": 40}
+    run.data = {"train": {"read": {"files": [name], "read": 200}}}
+    return run
+
+
+@pytest.mark.parametrize(("spelled", "asked"), [("d.jsonl", "{}/d.jsonl"), ("{}/d.jsonl", "d.jsonl")])
+def test_clean_data_leaves_out_what_a_run_found_swapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str, asked: str
+) -> None:
+    """However the file is spelled, there and here."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "d.jsonl", rows(200))
+    run = swapped_run(tmp_path / "run", spelled.format(tmp_path))
+    given = ["data", asked.format(tmp_path), "--clean", "clean.jsonl", "--run", str(run.folder), "--json"]
+    assert json.loads(ASK.invoke(app, given).stdout)["left_out"] == {"swapped": 40}
+    told = next(f for f in diagnose(run).findings if f.key == "labels_swapped")
+    assert any("--clean out.jsonl --run RUN" in line for line in told.remedy)
+
+
+def test_clean_data_of_another_file_than_the_runs_is_not_written(tmp_path: Path) -> None:
+    """A copy is not what was read; and a file that has lost a line since has others from there on."""
+    name = written(tmp_path / "d.jsonl", rows(200))
+    run = str(swapped_run(tmp_path / "run", name).folder)
+    copy = written(tmp_path / "copy.jsonl", rows(200))
+    written(tmp_path / "d.jsonl", rows(200)[1:])
+    for data, said in (
+        (copy, f"40 of the 40 lines that {run} found swapped are not in it"),
+        (name, "199 rows, and had 200"),
+    ):
+        done = ASK.invoke(app, ["data", data, "--clean", str(tmp_path / "clean.jsonl"), "--run", run])
+        assert done.exit_code == 2
+        assert said in " ".join(done.output.split())
+        assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_a_run_that_found_nothing_swapped_says_so(tmp_path: Path) -> None:
+    name = written(tmp_path / "d.jsonl", rows(20))
+    run = str(make(tmp_path / "run").folder)
+    done = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "clean.jsonl"), "--run", run])
+    assert done.exit_code == 0, done.output
+    assert f"{run} names no line whose label looks swapped" in " ".join(done.output.split())
+
+
+def test_flags_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    name, out = written(tmp_path / "d.jsonl", rows(20)), str(tmp_path / "clean.jsonl")
+    for given, said in (
+        (["--run", "runs/x"], "give --clean OUT, too"),
+        (["--run", "runs/x", "--check"], "give --clean OUT, too"),
+        (["--check", "--clean", out], "give one of them"),
+    ):
+        done = ASK.invoke(app, ["data", name, *given])
+        assert done.exit_code == 2
+        assert said in " ".join(done.output.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_what_clean_does_not_do_is_no_advice(tmp_path: Path) -> None:
+    """Who advises --clean for a fault has it leave something out."""
+    data = [r | {"chosen": "always this"} for r in rows(40)]
+    done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", data)])
+    assert "equal to “always this”" in done.output
+    assert "--clean" not in done.output
 
 
 def pairs(n: int) -> list[PreferencePair]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,17 +114,20 @@ def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[st
     return {"says": found.says, "agreed": found.agreed, "of": found.of, "chance": found.chance}
 
 
-def clean(settings: DPO, out: Path, swapped: Collection[str], console: Console) -> dict[str, Any]:
+def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[str, Any]:
     """Write the data without what teaches the wrong thing, and say what was left out, and what was not read.
 
-    Raises DataError, and writes nothing, where the file is there already, where no record stays, or where prompts are
-    all that is read of rows that hold more.
+    run: the run whose swapped labels are left out, too. Raises DataError, and writes nothing, where the file is there
+    already, where no record stays, where prompts are all that is read of rows that hold more, or where the run learnt
+    from other data.
     """
     if out.exists():
         raise DataError(f"{out} is there already. Name a new file.")
-    source, left = open_source(settings), RecordsLeftOut()
+    source, left, swapped = open_source(settings), RecordsLeftOut(), swapped_in(run)
     kept = write(_staying(source, left, swapped, settings.data), out)
     console.print(f"{kept:,} records written to {out}", markup=False, soft_wrap=True)
+    if swapped is not None and not swapped.lines:
+        console.print(f"  {run} names no line whose label looks swapped", markup=False, soft_wrap=True)
     dropped = source.counts.dropped.total()
     lost = [f"the reader left out {dropped:,} rows: {source.counts}", *source.problems] if dropped else []
     for line in [*left.lines(), *lost] or ["nothing was left out"]:
@@ -135,13 +139,16 @@ def clean(settings: DPO, out: Path, swapped: Collection[str], console: Console) 
 
 
 def _staying(
-    source: formats.Records[Any], left: RecordsLeftOut, swapped: Collection[str], name: str
+    source: formats.Records[Any], left: RecordsLeftOut, swapped: SwappedLabels | None, name: str
 ) -> Iterator[AnyRecord]:
-    """The records that are written. Raises DataError at the end where these would not stand for the data."""
+    """The records that are written. Raises DataError at the end where these would not stand for the data, or where a
+    run does not speak of it."""
     empty = True
-    for record in cleaned(lambda: source, left, swapped):
+    for record in cleaned(lambda: source, left, swapped.lines if swapped else ()):
         empty = False
         yield record
+    if swapped is not None:
+        swapped.refuse_other_data(name, source.counts.read, left.missing)
     if source.kind == "prompts" and source.unread:
         hidden = map_to_give(dict.fromkeys(source.unread))
         raise DataError(
@@ -154,15 +161,45 @@ def _staying(
         raise DataError(f"{name}: nothing is written, for no record stays ({source.counts}). {why}")
 
 
-def swapped_in(run: str | None) -> tuple[str, ...]:
-    """Where the labels were read that a run found the wrong way round."""
+@dataclass(frozen=True)
+class SwappedLabels:
+    """What a run found the wrong way round. lines: where these labels were read; files, rows: what the run learnt from,
+    as far as it says so."""
+
+    run: str
+    lines: tuple[str, ...]
+    files: tuple[str, ...]
+    rows: int | None
+
+    def refuse_other_data(self, name: str, rows: int, missing: Sequence[str]) -> None:
+        """Raise DataError where data of so many rows is not what the run learnt from. missing: lines that it lacks."""
+        if missing:
+            raise DataError(
+                f"{name}: nothing is written, for {len(missing):,} of the {len(self.lines):,} lines that {self.run} "
+                f"found swapped are not in it, {missing[0]} among them. Name what that run learnt from "
+                f"({', '.join(self.files) or 'its recipe says what'}), from the folder in which it was started"
+            )
+        if self.lines and self.rows not in (None, rows):
+            raise DataError(
+                f"{name}: nothing is written, for it has {rows:,} rows, and had {self.rows:,} when {self.run} learnt "
+                "from it: its lines are others now. Train a run on it as it is"
+            )
+
+
+def swapped_in(run: str | None) -> SwappedLabels | None:
+    """Which labels a run found the wrong way round; None without a run."""
     if run is None:
-        return ()
+        return None
+    from prefiere.doctor.case import Case
     from prefiere.doctor.diagnose import diagnose
     from prefiere.run import Run
 
-    found = diagnose(Run.open(run)).findings
-    return next((f.lines for f in found if f.key == "labels_swapped"), ())
+    opened = Run.open(run)
+    read = Case(opened).account("train", "read")
+    lines = next((f.lines for f in diagnose(opened).findings if f.key == "labels_swapped"), ())
+    files, rows = read.get("files"), read.get("read")
+    named = tuple(map(str, files)) if isinstance(files, list) else ()
+    return SwappedLabels(run, lines, named, rows if isinstance(rows, int) else None)
 
 
 def _as_pairs(columns: Sequence[str]) -> str | None:

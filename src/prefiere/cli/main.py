@@ -88,6 +88,10 @@ def data(
 
     words = arguments.as_settings(rest, others=True)
     sources = [*words.others, *(str(g.value) for g in words.settings if g.key == "data")]
+    if run is not None and clean is None:
+        words.problems.append("--run names the run whose swapped labels --clean leaves out: give --clean OUT, too.")
+    if check and clean is not None:
+        words.problems.append("--check and --clean are two commands: give one of them.")
     if len(sources) != 1:
         words.problems.append(
             f"name one source of data, not {', '.join(sources) or 'none'}: prefiere data pairs.jsonl."
@@ -98,7 +102,7 @@ def data(
     if check:
         return shown.check(settings, console(), lambda text: str(console().input(text)))
     if clean is not None:
-        return shown.clean(settings, clean, shown.swapped_in(run), console())
+        return shown.clean(settings, clean, run, console())
     return shown.inspect(settings, model=model, console=console())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from prefiere.data.audit import pair_key
 from prefiere.data.convert import AnyRecord, check_content
@@ -23,10 +24,12 @@ WHY = {
 
 @dataclass
 class RecordsLeftOut:
-    """How many records were left out for which reason, and where the first of them were read."""
+    """How many records were left out for which reason, and where they were read. missing: sources that were named as
+    swapped, and are none of this data."""
 
     counts: dict[str, int] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
     def add(self, why: str, source: str) -> None:
         """Count a record."""
@@ -45,18 +48,22 @@ def cleaned(
 ) -> Iterator[AnyRecord]:
     """The records that stay, read twice by ``records``; what goes is counted in ``left``.
 
-    swapped: sources of records whose label a run found the wrong way round. Of contradicted pairs both sides go, of
-    repeated records the first stays.
+    swapped: sources of records whose label a run found the wrong way round, however their file is spelled. Of
+    contradicted pairs both sides go, of repeated records the first stays.
     """
     verdicts: dict[int, int] = {}
+    places = _Places()
+    named, met = {places.of(s): s for s in swapped}, set[str]()
     for record in records():
         key, verdict = pair_key(record)
         verdicts[key] = verdicts.get(key, 0) | verdict
+        if (place := places.of(record.source)) in named:
+            met.add(place)
+    left.missing = [said for place, said in named.items() if place not in met]
     seen: set[tuple[int, int]] = set()
-    named = set(swapped)
     for record in records():
         said = pair_key(record)
-        why = _why(record, verdicts[said[0]], said in seen, record.source in named)
+        why = _why(record, verdicts[said[0]], said in seen, places.of(record.source) in named)
         seen.add(said)
         if why is None:
             yield record
@@ -74,3 +81,19 @@ def _why(record: AnyRecord, verdicts: int, repeated: bool, swapped: bool) -> str
     if verdicts & 3 == 3:
         return "contradictions"
     return "duplicates" if repeated else "swapped" if swapped else None
+
+
+@dataclass
+class _Places:
+    """``file:line`` with the whole path of the file, links followed; what is in no file of this machine stays. Each
+    name is looked up once."""
+
+    whole: dict[str, str] = field(default_factory=dict)
+
+    def of(self, source: str) -> str:
+        name, _, line = source.rpartition(":")
+        if not name or not line.isdecimal():
+            return source
+        if name not in self.whole:
+            self.whole[name] = str(Path(name).resolve()) if Path(name).exists() else name
+        return f"{self.whole[name]}:{line}"

@@ -119,7 +119,7 @@ def one_text(account: Account) -> Finding | None:
                 "warning" if count < 0.5 * pairs else "bad",
                 "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
                 (_said(count, count / pairs, f"{word} answers equal to “{str(part.get('text', ''))[:60]}”"),),
-                (Remedy("leave these pairs out, or keep a few of them"), CLEAN),
+                (Remedy("leave these pairs out, or keep a few of them"),),
                 share=f"{100 * count / pairs:.0f}%",
             )
     return None

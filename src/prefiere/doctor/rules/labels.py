@@ -147,7 +147,8 @@ def swapped(case: Case) -> Finding | None:
         ),
         (
             Remedy(
-                "look at these lines, and turn round those that are swapped; `prefiere data --clean` leaves them out"
+                "look at these lines, and turn round those that are swapped; "
+                "`prefiere data DATA --clean out.jsonl --run RUN` leaves them out"
             ),
             Remedy("label_smoothing=0.1, if they cannot be mended", "label_smoothing", 0.1),
         ),
