@@ -18,3 +18,5 @@ os.environ |= {
 }
 
 atexit.register(shutil.rmtree, os.environ["PREFIERE_CACHE"], ignore_errors=True)
+
+pytest_plugins = ["browser"]  # one for all, since a process has one Playwright

@@ -375,6 +375,27 @@ def test_a_sound_start(tmp_path: Path, start: dict[str, float]) -> None:
     assert diagnose(beginning(make(tmp_path), **start)).severity == "good"
 
 
+@pytest.mark.parametrize("by", [make, make_policy])
+def test_a_model_of_random_weights_has_learnt_no_language(tmp_path: Path, by: Any) -> None:
+    """ln 32,000 = 10.37 nats: random weights write at about 9.9, a model that has read a little at 4."""
+    for own, guesses in ((-9.9, True), (-4.0, False)):
+        run = by(tmp_path / f"{own}", answers={"samples/ref_logp": to(own, own)})
+        run.environment = {"vocabulary": 32_000}
+        d = diagnose(run)
+        assert ("no_language" in d) is guesses
+        assert d.headline.startswith("The model had learnt no language") is guesses
+        assert ("learnt" in d) is not guesses
+        run.environment = {}
+        assert "no_language" not in diagnose(run)
+
+
+def test_preferred_answers_tell_where_none_were_sampled(tmp_path: Path) -> None:
+    for logp, guesses in ((-10.4, True), (-5.0, False)):
+        run = beginning(make(tmp_path / f"{logp}", drop=("samples/",)), chosen_logp=logp)
+        run.environment = {"vocabulary": 32_000}
+        assert ("no_language" in diagnose(run)) is guesses
+
+
 # -- rewards ----------------------------------------------------------------------------------------------------------
 
 

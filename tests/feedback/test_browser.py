@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from feedback.conftest import CHROMIUM, fill, rows
+from browser import CHROMIUM, MISSING
+from feedback.conftest import fill, rows
 from feedback.test_ask import echo
 from feedback.test_votes import Desk, valid
 from prefiere.data import formats
@@ -26,7 +27,7 @@ from prefiere.feedback.store import Store
 from prefiere.feedback.votes import Said
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[dev]')")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 SHOTS = os.environ.get("PREFIERE_SHOTS")  # a folder for pictures to look at
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback.conftest import CHROMIUM
+from browser import CHROMIUM, MISSING
 from feedback.test_browser import page_at, playwright, press
 from prefiere.demo import judge
 from prefiere.feedback import schema
@@ -21,7 +21,7 @@ from prefiere.feedback.store import Store
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
 ]
 
 

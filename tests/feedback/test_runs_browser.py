@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from feedback.conftest import CHROMIUM
+from browser import CHROMIUM, MISSING
 from feedback.test_browser import HOSTILE, page_at, serving, shot
 from prefiere.feedback.page import runs as runs_module
 from prefiere.feedback.page import security
 from prefiere.feedback.page.runs import RunFolder
 from synthetic_runs import make
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 FEW = (
     "rewards/",
     "logps/",

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from prefiere.doctor.case import Case
-from prefiere.doctor.words import duration, number
-from prefiere.report import curves, panels
+from prefiere.doctor.series import Level, Series
+from prefiere.doctor.words import duration, number, with_interval
+from prefiere.metrics import column
+from prefiere.report import curves, figures, panels
 from prefiere.report.page import render
 from prefiere.report.side_by_side import LONGEST, MOST_ANSWERS
 from prefiere.run import Run, RunError
@@ -245,7 +249,7 @@ def test_a_policy_gradient_run_in_one_file(tmp_path: Path) -> None:
     ):
         assert text in p.text, text
     assert "At equal KL" not in p.text  # with nothing to compare
-    assert p.tags.count("svg") == 15
+    assert p.tags.count("svg") == 16  # reward against KL for a desk and for a phone
 
 
 def test_what_a_method_does_not_have_is_not_shown(tmp_path: Path) -> None:
@@ -385,12 +389,73 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
         (34567.8, "", "34,568"),
         (2e-6, "", "2.0e−06"),
         (-1.9e-9, "", "0.00"),
+        (0.00043, "", "0.00043"),
         (float("nan"), "", "?"),
         (0.734, "eval_rewards/accuracies", "73%"),
     ],
 )
 def test_numbers(value: float, key: str, text: str) -> None:
     assert number(value, key) == text
+
+
+@pytest.mark.parametrize(
+    ("level", "key", "text"),
+    [
+        (Level(0.41, 0.36, 0.46), "", "0.41 (0.36 to 0.46)"),
+        (Level(0.0121, 0.0119, 0.0122), "", "0.0121 (0.0119 to 0.0122)"),
+        (Level(0.0003, 0.0, 0.0006), "samples/repetition", "0.0% (0.0% to 0.1%)"),
+        (Level(0.71, 0.66, 0.76), "samples/eos_rate", "71% (66% to 76%)"),
+        (Level(1e-8, -1e-9, 2e-8), "", "0.00"),
+    ],
+)
+def test_an_interval_has_so_many_digits_that_its_ends_differ(level: Level, key: str, text: str) -> None:
+    assert with_interval(level, key) == text
+
+
+def labels(svg: str | None) -> list[str]:
+    """The ticks in per cent of a figure."""
+    assert svg is not None
+    return [text for text in re.findall(r">([^<>]+)</text>", svg) if text.endswith("%")]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0025), (0.0, 0.02), (0.0, 1.0), (0.97, 1.0), (0.512, 0.548)])
+def test_the_ticks_of_a_share_differ_and_lie_between_none_and_all(tmp_path: Path, low: float, high: float) -> None:
+    run = asked(tmp_path)
+    for i in range(9):
+        run.log({"step": i, "samples/eos_rate": low + (high - low) * i / 8})
+    ticks = labels(curves.draw_panel(panels.Panel(column("samples/eos_rate")), [Case(run)]))
+    assert len(set(ticks)) == len(ticks) > 2
+    assert all(0 <= float(t.removesuffix("%")) <= 100 for t in ticks)
+
+
+def test_a_line_ends_at_the_number_that_is_told_of_it(tmp_path: Path) -> None:
+    """Of 40 rows the end is the last 8: 0.3 but for a wild one, which a trimmed mean leaves out; the line ends there,
+    and a plain mean of the 8 would end at -0.84."""
+    run = asked(tmp_path, method="ppo")
+    rows = [{"step": i, "val/explained_variance": -8.8 if i == 36 else 0.3} for i in range(40)]
+    run._append("metrics.jsonl", rows)
+    series = Case(run).series("val/explained_variance")
+    axes = Figure().add_subplot()
+    curves._training(axes, series, "black", raw=True)
+    assert series.end.mean == pytest.approx(0.3)
+    assert np.asarray(axes.lines[-1].get_ydata())[-1] == series.end.mean
+    assert np.asarray(axes.lines[-1].get_ydata())[0] == series.start.mean
+
+
+def test_a_course_is_made_of_what_its_ends_are_made_of() -> None:
+    """Of 50 rows each window has 10, of which the least and the largest are left out."""
+    values = np.random.default_rng(0).normal(size=50)
+    rows = [{"step": i, "loss": v} for i, v in enumerate(values)]
+    course = Series.of(rows, "loss").course()
+    middle = sorted(values[15:25])[1:-1]
+    assert course.values[20] == pytest.approx(sum(middle) / 8)
+    assert (course.low < course.values).all()
+
+
+def test_crosses_of_intervals_stand_where_there_is_room() -> None:
+    """The last point has one; then each that lies a fifth of the axes away from all that have."""
+    x = np.array([0.0, 0.5, 0.55, 0.9, 1.0])
+    assert figures.roomy(x, np.zeros(5)).tolist() == [True, False, True, False, True]
 
 
 def test_the_account_of_data_is_readable(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_the_folder_holds_what_it_promises(tmp_path) -> None:
     assert all(c["why"] for c in run.environment["choices"])
     assert run.data["examples"] == {"train": 18, "eval": 6}
     assert run.recipe["learning_rate"] == 1e-3
+    assert run.environment["vocabulary"] == AutoModelForCausalLM.from_pretrained(run.model).config.vocab_size
     assert run.status["state"] == "finished"
 
 

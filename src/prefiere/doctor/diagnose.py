@@ -62,6 +62,7 @@ _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 _EXPLAINED: dict[str, tuple[str, ...]] = {
     "no_pattern": ("within_noise", "stuck", "overfit", "not_carried_over", "moved_away", "mostly_length"),
     "labels_swapped": ("mostly_length", "spikes"),
+    "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
     "answers_elsewhere": ("foreign_answers",),
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),
@@ -263,6 +264,7 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
     "preference": (
         *_GIVEN,
         *_OF_LABELS,
+        start.no_language,
         start.elsewhere,
         start.foreign,
         start.too_alike,
@@ -283,6 +285,7 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         reward_models.off_centre,
     ),
     "policy": (
+        start.no_language,
         answers.answers_degenerate,
         policy_gradients.reward_exploited,
         policy_gradients.reward_falls,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import stdtrit
 
 from prefiere.metrics import measured_again
-from prefiere.stats import Moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,17 @@ class Series:
             below, above = (float((values - low).mean()), float((high - values).mean())) if known else (math.nan,) * 2
             return Level(mean, mean - below, mean + above, n)
         if len(values) >= 3:
-            return _trimmed(values)
+            (middle,), (half,) = _trimmed(values[None])
+            return Level(float(middle), float(middle - half), float(middle + half))
         half = float(np.linalg.norm((high - low) / 2)) / len(values) if known else math.nan
         return Level(mean, mean - half, mean + half)
+
+    def course(self) -> Series:
+        """Rows of different examples as a smooth course: each is the level of the `window` rows around it, at the ends
+        of the first and the last ones, so that it begins at `start` and ends at `end`. Needs a window of 3 or more."""
+        mean, half = _trimmed(sliding_window_view(self.values, self.window))
+        at = np.clip(np.arange(len(self)) - self.window // 2, 0, len(mean) - 1)
+        return Series(self.steps, mean[at], (mean - half)[at], (mean + half)[at], self.n, self.same)
 
     def minus(self, other: Series) -> Series:
         """The difference of two series of different examples, row by row where the steps agree."""
@@ -168,15 +176,16 @@ class Series:
         return Change(self.start, self.end) if len(self) >= 2 else None
 
 
-def _trimmed(values: np.ndarray) -> Level:
-    """Trimmed mean with its t interval (Tukey and McLaughlin 1963): no single row, however wild, decides."""
-    rows = len(values)
+def _trimmed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Trimmed means of [n, rows] and the half-widths of their t intervals, each [n]: no single value, however wild,
+    decides (Tukey and McLaughlin 1963)."""
+    rows = values.shape[1]
     cut = max(1, rows // 10) if rows >= 5 else 0
-    ordered = np.sort(values)
-    kept = ordered[cut : rows - cut]
-    spread = Moments.of(np.clip(values, kept[0], kept[-1])).variance ** 0.5
-    half = float(stdtrit(len(kept) - 1, 0.975)) * spread / (len(kept) / rows * math.sqrt(rows))
-    return Level(float(kept.mean()), float(kept.mean()) - half, float(kept.mean()) + half)
+    ordered = np.sort(values, axis=1)
+    kept = ordered[:, cut : rows - cut]
+    spread = np.clip(ordered, kept[:, :1], kept[:, -1:]).std(axis=1, ddof=1) * (np.ptp(kept, axis=1) > 0)
+    share = kept.shape[1] / rows
+    return kept.mean(axis=1), float(stdtrit(kept.shape[1] - 1, 0.975)) * spread / (share * math.sqrt(rows))
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:

@@ -9,27 +9,35 @@ from typing import Any
 from prefiere.doctor.series import Change, Level
 from prefiere.metrics import column
 
+NOTHING = 1e-6
+"""What is nearer to zero is the rounding of a zero."""
+_MOST_DIGITS = 6
 
-def number(value: float, key: str = "") -> str:
-    """A metric's value as people read it: three figures, or per cent for a share."""
+
+def number(value: float, key: str = "", more: int = 0) -> str:
+    """A metric's value as people read it: two or three figures and ``more``, or per cent for a share."""
     if not math.isfinite(value):
         return "?"
     if column(key).share:
-        return f"{100 * value:.0f}%"
-    if abs(value) < 1e-6:  # rounding of a zero
+        return f"{100 * value:.{more}f}%"
+    size = abs(value)
+    if size < NOTHING:
         return "0.00"
-    if abs(value) < 0.001:
-        return f"{value:.1e}".replace("-", "−")
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3
-    return f"{value:,.{digits}f}".replace("-", "−")
+    if size < 1e-4:
+        return f"{value:.{1 + more}e}".replace("-", "−")
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 3 if size >= 0.001 else 5
+    return f"{value:,.{digits + more}f}".replace("-", "−")
 
 
 def with_interval(level: Level, key: str = "") -> str:
-    """``0.41 (0.36 to 0.46)``: a mean and its 95% interval."""
+    """``0.41 (0.36 to 0.46)``: a mean and its 95% interval, in so many digits that its ends differ."""
     if not level.known or level.low == level.high:
         return number(level.mean, key)
     low, high = (max(0.0, level.low), min(1.0, level.high)) if column(key).share else (level.low, level.high)
-    return f"{number(level.mean, key)} ({number(low, key)} to {number(high, key)})"
+    for more in range(_MOST_DIGITS):
+        if (least := number(low, key, more)) != (most := number(high, key, more)):
+            return f"{number(level.mean, key, more)} ({least} to {most})"
+    return number(level.mean, key)
 
 
 def evidence_line(key: str, change: Change, *where: str) -> str:

@@ -116,6 +116,7 @@ class Frontiers:
     end, KL at the end."""
 
     svg: Markup
+    narrow: Markup
     score: str
     roots: bool
     lines: tuple[tuple[str, str], ...]
@@ -136,6 +137,7 @@ def reward_against_kl(cases: Sequence[Case], names: Sequence[str]) -> Frontiers 
     svg, roots = figures.draw_frontier(found)
     return Frontiers(
         svg=Markup(svg),
+        narrow=Markup(figures.draw_frontier(found, figures.NARROW)[0]),
         score="judge's score" if found.key == "samples/score" else "reward",
         roots=roots,
         lines=tuple((curves.colour(p.run), names[p.run]) for p in found.paths),

@@ -7,6 +7,7 @@ No name or text of a run goes into a figure: whatever needs escaping is the page
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.ndimage import gaussian_filter1d
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.series import Series
+from prefiere.doctor.words import NOTHING
 from prefiere.report.panels import Panel
 
+_MOST_POINTS = 400
 COLOURS = 8
 """How many runs have a colour of their own."""
 
@@ -65,7 +68,8 @@ def draw_panel(panel: Panel, cases: Sequence[Case]) -> str | None:
     """One figure with every run that has the metric, as ``<svg>``; None where none has it.
 
     Validation and sampled answers are solid lines with a 95% band. Training is thin: with one run the rows as logged
-    behind their smoothed course, with several the smoothed course alone, dashed, in the run's colour.
+    behind their course, with several the course alone, dashed, in the run's colour. A course ends at the number that
+    words give for its end (`Series.course`).
     """
     none = Series.of((), "")
     curves = [
@@ -107,44 +111,44 @@ def _training(axes: Axes, series: Series, own: str, *, raw: bool) -> list[np.nda
     """Draw a noisy series; returns the values that the axis must show."""
     if not len(series):
         return []
-    smooth = _smooth(series, series.values) if len(series) > 8 else None
-    every = max(1, len(series) // 400)
+    at, smooth = _shown(series), series.course().values if len(series) > 8 else None
     if raw or smooth is None:
-        axes.plot(series.steps[::every], series.values[::every], color=own, lw=0.8, alpha=0.35 if raw else 0.6)
+        axes.plot(series.steps[at], series.values[at], color=own, lw=0.8, alpha=0.35 if raw else 0.6)
     if smooth is None:
         return [series.values]
-    axes.plot(series.steps[::every], smooth[::every], color=own, lw=1.3, ls="-" if raw else (0, (4, 2)), alpha=0.9)
+    axes.plot(series.steps[at], smooth[at], color=own, lw=1.3, ls="-" if raw else (0, (4, 2)), alpha=0.9)
     return [smooth, np.percentile(series.values, [2, 98]) if raw else smooth]
+
+
+def _shown(series: Series) -> np.ndarray:
+    """Places of as many rows as a screen shows, the last one among them: int64 [points]."""
+    return np.arange(len(series) - 1, -1, -max(1, len(series) // _MOST_POINTS))[::-1]
 
 
 def _measured(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
     """Draw a series with its intervals; returns the values that the axis must show."""
     if not len(series):
         return []
-    if (every := len(series) // 400) > 1:  # as many points as a screen shows, the last one among them
-        at = np.arange(len(series) - 1, -1, -every)[::-1]
-        steps, values, low, high, n = (x[at] for x in (series.steps, series.values, series.low, series.high, series.n))
-        series = Series(steps, values, low, high, n, series.same)
+    at = _shown(series)
+    steps, values, low, high, n = (x[at] for x in (series.steps, series.values, series.low, series.high, series.n))
+    series = Series(steps, values, low, high, n, series.same)
     known = ~np.isnan(series.low)
     axes.fill_between(series.steps, series.low, series.high, where=known, color=own, alpha=0.16, lw=0)
     if len(series) == 1:
         axes.errorbar(series.steps, series.values, _bars(series), color=own, fmt="o", ms=5)
     else:
-        axes.plot(series.steps, series.values, color=own, lw=2, marker="o" if len(series) <= 25 else None, ms=3.5)
+        dots = "o" if len(series) <= 25 else None
+        axes.plot(series.steps, series.values, color=own, lw=2, marker=dots, ms=3.5, clip_on=False)
     return [series.values, series.low[known], series.high[known]]
 
 
 def _band(axes: Axes, series: Series, own: str) -> list[np.ndarray]:
-    """The intervals of a noisy series, smoothed as it is itself; returns the values that the axis must show."""
+    """The intervals of a noisy series' course; returns the values that the axis must show."""
     if len(series) <= 8 or np.isnan(series.low).any():
         return []
-    low, high = (_smooth(series, bound) for bound in (series.low, series.high))
-    axes.fill_between(series.steps, low, high, color=own, alpha=0.16, lw=0)
-    return [low, high]
-
-
-def _smooth(series: Series, values: np.ndarray) -> np.ndarray:
-    return np.asarray(gaussian_filter1d(values, max(1.0, len(series) / 25), mode="nearest"))
+    course, at = series.course(), _shown(series)
+    axes.fill_between(course.steps[at], course.low[at], course.high[at], color=own, alpha=0.16, lw=0)
+    return [course.low, course.high]
 
 
 def _bars(series: Series) -> np.ndarray | None:
@@ -156,7 +160,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
     low, high = float(shown.min()), float(shown.max())
     if panel.reference is not None:
         low, high = min(low, panel.reference), max(high, panel.reference)
-    pad = 0.06 * (high - low) or max(0.1 * abs(high), 0.05)
+    pad = 0.06 * (high - low) if high - low > NOTHING else max(0.1 * abs(high), 0.05)
     # The reference's name stands on the side of its line that the curves leave free at the end.
     ends = [np.asarray(line.get_ydata(), dtype=np.float64)[-1] for line in axes.lines]
     above = panel.reference is not None and float(np.median(ends)) < panel.reference
@@ -165,8 +169,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
         low, high = (low, max(high, panel.reference + room)) if above else (min(low, panel.reference - room), high)
     low, high = low - pad, high + pad
     if panel.column.share:
-        low, high = max(low, -0.03), min(high, 1.03)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.04 else 1))
+        low, high = max(low, 0.0), min(high, 1.0)
     axes.set_ylim(low, high)
     if panel.reference is not None:
         axes.axhline(panel.reference, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
@@ -176,8 +179,18 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
             color=MUTED, fontsize=9,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if panel.column.share else [1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if panel.column.share:
+        per_cent(axes.yaxis)
     axes.set_xlabel("update", loc="right", fontsize=10)
+
+
+def per_cent(axis: Axis) -> None:
+    """Ticks of a share in per cent, in so many digits that no two of them read the same. The axis' limits are set."""
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ticks = axis.get_majorticklocs()
+    apart = 100 * float(ticks[1] - ticks[0]) if len(ticks) > 1 else 1.0
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=max(0, math.ceil(-math.log10(apart) - 1e-9))))
 
 
 def _bare(svg: str) -> str:

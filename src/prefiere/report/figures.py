@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from prefiere.doctor import reward_models
 from prefiere.doctor.case import Case
-from prefiere.report.curves import MUTED, ink, svg
+from prefiere.report.curves import MUTED, ink, per_cent, svg
 from prefiere.report.frontier import Frontier, Path
 
 FAR = 8.0
@@ -21,19 +21,28 @@ so that the near run is not a dot in the corner."""
 _NICE = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
-def draw_frontier(shown: Frontier) -> tuple[str, bool]:
-    """Each run's path, its steps as dots with the intervals of both axes, the last one larger; and whether the axis of
-    KL is drawn by roots."""
+APART = 1 / 5
+"""How far apart two crosses of intervals are, in lengths of the axes: nearer ones would be a mesh."""
+WIDE, NARROW = (12.0, 4.4), (4.7, 3.6)
+"""Inches of the same figure on a desk and on a phone."""
+
+
+def draw_frontier(shown: Frontier, size: tuple[float, float] = WIDE) -> tuple[str, bool]:
+    """Each run's path, its steps as dots, the last one larger, with the intervals of both axes where there is room for
+    them; and whether the axis of KL is drawn by roots."""
     last = [float(p.kl.values[-1]) for p in shown.paths if p.moved]
     roots = len(last) > 1 and max(last) > FAR * min(last)
+    most = 9 if size == WIDE else 5
+    width = max(float(_drawn(p.kl.values, roots).max()) for p in shown.paths)
 
     def onto(axes: Axes) -> None:
         if roots:
-            axes.set_xscale(
-                "function", functions=(lambda x: np.sign(x) * np.abs(x) ** 0.5, lambda x: np.sign(x) * x**2)
-            )
+            axes.set_xscale("function", functions=(lambda x: _drawn(x, True), lambda x: np.sign(x) * x**2))
+        high = max(float(p.score.values.max()) for p in shown.paths)
+        height = high - min(float(p.score.values.min()) for p in shown.paths)
         for path in shown.paths:
-            _path(axes, path)
+            room = roomy(_drawn(path.kl.values, roots) / (width or 1.0), path.score.values / (height or 1.0))
+            _path(axes, path, room)
         if (kl := shown.equal_kl) is not None:
             axes.axvline(kl, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
             axes.annotate("equal KL", (kl, 1), (4, -2), ha="left", va="top", xycoords=("data", "axes fraction"),
@@ -41,24 +50,39 @@ def draw_frontier(shown: Frontier) -> tuple[str, bool]:
         left = min(0.0, *(float(p.kl.values.min()) for p in shown.paths))
         right = max(float(np.nanmax([p.kl.values.max(), np.nanmax([*p.kl.high, 0.0])])) for p in shown.paths)
         axes.set_xlim(left - 0.01 * right * (not roots), (right or 1.0) * 1.03)
-        axes.xaxis.set_major_locator(FixedLocator(_NICE) if roots else MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(FixedLocator(_NICE) if roots else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel("KL to the start, nats per answer", loc="right", fontsize=10)
 
-    return svg(onto, "frontier", (12, 4.4)), roots
+    return svg(onto, "frontier" if size == WIDE else "narrow frontier", size), roots
 
 
-def _path(axes: Axes, path: Path) -> None:
+def roomy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points [n] of a path, in lengths of the axes, have room for a cross: bool [n]. The last one has; going
+    back, each that lies `APART` from all that have."""
+    taken: list[int] = []
+    for i in reversed(range(len(x))):
+        if all(np.hypot(x[i] - x[j], y[i] - y[j]) >= APART for j in taken):
+            taken.append(i)
+    return np.isin(np.arange(len(x)), taken)
+
+
+def _drawn(kl: np.ndarray, roots: bool) -> np.ndarray:
+    """Where values of the KL stand on its axis, up to a factor."""
+    return np.asarray(np.sign(kl) * np.abs(kl) ** 0.5 if roots else kl)
+
+
+def _path(axes: Axes, path: Path, room: np.ndarray) -> None:
     own = ink(path.run)
     for bound in ("kl", "score"):
         series = getattr(path, bound)
-        known = ~np.isnan(series.low)
+        known = room & ~np.isnan(series.low)
         widths = np.stack([series.values - series.low, series.high - series.values])[:, known]
         axes.errorbar(
             path.kl.values[known], path.score.values[known], fmt="none", ecolor=own, alpha=0.3, elinewidth=1.1,
             **{"xerr" if bound == "kl" else "yerr": np.maximum(widths, 0.0)},
         )  # fmt: skip
-    axes.plot(path.kl.values, path.score.values, color=own, lw=1.8, marker="o", ms=3.8)
+    axes.plot(path.kl.values, path.score.values, color=own, lw=1.8, marker="o" if len(path.kl) <= 25 else None, ms=3.8)
     axes.plot(path.kl.values[-1:], path.score.values[-1:], color=own, marker="o", ms=8.5)
 
 
@@ -74,10 +98,11 @@ def reliability_figure(cases: Sequence[Case]) -> str | None:
         axes.plot([least, 1], [least, 1], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
         for i, points in found:
             _dots(axes, points, ink(i))
-        axes.set_xlim(least - 0.02, 1.02)
+        axes.set_xlim(least, 1.0)
         lows = [float(np.nanmin(points[:, 1:3])) for _, points in found if len(points)]
-        axes.set_ylim(min(least, *lows) - 0.03, 1.03)
-        _per_cent(axes.xaxis, axes.yaxis)
+        axes.set_ylim(max(0.0, min(least, *lows) - 0.03), 1.0)
+        per_cent(axes.xaxis)
+        per_cent(axes.yaxis)
         axes.set_xlabel("how sure it is", loc="right", fontsize=10)
 
     return svg(onto, "reliability")
@@ -103,8 +128,8 @@ def by_length(cases: Sequence[Case]) -> str | None:
         for i, points in found:
             _dots(axes, points, ink(i))
         low, high = axes.get_ylim()
-        axes.set_ylim(max(-0.03, min(low, 0.42)), min(1.03, high))
-        _per_cent(axes.yaxis)
+        axes.set_ylim(max(0.0, min(low, 0.42)), min(1.0, high))
+        per_cent(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel("length of chosen less rejected answer", loc="right", fontsize=10)
 
@@ -125,10 +150,4 @@ def _dots(axes: Axes, points: np.ndarray, own: str) -> None:
     known = ~np.isnan(low) & ~np.isnan(high)
     bars = np.maximum(np.stack([y - low, high - y])[:, known], 0.0)
     axes.errorbar(x[known], y[known], bars, fmt="none", ecolor=own, alpha=0.45, elinewidth=1.3)
-    axes.plot(x, y, color=own, lw=1.6, marker="o", ms=4.5)
-
-
-def _per_cent(*which: Any) -> None:
-    for axis in which:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.plot(x, y, color=own, lw=1.6, marker="o", ms=4.5, clip_on=False)

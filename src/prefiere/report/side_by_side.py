@@ -21,6 +21,12 @@ class Passage:
     pieces: tuple[tuple[str, bool], ...]
     left_out: int = 0
 
+    @property
+    def long(self) -> bool:
+        """Whether it may be higher than the page shows at once: 17 lines, of 21 wide letters on a phone."""
+        text = "".join(piece for piece, _ in self.pieces)
+        return len(text) / 21 + text.count("\n") > 17
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

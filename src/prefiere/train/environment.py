@@ -46,6 +46,7 @@ def environment(session: Session) -> dict[str, Any]:
             "all": logical_parameters(session.trunk),
             "trained": sum(p.numel() for p in session.engine.parameters),
         },
+        "vocabulary": int(session.trunk.lm.config.get_text_config().vocab_size),
         "plan": session.plan.to_json(),
         "choices": [{"name": c.name, "value": c.value, "why": c.why} for c in session.choices],
         "pid": os.getpid(),

@@ -5,6 +5,8 @@ Read off the row of step 0: a few examples and the first sampled answers.
 
 from __future__ import annotations
 
+import math
+
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.series import Level
@@ -19,6 +21,38 @@ def at_step_0(case: Case, key: str) -> Level | None:
     if not len(series) or series.steps[0] != 0:
         return None
     return Level(float(series.values[0]), float(series.low[0]), float(series.high[0]), int(series.n[0]))
+
+
+GUESSING = 0.85
+"""Of ln V nats per token, from which on a model guesses: random weights are at 0.9 or more, a model that has read
+anything writes its own answers at half of it or less."""
+
+
+def no_language(case: Case) -> Finding | None:
+    """The model finds its own answers (where none were sampled, the preferred ones) about as unlikely as tokens that
+    are drawn blindly from its vocabulary: -ln V nats per token."""
+    size = case.environment.get("vocabulary")
+    own, chosen = at_step_0(case, "samples/ref_logp"), at_step_0(case, "start/chosen_logp")
+    seen = chosen if own is None else own
+    if not isinstance(size, int) or size < 2 or seen is None or seen.mean > -GUESSING * math.log(size):
+        return None
+    answers = "the preferred answers" if own is None else "its own answers"
+    return Finding(
+        "no_language",
+        "The model had learnt no language before this run, and preferences teach it none.",
+        "bad",
+        "Before the first update it found every token about as likely as any other, as random weights do. It may learn "
+        "to rank the pairs, but what it writes is noise before and after. Either the model was never trained, or its "
+        "weights were not the ones that were read.",
+        (f"naturalness of {answers}: {with_interval(seen)} nats per token; a blind guess among {size:,} tokens: "
+         f"{number(-math.log(size))}",),
+        (
+            Remedy("a model that was trained on text"),
+            Remedy("a supervised start (`prefiere sft`) on much text first"),
+        ),
+        cause=True,
+        values={"size": f"{size:,}"},
+    )  # fmt: skip
 
 
 def elsewhere(case: Case) -> Finding | None:
