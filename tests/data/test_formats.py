@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from prefiere.data import formats, readers, sources
@@ -626,13 +629,14 @@ def records(texts):
     )
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".xlsx"])
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(kind_and_records=records(STRINGS) | records(CHATS))
 def test_what_is_written_is_read_back(tmp_path, suffix, kind_and_records):
     kind, expected = kind_and_records
+    assume(suffix != ".xlsx" or "'nan'" not in repr(expected).lower())  # which is refused: below
     path = tmp_path / f"out{suffix}"
     assert formats.write(expected, path) == len(expected)
     got, source = read(path, kind)
@@ -669,11 +673,48 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         formats.write([PAIRS[0], half], tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
-    with pytest.raises(ValueError, match=r"ends in \.jsonl or \.parquet"):
+    with pytest.raises(ValueError, match=r"ends in \.jsonl, \.parquet or \.xlsx"):
         formats.write(PAIRS, tmp_path / "a.csv")
     chat = replace(PAIRS[0], prompt=(Message("user", "q"),))
-    with pytest.raises(ValueError, match=r"write \.jsonl"):
-        formats.write([PAIRS[0], chat], tmp_path / "a.parquet")
+    for name in ("a.parquet", "a.xlsx"):
+        with pytest.raises(ValueError, match=rf"^{name}: some texts .* write \.jsonl"):
+            formats.write([PAIRS[0], chat], tmp_path / name)
+
+
+HOSTILE = [
+    "=1+1", '=HYPERLINK("http://x","y")', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "#N/A", "'=1", " =1 ", "TRUE", "1.0",
+    "2026-01-01", "_x0041_", "_x0041_x0042_", "a\x00\x1b\r\nb", "\ufffe", "<b>&amp;", "ñ\U0001f600",
+]  # fmt: skip
+
+
+def test_no_text_becomes_a_formula_or_anything_else_in_a_sheet(tmp_path):
+    pairs = [PreferencePair(prompt=text, chosen=f"{text}x", rejected="y") for text in HOSTILE]
+    formats.write(pairs, tmp_path / "a.xlsx")
+    assert read(tmp_path / "a.xlsx")[0] == pairs
+    sheet = openpyxl.load_workbook(tmp_path / "a.xlsx").active
+    kinds = {cell.data_type for row in sheet.iter_rows(min_row=2) for cell in row}
+    assert kinds <= {"s", "inlineStr"}
+    quoted = [sheet.cell(row, 1).quotePrefix for row in range(2, 2 + 5)]
+    assert quoted == [True] * 5  # Excel takes it for text when it is edited, too
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as book:
+        assert b"<f>" not in book.read("xl/worksheets/sheet1.xml")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "chosen is '', which a sheet does not tell from an empty cell"),
+        ("nan", "chosen is 'nan', which a sheet does not tell from an empty cell"),
+        ("x" * 32_767, "chosen has 32,767 characters, and a cell keeps 32,766"),
+        ("\x00" * 5_000, "chosen has 35,000 characters, and a cell keeps 32,766"),
+        ("\ud800", "surrogates not allowed"),
+    ],
+)
+def test_what_a_sheet_does_not_keep_is_refused(tmp_path, text, why):
+    pair = PreferencePair(prompt="q", chosen=text, rejected="y", source="f:3")
+    with pytest.raises(ValueError, match=rf"record 2 \(f:3\) cannot be written: .*{re.escape(why)}"):
+        formats.write([PAIRS[0], pair], tmp_path / "a.xlsx")
+    assert not list(tmp_path.iterdir())
 
 
 # -- the real thing ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import zipfile
+from datetime import date
 
 import openpyxl
 import pyarrow as pa
@@ -54,6 +55,19 @@ def test_a_sheet_of_excel(tmp_path):
     assert texts(sheet(tmp_path / "e.xlsx", ["prompt", "chosen", "rejected"], ["q", "x_x000A_y", "z"])) == [
         ("q", "x\ny", "z")
     ]
+
+
+def test_a_team_s_sheet_of_two_answers(tmp_path):
+    head = ["Date", "Voter", "Question", "Answer A", "Answer B", "Preferred"]
+    said = ["A", "B", "Both bad", "Tie", "BOTH BAD", None]
+    rows = [[date(2026, 3, 1), ["Ana", "Luis"][i % 2], f"q{i}", "x", "y", v] for i, v in enumerate(said)]
+    path = sheet(tmp_path / "d.xlsx", head, *rows)
+    votes = [(c.annotator, c.preference) for c in formats.read_comparisons(path)]
+    assert votes == [("Ana", "a"), ("Luis", "b"), ("Ana", "both_bad"), ("Luis", "tie"), ("Ana", "both_bad")]
+    source = formats.read(path, kind="pairs")
+    assert [(p.chosen[0].content, p.label) for p in source] == [("x", 1.0), ("y", 1.0), ("x", 0.5)]
+    assert source.counts.dropped == {"both bad": 2, "unanswered": 1}
+    assert source.unread == ["Date"]
 
 
 def test_a_cell_that_excel_cut_off_is_left_out(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -119,12 +120,12 @@ def test_votes_of_a_file_come_out_again(sqlite_store, tmp_path):
     back = [(c.prompt, c.answer_a, c.preference, c.annotator) for c in formats.read_comparisons(sqlite_store.name)]
     assert back == [("q1", "x", "a", "ana"), ("q1", "x", "b", "beto"), ("q2", "x", "tie", "ana"),
                     ("q3", "x", "both_bad", "said.jsonl")]  # fmt: skip
-    exchange.write_out(sqlite_store, tmp_path / "out.jsonl", "comparisons")
-    assert list(map(repr, formats.read_comparisons(tmp_path / "out.jsonl"))) == [
-        repr(c).replace(f"source='{sqlite_store.name}:", f"source='{tmp_path / 'out.jsonl'}:").rsplit("source", 1)[0]
-        + f"source='{tmp_path / 'out.jsonl'}:{i}')"
-        for i, c in enumerate(formats.read_comparisons(sqlite_store.name), 1)
-    ]
+    for out in (tmp_path / "out.jsonl", tmp_path / "out.xlsx"):  # a sheet has a header
+        exchange.write_out(sqlite_store, out, "comparisons")
+        assert list(formats.read_comparisons(out)) == [
+            dataclasses.replace(c, source=f"{out}:{i}")
+            for i, c in enumerate(formats.read_comparisons(sqlite_store.name), 1 + (out.suffix == ".xlsx"))
+        ]
 
 
 def test_gold_of_a_file_is_the_measure_of_people(sqlite_store, tmp_path):

@@ -174,7 +174,7 @@ def import_(
 @command
 def export(
     store: Where,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl or .parquet file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl, .parquet or .xlsx file.")],
     kind: Annotated[
         Literal["pairs", "comparisons", "judgements", "demonstrations", "prompts"],
         typer.Option("--as", help="comparisons: the votes themselves; the others are what a run learns from."),

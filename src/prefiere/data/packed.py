@@ -113,7 +113,8 @@ DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 # -- workbooks ---------------------------------------------------------------------------------------------------------
 
 
-_IN_A_CELL = 32_767  # characters: Excel keeps no more
+IN_A_CELL = 32_767
+"""Characters: Excel keeps no more in a cell."""
 _ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
 
 
@@ -140,10 +141,8 @@ def sheet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow | Remark]]:
                     names = [f"(column {i})" if v is None else str(v).strip() for i, v in enumerate(values, 1)]
                     refuse_twins(names, f"{path}:{number}")
                     continue
-                if any(isinstance(v, str) and len(v) >= _IN_A_CELL for v in values):
-                    detail = (
-                        f"a cell holds {_IN_A_CELL:,} characters, the most that Excel keeps: it is probably cut off"
-                    )
+                if any(isinstance(v, str) and len(v) >= IN_A_CELL for v in values):
+                    detail = f"a cell holds {IN_A_CELL:,} characters, the most that Excel keeps: it is probably cut off"
                     yield number, BadRow("line", "cut off by Excel", detail, content=True)
                     continue
                 if any(v is not None for v in values[len(names) :]):

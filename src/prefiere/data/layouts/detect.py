@@ -50,7 +50,9 @@ OPTIONAL = (
 # Names by which a column map says what the numbers of a verdict mean, or that the higher score is the better answer's.
 _VERDICTS = ("preference", "winner_index", "winner_number", "a_is_better", "preference_strength", "score_a", "score_b")
 _FIELDS = {f for layout in LAYOUTS for f in layout.fields} | {*OPTIONAL, *_VERDICTS}
+_VOTERS = ("voter", "rater", "labeler", "labeller", "annotator_id")
 KNOWN = {bare_name(name): name for name in sorted(_FIELDS | {*ASKED, *SEEN_OR_HEARD, "split"})}
+KNOWN |= {bare_name(name): "annotator" for name in _VOTERS}
 """Every column that a layout reads, by its plain name."""
 
 
