@@ -235,6 +235,19 @@ def interrupted(*args: object, **kwargs: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_an_answer_is_heard_while_it_is_drawn() -> None:
+    """Bytes as tokens: é and the dog are of two and four; the space before the end, and what follows it, are not said."""
+    from prefiere.evaluate.talk import Aloud
+
+    heard: list[str] = []
+    aloud = Aloud(lambda ids: bytes(ids).decode(errors="replace"), (0,), heard.append)
+    for token in "\n él 🐕 ".encode() + b"\0x":
+        aloud(torch.tensor([token]))
+    assert heard == ["é", "l", " 🐕"]
+    aloud.say("él 🐕")
+    assert "".join(heard) == "él 🐕"
+
+
 def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefiere.cli import models
     from prefiere.sample.sampling import Sampling
@@ -256,6 +269,11 @@ def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.Mon
     assert [m.content for m in asked[-1] if m.role == "user"] == [
         "What is a dog?", "What is a house?", "What is a river?",
     ]  # fmt: skip
+
+    heard: list[str] = []
+    talker.sampling = Sampling(temperature=0.0, max_new_tokens=12)
+    assert talker("What is a cat?", heard.append) == "".join(heard)
+    assert len(heard) > 3
 
     done = run("chat", place / "model", "--max-new-tokens", "4", "--json", stdin="What is a dog?\n\nHello\n")
     assert done.exit_code == 0

@@ -26,10 +26,11 @@ def show_answers(answers: Sequence[Mapping[str, Any]], console: Console) -> None
 
 
 def chat(talker: Talker, said: Iterable[str], console: Console) -> dict[str, Any]:
-    """Answer each line, until there are no more. An empty line begins a new conversation."""
+    """Answer each line, word by word, until there are no more. An empty line begins a new conversation."""
     for line in said:
         if line.strip():
-            console.print(Styled(visible(talker(line.strip()))))
+            talker(line.strip(), lambda piece: console.print(Styled(visible(piece)), end="", soft_wrap=True))
+            console.print()
         else:
             talker.turns.clear()
             console.print("(a new conversation)", style="dim")

@@ -67,11 +67,13 @@ def generate(
     numbers: Sequence[int] | None = None,
     rows: int = 64,
     progress: Callable[[int], None] | None = None,
+    drawn: Callable[[Tensor], None] | None = None,
 ) -> list[Sample]:
     """Sample answers to each prompt (int32 token ids), by prompt, then by sample.
 
     numbers: what the prompts are called in the random stream (default: their places). rows: how many answers are drawn
-    at once, at most. progress: is told how many answers are done. Raises ValueError for an empty prompt, and for one
+    at once, at most. progress: is told how many answers are done. drawn: is given each step's
+    tokens, int64 [rows], also what a row draws after its end. Raises ValueError for an empty prompt, and for one
     that leaves no position for an answer.
     """
     limit = _positions(model)
@@ -92,7 +94,7 @@ def generate(
             for start in range(0, len(order), width):
                 group = order[start : start + width]
                 asked = [prompts[i] for i in group]
-                for s in _decode(model, asked, number_P[group], sampling, vocabulary, share):
+                for s in _decode(model, asked, number_P[group], sampling, vocabulary, share, drawn):
                     at = group[s.prompt]
                     done[at, s.sample] = replace(s, prompt=at)
                 if progress:
@@ -115,6 +117,7 @@ def _decode(
     sampling: Sampling,
     vocabulary: Vocabulary,
     share: bool,
+    drawn: Callable[[Tensor], None] | None,
 ) -> Iterator[Sample]:
     """Run the prompts, and draw token after token until every row has ended, in the way that the model decodes."""
     device, limit = next(model.parameters()).device, _positions(model)
@@ -128,6 +131,8 @@ def _decode(
     logits = steps.logits_RV
     while True:
         rows.add(*draw(logits, sampling, vocabulary, rows.number_R, rows.sample_R, rows.drawn))
+        if drawn is not None:
+            drawn(rows.tokens_RT[:, rows.drawn - 1])
         if rows.drawn % every == 0 or rows.drawn == rows.slots:
             yield from rows.finished(vocabulary.eos_ids)
             if rows.over_R.all():
