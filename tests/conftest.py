@@ -14,6 +14,7 @@ os.environ |= {
     "MPLBACKEND": "Agg",
     "NO_COLOR": "1",
     "COLUMNS": "120",
+    "LC_ALL": "C.UTF-8",
     "PREFIERE_CACHE": tempfile.mkdtemp(prefix="prefiere-cache-"),
 }
 

@@ -7,6 +7,7 @@ people read then goes to stderr.
 from __future__ import annotations
 
 import functools
+import inspect
 import json as json_module
 import os
 import sys
@@ -27,10 +28,12 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from prefiere.asked.language import speaking
 from prefiere.files import visible
 from prefiere.run import Stop
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")]
+Lang = Annotated[str | None, typer.Option("--lang", help="en or es; default: as LC_ALL or LANG say.")]
 Body = Callable[..., dict[str, Any] | None]
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -110,7 +113,7 @@ def _ours(tb: TracebackType | None) -> bool:
 
 
 def command(body: Body) -> Callable[..., None]:
-    """Make a typer command of a body: --json, one line for a user's error, exit codes.
+    """Make a typer command of a body: --lang, --json, one line for a user's error, exit codes.
 
     Exit codes: 0 done, 1 a bug (with its traceback), 2 an error of the user's, 3 stopped by the guard, 4 data that
     would ruin a run, 130 interrupted.
@@ -118,9 +121,9 @@ def command(body: Body) -> Callable[..., None]:
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> None:
-        as_json = kwargs.get("json", False)
+        as_json, lang = kwargs.get("json", False), kwargs.pop("lang", None)
         try:
-            with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            with speaking(lang), redirect_stdout(sys.stderr if as_json else sys.stdout):
                 result = body(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -139,6 +142,10 @@ def command(body: Body) -> Callable[..., None]:
         if stop is not None and not stop.finished:
             raise typer.Exit(INTERRUPTED if stop.kind == "interrupted" else GUARDED)
 
+    takes = inspect.signature(body, eval_str=True)
+    spoken = inspect.Parameter("lang", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Lang)
+    run.__signature__ = takes.replace(parameters=[*takes.parameters.values(), spoken])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in takes.parameters.values()} | {"lang": Lang}
     return run
 
 

@@ -264,7 +264,8 @@ SECTIONS: dict[str, tuple[str, tuple[Column, ...]]] = {
     "Updates": ("Of the same methods: what their updates did.", UPDATES),
 }
 COLUMNS = tuple(column for _, columns in SECTIONS.values() for column in columns)
-_OF_ONE = re.compile(r"rewards/(.+)/(mean|std)")
+OF_ONE = re.compile(r"rewards/(.+)/(mean|std)")
+"""A column of one reward among several, by its name."""
 _ROWS = {(column.name, where): column for column in COLUMNS for where in column.where or ("",)}
 
 
@@ -272,7 +273,7 @@ def column(key: str, *where: str) -> Column:
     """The row of a column, with or without ``eval_``: that of the first of these loss types or families that has one of
     its own, else the general one. A name that the table does not know (of another version's run) has a plain row."""
     name = key.removeprefix(HELD_OUT)
-    if (of := _OF_ONE.fullmatch(name)) is not None:
+    if (of := OF_ONE.fullmatch(name)) is not None:
         row = _ROWS[f"rewards/NAME/{of[2]}", ""]
         return replace(row, name=name, words=row.words.replace("NAME", of[1]))
     for place in (*filter(None, where), ""):

@@ -236,7 +236,7 @@ def interrupted(*args: object, **kwargs: object) -> None:
 
 
 def test_an_answer_is_heard_while_it_is_drawn() -> None:
-    """Bytes as tokens: é and the dog are of two and four; the space before the end, and what follows it, are not said."""
+    """Bytes as tokens: é and the dog are of two and four; space at the end, and what follows the end, are not said."""
     from prefiere.evaluate.talk import Aloud
 
     heard: list[str] = []

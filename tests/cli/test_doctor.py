@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def slow(folder: Path) -> Run:
     run = make(folder, train=STUCK, spread=0.02, recipe={"learning_rate": 1e-8})
     run.environment = {"plan": {"automatic": {"learning_rate": 1e-5}}}
     return run
+
+
+def test_what_was_seen_is_said_in_spanish(tmp_path: Path) -> None:
+    done = ASK.invoke(app, ["doctor", str(make(tmp_path / "run").folder), "--lang", "es"])
+    assert done.exit_code == 0, done.output
+    assert "margen en datos reservados: 0.00 → " in done.output
+    assert not re.search(r"held-out|margin| to \d|measured", done.output)
+    assert ASK.invoke(app, ["doctor", str(tmp_path / "run"), "--lang", "fr"]).exit_code == 2
 
 
 def test_what_a_run_shows_in_plain_words(tmp_path: Path) -> None:

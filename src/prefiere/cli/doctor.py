@@ -25,8 +25,6 @@ STYLES = {"good": "bold green", "info": "bold", "warning": "bold yellow", "bad":
 LINES = 20
 """Lines of the data that are named on a terminal; --json has all of them."""
 
-Lang = Annotated[str | None, typer.Option("--lang", help="en or es; default: as LC_ALL or LANG say.")]
-
 
 @command
 def doctor(
@@ -35,7 +33,6 @@ def doctor(
         Path | None,
         typer.Option("--apply", metavar="RECIPE", help="Write the next run's recipe, with what it changes."),
     ] = None,
-    lang: Lang = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Say in plain words what a run shows, why, and what to change. Nothing of the run is altered."""
@@ -43,14 +40,20 @@ def doctor(
     from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
     from prefiere.doctor.prescribe import prescribe
 
-    spoken, opened = tongue(lang), Run.open(run)
+    spoken, opened = tongue(), Run.open(run)
     found = diagnose(opened)
     show(found, spoken, console())
     changes = prescribe(found)
     result = found.to_dict() | {
         "verdict": plain_verdict(found, spoken),
         "plain": [
-            {"key": t.finding.key, "headline": t.headline, "meaning": t.meaning, "try": list(t.tries)}
+            {
+                "key": t.finding.key,
+                "headline": t.headline,
+                "meaning": t.meaning,
+                "saw": list(t.seen),
+                "try": list(t.tries),
+            }
             for t in (told(f, spoken) for f in found.findings)
         ],
         "changes": {c.remedy.setting: c.remedy.value for c in changes},
@@ -79,7 +82,7 @@ def _finding(t: Told, words: dict[str, str], to: Console) -> None:
     mark.append(f"  ({words[t.finding.sure]})", "dim")
     to.print(mark, soft_wrap=True)
     to.print(f"  {t.meaning}", markup=False, soft_wrap=True)
-    for name, lines in ((words["saw"], t.finding.evidence), (words["try"], t.tries)):
+    for name, lines in ((words["saw"], t.seen), (words["try"], t.tries)):
         if lines:
             to.print(f"  {name}:", markup=False, style="dim")
         for line in lines:

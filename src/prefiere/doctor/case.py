@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from typing import Any, Literal
 
 from prefiere.asked.kinds import NEEDS_REFERENCE
+from prefiere.asked.language import Said
 from prefiere.doctor.dials import DialReading, farthest, readings
 from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.series import Change, Level, Series
@@ -25,22 +26,27 @@ healthy run showed; possible where other causes show the same."""
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing the run shows. ``key`` names the check, ``title`` is a sentence, ``meaning`` explains it to somebody
-    new to the field, ``evidence`` holds the numbers with their intervals, ``remedy`` what to try next time, and
-    ``remedies`` the same with the settings that it changes. cause: whether it names why a run went wrong, not only
-    that it did. about: the setting, word or file that it is about. lines: which lines of the data it means. values:
-    what its words in other languages are filled in with (`plain`)."""
+    new to the field, ``seen`` holds the numbers with their intervals, in every language (``evidence``: in English),
+    ``remedy`` what to try next time, and ``remedies`` the same with the settings that it changes. cause: whether it
+    names why a run went wrong, not only that it did. about: the setting, word or file that it is about. lines: which
+    lines of the data it means. values: what its words in other languages are filled in with (`plain`)."""
 
     key: str
     title: str
     severity: Severity
     meaning: str
-    evidence: tuple[str, ...] = ()
+    seen: tuple[Said | str, ...] = ()
     advice: tuple[Remedy | str, ...] = ()
     cause: bool = False
     sure: Surety = "sure"
     about: str = ""
     lines: tuple[str, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """What was seen, in English."""
+        return tuple(map(str, self.seen))
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:
@@ -109,7 +115,7 @@ class Case:
         series = self.series(key)
         return series.end if len(series) >= 5 else None
 
-    def evidence(self, *keys: str) -> tuple[str, ...]:
+    def evidence(self, *keys: str) -> tuple[Said, ...]:
         """One line for each of these metrics that was measured twice."""
         return tuple(evidence_line(k, c, *self.where) for k in keys if (c := self.change(k)) is not None)
 

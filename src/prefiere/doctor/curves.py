@@ -11,14 +11,15 @@ import math
 import numpy as np
 from scipy.ndimage import median_filter
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding, Seen
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths
 from prefiere.doctor.standstill import MORE, few_held_out, pairs_needed, still, stuck
-from prefiere.doctor.words import number, with_interval
+from prefiere.doctor.words import interval, line, number, with_interval
 
 
-def _evidence(case: Case, *names: str) -> tuple[str, ...]:
+def _evidence(case: Case, *names: str) -> tuple[Said, ...]:
     """One line per metric that was measured twice: on held-out data, and in training."""
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))
 
@@ -238,7 +239,7 @@ def overfit(case: Case) -> Finding | None:
         "warning" if improved else "bad",
         "The loss on the training data went on falling, but on data it never saw it turned and rose: from there on "
         "the model learnt these examples rather than what they have in common.",
-        (f"lowest loss on held-out data: {with_interval(level)} at step {step}", *_evidence(case, "loss")),
+        (line("lowest_loss", level=interval(level), step=f"{step}"), *_evidence(case, "loss")),
         (
             "metric_for_best_model=eval_loss, which keeps the best checkpoint, and early_stopping_patience=3",
             Remedy("fewer num_train_epochs", push=-1),
@@ -266,6 +267,6 @@ def spikes(case: Case) -> Finding | None:
         "warning",
         "Single batches pulled the model much harder than usual. Clipping limits what that does, but it often means "
         "damaged or very long examples, or a learning rate at the edge.",
-        (f"more than ten times the usual size at steps {shown}",),
+        (line("spikes", steps=shown),),
         ("`prefiere data` for odd examples", "a smaller max_grad_norm, such as 0.3", *_harder(case, 0.5)),
     )

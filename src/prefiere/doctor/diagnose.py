@@ -40,7 +40,8 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         findings = [
-            {k: v for k, v in asdict(f).items() if k != "advice"} | {"remedies": [asdict(r) for r in f.remedies]}
+            {k: v for k, v in asdict(f).items() if k not in ("advice", "seen")}
+            | {"evidence": f.evidence, "remedies": [asdict(r) for r in f.remedies]}
             for f in self.findings
         ]
         return {"headline": self.headline, "severity": self.severity, "findings": findings}

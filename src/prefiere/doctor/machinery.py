@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
-from prefiere.doctor.words import number, with_interval
-from prefiere.metrics import column
+from prefiere.doctor.words import figure, line, number
 
 
 def dead_critic(case: Case) -> Finding | None:
@@ -44,15 +43,13 @@ def too_far(case: Case) -> Finding | None:
     stops, ratio = case.end("policy/early_stops"), case.end("val/ratio")
     signs = []
     if clipped is not None and clipped.above(0.3):
-        signs.append(f"{column('policy/clipfrac_avg').words}: {with_interval(clipped, 'policy/clipfrac_avg')}")
+        signs.append(figure("figure", "policy/clipfrac_avg", clipped))
     if moved is not None and moved.above(0.1):
-        signs.append(f"{column('policy/approxkl_avg').words}: {with_interval(moved)} nats per token")
+        signs.append(figure("figure_in", "policy/approxkl_avg", moved))
     if ratio is not None and (ratio.above(1.1) or ratio.below(0.9)):
-        signs.append(f"{column('val/ratio').words}: {with_interval(ratio)}, where 1 is no change")
+        signs.append(figure("ratio", "val/ratio", ratio))
     if stops is not None and stops.above(0.5):
-        signs.append(
-            f"updates cut short because they had gone beyond max_approx_kl: {number(stops.mean)} of each at the end"
-        )
+        signs.append(line("cut_short", share=number(stops.mean)))
     if not signs:
         return None
     return Finding(
@@ -99,7 +96,7 @@ def sampler_off(case: Case) -> Finding | None:
         "warning",
         "Answers are sampled by one path through the model and learnt from by another. Their rounding differs a "
         "little; at this size the policy that learns is not the one that wrote.",
-        (f"{column('sampler_drift').words} {with_interval(drift)} nats per token at the end",),
+        (figure("off_at_end", "sampler_drift", drift),),
         (
             "dtype=float32, to see whether it is rounding",
             "the same model folder without custom attention, if it is not",

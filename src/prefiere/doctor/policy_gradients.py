@@ -14,8 +14,7 @@ from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths, peak
 from prefiere.doctor.series import Change
-from prefiere.doctor.words import number, with_interval
-from prefiere.metrics import column
+from prefiere.doctor.words import figure, interval, line, number, with_interval
 
 MORE_ROLLOUTS = Remedy("more updates: a larger num_train_epochs, or max_steps", push=1)
 
@@ -83,8 +82,7 @@ def reward_exploited(case: Case) -> Finding | None:
         "the answers that it was trained on; the further the policy goes, the more it is paid for the reward model's "
         "mistakes. The model of an earlier step is better than this one.",
         (
-            f"judge's score at its best, step {step}: {with_interval(change.before)}; "
-            f"at the end: {with_interval(change.after)}",
+            line("judge_at_best", step=f"{step}", best=interval(change.before), end=interval(change.after)),
             *case.evidence("samples/reward", "reward", "samples/kl", "samples/length"),
             *peak.distance_said(case),
         ),
@@ -185,7 +183,7 @@ def length_hack(case: Case) -> Finding | None:
         "reward model learns that as a rule without an end"
         + (", and the policy follows it." if grew else ". The answers have not grown by it so far."),
         (
-            f"{column('length_reward_correlation').words} at the end: {with_interval(paid)}",
+            figure("figure_at_end", "length_reward_correlation", paid),
             *case.evidence("samples/length", "completions/mean_length", "samples/score", "samples/reward"),
         ),
         (

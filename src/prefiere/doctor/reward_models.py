@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import labels
 from prefiere.doctor.series import Level
 from prefiere.doctor.standstill import few_held_out, pairs_needed
-from prefiere.doctor.words import number, with_interval
+from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.stats import wilson
 
 ACCURACY = "rewards/accuracies"
@@ -135,7 +136,7 @@ def mostly_length(case: Case) -> Finding | None:
         title = f"It measures length: choosing the {rule} answer would do as well."
     lines = []
     if against is not None:
-        lines.append(f"right where the preferred answer is not the {rule} one: {with_interval(against, ACCURACY)}")
+        lines.append(line(f"right_if_not_{rule}", share=interval(against, ACCURACY)))
     return Finding(
         "mostly_length",
         title,
@@ -187,8 +188,9 @@ def miscalibrated(case: Case) -> Finding | None:
         off += n
         lean += n * (predicted - observed) * (1 if predicted > 0.5 else -1)
         lines.append(
-            f"where it is {number(predicted, ACCURACY)} sure, it is right "
-            f"{with_interval(Level(observed, low, high), ACCURACY)} of the time"
+            line(
+                "sure_and_right", sure=number(predicted, ACCURACY), right=interval(Level(observed, low, high), ACCURACY)
+            )
         )
     if not total or off < 0.2 * total:
         return None
@@ -199,7 +201,7 @@ def miscalibrated(case: Case) -> Finding | None:
         "info" if not over else "warning",
         "A difference of scores stands for a probability, and here the two do not agree. The order of answers is not "
         "touched by that, but the size of the reward is, and with it how kl_coef weighs against it.",
-        (*lines[:4], *([f"expected calibration error: {number(ece)}"] if _number(ece) else [])),
+        (*lines[:4], *([line("calibration_error", error=number(ece))] if _number(ece) else [])),
         (Remedy("fewer num_train_epochs", push=-1), "label_smoothing=0.05")
         if over
         else (Remedy("more num_train_epochs", push=1), *_bolder(case)),
@@ -230,14 +232,14 @@ def _bolder(case: Case) -> tuple[Remedy, ...]:
     return (case.usual(odd),) if (odd := case.odd(-1)) is not None else ()
 
 
-def _evidence(case: Case, *names: str) -> tuple[str, ...]:
+def _evidence(case: Case, *names: str) -> tuple[Said, ...]:
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))
 
 
-def _length(case: Case) -> Iterator[str]:
+def _length(case: Case) -> Iterator[Said]:
     """The baseline of length, as a line of evidence."""
     if (rule := baseline(case)) is not None:
-        yield f"always choosing the {rule[0]} answer: right {with_interval(rule[1], ACCURACY)} of the time"
+        yield line(f"always_{rule[0]}", share=interval(rule[1], ACCURACY))
 
 
 def _against(case: Case, rule: str) -> Level | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.words import line
 
 MORE = Remedy("more updates: a larger num_train_epochs, or a smaller batch_size", push=1)
 FEW_HELD_OUT = 20
@@ -29,7 +31,7 @@ def few_held_out(case: Case) -> Finding | None:
         f"Too few held-out {kind} to tell: {count}.",
         "warning",
         f"With fewer than {FEW_HELD_OUT}, even 'all of them right' may be luck: what is shown holds of these few.",
-        (f"held-out {kind}: {count}",),
+        (line(f"held_out_{kind}", n=f"{count}"),),
         (Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data"),),
         values={"n": str(count)},
     )
@@ -70,7 +72,7 @@ def stuck(case: Case) -> Finding | None:
         ),
         (
             *_both(case, "loss", "rewards/margins"),
-            f"highest learning rate: {case.learning_rate or '?'}, updates: {case.steps}",
+            line("pace", rate=f"{case.learning_rate or '?'}", steps=f"{case.steps}"),
         ),
         (*([MORE] if few or known else []), *([] if known else [case.rate_times(10)])),
     )
@@ -110,6 +112,6 @@ def _round_up(value: float) -> int:
     return math.ceil(value / step) * step
 
 
-def _both(case: Case, *names: str) -> tuple[str, ...]:
+def _both(case: Case, *names: str) -> tuple[Said, ...]:
     """One line per metric that was measured twice: on held-out data, and in training."""
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.words import line
 
 
 def cut(case: Case) -> Finding | None:
@@ -19,20 +21,20 @@ def cut(case: Case) -> Finding | None:
     )
     if max(prompts, answers) < 0.1 * examples:
         return None
-    meaning, evidence = [], []
+    meaning, evidence = list[str](), list[Said]()
     if prompts:
-        evidence.append(f"prompts cut: {_share(prompts, examples)}")
+        evidence.append(line("prompts_cut", **_share(prompts, examples)))
         meaning.append("Of a prompt the end is kept: the model learns to answer a question that it did not see whole.")
         if not case.sft and case.account("prompts").get("train") == 1:
             meaning.append("All prompts have become the same text, so that no curve has an interval.")
     if answers:
-        evidence.append(f"answers cut: {_share(answers, examples)}")
+        evidence.append(line("answers_cut", **_share(answers, examples)))
         meaning.append(
             "Of an answer the beginning is kept, without an end token: what is learnt says nothing of how answers go "
             "on and end, and two answers may have become alike."
         )
     if same:
-        evidence.append(f"left out, because both answers had become the same: {_share(same, examples)}")
+        evidence.append(line("became_the_same", **_share(same, examples)))
     own = ("max_prompt_length", prompts), ("max_completion_length", answers)
     limits = [name for name, count in own if count and case.recipe.get(name)] or ["max_length"]
     return Finding(
@@ -61,7 +63,7 @@ def not_held_out(case: Case) -> Finding | None:
             "warning",
             "Their answers stand in the training data word for word, to a prompt that is put in other words. What is "
             "measured on them says how well they were learnt by heart, not how the model does on others.",
-            (f"{known:,} of {examples:,} held-out examples have the answers of a training example",),
+            (line("known_answers", n=f"{known:,}", of=f"{examples:,}"),),
             ("leave these examples out of one of the two", "eval_size instead of eval_data, which keeps them together"),
             cause=True,
             values={"share": f"{100 * known / examples:.0f}%"},
@@ -73,10 +75,10 @@ def not_held_out(case: Case) -> Finding | None:
         "Some of the validation data was trained on.",
         "warning" if both >= 0.1 * of else "info",
         "What is measured on such prompts says how well they were learnt, not how the model does on others.",
-        (f"{both:,} of {of:,} prompts of eval_data are also in data",),
+        (line("prompts_in_both", n=f"{both:,}", of=f"{of:,}"),),
         ("leave these prompts out of one of the two", "eval_size instead of eval_data, which holds out by prompt"),
     )
 
 
-def _share(count: int, examples: int) -> str:
-    return f"{count:,} of {examples:,} examples ({100 * count / examples:.0f}%)"
+def _share(count: int, examples: int) -> dict[str, str]:
+    return {"n": f"{count:,}", "of": f"{examples:,}", "share": f"{100 * count / examples:.0f}%"}

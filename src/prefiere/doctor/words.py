@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from prefiere.asked.columns import column_said
+from prefiere.asked.language import Said, saying
 from prefiere.doctor.series import Change, Level
 from prefiere.metrics import column
 
@@ -31,25 +33,48 @@ def number(value: float, key: str = "", more: int = 0) -> str:
 
 def with_interval(level: Level, key: str = "") -> str:
     """``0.41 (0.36 to 0.46)``: a mean and its 95% interval, in so many digits that its ends differ."""
+    return str(interval(level, key))
+
+
+def _with_ends(level: Level, key: str) -> tuple[str, ...]:
+    """A mean and the ends of its interval, the mean alone where it has none."""
     if not level.known or level.low == level.high:
-        return number(level.mean, key)
+        return (number(level.mean, key),)
     low, high = (max(0.0, level.low), min(1.0, level.high)) if column(key).share else (level.low, level.high)
     for more in range(_MOST_DIGITS):
         if (least := number(low, key, more)) != (most := number(high, key, more)):
-            return f"{number(level.mean, key, more)} ({least} to {most})"
-    return number(level.mean, key)
+            return number(level.mean, key, more), least, most
+    return (number(level.mean, key),)
 
 
-def evidence_line(key: str, change: Change, *where: str) -> str:
+def line(key: str, **values: str | Said) -> Said:
+    """A line of evidence in every language: a sentence of doctor/plain, its braces filled in."""
+    return saying("prefiere.doctor.plain", f"evidence.{key}", **values)
+
+
+def interval(level: Level, key: str = "") -> Said:
+    """`with_interval` in every language."""
+    mean, *ends = _with_ends(level, key)
+    return line("interval", mean=mean, low=ends[0], high=ends[1]) if ends else line("alone", mean=mean)
+
+
+def figure(sentence: str, key: str, level: Level) -> Said:
+    """A metric's name, value and unit in a sentence of the evidence (``figure``: ``entropy: 0.41 (0.36 to 0.46)``)."""
+    words, unit = column_said(column(key))
+    return line(sentence, words=words, value=interval(level, key), unit=unit)
+
+
+def evidence_line(key: str, change: Change, *where: str) -> Said:
     """``margin on held-out data: 0.00 → 0.41 (0.36 to 0.46), 200 measured``: a change as a line of evidence.
 
     where: the run's loss type and family, as for `metrics.column`.
     """
     told = column(key, *where)
-    split = "" if not told.held_out else " on held-out data" if key != told.name else " on training data"
-    unit = f" {told.unit}" if told.unit else ""
-    count = f", {change.after.n:,} measured" if change.after.n else ""
-    return f"{told.words}{split}: {number(change.before.mean, key)} → {with_interval(change.after, key)}{unit}{count}"
+    split: str | Said = "" if not told.held_out else line("on_held_out" if key != told.name else "on_training")
+    words, unit = column_said(told)
+    count: str | Said = line("measured", n=f"{change.after.n:,}") if change.after.n else ""
+    values: dict[str, str | Said] = {"before": number(change.before.mean, key), "after": interval(change.after, key)}
+    return line("change" if told.unit else "bare_change", words=words, where=split, unit=unit, count=count, **values)
 
 
 def data_in_words(data: Any) -> Any:

@@ -94,7 +94,7 @@ def _outcome(run: Run, family: Any) -> list[str]:
     case = Case(run)
     lines = [visible(diagnose(run).headline)]
     seen = [s for name in FIGURES[family] if (s := case.seen(name)) is not None]
-    lines += ["\n".join(f"- {visible(evidence_line(s.key, s.change, *case.where))}" for s in seen)] if seen else []
+    lines += ["\n".join(f"- {visible(str(evidence_line(s.key, s.change, *case.where)))}" for s in seen)] if seen else []
     return [line for line in lines if line]
 
 

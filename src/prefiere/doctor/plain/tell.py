@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from prefiere.asked.language import Tongue
+from prefiere.asked.language import Tongue, within
 from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import Diagnosis
 from prefiere.doctor.prescribe import Prescribed
@@ -37,11 +37,12 @@ def plain_words(tongue: Tongue) -> PlainWords:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A finding in plain words: a headline, what it means, what to try."""
+    """A finding in plain words: a headline, what it means, what was seen, what to try."""
 
     finding: Finding
     headline: str
     meaning: str
+    seen: tuple[str, ...]
     tries: tuple[str, ...]
 
 
@@ -56,7 +57,8 @@ def told(finding: Finding, tongue: Tongue) -> Told:
     """A finding in a language; a key that no table has is said in the finding's own words."""
     headline, meaning = plain_words(tongue).findings.get(finding.key, (finding.title, finding.meaning))
     values = _Filled(finding.values)
-    return Told(finding, headline.format_map(values), meaning.format_map(values), _tries(finding, tongue))
+    seen = tuple(within(line, tongue) for line in finding.seen)
+    return Told(finding, headline.format_map(values), meaning.format_map(values), seen, _tries(finding, tongue))
 
 
 def _tries(finding: Finding, tongue: Tongue) -> tuple[str, ...]:
@@ -95,7 +97,7 @@ def translated(diagnosis: Diagnosis, tongue: Tongue) -> Diagnosis:
     if tongue == "en":
         return diagnosis
     said = [told(f, tongue) for f in diagnosis.findings]
-    findings = tuple(replace(t.finding, title=t.headline, meaning=t.meaning, advice=t.tries) for t in said)
+    findings = tuple(replace(t.finding, title=t.headline, meaning=t.meaning, seen=t.seen, advice=t.tries) for t in said)
     return replace(diagnosis, headline=plain_verdict(diagnosis, tongue), findings=findings)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.words import line
 
 Account = Mapping[str, Any]
 
@@ -60,15 +62,15 @@ def _share(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
     return count, count / records if records else 0.0, _sources(part)
 
 
-def _said(count: float, share: float, what: str) -> str:
-    return f"{what}: {count:,.0f} ({100 * share:.0f}%)"
+def _said(count: float, share: float, what: str, **values: str) -> Said:
+    return line(what, n=f"{count:,.0f}", share=f"{100 * share:.0f}%", **values)
 
 
 def _found(
-    key: str, title: str, severity: Severity, meaning: str, evidence: tuple[str, ...], advice: tuple[Remedy | str, ...],
+    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Said, ...], advice: tuple[Remedy | str, ...],
     lines: tuple[str, ...] = (), **values: str,
 ) -> Finding:  # fmt: skip
-    return Finding(key, title, severity, meaning, evidence, advice, cause=True, lines=lines, values=values)
+    return Finding(key, title, severity, meaning, seen, advice, cause=True, lines=lines, values=values)
 
 
 def markup(account: Account) -> Finding | None:
@@ -82,7 +84,7 @@ def markup(account: Account) -> Finding | None:
         "warning" if share < 0.5 else "bad",
         "The model's own template is put around them once more, or they belong to another model. It then reads text "
         "such as nobody will ever ask it, before training and after.",
-        (_said(count, share, "records with marks such as <|user|> or [INST]"),),
+        (_said(count, share, "marks"),),
         (Remedy("take the marks out of the data: messages as role and content, without a template"), CLEAN),
         lines,
         share=f"{100 * share:.0f}%",
@@ -99,7 +101,7 @@ def damaged(account: Account) -> Finding | None:
         f"{100 * share:.0f}% of the texts are damaged: they were read in a wrong encoding.",
         "warning" if share < 0.5 else "bad",
         "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
-        (_said(count, share, "records with signs such as Ã© or �"),),
+        (_said(count, share, "damaged"),),
         (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
         lines,
         share=f"{100 * share:.0f}%",
@@ -118,7 +120,7 @@ def one_text(account: Account) -> Finding | None:
                 f"{100 * count / pairs:.0f}% of the {word} answers are the same text.",
                 "warning" if count < 0.5 * pairs else "bad",
                 "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
-                (_said(count, count / pairs, f"{word} answers equal to “{str(part.get('text', ''))[:60]}”"),),
+                (_said(count, count / pairs, f"same_text_{side}", text=str(part.get("text", ""))[:60]),),
                 (Remedy("leave these pairs out, or keep a few of them"),),
                 share=f"{100 * count / pairs:.0f}%",
             )
@@ -137,7 +139,7 @@ def contradictions(account: Account) -> Finding | None:
         "warning" if count < 0.25 * records else "bad",
         "Each of the two undoes what the other teaches. People may differ, or votes may have been joined the wrong way "
         "round.",
-        (_said(count, count / records, "contradicted pairs"),),
+        (_said(count, count / records, "contradicted"),),
         (Remedy("keep the verdict of most people for each pair, or leave both out"), CLEAN),
         tuple(map(str, listed)) if isinstance(listed, list) else (),
         n=f"{count:,.0f}",
@@ -158,8 +160,9 @@ def shortcut(account: Account) -> Finding | None:
         "The quickest way to tell the answers apart is this word, so that may be all that is learnt: to write it, or "
         "never to write it, whatever else the answer says.",
         (
-            f"pairs with “{shown}” in one answer alone: {number_in(word, 'of'):,.0f}; in the {side} one: "
-            f"{number_in(word, 'pairs'):,.0f}",
+            line(
+                f"word_in_{side}", word=shown, of=f"{number_in(word, 'of'):,.0f}", n=f"{number_in(word, 'pairs'):,.0f}"
+            ),
         ),
         (Remedy("take the word out of all answers, or add pairs in which both have it"),),
         word=shown,
@@ -177,7 +180,7 @@ def one_sided(account: Account) -> Finding | None:
         f"Hardly any answer is called {missing}: {min(good, bad):,.0f} of {good + bad:,.0f}.",
         "warning",
         "What tells good from bad can only be learnt from both. Where none is held out, nothing measures it either.",
-        (f"good: {good:,.0f}, bad: {bad:,.0f}",),
+        (line("good_and_bad", good=f"{good:,.0f}", bad=f"{bad:,.0f}"),),
         (
             Remedy(f"more answers that are called {missing}"),
             Remedy("desirable_weight and undesirable_weight, so that both sides weigh about the same"),
@@ -199,7 +202,7 @@ def nearly_same(account: Account) -> Finding | None:
         f"{100 * count / pairs:.0f}% of the pairs have the same words on both sides.",
         "warning" if count < 0.5 * pairs else "bad",
         "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
-        (_said(count, count / pairs, "pairs of the same words"),),
+        (_said(count, count / pairs, "same_words"),),
         (Remedy("leave these pairs out"), CLEAN),
         _sources(_part(account, "audit", "faults", "nearly_same")),
         share=f"{100 * count / pairs:.0f}%",
@@ -216,7 +219,7 @@ def repeated(account: Account) -> Finding | None:
         f"{100 * count / records:.0f}% of the records repeat earlier ones.",
         "warning",
         "Each counts as often as it stands there: it is learnt by heart, and other pairs weigh less.",
-        (_said(count, count / records, "repeated records"),),
+        (_said(count, count / records, "repeated_records"),),
         (Remedy("keep one of each"), CLEAN),
         share=f"{100 * count / records:.0f}%",
     )
@@ -235,7 +238,7 @@ def length_alone(account: Account) -> Finding | None:
                 "A model can learn to write ever "
                 + ("more" if rule == "longer" else "less")
                 + " rather than better. Compare accuracy among pairs of like length before believing it.",
-                (f"of {number_in(part, 'n'):,.0f} pairs whose answers differ in length",),
+                (line("differ_in_length", n=f"{number_in(part, 'n'):,.0f}"),),
                 (Remedy("pairs of answers of similar length"),),
                 values={"share": share},
                 about=rule,

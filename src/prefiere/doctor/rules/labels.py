@@ -16,7 +16,7 @@ from scipy.special import bdtr, ndtr
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.words import number
+from prefiere.doctor.words import line, number
 from prefiere.stats import wilson
 
 BETWEEN, LEAST = 0.25, 0.088
@@ -141,9 +141,14 @@ def swapped(case: Case) -> Finding | None:
         "The model is sure of nearly every pair, and of a part of them it is sure the other way round. Labels that "
         "were given at random would leave it unsure; a part that is swapped looks like this." + named,
         (
-            f"pairs that it ranks against their label: {share} of {len(seen):,} "
-            f"({number(low, 'rewards/accuracies')} to {number(high, 'rewards/accuracies')})",
-            f"pairs between the two groups, where one group would have {LEAST * len(seen):.0f} or more: {seen.between}",
+            line(
+                "against_their_label",
+                share=share,
+                n=f"{len(seen):,}",
+                low=number(low, "rewards/accuracies"),
+                high=number(high, "rewards/accuracies"),
+            ),
+            line("between_groups", least=f"{LEAST * len(seen):.0f}", n=f"{seen.between}"),
         ),
         (
             Remedy(
@@ -204,7 +209,7 @@ def no_pattern(case: Case) -> Finding | None:
         "seen in the text.",
         (
             *case.evidence("eval_rewards/accuracies", "eval_rewards/margins", "rewards/accuracies"),
-            f"weights moved by {number(float(case.series('weights/moved').values[-1]))} of their length",
+            line("weights_moved", share=number(float(case.series("weights/moved").values[-1]))),
         ),
         (Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),),
         cause=True,

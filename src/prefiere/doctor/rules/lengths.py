@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.labels import side
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import number, with_interval
+from prefiere.doctor.words import interval, line, number
 from prefiere.stats import wilson
 
 SHARE = "rewards/accuracies"
@@ -100,17 +101,13 @@ def _at_equal_length(won: np.ndarray, x: np.ndarray) -> Level:
     return Level(float(expit(a)), float(expit(a - half)), float(expit(a + half)), len(won))
 
 
-def said(case: Case) -> tuple[str, ...]:
+def said(case: Case) -> tuple[Said, ...]:
     """Both as lines of evidence."""
-    lines = []
+    lines: list[Said] = []
     if len(parts := right_by_length(case)) > 1:
-        told = "; ".join(f"{b.words}: {with_interval(b.right, SHARE)} of {b.right.n}" for b in parts)
-        lines.append(f"right where the preferred answer is {told}")
+        lines += [line(f"right.{b.words}", share=interval(b.right, SHARE), n=f"{b.right.n}") for b in parts]
     if (found := wins(case)) is not None:
-        lines.append(
-            f"judged better than before: {with_interval(found.raw, SHARE)}; at equal length: "
-            f"{with_interval(found.equal, SHARE)}"
-        )
+        lines.append(line("won", raw=interval(found.raw, SHARE), equal=interval(found.equal, SHARE)))
     return tuple(lines)
 
 

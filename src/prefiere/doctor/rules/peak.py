@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefiere.asked.language import Said
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import set_to
 from prefiere.doctor.series import Series
-from prefiere.doctor.words import number
+from prefiere.doctor.words import line, number
 
 FEWEST_POINTS = 5
 
@@ -51,15 +52,12 @@ def fitted(case: Case) -> Peak | None:
     return Peak(peak**2, float(kl.values[-1]), height, float(beta) > 2 * error)
 
 
-def distance_said(case: Case) -> tuple[str, ...]:
+def distance_said(case: Case) -> tuple[Said, ...]:
     """The peak and the run's distance from it as a line of evidence, where the bend is beyond its noise."""
     found = fitted(case)
     if found is None or not found.sure:
         return ()
-    return (
-        f"judge's score against the root of the KL: fitted peak at a KL of {number(found.kl)}; this run ended at "
-        f"{number(found.end)}",
-    )
+    return (line("peak", kl=number(found.kl), end=number(found.end)),)
 
 
 def past(case: Case) -> Finding | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, set_to
-from prefiere.doctor.words import number
+from prefiere.doctor.words import line, number
 
 SCORE = Remedy("`prefiere score` on the reward model, or the reward function on ten answers that you judge yourself")
 
@@ -43,7 +43,7 @@ def opposed(case: Case) -> Finding | None:
         "bad",
         "Before training, of the model's own answers, those with the higher reward have the lower score. A sign is "
         "wrong, or the reward model was trained on swapped labels. What is trained on it gets worse.",
-        (f"correlation of reward and judge over {n} answers before training: {r:.2f}".replace("-", "−"),),
+        (line("correlation", n=f"{n}", r=number(r)),),
         (Remedy("turn the sign of the reward round, or look which answer its data calls the preferred one"), SCORE),
         cause=True,
         sure="likely",
@@ -62,7 +62,7 @@ def noisy(case: Case) -> Finding | None:
         "bad",
         "Nothing can be learnt from a number that says something else every time. A higher rate would only follow its "
         "chance.",
-        (f"agreement of the reward with itself: {again.values[0]:.2f}, where 1 is full agreement".replace("-", "−"),),
+        (line("agreement", r=number(float(again.values[0]))),),
         (Remedy("a reward that depends on prompt and answer alone: no draws, no sampling at a temperature"), SCORE),
         cause=True,
         values={"r": f"{again.values[0]:.2f}"},
@@ -79,7 +79,7 @@ def constant(case: Case) -> Finding | None:
         "Every answer earns the same reward, so there is nothing to learn from.",
         "bad",
         "Learning compares answers: what earned more is made likelier. Here none did.",
-        (f"spread of the reward within an update: {number(float(np.median(spread.values)))}",),
+        (line("reward_spread", spread=number(float(np.median(spread.values)))),),
         (Remedy("a reward that tells answers apart: `prefiere score` on a few of them"),),
         cause=True,
     )
@@ -105,8 +105,8 @@ def outliers(case: Case) -> Finding | None:
         "An update follows the differences of its rewards. Where one answer lies far outside, it follows that one, and "
         "the unit in which rewards are measured is set by it.",
         (
-            f"updates whose rewards a few answers set: {told}",
-            f"their spread: {number(whole)}; range of nine answers in ten: {number(inner)}",
+            line("outlying_updates", share=told),
+            line("outlying_spread", spread=number(whole), inner=number(inner)),
         ),
         (
             Remedy("limit the reward where it is made: for instance to between −3 and 3"),

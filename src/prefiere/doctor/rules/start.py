@@ -10,7 +10,7 @@ import math
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import number, with_interval
+from prefiere.doctor.words import interval, line, number
 
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
 
@@ -36,7 +36,7 @@ def no_language(case: Case) -> Finding | None:
     seen = chosen if own is None else own
     if not isinstance(size, int) or size < 2 or seen is None or seen.mean > -GUESSING * math.log(size):
         return None
-    answers = "the preferred answers" if own is None else "its own answers"
+    answers = "preferred" if own is None else "own"
     return Finding(
         "no_language",
         "The model had learnt no language before this run, and preferences teach it none.",
@@ -44,8 +44,7 @@ def no_language(case: Case) -> Finding | None:
         "Before the first update it found every token about as likely as any other, as random weights do. It may learn "
         "to rank the pairs, but what it writes is noise before and after. Either the model was never trained, or its "
         "weights were not the ones that were read.",
-        (f"naturalness of {answers}: {with_interval(seen)} nats per token; a blind guess among {size:,} tokens: "
-         f"{number(-math.log(size))}",),
+        (line(f"guess_{answers}", level=interval(seen), size=f"{size:,}", guess=number(-math.log(size))),),
         (
             Remedy("a model that was trained on text"),
             Remedy("a supervised start (`prefiere sft`) on much text first"),
@@ -70,10 +69,7 @@ def elsewhere(case: Case) -> Finding | None:
         "Before training, the model finds a preferred answer hardly likelier after its own prompt than after a prompt "
         "of another example, while its own answers depend on what was asked. Columns or rows of the data have slipped "
         "against each other, or the prompt is not what was answered.",
-        (
-            f"what the prompt adds to its answer, nats per token: {with_interval(data)}; to the model's own answers: "
-            f"{with_interval(own)}",
-        ),
+        (line("prompt_adds", data=interval(data), own=interval(own)),),
         (Remedy("`prefiere data DATA`: read three examples; see how prompts and answers were joined"), TEMPLATE),
         cause=True,
         sure="likely",
@@ -93,10 +89,7 @@ def foreign(case: Case) -> Finding | None:
         "Either the answers come from very different writers, or the model reads them in another form than it writes: "
         "another chat template, marks in the text, another language. What is learnt on such pairs changes little of "
         "what it writes itself.",
-        (
-            f"naturalness of the preferred answers: {with_interval(chosen)} nats per token; of its own: "
-            f"{with_interval(own)}",
-        ),
+        (line("naturalness", chosen=interval(chosen), own=interval(own)),),
         (
             TEMPLATE,
             Remedy("a supervised start on the preferred answers first (`prefiere sft`)"),
@@ -131,7 +124,7 @@ def too_alike(case: Case) -> Finding | None:
         "To the model, both answers are nearly the same text. Making the one less likely makes the other less likely "
         "as well, and the probability goes to text that nobody preferred.",
         (
-            f"likeness of the two answers: {with_interval(likeness)}; the same text has 0",
+            line("likeness", level=interval(likeness)),
             *case.evidence("rewards/chosen"),
         ),
         case.gentler() if falls else (),
@@ -152,7 +145,7 @@ def broken(case: Case) -> Finding | None:
         "warning",
         "Before the first update, they repeated themselves. A base model without a supervised start does that, and a "
         "model that reads another chat template than its own.",
-        (f"text that repeated itself at the start: {number(again.mean, 'samples/repetition')}",),
+        (line("repeated_at_start", share=number(again.mean, "samples/repetition")),),
         (TEMPLATE, Remedy("a supervised start (`prefiere sft`) first")),
         cause=True,
         sure="possible",
