@@ -33,7 +33,7 @@ from prefiere.files import visible
 from prefiere.run import Stop
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")]
-Lang = Annotated[str | None, typer.Option("--lang", help="en or es; default: as LC_ALL or LANG say.")]
+SpokenOption = Annotated[str | None, typer.Option("--lang", help="en or es; default: as LC_ALL or LANG say.")]
 Body = Callable[..., dict[str, Any] | None]
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -143,9 +143,9 @@ def command(body: Body) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED if stop.kind == "interrupted" else GUARDED)
 
     takes = inspect.signature(body, eval_str=True)
-    spoken = inspect.Parameter("lang", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Lang)
+    spoken = inspect.Parameter("lang", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SpokenOption)
     run.__signature__ = takes.replace(parameters=[*takes.parameters.values(), spoken])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in takes.parameters.values()} | {"lang": Lang}
+    run.__annotations__ = {p.name: p.annotation for p in takes.parameters.values()} | {"lang": SpokenOption}
     return run
 
 

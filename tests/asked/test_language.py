@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefiere.asked.columns import phrases, spoken_column
-from prefiere.asked.language import TONGUES, Said, saying, speaking, tongue, within, words
+from prefiere.asked.language import TONGUES, Worded, saying, speaking, tongue, within, words
 from prefiere.metrics import COLUMNS, column
 
 SRC = Path(__file__).parents[2] / "src"
@@ -52,7 +52,7 @@ def test_a_column_in_another_language() -> None:
 
 def test_what_is_found_first_and_said_later() -> None:
     mean = saying("prefiere.doctor.plain", "evidence.interval", mean="0.41", low="0.36", high="0.46")
-    assert mean == Said(("0.41 (0.36 to 0.46)", "0.41 (0.36 a 0.46)"))
+    assert mean == Worded(("0.41 (0.36 to 0.46)", "0.41 (0.36 a 0.46)"))
     line = saying("prefiere.doctor.plain", "evidence.lowest_loss", level=mean, step="7")
     assert line.within("es") == "menor pérdida en datos reservados: 0.41 (0.36 a 0.46), en el paso 7"
     assert str(line) == "lowest loss on held-out data: 0.41 (0.36 to 0.46) at step 7"

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import yaml
 
-from prefiere.asked.language import TONGUES, Said, Tongue
+from prefiere.asked.language import TONGUES, Tongue, Worded
 from prefiere.metrics import COLUMNS, OF_ONE, Column
 
 _TEXTS = ("words", "unit", "axis", "title", "meaning")
@@ -38,7 +38,7 @@ def spoken_column(column: Column, spoken: Tongue) -> Column:
     return replace(column, **told)
 
 
-def column_said(column: Column) -> tuple[Said, Said]:
+def column_said(column: Column) -> tuple[Worded, Worded]:
     """What a column is called within a sentence, and its unit, in every language."""
     rows = [spoken_column(column, spoken) for spoken in TONGUES]
-    return Said(tuple(row.words for row in rows)), Said(tuple(row.unit for row in rows))
+    return Worded(tuple(row.words for row in rows)), Worded(tuple(row.unit for row in rows))

@@ -1,7 +1,7 @@
 """Which language a command or a page speaks: the one that was asked for, else the one that the environment names.
 
 Words stand in tables, a file for each language beside the code that says them (`report/words/es.yaml`), with the same
-keys and the same braces in every language, which a test holds. What is found first and said later is a `Said`.
+keys and the same braces in every language, which a test holds. What is found first and said later is a `Worded`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def words(room: str, spoken: Tongue) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Worded:
     """A text in every language, in the order of `TONGUES`."""
 
     texts: tuple[str, ...]
@@ -76,15 +76,15 @@ class Said:
         return self.texts[0]
 
 
-def saying(room: str, key: str, **values: str | Said) -> Said:
+def saying(room: str, key: str, **values: str | Worded) -> Worded:
     """A sentence of a table in every language, its braces filled in."""
 
     def text(spoken: Tongue) -> str:
         return words(room, spoken)[key].format(**{k: within(v, spoken) for k, v in values.items()})
 
-    return Said(tuple(text(spoken) for spoken in TONGUES))
+    return Worded(tuple(text(spoken) for spoken in TONGUES))
 
 
-def within(text: str | Said, spoken: Tongue) -> str:
+def within(text: str | Worded, spoken: Tongue) -> str:
     """A text in one language; what stands in one alone is said as it is."""
     return text if isinstance(text, str) else text.within(spoken)

@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from typing import Any, Literal
 
 from prefiere.asked.kinds import NEEDS_REFERENCE
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.dials import DialReading, farthest, readings
 from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.series import Change, Level, Series
@@ -35,7 +35,7 @@ class Finding:
     title: str
     severity: Severity
     meaning: str
-    seen: tuple[Said | str, ...] = ()
+    seen: tuple[Worded | str, ...] = ()
     advice: tuple[Remedy | str, ...] = ()
     cause: bool = False
     sure: Surety = "sure"
@@ -115,7 +115,7 @@ class Case:
         series = self.series(key)
         return series.end if len(series) >= 5 else None
 
-    def evidence(self, *keys: str) -> tuple[Said, ...]:
+    def evidence(self, *keys: str) -> tuple[Worded, ...]:
         """One line for each of these metrics that was measured twice."""
         return tuple(evidence_line(k, c, *self.where) for k in keys if (c := self.change(k)) is not None)
 

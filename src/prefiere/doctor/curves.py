@@ -11,7 +11,7 @@ import math
 import numpy as np
 from scipy.ndimage import median_filter
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Seen
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths
@@ -19,7 +19,7 @@ from prefiere.doctor.standstill import MORE, few_held_out, pairs_needed, still, 
 from prefiere.doctor.words import interval, line, number, with_interval
 
 
-def _evidence(case: Case, *names: str) -> tuple[Said, ...]:
+def _evidence(case: Case, *names: str) -> tuple[Worded, ...]:
     """One line per metric that was measured twice: on held-out data, and in training."""
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import labels
@@ -232,11 +232,11 @@ def _bolder(case: Case) -> tuple[Remedy, ...]:
     return (case.usual(odd),) if (odd := case.odd(-1)) is not None else ()
 
 
-def _evidence(case: Case, *names: str) -> tuple[Said, ...]:
+def _evidence(case: Case, *names: str) -> tuple[Worded, ...]:
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))
 
 
-def _length(case: Case) -> Iterator[Said]:
+def _length(case: Case) -> Iterator[Worded]:
     """The baseline of length, as a line of evidence."""
     if (rule := baseline(case)) is not None:
         yield line(f"always_{rule[0]}", share=interval(rule[1], ACCURACY))

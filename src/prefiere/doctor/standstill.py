@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import line
@@ -112,6 +112,6 @@ def _round_up(value: float) -> int:
     return math.ceil(value / step) * step
 
 
-def _both(case: Case, *names: str) -> tuple[Said, ...]:
+def _both(case: Case, *names: str) -> tuple[Worded, ...]:
     """One line per metric that was measured twice: on held-out data, and in training."""
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))

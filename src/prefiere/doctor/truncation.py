@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.words import line
 
@@ -21,7 +21,7 @@ def cut(case: Case) -> Finding | None:
     )
     if max(prompts, answers) < 0.1 * examples:
         return None
-    meaning, evidence = list[str](), list[Said]()
+    meaning, evidence = list[str](), list[Worded]()
     if prompts:
         evidence.append(line("prompts_cut", **_share(prompts, examples)))
         meaning.append("Of a prompt the end is kept: the model learns to answer a question that it did not see whole.")

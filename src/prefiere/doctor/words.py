@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefiere.asked.columns import column_said
-from prefiere.asked.language import Said, saying
+from prefiere.asked.language import Worded, saying
 from prefiere.doctor.series import Change, Level
 from prefiere.metrics import column
 
-NOTHING = 1e-6
+ROUNDED_ZERO = 1e-6
 """What is nearer to zero is the rounding of a zero."""
 _MOST_DIGITS = 6
 
@@ -23,7 +23,7 @@ def number(value: float, key: str = "", more: int = 0) -> str:
     if column(key).share:
         return f"{100 * value:.{more}f}%"
     size = abs(value)
-    if size < NOTHING:
+    if size < ROUNDED_ZERO:
         return "0.00"
     if size < 1e-4:
         return f"{value:.{1 + more}e}".replace("-", "−")
@@ -47,33 +47,33 @@ def _with_ends(level: Level, key: str) -> tuple[str, ...]:
     return (number(level.mean, key),)
 
 
-def line(key: str, **values: str | Said) -> Said:
+def line(key: str, **values: str | Worded) -> Worded:
     """A line of evidence in every language: a sentence of doctor/plain, its braces filled in."""
     return saying("prefiere.doctor.plain", f"evidence.{key}", **values)
 
 
-def interval(level: Level, key: str = "") -> Said:
+def interval(level: Level, key: str = "") -> Worded:
     """`with_interval` in every language."""
     mean, *ends = _with_ends(level, key)
     return line("interval", mean=mean, low=ends[0], high=ends[1]) if ends else line("alone", mean=mean)
 
 
-def figure(sentence: str, key: str, level: Level) -> Said:
+def figure(sentence: str, key: str, level: Level) -> Worded:
     """A metric's name, value and unit in a sentence of the evidence (``figure``: ``entropy: 0.41 (0.36 to 0.46)``)."""
     words, unit = column_said(column(key))
     return line(sentence, words=words, value=interval(level, key), unit=unit)
 
 
-def evidence_line(key: str, change: Change, *where: str) -> Said:
+def evidence_line(key: str, change: Change, *where: str) -> Worded:
     """``margin on held-out data: 0.00 → 0.41 (0.36 to 0.46), 200 measured``: a change as a line of evidence.
 
     where: the run's loss type and family, as for `metrics.column`.
     """
     told = column(key, *where)
-    split: str | Said = "" if not told.held_out else line("on_held_out" if key != told.name else "on_training")
+    split: str | Worded = "" if not told.held_out else line("on_held_out" if key != told.name else "on_training")
     words, unit = column_said(told)
-    count: str | Said = line("measured", n=f"{change.after.n:,}") if change.after.n else ""
-    values: dict[str, str | Said] = {"before": number(change.before.mean, key), "after": interval(change.after, key)}
+    count: str | Worded = line("measured", n=f"{change.after.n:,}") if change.after.n else ""
+    values: dict[str, str | Worded] = {"before": number(change.before.mean, key), "after": interval(change.after, key)}
     return line("change" if told.unit else "bare_change", words=words, where=split, unit=unit, count=count, **values)
 
 

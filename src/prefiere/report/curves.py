@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.series import Series
-from prefiere.doctor.words import NOTHING
+from prefiere.doctor.words import ROUNDED_ZERO
 from prefiere.report.panels import Panel
 
 _MOST_POINTS = 400
@@ -160,7 +160,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
     low, high = float(shown.min()), float(shown.max())
     if panel.reference is not None:
         low, high = min(low, panel.reference), max(high, panel.reference)
-    pad = 0.06 * (high - low) if high - low > NOTHING else max(0.1 * abs(high), 0.05)
+    pad = 0.06 * (high - low) if high - low > ROUNDED_ZERO else max(0.1 * abs(high), 0.05)
     # The reference's name stands on the side of its line that the curves leave free at the end.
     ends = [np.asarray(line.get_ydata(), dtype=np.float64)[-1] for line in axes.lines]
     above = panel.reference is not None and float(np.median(ends)) < panel.reference

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import line
@@ -62,12 +62,12 @@ def _share(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
     return count, count / records if records else 0.0, _sources(part)
 
 
-def _said(count: float, share: float, what: str, **values: str) -> Said:
+def _said(count: float, share: float, what: str, **values: str) -> Worded:
     return line(what, n=f"{count:,.0f}", share=f"{100 * share:.0f}%", **values)
 
 
 def _found(
-    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Said, ...], advice: tuple[Remedy | str, ...],
+    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Worded, ...], advice: tuple[Remedy | str, ...],
     lines: tuple[str, ...] = (), **values: str,
 ) -> Finding:  # fmt: skip
     return Finding(key, title, severity, meaning, seen, advice, cause=True, lines=lines, values=values)

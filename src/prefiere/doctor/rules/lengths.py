@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.labels import side
@@ -101,9 +101,9 @@ def _at_equal_length(won: np.ndarray, x: np.ndarray) -> Level:
     return Level(float(expit(a)), float(expit(a - half)), float(expit(a + half)), len(won))
 
 
-def said(case: Case) -> tuple[Said, ...]:
+def said(case: Case) -> tuple[Worded, ...]:
     """Both as lines of evidence."""
-    lines: list[Said] = []
+    lines: list[Worded] = []
     if len(parts := right_by_length(case)) > 1:
         lines += [line(f"right.{b.words}", share=interval(b.right, SHARE), n=f"{b.right.n}") for b in parts]
     if (found := wins(case)) is not None:

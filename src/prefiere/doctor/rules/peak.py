@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefiere.asked.language import Said
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import set_to
 from prefiere.doctor.series import Series
@@ -52,7 +52,7 @@ def fitted(case: Case) -> Peak | None:
     return Peak(peak**2, float(kl.values[-1]), height, float(beta) > 2 * error)
 
 
-def distance_said(case: Case) -> tuple[Said, ...]:
+def distance_said(case: Case) -> tuple[Worded, ...]:
     """The peak and the run's distance from it as a line of evidence, where the bend is beyond its noise."""
     found = fitted(case)
     if found is None or not found.sure:
