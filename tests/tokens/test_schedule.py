@@ -41,6 +41,8 @@ def test_every_group_is_in_one_microbatch_within_budget(lengths: np.ndarray, bud
     for rank in plan.ranks:
         for micro in rank:
             assert len(micro) <= 1 or lengths[list(micro)].sum() <= budget
+    empty = sum(not micro for rank in plan.ranks for micro in rank)
+    assert empty < world, "an empty micro-batch costs a pass: only what makes ranks equal"
 
 
 @settings(max_examples=200)

@@ -61,7 +61,7 @@ def split(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, *, budget: i
     sizes = lengths[chosen]
     order = np.argsort(-sizes, kind="stable")
     longest_first = list(zip(chosen[order].tolist(), sizes[order].tolist(), strict=True))
-    bins = max(1, -(-int(sizes.sum()) // max(1, budget)))
+    bins = max(1, min(-(-int(sizes.sum()) // max(1, budget)), len(chosen)))  # more would be empty, and cost a pass each
     while True:
         bins = -(-bins // world_size) * world_size
         filled = _balance(longest_first, bins)
