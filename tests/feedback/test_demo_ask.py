@@ -52,7 +52,7 @@ def test_ten_votes_make_the_model_what_the_annotator_prefers(chromium, tmp_path,
         assert page.inner_text('[data-key="1"] span') == "¿Qué es un perro?"
         page.wait_for_timeout(330)
         page.keyboard.press("1")
-        page.wait_for_selector("#vote, .problem")  # the model may say the same each time
+        page.wait_for_selector("#vote, .problem", timeout=120_000)  # a busy machine loads the model slowly
         page.goto(address.removesuffix("/ask"))
         while process.poll() is None:
             if page.query_selector("#vote"):
