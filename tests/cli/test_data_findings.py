@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+import runs
 from prefiere.cli.main import app
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.schema import PreferencePair
+from prefiere.demo import corpus
+from prefiere.demo.main import base_model
 from prefiere.doctor.diagnose import diagnose
 from prefiere.run import Run
 from synthetic_runs import make
@@ -90,7 +94,7 @@ def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
     [
         ({"prompt": "p", "chosen": "", "rejected": "no"}, "no record stays (1 read, 0 kept"),
         ({"prompt": "p", "chosen": "Yes.", "rejected": "yes"}, "no record stays"),
-        ({"prompt": "p", "completions": ["a", "b"], "ratings": [1, 2]}, "completions, ratings would be lost"),
+        ({"prompt": "p", "completions": ["a", "b"], "marks": [1, 2]}, "completions, marks would be lost"),
     ],
 )
 def test_clean_data_of_nothing_is_not_written(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -102,9 +106,9 @@ def test_clean_data_of_nothing_is_not_written(tmp_path: Path, row: dict[str, Any
 
 
 def test_clean_prompts_may_lose_columns_that_are_hidden(tmp_path: Path) -> None:
-    name = written(tmp_path / "d.jsonl", [{"prompt": "p", "completions": ["a", "b"], "ratings": [1, 2]}])
+    name = written(tmp_path / "d.jsonl", [{"prompt": "p", "completions": ["a", "b"], "marks": [1, 2]}])
     out = tmp_path / "clean.jsonl"
-    hidden = "columns={completions: null, ratings: null}"
+    hidden = "columns={completions: null, marks: null}"
     done = ASK.invoke(app, ["data", name, hidden, "--clean", str(out)])
     assert done.exit_code == 0, done.output
     assert out.read_text() == '{"prompt": "p"}\n'
@@ -182,6 +186,46 @@ def test_what_clean_does_not_do_is_no_advice(tmp_path: Path) -> None:
     done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", data)])
     assert "equal to “always this”" in done.output
     assert "--clean" not in done.output
+
+
+def demo_pairs(path: Path, shift: int) -> str:
+    """72 pairs of the demo, each with the answers of the pair so many further on."""
+    known = corpus.preferences()[:72]
+    texts = [[str(t[0].content) for t in (p.prompt, p.chosen, p.rejected)] for p in known]  # type: ignore[union-attr]
+    turned = zip(texts, texts[shift:] + texts[:shift], strict=True)
+    made = [{"prompt": own[0], "chosen": other[1], "rejected": other[2]} for own, other in turned]
+    return written(path, [{k: [message(k, v)] for k, v in r.items()} for r in made])
+
+
+def message(key: str, text: str) -> dict[str, str]:
+    return {"role": "user" if key == "prompt" else "assistant", "content": text}
+
+
+def test_a_model_tells_answers_of_other_prompts_before_a_run(tmp_path: Path) -> None:
+    model = str(base_model(tmp_path, Console(quiet=True), rebuild=False))
+    own, other = (demo_pairs(tmp_path / f"{n}.jsonl", n) for n in (0, 36))
+    done = ASK.invoke(app, ["data", own, "--model", model, "--json"])
+    assert "answers_elsewhere" not in {f["key"] for f in json.loads(done.stdout)["findings"]}
+    done = ASK.invoke(app, ["data", other, "--model", model, "--json"])
+    found = json.loads(done.stdout)
+    assert done.exit_code == 4
+    assert "answers_elsewhere" in {f["key"] for f in found["findings"]}
+    assert found["start"]["start/prompt_matters"] < 0.25 * found["start"]["start/prompt_in_own"]
+    assert "what the prompt adds to its answer: " in done.stderr
+
+
+def test_a_model_that_is_not_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, model = written(tmp_path / "d.jsonl", rows(20)), runs.model_folder(tmp_path / "model")
+    monkeypatch.setattr("prefiere.cli.data.ON_A_PROCESSOR", 1)
+    done = ASK.invoke(app, ["data", name, "--model", str(model), "--json"])
+    assert done.exit_code == 0, done.output
+    assert "not measured on the data: a processor takes long" in done.stderr
+    assert json.loads(done.stdout)["start"] == {}
+    (model / "model.safetensors").unlink()
+    monkeypatch.undo()
+    done = ASK.invoke(app, ["data", name, "--model", str(model)])
+    assert done.exit_code == 0, done.output
+    assert "not measured on the data:" in done.output
 
 
 def pairs(n: int) -> list[PreferencePair]:

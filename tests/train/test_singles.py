@@ -18,10 +18,13 @@ from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.evaluate import singles
 from prefiere.evaluate.moved import WeightsMoved
-from prefiere.evaluate.start import at_start, likeness
+from prefiere.evaluate.start import at_start, before_a_run, likeness
 from prefiere.launch import launch
+from prefiere.models.load import load_model, load_tokenizer
+from prefiere.models.source import find_model
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run, Stop
+from prefiere.sample.sampling import Sampling
 from prefiere.settings import DPO, Reward, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.train.loop import Loop
@@ -145,6 +148,27 @@ def test_what_the_prompt_adds_and_how_alike_two_answers_are() -> None:
     for g, found in zip(pairs, likeness(trunk, pairs, 4096, None), strict=True):
         good, bad = (plain(trunk, g.prompt, a)[1] for a in g.completions)
         assert found == pytest.approx((good @ bad - good @ good) / (good @ good), abs=1e-4)
+
+
+def test_the_same_before_a_run(tmp_path: Path) -> None:
+    """Of 16 pairs, against plain forwards: the model's own answers are its likeliest tokens, one after the other."""
+    folder = runs.model_folder(tmp_path / "model")
+    source, pairs = find_model(folder), random_pairs(16)
+    tokenizer, greedy = load_tokenizer(source), Sampling(temperature=0, max_new_tokens=5)
+    row = before_a_run(source, tokenizer, pairs, greedy, dtype=torch.float32, max_length=64)
+    trunk = Trunk(load_model(source), packed=False)
+    chosen = [plain(trunk, g.prompt, g.completions[0])[0] / len(g.completions[0]) for g in pairs]
+    assert row["start/chosen_logp"] == pytest.approx(np.mean(chosen), abs=1e-4)
+    own = []
+    for g in pairs:
+        said = np.zeros(0, np.int32)
+        while len(said) < 5 and (not len(said) or said[-1] != tokenizer.eos_token_id):
+            with torch.no_grad():
+                logits = trunk.lm(torch.from_numpy(np.concatenate([g.prompt, said]).astype(np.int64))[None]).logits
+            said = np.append(said, np.int32(logits[0, -1].argmax()))
+        own.append(plain(trunk, g.prompt, said)[0] / len(said))
+    assert row["samples/ref_logp"] == pytest.approx(np.mean(own), abs=1e-4)
+    assert {"start/prompt_matters", "start/prompt_in_own", "start/likeness", "samples/repetition"} <= row.keys()
 
 
 def test_the_same_text_twice_is_alike_to_the_full() -> None:

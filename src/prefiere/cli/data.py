@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text as Styled
@@ -24,7 +23,15 @@ from prefiere.data.writers import write
 from prefiere.files import visible
 from prefiere.settings import DPO
 
+if TYPE_CHECKING:
+    from prefiere.doctor.rules.labels import SwappedLabels
+    from prefiere.tokens.groups import PromptGroup
+
 EXAMPLES = 3
+SPREAD = 512
+"""Examples that are kept to measure a model on, of as many as there are."""
+ON_A_PROCESSOR = 1_000_000_000
+"""Parameters of a model up to which it is measured on the data where there is no GPU."""
 SHOWN = 1000  # characters of a text without a model; more is said to be there
 
 
@@ -55,28 +62,39 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     result: dict[str, Any] = {"read": read, "audit": found.to_dict() | {"faults": faults.to_dict()}}
     if not source.counts.kept:
         raise DataError(f"{settings.data}: no record can be used ({source.counts})")
+    row: dict[str, float] = {}
     if model is None:
         shown: list[Styled] = [as_text(record) for record in islice(source, EXAMPLES)]
     else:
-        shown, result["tokens"] = tokenized(settings, model, source, console)
+        shown, result["tokens"], groups = tokenized(settings, model, source, console)
+        if groups:
+            row, result["vocabulary"] = measured(settings, model, groups, console)
+            result["start"] = row
     for example in shown:
         console.print()
         console.print(example)
     result["examples"] = [str(example) for example in shown]
-    result |= say_findings(result, source.kind in ("pairs", "judgements"), console)
+    result |= say_findings(result, row, source.kind in ("pairs", "judgements"), console)
     if model is None:
         console.print("\nWith --model M the examples are shown in tokens, with the scored ones in colour.", style="dim")
     return result
 
 
-def say_findings(account: dict[str, Any], preferences: bool, console: Console) -> dict[str, Any]:
-    """What the doctor says of the data before a run is begun, in plain words. ruined: whether a run on it would be."""
+def say_findings(
+    account: dict[str, Any], row: Mapping[str, float], preferences: bool, console: Console
+) -> dict[str, Any]:
+    """What the doctor says of the data before a run is begun, in plain words. row: what was measured with a model.
+    ruined: whether a run on it would be."""
     from prefiere.asked.language import tongue
     from prefiere.cli.doctor import STYLES
     from prefiere.doctor.plain.tell import told
     from prefiere.doctor.rules.data import findings_of
+    from prefiere.doctor.rules.start import before_run
 
-    found, spoken = findings_of(account, preferences=preferences), tongue()
+    found = findings_of(account, preferences=preferences) + before_run(
+        row, vocabulary=account.get("vocabulary"), preferences=preferences
+    )
+    spoken = tongue()
     for finding in found:
         said = told(finding, spoken)
         console.print()
@@ -123,7 +141,11 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     """
     if out.exists():
         raise DataError(f"{out} is there already. Name a new file.")
-    source, left, swapped = open_source(settings), RecordsLeftOut(), swapped_in(run)
+    source, left, swapped = open_source(settings), RecordsLeftOut(), None
+    if run is not None:
+        from prefiere.doctor.rules.labels import swapped_in
+
+        swapped = swapped_in(run)
     kept = write(_staying(source, left, swapped, settings.data), out)
     console.print(f"{kept:,} records written to {out}", markup=False, soft_wrap=True)
     if swapped is not None and not swapped.lines:
@@ -147,8 +169,8 @@ def _staying(
     for record in cleaned(lambda: source, left, swapped.lines if swapped else ()):
         empty = False
         yield record
-    if swapped is not None:
-        swapped.refuse_other_data(name, source.counts.read, left.missing)
+    if swapped is not None and (other := swapped.of_other_data(source.counts.read, left.missing)) is not None:
+        raise DataError(f"{name}: nothing is written, for {other}")
     if source.kind == "prompts" and source.unread:
         hidden = map_to_give(dict.fromkeys(source.unread))
         raise DataError(
@@ -159,47 +181,6 @@ def _staying(
     if empty:
         why = "; ".join([*left.lines(), *source.problems[:1]])
         raise DataError(f"{name}: nothing is written, for no record stays ({source.counts}). {why}")
-
-
-@dataclass(frozen=True)
-class SwappedLabels:
-    """What a run found the wrong way round. lines: where these labels were read; files, rows: what the run learnt from,
-    as far as it says so."""
-
-    run: str
-    lines: tuple[str, ...]
-    files: tuple[str, ...]
-    rows: int | None
-
-    def refuse_other_data(self, name: str, rows: int, missing: Sequence[str]) -> None:
-        """Raise DataError where data of so many rows is not what the run learnt from. missing: lines that it lacks."""
-        if missing:
-            raise DataError(
-                f"{name}: nothing is written, for {len(missing):,} of the {len(self.lines):,} lines that {self.run} "
-                f"found swapped are not in it, {missing[0]} among them. Name what that run learnt from "
-                f"({', '.join(self.files) or 'its recipe says what'}), from the folder in which it was started"
-            )
-        if self.lines and self.rows not in (None, rows):
-            raise DataError(
-                f"{name}: nothing is written, for it has {rows:,} rows, and had {self.rows:,} when {self.run} learnt "
-                "from it: its lines are others now. Train a run on it as it is"
-            )
-
-
-def swapped_in(run: str | None) -> SwappedLabels | None:
-    """Which labels a run found the wrong way round; None without a run."""
-    if run is None:
-        return None
-    from prefiere.doctor.case import Case
-    from prefiere.doctor.diagnose import diagnose
-    from prefiere.run import Run
-
-    opened = Run.open(run)
-    read = Case(opened).account("train", "read")
-    lines = next((f.lines for f in diagnose(opened).findings if f.key == "labels_swapped"), ())
-    files, rows = read.get("files"), read.get("read")
-    named = tuple(map(str, files)) if isinstance(files, list) else ()
-    return SwappedLabels(run, lines, named, rows if isinstance(rows, int) else None)
 
 
 def _as_pairs(columns: Sequence[str]) -> str | None:
@@ -220,8 +201,9 @@ def open_source(settings: DPO) -> formats.Records[Any]:
 
 def tokenized(
     settings: DPO, model: str, source: formats.Records[Any], console: Console
-) -> tuple[list[Styled], dict[str, Any]]:
-    """The first examples with their scored tokens coloured, and the account of all of them."""
+) -> tuple[list[Styled], dict[str, Any], list[PromptGroup]]:
+    """The first examples with their scored tokens coloured, the account of all of them, and at most `SPREAD` from all
+    over the data."""
     from prefiere.models.load import load_tokenizer
     from prefiere.models.source import find_model, generation_config
     from prefiere.tokens.encoder import Encoder
@@ -231,7 +213,7 @@ def tokenized(
     found = find_model(model, trust=settings.trust_remote_code)
     tokenizer = load_tokenizer(found)
     if source.kind == "prompts":
-        return [as_text(record) for record in islice(source, EXAMPLES)], {}
+        return [as_text(record) for record in islice(source, EXAMPLES)], {}, []
     encoder = Encoder(
         tokenizer,
         Truncation(settings.max_length, settings.max_prompt_length, settings.max_completion_length),
@@ -240,17 +222,66 @@ def tokenized(
         template_kwargs=settings.template_kwargs,
         on_bad="drop",
     )
-    report, shown = EncodeReport(), list[Styled]()
+    report, shown, kept, every = EncodeReport(), list[Styled](), list[Any](), 1
     with console.status(f"tokenizing {settings.data}"):
-        for group in encoder.encode(source, report):
+        for i, group in enumerate(encoder.encode(source, report)):
             if len(shown) < EXAMPLES:
                 shown.append(describe(group, tokenizer))
+            if i % every == 0:
+                kept.append(group)
+            if len(kept) > SPREAD:
+                kept, every = kept[::2], 2 * every
     console.print(Styled("Tokens", "bold"))
     for line in report.lines():
         console.print(f"  {line}", markup=False, soft_wrap=True)
     if not report.groups:
         raise DataError(f"{settings.data}: no example is left to learn from ({'; '.join(report.lines())})")
-    return shown, report.to_dict()
+    return shown, report.to_dict(), kept
+
+
+def measured(settings: DPO, model: str, groups: Sequence[PromptGroup], console: Console) -> tuple[dict[str, float], int]:
+    """What model and examples are to each other before a run, as its step 0 has it, and how many tokens the model knows;
+    nothing of the first, and why in a line, where a run would have to say."""
+    import torch
+
+    from prefiere.doctor.rules.start import at_step_0
+    from prefiere.doctor.words import with_interval
+    from prefiere.evaluate.start import before_a_run
+    from prefiere.kernels.memory import OutOfMemory
+    from prefiere.metrics import START, column
+    from prefiere.models.load import count_parameters, load_tokenizer
+    from prefiere.models.source import ModelError, config_of, find_model
+    from prefiere.plan.choices import choose_dtype
+    from prefiere.plan.device import Device
+    from prefiere.sample.sampling import Sampling
+
+    row, why = dict[str, float](), ""
+    found = find_model(model, trust=settings.trust_remote_code)
+    device = Device.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        parameters = count_parameters(found)
+        if device.kind == "cpu" and parameters > ON_A_PROCESSOR:
+            why = f"a processor takes long over {parameters / 1e9:.1f}B parameters. A run measures it at its start"
+        else:
+            dtype = getattr(torch, str(choose_dtype(settings, device, parameters).value))
+            sampling = Sampling(
+                1, settings.sample_temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
+            )
+            with console.status(f"measuring {model}"):
+                row = before_a_run(
+                    found, load_tokenizer(found), groups, sampling, dtype=dtype, max_length=settings.max_length
+                )
+    except (ModelError, OutOfMemory) as e:  # the data was read all the same
+        why = str(e)
+    console.print(Styled("Model", "bold"))
+    if not row:
+        console.print(f"  not measured on the data: {why}", markup=False, soft_wrap=True)
+    for key in (*(c.name for c in START), "samples/ref_logp"):
+        if (level := at_step_0(row, key)) is not None:
+            told = column(key)
+            words = told.words if key != "samples/ref_logp" else "log-probability of the model's own answers"
+            console.print(f"  {words}: {with_interval(level)} {told.unit}".rstrip(), markup=False, soft_wrap=True)
+    return row, int(config_of(found).get_text_config().vocab_size)
 
 
 def as_text(record: Any) -> Styled:

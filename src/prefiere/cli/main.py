@@ -67,7 +67,9 @@ def data(
     rest: Annotated[
         list[str], typer.Argument(metavar="DATA | SETTING", help="File, folder or hub id; settings, as for dpo.")
     ],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Whose tokens to show the examples in.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Shows the examples in its tokens, and is measured on them.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Judge 15 pairs without knowing their labels.")] = False,
     clean: Annotated[
         Path | None, typer.Option("--clean", metavar="OUT", help="Write the data without what would be learnt wrongly.")

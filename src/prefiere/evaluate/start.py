@@ -13,13 +13,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from prefiere.evaluate.rows import flat
+from prefiere.evaluate.sampled import repetition
+from prefiere.kernels.memory import within_memory
+from prefiere.models.check.weights import ids_fit
+from prefiere.models.load import load_model
 from prefiere.models.measure import Budget, measure
 from prefiere.models.reference import sequence_logps
+from prefiere.models.source import Source
 from prefiere.models.trunk import Trunk
+from prefiere.sample.local import generate
+from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch
+from prefiere.tokens.tokenizer import eos_ids_of
 
 FEWEST, MOST = 8, 96
 """Examples that are looked at: below the first nothing is said."""
@@ -61,6 +70,42 @@ def at_start(
         pairs = few(store, examples, 32)
         row |= flat({"likeness": likeness(trunk, pairs, budget, autocast)}, np.arange(len(pairs)), prefix="start/")
     return row
+
+
+BEFORE, BUDGET = 32, 4096
+"""Where no run has begun: examples that are looked at, and tokens in a batch."""
+
+
+@within_memory("measuring the model on the data", "take a smaller max_length")
+def before_a_run(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[PromptGroup],
+    sampling: Sampling,
+    *,
+    dtype: torch.dtype,
+    max_length: int,
+) -> dict[str, float]:
+    """The columns of a run's step 0 that say what a model and examples are to each other, where there is no run: of
+    `BEFORE` examples, and of an answer of the model's own to each of their prompts.
+
+    Raises ModelError where the model cannot be loaded, or OutOfMemory.
+    """
+    model = load_model(source, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    ids_fit(model, tokenizer, source.base)
+    trunk, store = Trunk(model, packed=False), GroupStore.build(groups, len(groups[0].completions))
+    visited = 16 * min(BEFORE, len(store))
+    row = at_start(trunk, store, examples=visited, max_length=max_length, budget=BUDGET, autocast=None)
+    prompts = [g.prompt for g in few(store, visited)]
+    samples = generate(trunk.lm, prompts, sampling, Vocabulary.of(tokenizer, eos_ids_of(model, tokenizer)))
+    own = [PromptGroup(prompts[s.prompt], (s.tokens,), (np.ones(len(s.tokens), bool),)) for s in samples]
+    logps = sequence_logps(trunk, own, budget=BUDGET)[:, 0]
+    signals = {
+        "ref_logp": logps / np.asarray([len(s.tokens) for s in samples]),
+        "repetition": np.asarray([repetition(s.tokens) for s in samples]),
+    }
+    row |= flat(signals, np.asarray([s.prompt for s in samples]), prefix="samples/")
+    return row | of_own_answers(trunk, own, max_length, BUDGET, None)
 
 
 def of_own_answers(

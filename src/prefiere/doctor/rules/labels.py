@@ -17,6 +17,7 @@ from scipy.special import bdtr, ndtr
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import line, number
+from prefiere.run import Run
 from prefiere.stats import wilson
 
 BETWEEN, LEAST = 0.25, 0.088
@@ -227,3 +228,38 @@ def _sources(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.asarray([r["step"] for r in rows], float)
+
+
+@dataclass(frozen=True)
+class SwappedLabels:
+    """What a run found the wrong way round. lines: where these labels were read; files, rows: what the run learnt from,
+    as far as it says so."""
+
+    run: str
+    lines: tuple[str, ...]
+    files: tuple[str, ...]
+    rows: int | None
+
+    def of_other_data(self, rows: int, missing: Sequence[str]) -> str | None:
+        """Why data of so many rows is not what the run learnt from, if it is not. missing: lines that it lacks."""
+        if missing:
+            return (
+                f"{len(missing):,} of the {len(self.lines):,} lines that {self.run} found swapped are not in it, "
+                f"{missing[0]} among them. Name what that run learnt from "
+                f"({', '.join(self.files) or 'its recipe says what'}), from the folder in which it was started"
+            )
+        if self.lines and self.rows not in (None, rows):
+            return (
+                f"it has {rows:,} rows, and had {self.rows:,} when {self.run} learnt from it: its lines are others "
+                "now. Train a run on it as it is"
+            )
+        return None
+
+
+def swapped_in(run: str) -> SwappedLabels:
+    """Which labels a run found the wrong way round."""
+    case = Case(Run.open(run))
+    read, found = case.account("train", "read"), swapped(case)
+    files, rows = read.get("files"), read.get("read")
+    named = tuple(map(str, files)) if isinstance(files, list) else ()
+    return SwappedLabels(run, found.lines if found else (), named, rows if isinstance(rows, int) else None)

@@ -1,26 +1,45 @@
 """What was wrong before the first update: a change from a broken start says nothing good.
 
-Read off the row of step 0: a few examples and the first sampled answers.
+Read off the row of step 0: a few examples and the first sampled answers. `prefiere data --model` measures the same, so
+that it says the same before a run.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.series import Level
-from prefiere.doctor.words import interval, line, number
+from prefiere.doctor.series import Level, Series
+from prefiere.doctor.words import Worded, interval, line, number
 
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
 
 
-def at_step_0(case: Case, key: str) -> Level | None:
+Row = Mapping[str, Any]
+
+
+def before_run(row: Row, *, vocabulary: int | None, preferences: bool = True) -> list[Finding]:
+    """What the columns of a row of step 0 show where no run has begun. vocabulary: tokens that the model knows.
+    preferences: whether pairs or judgements are learnt from."""
+    found = [_no_language(row, vocabulary), _elsewhere(row), _broken(row)]
+    if preferences:
+        found += [_foreign(row), _too_alike(row)]
+    return [f for f in found if f is not None]
+
+
+def at_step_0(row: Row, key: str) -> Level | None:
     """A metric of the row of step 0."""
-    series = case.series(key)
-    if not len(series) or series.steps[0] != 0:
+    series = Series.of([row], key)
+    if not len(series):
         return None
     return Level(float(series.values[0]), float(series.low[0]), float(series.high[0]), int(series.n[0]))
+
+
+def _first(case: Case) -> Row:
+    return next((r for r in case.rows if r.get("step") == 0), {})
 
 
 GUESSING = 0.85
@@ -31,8 +50,11 @@ anything writes its own answers at half of it or less."""
 def no_language(case: Case) -> Finding | None:
     """The model finds its own answers (where none were sampled, the preferred ones) about as unlikely as tokens that
     are drawn blindly from its vocabulary: -ln V nats per token."""
-    size = case.environment.get("vocabulary")
-    own, chosen = at_step_0(case, "samples/ref_logp"), at_step_0(case, "start/chosen_logp")
+    return _no_language(_first(case), case.environment.get("vocabulary"))
+
+
+def _no_language(row: Row, size: Any) -> Finding | None:
+    own, chosen = at_step_0(row, "samples/ref_logp"), at_step_0(row, "start/chosen_logp")
     seen = chosen if own is None else own
     if not isinstance(size, int) or size < 2 or seen is None or seen.mean > -GUESSING * math.log(size):
         return None
@@ -57,10 +79,14 @@ def no_language(case: Case) -> Finding | None:
 def elsewhere(case: Case) -> Finding | None:
     """What their own prompt adds to the preferred answers, beside another one, is less than a quarter of what it adds
     to the model's own answers, and that is half a nat per token or more."""
-    data, own = at_step_0(case, "start/prompt_matters"), at_step_0(case, "start/prompt_in_own")
+    return _elsewhere(_first(case))
+
+
+def _elsewhere(row: Row) -> Finding | None:
+    data, own = at_step_0(row, "start/prompt_matters"), at_step_0(row, "start/prompt_in_own")
     if data is None or data.n < 8 or own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
         return None
-    if (gap := _gap(case)) is not None and gap > 2 * FOREIGN:  # no language that it knows: no prompt would fit
+    if (gap := _gap(row)) is not None and gap > 2 * FOREIGN:  # no language that it knows: no prompt would fit
         return None
     return Finding(
         "answers_elsewhere",
@@ -79,8 +105,12 @@ def elsewhere(case: Case) -> Finding | None:
 def foreign(case: Case) -> Finding | None:
     """The model finds its own answers likelier than the preferred ones by 2 nats per token or more (7 times, for each
     token): these are not answers as it writes them."""
-    chosen, own, gap = at_step_0(case, "start/chosen_logp"), at_step_0(case, "samples/ref_logp"), _gap(case)
-    if chosen is None or own is None or gap is None or case.family != "preference" or gap <= FOREIGN:
+    return _foreign(_first(case)) if case.family == "preference" else None
+
+
+def _foreign(row: Row) -> Finding | None:
+    chosen, own, gap = at_step_0(row, "start/chosen_logp"), at_step_0(row, "samples/ref_logp"), _gap(row)
+    if chosen is None or own is None or gap is None or gap <= FOREIGN:
         return None
     return Finding(
         "foreign_answers",
@@ -104,18 +134,25 @@ def foreign(case: Case) -> Finding | None:
 FOREIGN = 2.0
 
 
-def _gap(case: Case) -> float | None:
+def _gap(row: Row) -> float | None:
     """By how much the model finds its own answers likelier than the preferred ones: nats per token."""
-    chosen, own = at_step_0(case, "start/chosen_logp"), at_step_0(case, "samples/ref_logp")
+    chosen, own = at_step_0(row, "start/chosen_logp"), at_step_0(row, "samples/ref_logp")
     return own.mean - chosen.mean if chosen is not None and own is not None else None
 
 
 def too_alike(case: Case) -> Finding | None:
     """Both answers of a pair are nearly the same to the model (likeness above -0.1), and both fall."""
-    likeness, chosen = at_step_0(case, "start/likeness"), case.seen("rewards/chosen")
+    chosen = case.seen("rewards/chosen")
+    falls = chosen is not None and chosen.change.falls()
+    return _too_alike(_first(case), falls, case.evidence("rewards/chosen"), case.gentler() if falls else ())
+
+
+def _too_alike(
+    row: Row, falls: bool = False, evidence: tuple[Worded, ...] = (), remedy: tuple[Remedy, ...] = ()
+) -> Finding | None:
+    likeness = at_step_0(row, "start/likeness")
     if likeness is None or likeness.n < 8 or not likeness.mean > -0.1:
         return None
-    falls = chosen is not None and chosen.change.falls()
     return Finding(
         "too_alike",
         "The two answers of a pair are too alike for the model to tell them apart"
@@ -123,11 +160,8 @@ def too_alike(case: Case) -> Finding | None:
         "warning" if falls else "info",
         "To the model, both answers are nearly the same text. Making the one less likely makes the other less likely "
         "as well, and the probability goes to text that nobody preferred.",
-        (
-            line("likeness", level=interval(likeness)),
-            *case.evidence("rewards/chosen"),
-        ),
-        case.gentler() if falls else (),
+        (line("likeness", level=interval(likeness)), *evidence),
+        remedy,
         cause=True,
         sure="likely",
     )
@@ -136,7 +170,11 @@ def too_alike(case: Case) -> Finding | None:
 def broken(case: Case) -> Finding | None:
     """Before training, a third of all runs of three tokens in the answers had stood there before; whether they ended is
     for `answers.never_end` to say."""
-    again = at_step_0(case, "samples/repetition")
+    return _broken(_first(case))
+
+
+def _broken(row: Row) -> Finding | None:
+    again = at_step_0(row, "samples/repetition")
     if again is None or not again.mean > 0.33:
         return None
     return Finding(
