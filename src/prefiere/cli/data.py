@@ -239,9 +239,11 @@ def tokenized(
     return shown, report.to_dict(), kept
 
 
-def measured(settings: DPO, model: str, groups: Sequence[PromptGroup], console: Console) -> tuple[dict[str, float], int]:
-    """What model and examples are to each other before a run, as its step 0 has it, and how many tokens the model knows;
-    nothing of the first, and why in a line, where a run would have to say."""
+def measured(
+    settings: DPO, model: str, groups: Sequence[PromptGroup], console: Console
+) -> tuple[dict[str, float], int | None]:
+    """What model and examples are to each other before a run, as its step 0 has it, and how many tokens the model
+    knows; nothing, and why in a line, where that is for a run to say."""
     import torch
 
     from prefiere.doctor.rules.start import at_step_0
@@ -255,11 +257,11 @@ def measured(settings: DPO, model: str, groups: Sequence[PromptGroup], console: 
     from prefiere.plan.device import Device
     from prefiere.sample.sampling import Sampling
 
-    row, why = dict[str, float](), ""
+    row, size, why = dict[str, float](), None, ""
     found = find_model(model, trust=settings.trust_remote_code)
     device = Device.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        parameters = count_parameters(found)
+        parameters, size = count_parameters(found), int(config_of(found).get_text_config().vocab_size)
         if device.kind == "cpu" and parameters > ON_A_PROCESSOR:
             why = f"a processor takes long over {parameters / 1e9:.1f}B parameters. A run measures it at its start"
         else:
@@ -281,7 +283,7 @@ def measured(settings: DPO, model: str, groups: Sequence[PromptGroup], console: 
             told = column(key)
             words = told.words if key != "samples/ref_logp" else "log-probability of the model's own answers"
             console.print(f"  {words}: {with_interval(level)} {told.unit}".rstrip(), markup=False, soft_wrap=True)
-    return row, int(config_of(found).get_text_config().vocab_size)
+    return row, size
 
 
 def as_text(record: Any) -> Styled:
