@@ -146,7 +146,33 @@ def test_a_label_of_argilla_is_read_whole(tmp_path, said, expected):
     assert won(tmp_path, ARGILLA | {"preference.responses": [said]}) == expected
 
 
-@pytest.mark.parametrize("said", ["derecha", "la segunda", "llama-b", 2])
+SPANISH = {"Pregunta": "q", "Respuesta A": "x", "Respuesta B": "y"}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("A", "x"),
+        ("la segunda", "y"),
+        ("Izquierda", "x"),
+        ("B es mucho mejor", "y"),
+        ("A es mejor que B", "x"),
+        ("Respuesta B", "y"),
+        ("Empate", "="),
+        ("ambas malas", ""),
+        ("Ninguna", ""),
+    ],
+)
+@pytest.mark.parametrize("column", ["Mejor", "¿Cuál es mejor?", "preferencia", "Ganadora"])
+def test_a_sheet_in_spanish(tmp_path, said, expected, column):
+    assert won(tmp_path, SPANISH | {column: said, "Votante": "ana"}, SPANISH | {column: "A"}) == expected + "x"
+
+
+def test_chosen_and_rejected_in_spanish(tmp_path):
+    assert won(tmp_path, {"Instrucción": "q", "Elegida": "x", "Rechazada": "y"}) == "x"
+
+
+@pytest.mark.parametrize("said", ["droite", "la deuxième", "llama-b", 2])
 def test_a_label_of_argilla_that_names_no_side_is_refused(tmp_path, said):
     with pytest.raises(DataError, match=r"d\.jsonl:1 \(preference\.responses\): expected"):
         won(tmp_path, ARGILLA | {"preference.responses": [said]})

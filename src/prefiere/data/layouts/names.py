@@ -1,6 +1,7 @@
 """What columns are called: the same name in other spelling, two columns that stand side by side, and likeness.
 
-"Prompt", "user prompt" and "user_prompt" are one name. A suggestion is made by likeness only, and quoted for a shell.
+"Prompt", "user prompt" and "user_prompt" are one name, and a Spanish word is its English one ("respuesta A" is
+"answer A"). A suggestion is made by likeness only, and quoted for a shell.
 """
 
 from __future__ import annotations
@@ -8,11 +9,30 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
 _JOINTS = re.compile(r"[\s_\-.]+")
+
+_SPANISH = {
+    "pregunta": "question", "preguntas": "question", "consulta": "query", "instruccion": "instruction",
+    "peticion": "prompt", "entrada": "input", "contexto": "context", "conversacion": "conversation",
+    "sistema": "system", "respuesta": "answer", "respuestas": "answers", "salida": "output", "opcion": "option",
+    "texto": "text", "modelo": "model", "mejor": "better", "peor": "worse", "preferida": "preferred",
+    "preferido": "preferred", "preferencia": "preference", "elegida": "chosen", "elegido": "chosen",
+    "rechazada": "rejected", "rechazado": "rejected", "ganadora": "winner", "ganador": "winner", "gana": "wins",
+    "veredicto": "verdict", "eleccion": "choice", "voto": "vote", "votante": "voter",
+    "anotador": "annotator", "fuerza": "strength", "peso": "weight", "puntuacion": "score",
+    "nota": "score", "etiqueta": "label", "fecha": "date", "buena": "good", "bueno": "good", "buenas": "good",
+    "mala": "bad", "malo": "bad", "malas": "bad", "malos": "bad", "primera": "first", "primero": "first",
+    "segunda": "second", "segundo": "second", "izquierda": "left", "derecha": "right", "empate": "tie",
+    "cual": "which", "igual": "equal", "iguales": "equal", "ambas": "both", "ambos": "both", "ninguna": "neither",
+    "ninguno": "neither", "mucho": "much", "es": "is", "son": "are", "la": "the", "el": "the",
+    "las": "the", "los": "the", "que": "than",
+}  # fmt: skip
+"""Words in the names of columns and in verdicts, without their accents."""
 
 ASKED = (
     "prompt",
@@ -66,13 +86,19 @@ _LIKE |= {"chosen_response": _LIKE["chosen"], "rejected_response": _LIKE["reject
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """The words that a name is made of: ``responseA``, ``response_a`` and ``Response-A`` are ("response", "a")."""
-    return tuple(w.lower() for w in _WORDS.findall(name))
+    """The words that a name is made of, in English: ``responseA``, ``response_a`` and ``Respuesta A`` are all
+    ("response", "a") or ("answer", "a")."""
+    return tuple(_SPANISH.get(w.lower(), w.lower()) for w in _WORDS.findall(_plain(name)))
 
 
 def bare_name(name: str) -> str:
-    """A name without regard to case, spaces, underscores, hyphens and dots."""
-    return _JOINTS.sub("", name).casefold()
+    """A name in English, without regard to case, accents, spaces, underscores, hyphens and dots."""
+    return "".join(_SPANISH.get(part, part) for part in _JOINTS.split(_plain(name).casefold()))
+
+
+def _plain(name: str) -> str:
+    """The name without accents."""
+    return "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
 
 
 def renamed(found: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:

@@ -45,7 +45,7 @@ _ABOUT = (
 )
 _BESIDE = {"id", "idx", "index", "number", "label", "name", "column", "human", "response", "answer", "output", "model",
            "is", "the", "overall", "strength", "final", "gold", "expert", "crowd", "majority", "annotator", "user",
-           "side", "a", "b", "first", "second", "left", "right", "0", "1", "2"}  # fmt: skip
+           "side", "which", "one", "who", "a", "b", "first", "second", "left", "right", "0", "1", "2"}  # fmt: skip
 
 _FIRST, _SECOND = {"a", "1", "left", "first", "one"}, {"b", "2", "right", "second", "two"}
 _TIED = {"tie", "tied", "equal", "equally", "same", "draw", "both", "similar"}
