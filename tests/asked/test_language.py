@@ -9,6 +9,7 @@ import pytest
 
 from prefiere.asked.columns import phrases, spoken_column
 from prefiere.asked.language import TONGUES, Worded, saying, speaking, tongue, within, words
+from prefiere.methods import METHODS
 from prefiere.metrics import COLUMNS, column
 
 SRC = Path(__file__).parents[2] / "src"
@@ -31,7 +32,22 @@ def test_languages_have_the_same_keys_and_braces(room: str) -> None:
 def test_a_text_that_is_the_same_in_both_has_no_words(room: str) -> None:
     """Names, signs and braces may agree; three letters in a row outside of braces are a word that was not translated,
     unless it is one of these."""
-    both = {"prefiere", "max", "min", "nats", "token", "tokens", "KL", "PPO", "error"}
+    both = {
+        "prefiere",
+        "max",
+        "min",
+        "nats",
+        "token",
+        "tokens",
+        "KL",
+        "PPO",
+        "RLOO",
+        "GRPO",
+        "REINFORCE",
+        "rollouts",
+        "problem",
+        "error",
+    }
     one, other = words(room, "en"), words(room, "es")
     same = [re.sub(r"\{\w*\}", "", text) for key, text in one.items() if other[key] == text]
     assert not [t for t in same if set(re.findall(r"[^\W\d_]{3,}", t)) - both]
@@ -70,3 +86,21 @@ def test_a_language_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tongue() == "en"
     with pytest.raises(ValueError, match="--lang fr"), speaking("fr"):
         pass
+
+
+def test_methods_are_called_as_in_their_table() -> None:
+    titles = {
+        key.removeprefix("method."): t for key, t in words("prefiere.report.words", "en").items() if "method." in key
+    }
+    assert titles == {name: row.title for name, row in METHODS.items()}
+
+
+def test_each_word_of_the_report_is_said_somewhere() -> None:
+    """A key that no code names is dead; those after a dot may be joined to their section."""
+    room = SRC / "prefiere" / "report"
+    code = "".join(p.read_text(encoding="utf-8") for p in [*room.glob("*.py"), room / "template.html"])
+    named = {key for key in words("prefiere.report.words", "en") if f'"{key}"' in code}
+    joined = {
+        s for key in words("prefiere.report.words", "en") if f"{(s := key.split('.')[0])}." in code or f'"{s}"' in code
+    }
+    assert not [k for k in words("prefiere.report.words", "en") if k not in named and k.split(".")[0] not in joined]

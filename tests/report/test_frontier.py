@@ -112,10 +112,10 @@ def test_runs_that_share_no_judge_share_the_reward(tmp_path: Path) -> None:
     assert between(a, b).key == "samples/reward"
     other = Case(make(tmp_path / "dpo", recipe={"judge": "z:z"}))
     found = between(a, b, other)
-    assert (found.key, found.left_out) == ("samples/reward", ((2, "its answers were not scored by the reward"),))
+    assert (found.key, found.left_out) == ("samples/reward", ((2, "left_out.no_reward"),))
     c = Case(make_policy(tmp_path / "c", recipe={"judge": "x:x", "reward": "other"}))
     found = between(a, b, c)  # two share a judge, two a reward: the judge's
-    assert (found.key, found.left_out) == ("samples/score", ((1, "another judge scored it"),))
+    assert (found.key, found.left_out) == ("samples/score", ((1, "left_out.other_judge"),))
 
 
 def test_one_run_alone(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from prefiere.asked.language import speaking
 from prefiere.doctor.case import Case
 from prefiere.doctor.series import Level, Series
 from prefiere.doctor.words import duration, number, with_interval
 from prefiere.metrics import column
 from prefiere.report import curves, figures, panels
-from prefiere.report.page import render
+from prefiere.report.page import render, report_html
 from prefiere.report.side_by_side import LONGEST, MOST_ANSWERS
 from prefiere.run import Run, RunError
 from synthetic_runs import ADAPTIVE_KL, make, make_policy, make_reward, to
@@ -486,3 +487,23 @@ def test_report_does_not_import_torch() -> None:
         "assert not {'torch', 'transformers', 'datasets', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_report_in_spanish_has_no_english_around_what_was_recorded(tmp_path: Path) -> None:
+    """What is left in English is what the folder holds: names of settings, answers, the account of the data."""
+    english = re.compile(
+        r"\b(the|was|runs?|loss|margin|held out|before|after|update|answers?|Evidence|Curves|Settings)\b"
+    )
+    runs = [
+        make(tmp_path / "uno", steps=10),
+        make_policy(tmp_path / "dos", steps=10),
+        make_reward(tmp_path / "tres", steps=10),
+    ]
+    with speaking("es"):
+        pages = [report_html(runs), *(report_html([run]) for run in runs)]
+    for html in pages:
+        (tmp_path / "pagina.html").write_text(html, encoding="utf-8")
+        said = Page(tmp_path / "pagina.html")
+        until = said.text.index("En detalle")
+        assert not set(english.findall(said.text[:until])) - {"loss"}  # of the setting loss_type
+        assert ("lang", "es") in said.attributes

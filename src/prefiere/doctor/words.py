@@ -36,7 +36,7 @@ def with_interval(level: Level, key: str = "") -> str:
     return str(interval(level, key))
 
 
-def _with_ends(level: Level, key: str) -> tuple[str, ...]:
+def with_ends(level: Level, key: str) -> tuple[str, ...]:
     """A mean and the ends of its interval, the mean alone where it has none."""
     if not level.known or level.low == level.high:
         return (number(level.mean, key),)
@@ -54,7 +54,7 @@ def line(key: str, **values: str | Worded) -> Worded:
 
 def interval(level: Level, key: str = "") -> Worded:
     """`with_interval` in every language."""
-    mean, *ends = _with_ends(level, key)
+    mean, *ends = with_ends(level, key)
     return line("interval", mean=mean, low=ends[0], high=ends[1]) if ends else line("alone", mean=mean)
 
 

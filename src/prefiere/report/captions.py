@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,35 +11,17 @@ from markupsafe import Markup
 
 from prefiere.doctor import reward_models
 from prefiere.doctor.case import Case
-from prefiere.doctor.words import number, with_interval
-from prefiere.methods import METHODS
+from prefiere.doctor.words import number
 from prefiere.metrics import Column
 from prefiere.report import curves, figures
 from prefiere.report.frontier import Frontier, frontier
 from prefiere.report.panels import Panel
+from prefiere.report.say import method_title, say, told_column, told_interval
 
 Line = tuple[str, str, str]
 """The colour of a line, what it is, and its value in words."""
 Figure = tuple[Panel, Markup, list[Line]]
 
-RELIABILITY = Panel(
-    Column(
-        *("reliability", "how often it is right, by how sure it is", "", "pair", None),
-        "How often the answer that it scores higher is the preferred one, by how sure its scores claim to be. Below "
-        "the dotted line it is too sure of itself.",
-        "Sure and right?",
-        "share right",
-    )
-)
-BY_LENGTH = Panel(
-    Column(
-        *("by_length", "accuracy by difference of length", "", "pair", None),
-        "Accuracy where the preferred answer is shorter (left) and longer (right). A model that measures quality is "
-        "right on both sides; one that measures length, on one.",
-        "How much is length?",
-        "accuracy",
-    )
-)
 TIMES = ("sampling", "scoring", "measuring", "learning")
 
 
@@ -63,17 +45,17 @@ def captioned(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[st
                 told = len(cases) > 1
                 colour = "train" if key == panel.column.training and len(cases) == 1 else curves.colour(i)
                 who = f"{names[i]}, {kind}" if len(cases) > 1 else kind
-                lines.append((colour, who, with_interval(series.end, panel.key)))
-        found.append((panel, Markup(svg), lines))
+                lines.append((colour, who, told_interval(series.end, panel.key)))
+        found.append((replace(panel, column=told_column(panel.column)), Markup(svg), lines))
     return found
 
 
 def _measured(panel: Panel) -> str:
-    return "sampled" if panel.column.sampled else "held out"
+    return say("line.sampled" if panel.column.sampled else "line.held_out")
 
 
 def _training(case: Case) -> str:
-    return "rollouts" if case.family == "policy" else "training"
+    return say("line.rollouts" if case.family == "policy" else "line.training")
 
 
 def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
@@ -84,30 +66,43 @@ def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Fig
     for i, case in enumerate(cases):
         error, loss = case.calibration.get("ece"), reward_models.level(case.calibration.get("log_loss"))
         right, rule = reward_models.level(case.calibration.get("accuracy")), reward_models.baseline(case)
-        mine: list[Line] = []
-        if isinstance(error, int | float):
-            mine.append((curves.colour(i), "calibration error", number(error)))
+        mine = [("error", number(error), number(error))] if isinstance(error, int | float) else []
         if loss is not None:
-            mine.append((curves.colour(i), "log loss", with_interval(loss)))
-        said += _joined(mine, names[i]) if len(cases) > 1 else mine
+            mine.append(("loss", told_interval(loss), number(loss.mean)))
+        said += _lines(mine, i, names)
         mine = []
         if right is not None:
-            mine.append((curves.colour(i), "the model", with_interval(right, reward_models.ACCURACY)))
+            share = number(right.mean, reward_models.ACCURACY)
+            mine.append(("model", told_interval(right, reward_models.ACCURACY), share))
         if rule is not None:
-            mine.append(("train", f"always the {rule[0]}", with_interval(rule[1], reward_models.ACCURACY)))
-        ruled += _joined(mine, names[i]) if len(cases) > 1 else mine
-    found = [(RELIABILITY, sure, said), (BY_LENGTH, length, ruled)]
+            share = number(rule[1].mean, reward_models.ACCURACY)
+            mine.append((rule[0], told_interval(rule[1], reward_models.ACCURACY), share))
+        ruled += _lines(mine, i, names)
+    found = [(_panel("reliability"), sure, said), (_panel("by_length"), length, ruled)]
     return [(panel, Markup(svg), lines) for panel, svg, lines in found if svg is not None]
 
 
-_SHORT = {"the model": "", "calibration error": "error"}
-_SHORT |= {f"always the {rule}": "length alone" for rule in ("longer", "shorter")}
+def _panel(name: str) -> Panel:
+    """A figure that is no column of the table of metrics."""
+    meaning, title, unit = (say(f"{name}.{part}") for part in ("meaning", "title", "unit"))
+    return Panel(Column(name, title, "", "pair", None, meaning, title, unit))
 
 
-def _joined(lines: list[Line], name: str) -> list[Line]:
-    """A run's lines as one, without intervals: what fits beside other runs."""
-    told = ", ".join(f"{_SHORT.get(what, what)} {value.partition(' (')[0]}".strip() for _, what, value in lines)
-    return [(lines[0][0], name, told)] if lines else []
+_SHORT = {"model": "", "error": "calibration.error_short"}
+_SHORT |= dict.fromkeys(("longer", "shorter"), "calibration.by_length")
+_RULES = ("longer", "shorter")
+
+
+def _lines(told: list[tuple[str, str, str]], run: int, names: Sequence[str]) -> list[Line]:
+    """What is told of a run (key, value with its interval, value alone), a line each; beside other runs as one line,
+    without intervals."""
+    colour = curves.colour(run)
+    if len(names) == 1:
+        return [("train" if key in _RULES else colour, say(f"calibration.{key}"), value) for key, value, _ in told]
+    short = [
+        f"{say(k) if (k := _SHORT.get(key, f'calibration.{key}')) else ''} {value}".strip() for key, _, value in told
+    ]
+    return [(colour, names[run], ", ".join(short))] if told else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +133,7 @@ def reward_against_kl(cases: Sequence[Case], names: Sequence[str]) -> Frontiers 
     return Frontiers(
         svg=Markup(svg),
         narrow=Markup(figures.draw_frontier(found, figures.NARROW)[0]),
-        score="judge's score" if found.key == "samples/score" else "reward",
+        score=say("score.judge" if found.key == "samples/score" else "score.reward"),
         roots=roots,
         lines=tuple((curves.colour(p.run), names[p.run]) for p in found.paths),
         table=tuple(_rows(found, cases, names)),
@@ -159,13 +154,13 @@ def _rows(
     for path in sorted(found.moved, key=lambda p: -p.at(kl).mean):
         method = str(cases[path.run].recipe.get("method", ""))
         last = slice(len(path.kl) - 1, None)
-        ends = (with_interval(path.score.level(last)), with_interval(path.kl.level(last)))
+        ends = (told_interval(path.score.level(last)), told_interval(path.kl.level(last)))
         at = path.at(kl)
-        told = with_interval(at) + ("" if at.known else " (interval not measured)")
+        told = told_interval(at) if at.known else say("not_measured", value=told_interval(at))
         yield (
             curves.colour(path.run),
             names[path.run],
-            METHODS[method].title if method in METHODS else method,
+            method_title(method),
             told,
             *ends,
         )
@@ -185,5 +180,5 @@ def times(cases: Sequence[Case], names: Sequence[str]) -> list[tuple[str, list[t
 
 def tags(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What is told of an answer: its score, its reward, its length."""
-    told = [(name, row.get(name)) for name in ("score", "reward")]
+    told = [(say(f"tag.{name}"), row.get(name)) for name in ("score", "reward")]
     return [(n, number(v) if isinstance(v, float) and not v.is_integer() else v) for n, v in told if v is not None]

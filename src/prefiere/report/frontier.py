@@ -66,7 +66,8 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What is drawn: which score, the paths, which runs are left out and why, and whether the prompts agree."""
+    """What is drawn: which score, the paths, which runs are left out and why (a key of the words), and whether the
+    prompts agree."""
 
     key: str
     paths: tuple[Path, ...]
@@ -124,10 +125,10 @@ def _why(case: Case, key: str) -> str:
     if case.family == "reward":
         return ""  # a reward model writes nothing: nobody misses it here
     if not len(case.series(KL)):
-        return "its KL was not sampled"
+        return "left_out.kl"
     if not len(case.series(key)):
-        return "it has no judge's score" if key == SCORES[0][0] else "its answers were not scored by the reward"
-    return "another judge scored it" if key == SCORES[0][0] else "another reward scored it"
+        return "left_out.no_judge" if key == SCORES[0][0] else "left_out.no_reward"
+    return "left_out.other_judge" if key == SCORES[0][0] else "left_out.other_reward"
 
 
 def _prompts(case: Case) -> frozenset[str]:

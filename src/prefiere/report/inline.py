@@ -30,7 +30,10 @@ def inline_html(run: Run) -> str:
     parts += [_text("<p>{} <span style='opacity:.75'>{}</span></p>", f.title, f.meaning) for f in shown]
     figures = dict(figures_at_a_glance(case))
     if figures:
-        rows = Markup("").join(_text("<tr><td>{}</td><td>{}</td><td>{}</td></tr>", n, *v) for n, v in figures.items())
+        rows = Markup("").join(
+            _text("<tr><td>{}</td><td>{}</td><td>{}</td></tr>", n, b, f"{a} ({i})" if i else a)
+            for n, (b, a, i) in figures.items()
+        )
         parts.append(Markup("<table><tr><th></th><th>before</th><th>after</th></tr>{}</table>").format(rows))
     parts.append(Markup('<div style="display:flex;flex-wrap:wrap;gap:1em">'))
     for panel in panels.panels_of([case]):

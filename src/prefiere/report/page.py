@@ -21,12 +21,12 @@ from prefiere.asked.language import tongue
 from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.plain.tell import translated
-from prefiere.doctor.words import data_in_words, duration, number, with_interval
+from prefiere.doctor.words import data_in_words, duration, number, with_ends
 from prefiere.files import visible, write_text
-from prefiere.methods import METHODS
 from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
 from prefiere.report.people import Testimony, who_said_so
+from prefiere.report.say import method_title, say, told_column
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
 
@@ -35,6 +35,7 @@ KEY_SETTINGS = (
     *("model", "reward", "judge", "data", "eval_data", "loss_type", "beta", "kl_coef", "target_kl", "max_kl"),
     *("learning_rate", "batch_size", "num_ppo_epochs", "cliprange", "num_train_epochs", "max_steps", "lora", "seed"),
 )
+STATES = ("running", "finished", "stopped", "failed")
 TILES = (
     "eval_rewards/accuracies",
     "eval_rewards/margins",
@@ -57,7 +58,7 @@ class Sheet:
     case: Case
     diagnosis: Diagnosis
     facts: Mapping[str, str]
-    tiles: Mapping[str, tuple[str, str]]
+    tiles: Mapping[str, tuple[str, str, str]]
     answers: tuple[Answer, ...]
     answer_steps: tuple[int, int]
     answers_left_out: int
@@ -121,6 +122,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["say"] = _said
     environment.filters |= {"shown": _shown, "label": _label, "prose": _prose, "tags": captions.tags}
     return environment
 
@@ -161,37 +163,41 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
     """What was run on what, as (label, value)."""
     recipe, status = case.recipe, case.status
     method = str(recipe.get("method", "?"))
-    yield "method", METHODS[method].title if method in METHODS else method
+    yield say("fact.method"), method_title(method)
     chosen = {c.get("name"): c.get("value") for c in _choices(case.run.environment)}
     for key in KEY_SETTINGS:
         value = recipe.get(key)
         if value == "auto" and key in chosen:
-            yield _label(key), f"{_shown(chosen[key])} (auto)"
+            yield _label(key), say("automatic", value=_shown(chosen[key]))
         elif value is not None:
             yield _label(key), _shown(value)
     total = status.get("total_steps")
-    yield "updates", f"{case.steps:,}" + (f" of {total:,}" if isinstance(total, int) and total != case.steps else "")
-    if status.get("state"):
-        yield "state", str(status["state"])
+    cut = isinstance(total, int) and total != case.steps
+    yield say("fact.updates"), say("of", n=f"{case.steps:,}", total=f"{total:,}") if cut else f"{case.steps:,}"
+    if state := str(status.get("state") or ""):
+        yield say("fact.state"), say(f"state.{state}") if state in STATES else state
     if status.get("reason"):
-        yield "why it ended", _shown(str(status["reason"]))
+        yield say("fact.ended"), _shown(str(status["reason"]))
     if time := duration(status.get("seconds")):
-        yield "time", time
+        yield say("fact.time"), time
     speed, memory = case.series("tokens_per_second"), case.series("peak_memory_mb")
     if len(speed):
-        yield "speed", f"{number(speed.end.mean)} tokens per second"
+        yield say("fact.speed"), say("per_second", n=number(speed.end.mean))
     if len(memory):
-        yield "memory", f"{memory.values.max():,.0f} MB at the peak"
+        yield say("fact.memory"), say("peak", n=f"{memory.values.max():,.0f}")
 
 
-def figures_at_a_glance(case: Case) -> Iterable[tuple[str, tuple[str, str]]]:
-    """The numbers that say most: (name, (before, after with interval))."""
+def figures_at_a_glance(case: Case) -> Iterable[tuple[str, tuple[str, str, str]]]:
+    """The numbers that say most: (name, (before, after, its interval or nothing))."""
     for key in (k if len(case.series(k)) else column(k).rollouts or k for k in TILES):
         if key == "samples/length" and case.family != "policy":
             continue  # where answers are paid for, length is what they cheat with
         if (change := case.change(key)) is not None:
-            name = column(key).words + (" on held-out data" if key != column(key).name else "")
-            yield name, (number(change.before.mean, key), with_interval(change.after, key))
+            name = told_column(column(key)).words
+            after, *ends = with_ends(change.after, key)
+            between = say("interval", low=ends[0], high=ends[1]) if ends else ""
+            told = say("held_out", what=name) if key != column(key).name else name
+            yield told, (number(change.before.mean, key), after, between)
 
 
 def _glance(sheets: Sequence[Sheet]) -> list[str]:
@@ -211,19 +217,26 @@ def _beside(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], boo
 def _shown(value: Any) -> str:
     """A setting or figure of the run as text."""
     if isinstance(value, bool) or value is None:
-        text = {True: "yes", False: "no", None: "none"}[value]
+        text = say({True: "yes", False: "no", None: "none"}[value])
     elif isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, str | int):
         text = str(value)
     else:
         text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+    more = len(text) - LONGEST
+    return text if more <= 0 else f"{text[:LONGEST]} {say('more_characters', n=f'{more:,}')}"
 
 
 def _safe(text: str) -> str:
     """Text in which no character hides or reorders others; Windows' line ends are line ends."""
     return visible(text.replace("\r\n", "\n"))
+
+
+def _said(key: str, **values: Any) -> Markup:
+    """A sentence of the page, its values escaped and visible unless they are HTML already."""
+    shown = {k: v if isinstance(v, Markup) else escape(_safe(str(v))) for k, v in values.items()}
+    return Markup(say(key, **shown))
 
 
 def _prose(text: str) -> Markup:

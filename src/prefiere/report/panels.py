@@ -15,8 +15,8 @@ from prefiere.metrics import Column, column
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure: the metric, and a value to compare with, with its name. ``varies``: shown only where the metric
-    changes."""
+    """One figure: the metric, and a value to compare with, with its name (a key of the words). ``varies``: shown only
+    where the metric changes."""
 
     column: Column
     reference: float | None = None
@@ -45,30 +45,30 @@ def _panels(family: Family, *shown: tuple[str, float | None, str]) -> tuple[Pane
 PREFERENCE_PANELS = _panels(
     "preference",
     ("loss", None, ""),
-    ("rewards/margins", 0.0, "as before"),
-    ("rewards/accuracies", 0.5, "coin flip"),
-    ("rewards/chosen", 0.0, "as before"),
-    ("rewards/rejected", 0.0, "as before"),
-    ("samples/kl", 0.0, "not moved"),
+    ("rewards/margins", 0.0, "mark.as_before"),
+    ("rewards/accuracies", 0.5, "mark.coin"),
+    ("rewards/chosen", 0.0, "mark.as_before"),
+    ("rewards/rejected", 0.0, "mark.as_before"),
+    ("samples/kl", 0.0, "mark.not_moved"),
 )
 NO_REFERENCE_PANELS = _panels(
     "preference",
     ("loss", None, ""),
-    ("rewards/margins", 0.0, "no difference"),
-    ("rewards/accuracies", 0.5, "coin flip"),
+    ("rewards/margins", 0.0, "mark.no_difference"),
+    ("rewards/accuracies", 0.5, "mark.coin"),
     ("rewards/chosen", None, ""),
     ("rewards/rejected", None, ""),
-    ("samples/kl", 0.0, "not moved"),
+    ("samples/kl", 0.0, "mark.not_moved"),
 )
 """Of the losses that compare with no model from before."""
 IMITATION_PANELS = _panels(
-    "imitation", ("loss", None, ""), ("samples/kl", 0.0, "not moved"), ("mean_token_accuracy", None, "")
+    "imitation", ("loss", None, ""), ("samples/kl", 0.0, "mark.not_moved"), ("mean_token_accuracy", None, "")
 )
 REWARD_PANELS = _panels(
     "reward",
-    ("loss", math.log(2), "coin flip"),
-    ("rewards/margins", 0.0, "no difference"),
-    ("rewards/accuracies", 0.5, "coin flip"),
+    ("loss", math.log(2), "mark.coin"),
+    ("rewards/margins", 0.0, "mark.no_difference"),
+    ("rewards/accuracies", 0.5, "mark.coin"),
     ("rewards/chosen", None, ""),
     ("rewards/rejected", None, ""),
 )
@@ -76,13 +76,13 @@ POLICY_PANELS = (
     *_panels(
         "policy",
         ("samples/reward", None, ""),
-        ("samples/kl", 0.0, "not moved"),
-        ("entropy", 0.0, "no choice left"),
+        ("samples/kl", 0.0, "mark.not_moved"),
+        ("entropy", 0.0, "mark.no_choice"),
         ("policy/clipfrac_avg", None, ""),
         ("policy/approxkl_avg", None, ""),
         ("loss/value_avg", None, ""),
-        ("val/explained_variance", 0.0, "nothing"),
-        ("length_reward_correlation", 0.0, "unrelated"),
+        ("val/explained_variance", 0.0, "mark.nothing"),
+        ("length_reward_correlation", 0.0, "mark.unrelated"),
     ),
     Panel(column("kl_coef"), varies=True),
 )
@@ -116,4 +116,4 @@ def _coin_flip(loss: Panel, cases: Sequence[Case]) -> Panel:
         c.has_reference and c.recipe.get("loss_type", "sigmoid") == "sigmoid" and not c.recipe.get("rpo_alpha")
         for c in pairs
     ]
-    return replace(loss, reference=math.log(2), reference_name="coin flip") if pairs and all(plain) else loss
+    return replace(loss, reference=math.log(2), reference_name="mark.coin") if pairs and all(plain) else loss
