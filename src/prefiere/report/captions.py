@@ -16,7 +16,7 @@ from prefiere.metrics import Column
 from prefiere.report import curves, figures
 from prefiere.report.frontier import Frontier, frontier
 from prefiere.report.panels import Panel
-from prefiere.report.say import method_title, say, told_column, told_interval
+from prefiere.report.say import method_title, phrase, told_column, told_interval
 
 Line = tuple[str, str, str]
 """The colour of a line, what it is, and its value in words."""
@@ -51,11 +51,11 @@ def captioned(panels: Iterable[Panel], cases: Sequence[Case], names: Sequence[st
 
 
 def _measured(panel: Panel) -> str:
-    return say("line.sampled" if panel.column.sampled else "line.held_out")
+    return phrase("line.sampled" if panel.column.sampled else "line.held_out")
 
 
 def _training(case: Case) -> str:
-    return say("line.rollouts" if case.family == "policy" else "line.training")
+    return phrase("line.rollouts" if case.family == "policy" else "line.training")
 
 
 def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Figure]:
@@ -84,7 +84,7 @@ def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Fig
 
 def _panel(name: str) -> Panel:
     """A figure that is no column of the table of metrics."""
-    meaning, title, unit = (say(f"{name}.{part}") for part in ("meaning", "title", "unit"))
+    meaning, title, unit = (phrase(f"{name}.{part}") for part in ("meaning", "title", "unit"))
     return Panel(Column(name, title, "", "pair", None, meaning, title, unit))
 
 
@@ -98,9 +98,9 @@ def _lines(told: list[tuple[str, str, str]], run: int, names: Sequence[str]) -> 
     without intervals."""
     colour = curves.colour(run)
     if len(names) == 1:
-        return [("train" if key in _RULES else colour, say(f"calibration.{key}"), value) for key, value, _ in told]
+        return [("train" if key in _RULES else colour, phrase(f"calibration.{key}"), value) for key, value, _ in told]
     short = [
-        f"{say(k) if (k := _SHORT.get(key, f'calibration.{key}')) else ''} {value}".strip() for key, _, value in told
+        f"{phrase(k) if (k := _SHORT.get(key, f'calibration.{key}')) else ''} {value}".strip() for key, _, value in told
     ]
     return [(colour, names[run], ", ".join(short))] if told else []
 
@@ -133,7 +133,7 @@ def reward_against_kl(cases: Sequence[Case], names: Sequence[str]) -> Frontiers 
     return Frontiers(
         svg=Markup(svg),
         narrow=Markup(figures.draw_frontier(found, figures.NARROW)[0]),
-        score=say("score.judge" if found.key == "samples/score" else "score.reward"),
+        score=phrase("score.judge" if found.key == "samples/score" else "score.reward"),
         roots=roots,
         lines=tuple((curves.colour(p.run), names[p.run]) for p in found.paths),
         table=tuple(_rows(found, cases, names)),
@@ -156,7 +156,7 @@ def _rows(
         last = slice(len(path.kl) - 1, None)
         ends = (told_interval(path.score.level(last)), told_interval(path.kl.level(last)))
         at = path.at(kl)
-        told = told_interval(at) if at.known else say("not_measured", value=told_interval(at))
+        told = told_interval(at) if at.known else phrase("not_measured", value=told_interval(at))
         yield (
             curves.colour(path.run),
             names[path.run],
@@ -180,5 +180,5 @@ def times(cases: Sequence[Case], names: Sequence[str]) -> list[tuple[str, list[t
 
 def tags(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What is told of an answer: its score, its reward, its length."""
-    told = [(say(f"tag.{name}"), row.get(name)) for name in ("score", "reward")]
+    told = [(phrase(f"tag.{name}"), row.get(name)) for name in ("score", "reward")]
     return [(n, number(v) if isinstance(v, float) and not v.is_integer() else v) for n, v in told if v is not None]

@@ -23,7 +23,7 @@ from prefiere.doctor.case import Case
 from prefiere.doctor.series import Series
 from prefiere.doctor.words import ROUNDED_ZERO
 from prefiere.report.panels import Panel
-from prefiere.report.say import say
+from prefiere.report.say import phrase
 
 _MOST_POINTS = 400
 COLOURS = 8
@@ -175,7 +175,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
     if panel.reference is not None:
         axes.axhline(panel.reference, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
         axes.annotate(
-            say(panel.reference_name), (1, panel.reference), (0, 3 if above else -3), ha="right",
+            phrase(panel.reference_name), (1, panel.reference), (0, 3 if above else -3), ha="right",
             va="bottom" if above else "top", xycoords=("axes fraction", "data"), textcoords="offset points",
             color=MUTED, fontsize=9,
         )  # fmt: skip
@@ -183,7 +183,7 @@ def _dress(axes: Axes, panel: Panel, shown: np.ndarray) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if panel.column.share:
         per_cent(axes.yaxis)
-    axes.set_xlabel(say("axis.update"), loc="right", fontsize=10)
+    axes.set_xlabel(phrase("axis.update"), loc="right", fontsize=10)
 
 
 def per_cent(axis: Axis) -> None:

@@ -13,7 +13,7 @@ from prefiere.doctor import reward_models
 from prefiere.doctor.case import Case
 from prefiere.report.curves import MUTED, ink, per_cent, svg
 from prefiere.report.frontier import Frontier, Path
-from prefiere.report.say import say
+from prefiere.report.say import phrase
 
 FAR = 8.0
 """From this ratio of the largest to the smallest final KL on, the axis of KL is drawn by roots (as in Gao et al. 2023),
@@ -46,14 +46,14 @@ def draw_frontier(shown: Frontier, size: tuple[float, float] = WIDE) -> tuple[st
             _path(axes, path, room)
         if (kl := shown.equal_kl) is not None:
             axes.axvline(kl, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-            axes.annotate(say("axis.equal_kl"), (kl, 1), (4, -2), ha="left", va="top", color=MUTED, fontsize=9,
+            axes.annotate(phrase("axis.equal_kl"), (kl, 1), (4, -2), ha="left", va="top", color=MUTED, fontsize=9,
                           xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
         left = min(0.0, *(float(p.kl.values.min()) for p in shown.paths))
         right = max(float(np.nanmax([p.kl.values.max(), np.nanmax([*p.kl.high, 0.0])])) for p in shown.paths)
         axes.set_xlim(left - 0.01 * right * (not roots), (right or 1.0) * 1.03)
         axes.xaxis.set_major_locator(FixedLocator(_NICE) if roots else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axes.set_xlabel(say("axis.kl"), loc="right", fontsize=10)
+        axes.set_xlabel(phrase("axis.kl"), loc="right", fontsize=10)
 
     return svg(onto, "frontier" if size == WIDE else "narrow frontier", size), roots
 
@@ -104,7 +104,7 @@ def reliability_figure(cases: Sequence[Case]) -> str | None:
         axes.set_ylim(max(0.0, min(least, *lows) - 0.03), 1.0)
         per_cent(axes.xaxis)
         per_cent(axes.yaxis)
-        axes.set_xlabel(say("axis.sure"), loc="right", fontsize=10)
+        axes.set_xlabel(phrase("axis.sure"), loc="right", fontsize=10)
 
     return svg(onto, "reliability")
 
@@ -122,7 +122,7 @@ def by_length(cases: Sequence[Case]) -> str | None:
 
     def onto(axes: Axes) -> None:
         axes.axhline(0.5, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-        axes.annotate(say("mark.coin"), (1, 0.5), (0, -3), ha="right", va="top", xycoords=("axes fraction", "data"),
+        axes.annotate(phrase("mark.coin"), (1, 0.5), (0, -3), ha="right", va="top", xycoords=("axes fraction", "data"),
                       textcoords="offset points", color=MUTED, fontsize=9)  # fmt: skip
         if any((points[:, 0] < 0).any() for _, points in found):
             axes.axvline(0, color=MUTED, lw=0.8, alpha=0.5, zorder=1)
@@ -132,7 +132,7 @@ def by_length(cases: Sequence[Case]) -> str | None:
         axes.set_ylim(max(0.0, min(low, 0.42)), min(1.0, high))
         per_cent(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axes.set_xlabel(say("axis.longer"), loc="right", fontsize=10)
+        axes.set_xlabel(phrase("axis.longer"), loc="right", fontsize=10)
 
     return svg(onto, "by_length")
 

@@ -26,7 +26,7 @@ from prefiere.files import visible, write_text
 from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
 from prefiere.report.people import Testimony, who_said_so
-from prefiere.report.say import method_title, say, told_column
+from prefiere.report.say import method_title, phrase, told_column
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
 from prefiere.run import Run, RunError
 
@@ -163,28 +163,28 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
     """What was run on what, as (label, value)."""
     recipe, status = case.recipe, case.status
     method = str(recipe.get("method", "?"))
-    yield say("fact.method"), method_title(method)
+    yield phrase("fact.method"), method_title(method)
     chosen = {c.get("name"): c.get("value") for c in _choices(case.run.environment)}
     for key in KEY_SETTINGS:
         value = recipe.get(key)
         if value == "auto" and key in chosen:
-            yield _label(key), say("automatic", value=_shown(chosen[key]))
+            yield _label(key), phrase("automatic", value=_shown(chosen[key]))
         elif value is not None:
             yield _label(key), _shown(value)
     total = status.get("total_steps")
     cut = isinstance(total, int) and total != case.steps
-    yield say("fact.updates"), say("of", n=f"{case.steps:,}", total=f"{total:,}") if cut else f"{case.steps:,}"
+    yield phrase("fact.updates"), phrase("of", n=f"{case.steps:,}", total=f"{total:,}") if cut else f"{case.steps:,}"
     if state := str(status.get("state") or ""):
-        yield say("fact.state"), say(f"state.{state}") if state in STATES else state
+        yield phrase("fact.state"), phrase(f"state.{state}") if state in STATES else state
     if status.get("reason"):
-        yield say("fact.ended"), _shown(str(status["reason"]))
+        yield phrase("fact.ended"), _shown(str(status["reason"]))
     if time := duration(status.get("seconds")):
-        yield say("fact.time"), time
+        yield phrase("fact.time"), time
     speed, memory = case.series("tokens_per_second"), case.series("peak_memory_mb")
     if len(speed):
-        yield say("fact.speed"), say("per_second", n=number(speed.end.mean))
+        yield phrase("fact.speed"), phrase("per_second", n=number(speed.end.mean))
     if len(memory):
-        yield say("fact.memory"), say("peak", n=f"{memory.values.max():,.0f}")
+        yield phrase("fact.memory"), phrase("peak", n=f"{memory.values.max():,.0f}")
 
 
 def figures_at_a_glance(case: Case) -> Iterable[tuple[str, tuple[str, str, str]]]:
@@ -195,8 +195,8 @@ def figures_at_a_glance(case: Case) -> Iterable[tuple[str, tuple[str, str, str]]
         if (change := case.change(key)) is not None:
             name = told_column(column(key)).words
             after, *ends = with_ends(change.after, key)
-            between = say("interval", low=ends[0], high=ends[1]) if ends else ""
-            told = say("held_out", what=name) if key != column(key).name else name
+            between = phrase("interval", low=ends[0], high=ends[1]) if ends else ""
+            told = phrase("held_out", what=name) if key != column(key).name else name
             yield told, (number(change.before.mean, key), after, between)
 
 
@@ -217,7 +217,7 @@ def _beside(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], boo
 def _shown(value: Any) -> str:
     """A setting or figure of the run as text."""
     if isinstance(value, bool) or value is None:
-        text = say({True: "yes", False: "no", None: "none"}[value])
+        text = phrase({True: "yes", False: "no", None: "none"}[value])
     elif isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, str | int):
@@ -225,7 +225,7 @@ def _shown(value: Any) -> str:
     else:
         text = json.dumps(value, ensure_ascii=False)
     more = len(text) - LONGEST
-    return text if more <= 0 else f"{text[:LONGEST]} {say('more_characters', n=f'{more:,}')}"
+    return text if more <= 0 else f"{text[:LONGEST]} {phrase('more_characters', n=f'{more:,}')}"
 
 
 def _safe(text: str) -> str:
@@ -236,7 +236,7 @@ def _safe(text: str) -> str:
 def _said(key: str, **values: Any) -> Markup:
     """A sentence of the page, its values escaped and visible unless they are HTML already."""
     shown = {k: v if isinstance(v, Markup) else escape(_safe(str(v))) for k, v in values.items()}
-    return Markup(say(key, **shown))
+    return Markup(phrase(key, **shown))
 
 
 def _prose(text: str) -> Markup:

@@ -10,14 +10,14 @@ from prefiere.methods import METHODS
 from prefiere.metrics import Column
 
 
-def say(key: str, **values: object) -> str:
+def phrase(key: str, **values: object) -> str:
     """A sentence of the report's table, its braces filled in."""
     return words("prefiere.report.words", tongue())[key].format(**values)
 
 
 def method_title(name: str) -> str:
     """A method's name on a page; one that this version does not have is called as it is."""
-    return say(f"method.{name}") if name in METHODS else name
+    return phrase(f"method.{name}") if name in METHODS else name
 
 
 def told_column(column: Column) -> Column:
