@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from prefiere.asked.language import in_words
 from prefiere.console import Display
 from prefiere.data.sources import is_votes
 from prefiere.files import clean, without_passwords
@@ -51,13 +52,13 @@ def claim(out: str | Path) -> tuple[Run, FileLock]:
     """The run folder, locked. Raises RunError where something else lies there, or another process trains there."""
     folder = Path(out)
     if strangers := _strangers(folder):
-        raise RunError(f"{folder} holds other things ({strangers[0]}, ...). Choose an empty or new --out.")
+        raise RunError(in_words("error.holds_others", folder=folder, what=strangers[0]))
     run = Run.create(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"{folder} is being trained by another process. Wait, or choose another --out.") from None
+        raise RunError(in_words("error.in_use", folder=folder)) from None
     try:
         for messy in (folder, run.checkpoints):
             clean(messy)
@@ -129,10 +130,7 @@ def begun(run: Run, settings: Settings) -> dict[str, Any] | None:
         return None
     keys = changed(run.recipe, without_passwords(settings.model_dump()))
     if keys:
-        raise RunError(
-            f"{run.folder} was started with other settings ({', '.join(keys)}). "
-            "Give it the same ones to continue, --fresh to start over, or another --out."
-        )
+        raise RunError(in_words("error.other_settings", folder=run.folder, keys=", ".join(keys)))
     return run.environment
 
 
@@ -246,7 +244,7 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
     """Write the run's records, train, and leave the folder in order."""
     run, world, loop = prepared.run, prepared.world, prepared.loop
     if loop is None:
-        prepared.display.say(f"{run.folder} has finished already ({run.status.get('step')} steps); --fresh starts over")
+        prepared.display.say(in_words("console.finished", run=run.folder, steps=run.status.get("step")))
         if world.main:
             _report(prepared, on_end)
         return Outcome(run, already=True)
@@ -318,7 +316,8 @@ def _report(prepared: Prepared, on_end: Callable[[Run], None]) -> None:
 def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:
     say = loop.session.display.say
     if stop is not None and stop.kind == "interrupted":
-        say(f"stopped at step {loop.state.step} of {loop.session.total_steps}. To continue:\n  {resume_command()}")
+        say(in_words("console.to_continue", step=loop.state.step, total=loop.session.total_steps))
+        say(f"  {resume_command()}")
     elif stop is not None:
         say(stop.text)
 

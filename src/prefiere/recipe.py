@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from prefiere.asked.foreign import HINTS, ON_POLICY_HINTS, of_an_update, taken
+from prefiere.asked.language import in_words
 from prefiere.files import short
 from prefiere.methods import METHODS
 from prefiere.settings import PolicyGradient, Settings
@@ -90,16 +91,16 @@ def _unknown(method: str, key: str, batch_size: str | None) -> str:
     model = METHODS[method].settings
     theirs = HINTS | (ON_POLICY_HINTS if issubclass(model, PolicyGradient) else {})
     if batch_size is not None and key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        return f"{key} is not a setting here; write {batch_size}."
+        return in_words("error.write_instead", key=key, ours=batch_size)
     if key in theirs:
-        return f"{key} is not a setting here; write {theirs[key]}."
+        return in_words("error.write_instead", key=key, ours=theirs[key])
     others = [name for name, other in METHODS.items() if key in other.settings.model_fields]
     if others:
-        return f"{key} is a setting of method {', '.join(others)}, not of {method}."
+        return in_words("error.of_another_method", key=key, others=", ".join(others), method=method)
     near = difflib.get_close_matches(key, model.model_fields, n=1)
-    return f"{key} is not a setting. " + (
-        f"Did you mean {near[0]}?" if near else f"`prefiere recipe show {method}` lists them all."
-    )
+    if near:
+        return in_words("error.misspelt_setting", key=key, near=near[0])
+    return in_words("error.no_setting", key=key, method=method)
 
 
 def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:

@@ -34,6 +34,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 
 from prefiere import untrusted
+from prefiere.asked.language import in_words
 from prefiere.files import leads_out, without_passwords, write_text
 from prefiere.untrusted import UnreadableFile
 
@@ -141,7 +142,7 @@ class Run:
         """A run that exists. Raises RunError where there is none."""
         run = cls(folder)
         if not (run.folder / "recipe.yaml").is_file():
-            raise _no_run(folder)
+            raise RunError(in_words("error.no_run", folder=folder))
         return run
 
     @classmethod
@@ -214,7 +215,7 @@ class Run:
         try:
             return {k: self._here(v) for k, v in untrusted.read_yaml(self.folder / "recipe.yaml").items()}
         except FileNotFoundError:
-            raise _no_run(self.folder) from None
+            raise RunError(in_words("error.no_run", folder=self.folder)) from None
         except UnreadableFile as e:
             raise RunError(f"{e} Restore it, or start over with --fresh.") from e
 
@@ -343,7 +344,3 @@ class Run:
     def samples_at_ends(self) -> list[dict[str, Any]]:
         """The answers of the first step at which some were sampled, and of the last."""
         return untrusted.at_ends(self._rows("samples.jsonl"))
-
-
-def _no_run(folder: str | Path) -> RunError:
-    return RunError(f"{folder} is not a run: it has no recipe.yaml. Name the folder given to --out.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from prefiere.asked.language import in_words
+
 
 def cached(name: str, file: str, revision: str | None = None) -> bool:
     """Whether a file of a model is in the hub's cache here."""
@@ -30,13 +32,13 @@ def why_no_model(name: str, revision: str | None = None) -> str | None:
     is there; what it takes to read it is said when it is read.
     """
     held = any(cached(name, file, revision) for file in ("config.json", "adapter_config.json"))
-    absent = f"there is no folder {name} here{_beside(name)}"
+    absent = in_words("error.no_model_here", name=name, beside=_beside(name))
     return _why_not(name, "config.json", revision, "model", absent, held)
 
 
 def why_no_data(name: str, revision: str | None = None, *, held: bool) -> str | None:
     """The same for a data set. held: its library's cache has it, at whatever revision."""
-    absent = f"there is no file or folder {name} here{_beside(name, files=True)}"
+    absent = in_words("error.no_data_here", name=name, beside=_beside(name, files=True))
     return _why_not(name, "README.md", revision, "data set", absent, held)
 
 
@@ -53,18 +55,18 @@ def _why_not(
         RevisionNotFoundError,
     )
 
+    kind = "data" if what == "data set" else what
     if constants.HF_HUB_OFFLINE:
-        forbidden = f"{absent}, and no {what} {name} in the hub's cache; HF_HUB_OFFLINE forbids to ask the hub."
-        return None if held else forbidden
+        return None if held else in_words(f"error.offline_{kind}", absent=absent, name=name)
     try:
         url = hf_hub_url(name, file, revision=revision, repo_type="dataset" if what == "data set" else None)
         get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except GatedRepoError:
         return None
     except RevisionNotFoundError:
-        return f"{name} has no revision {revision} on the hub: name a branch, a tag or a commit of it."
+        return in_words("error.no_revision", name=name, revision=revision)
     except (RepositoryNotFoundError, HFValidationError):
-        return f"{absent}, and no such {what} on the hub. Check the name; a private one needs `hf auth login`."
+        return in_words(f"error.no_{kind}_on_hub", absent=absent)
     except HfHubHTTPError:  # there is no such file, or the hub is not well: whoever reads it says so
         return None
     except Exception as e:  # whatever the client's library raises between here and there
@@ -72,7 +74,7 @@ def _why_not(
             constants.HF_HUB_OFFLINE = True
             return None
         why = str(e).strip() or type(e).__name__
-        return f"{absent}, and the hub is out of reach ({why}). Check the name and the network."
+        return in_words("error.hub_unreachable", absent=absent, why=why)
     return None
 
 
@@ -82,4 +84,6 @@ def _beside(name: str, *, files: bool = False) -> str:
     if "/" not in name or not above.is_dir():
         return ""
     there = sorted(p.name for p in above.iterdir() if (files or p.is_dir()) and not p.name.startswith("."))
-    return f" ({above} has {', '.join(there[:5]) or ('nothing' if files else 'no folders')})"
+    if not there:
+        return in_words("error.beside_nothing" if files else "error.beside_no_folders", folder=above)
+    return in_words("error.beside", folder=above, what=", ".join(there[:5]))

@@ -62,6 +62,11 @@ def words(room: str, spoken: Tongue) -> Mapping[str, str]:
     return dict(flat(read, ""))
 
 
+def in_words(key: str, /, **values: object) -> str:
+    """A sentence of the console or of an error (words/), in the language that is spoken, its braces filled in."""
+    return words("prefiere.asked.words", tongue())[key].format(**values)
+
+
 @dataclass(frozen=True, slots=True)
 class Worded:
     """A text in every language, in the order of `TONGUES`."""
@@ -76,7 +81,7 @@ class Worded:
         return self.texts[0]
 
 
-def saying(room: str, key: str, **values: str | Worded) -> Worded:
+def saying(room: str, key: str, /, **values: str | Worded) -> Worded:
     """A sentence of a table in every language, its braces filled in."""
 
     def text(spoken: Tongue) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from prefiere.asked.language import in_words, tongue
 from prefiere.console import Json, command, console, hush, progress, say, table
 from prefiere.methods import FIGURES, METHODS, Method
 from prefiere.run import Run, RunError
@@ -136,10 +137,9 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
     findings = how_it_went(run)
     folder = shlex.quote(str(run.folder))
     if finished:
-        say(f"Model: {run.model}")
-        use = ("score {} --data ...", "") if method == "reward" else ("chat {}", ", prefiere compare {}")
-        say(f"Try it: prefiere {''.join(use).format(folder, folder)}")
-    say(f"Report: {page}")
+        say(in_words("console.model", path=run.model))
+        say(in_words("console.score" if method == "reward" else "console.use", run=folder))
+    say(in_words("console.report", path=page))
     made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
     return {
         **made,
@@ -157,19 +157,21 @@ def how_it_went(run: Run) -> dict[str, Any]:
     """
     from prefiere.doctor.case import Case  # with scipy, which no other command of this file needs
     from prefiere.doctor.diagnose import diagnose
+    from prefiere.doctor.plain.tell import translated
     from prefiere.doctor.words import evidence_line
 
     try:
         case, told = Case(run), diagnose(run)
     except RunError as e:
-        say(f"no verdict: {e}")
+        say(in_words("console.no_verdict", why=e))
         return {"verdict": None, "findings": []}
-    say(f"\n{told.headline}")
+    here = translated(told, tongue())
+    say(f"\n{here.headline}")
     for name in FIGURES[case.family]:
         if (seen := case.seen(name)) is not None:
-            say(f"  {evidence_line(seen.key, seen.change, *case.where)}")
-    grave = told.cause or next((f for f in told.findings if f.severity in ("bad", "warning")), None)
+            say(f"  {evidence_line(seen.key, seen.change, *case.where).within(tongue())}")
+    grave = here.cause or next((f for f in here.findings if f.severity in ("bad", "warning")), None)
     for remedy in grave.remedy[:2] if grave is not None else ():
-        say(f"  Next: {remedy}")
+        say(f"  {in_words('console.next', remedy=remedy)}")
     say("")
     return {"verdict": told.headline, "findings": told.to_dict()["findings"]}

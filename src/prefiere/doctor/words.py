@@ -47,7 +47,7 @@ def with_ends(level: Level, key: str) -> tuple[str, ...]:
     return (number(level.mean, key),)
 
 
-def line(key: str, **values: str | Worded) -> Worded:
+def line(key: str, /, **values: str | Worded) -> Worded:
     """A line of evidence in every language: a sentence of doctor/plain, its braces filled in."""
     return saying("prefiere.doctor.plain", f"evidence.{key}", **values)
 

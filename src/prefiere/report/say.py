@@ -10,7 +10,7 @@ from prefiere.methods import METHODS
 from prefiere.metrics import Column
 
 
-def phrase(key: str, **values: object) -> str:
+def phrase(key: str, /, **values: object) -> str:
     """A sentence of the report's table, its braces filled in."""
     return words("prefiere.report.words", tongue())[key].format(**values)
 
