@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import runs
 from prefiere.console import Display
 from prefiere.launch import launch
+from prefiere.methods import METHODS
 from prefiere.models.source import Source
+from prefiere.plan.choices import automatic_rate
 from prefiere.plan.device import Device
 from prefiere.plan.plan import PlanError, resolve
 from prefiere.plan.roles import same_base
@@ -125,3 +127,20 @@ def test_another_revision_is_another_base() -> None:
     assert not same_base(Source("org/base", "org/rm"), policy)
     assert same_base(Source("org/base", "org/rm"), Source("org/base", None, revision="main"))
     assert not same_base(Source("org/other", None), Source("org/base", None))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "rate"),
+    [
+        ("dpo", 7_000_000_000, 1e-6),
+        ("dpo", 1_400_000, 3.9e-4),
+        ("dpo", 1_000_000, 4.9e-4),
+        ("dpo", 400_000, 4.9e-4),
+        ("sft", 400_000, 1.8e-4),
+        ("reward", 10_000, 8.4e-4),
+    ],
+)
+def test_the_automatic_rate_grows_down_to_a_million_parameters(method: str, parameters: int, rate: float) -> None:
+    """5000^0.7 = 388 and 7000^0.7 = 492 times 1e-6; 7000^0.25 = 9.15 times 2e-5; 7000^0.5 = 83.7 times 1e-5."""
+    settings = METHODS[method].settings(model="m", data="d", out="o")
+    assert automatic_rate(settings, False, parameters) == rate

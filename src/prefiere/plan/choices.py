@@ -21,6 +21,9 @@ BYTES_CRITIC = 16
 """The same of a critic of its own, which has no reference."""
 LORA_FROM = 1_000_000_000
 SMALL_MODEL = 5_000_000
+SMALLEST = 1_000_000
+"""Parameters below which the automatic rate no longer grows: beyond them the rule was never measured, and where it was
+tried, it took models apart (docs/tried.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,8 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
     """A peak learning rate for this method, size, and kind of training.
 
     Full fine-tuning starts from 1e-6 (preferences), 1e-5 (reward model) or 2e-5 (SFT) at 7B parameters and grows
-    towards small models, as size^-0.7 (reward model: -0.5, SFT: -0.25); an adapter takes ten times as much.
+    towards small models, as size^-0.7 (reward model: -0.5, SFT: -0.25), down to a million; an adapter takes ten times
+    as much.
     """
     if settings.learning_rate != "auto":
         return Choice("learning_rate", float(settings.learning_rate), "as asked")
@@ -143,7 +147,7 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
 def automatic_rate(settings: Settings, adapter: bool, parameters: int) -> float:
     """The peak learning rate that "auto" comes to, whether or not it was asked for."""
     at_7b, power = METHODS[settings.method].rate
-    rate = min(at_7b * (7e9 / max(parameters, 1)) ** power * (10 if adapter else 1), 1e-3)
+    rate = min(at_7b * (7e9 / max(parameters, SMALLEST)) ** power * (10 if adapter else 1), 1e-3)
     return float(f"{rate:.1e}")
 
 
