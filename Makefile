@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow test-gpu check bench
+.PHONY: help demo test test-long test-slow test-gpu check docs bench
 
 help:
 	@echo "make demo       train, align and compare a small bilingual model, ending in a report"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make check      formatter, linter, type checker"
+	@echo "make docs       the documentation as a site, build/site/index.html"
 	@echo "make bench      every benchmark, side by side with the peers; BENCH=\"--data PAIRS\" names real pairs"
 	@echo "PYTHON=... names another interpreter than python3; VENV=... another folder than .venv."
 
@@ -39,6 +40,14 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+# Pages link to files beside docs/: MkDocs gets them all, where they are to each other.
+docs: $(VENV)/.docs
+	@mkdir -p build/pages
+	@for each in README.md README.es.md CONTRIBUTING.md SECURITY.md docs examples recipes; do \
+		ln -sfn ../../$$each build/pages/$$each; done
+	@$(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
+
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks $(BENCH)
 
@@ -56,4 +65,8 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing prefiere and what its tests need into $(VENV) (1.5 GB, a minute or more; once) ..."
 	@$(PIP) --editable ".[dev]"
+	@touch $(VENV)/.runtime $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) --editable ".[docs]"
 	@touch $(VENV)/.runtime $@
