@@ -18,10 +18,10 @@ from prefiere.doctor.words import Worded, interval, line, number
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
 
 
-Row = Mapping[str, Any]
+Columns = Mapping[str, Any]
 
 
-def before_run(row: Row, *, vocabulary: int | None, preferences: bool = True) -> list[Finding]:
+def before_run(row: Columns, *, vocabulary: int | None, preferences: bool = True) -> list[Finding]:
     """What the columns of a row of step 0 show where no run has begun. vocabulary: tokens that the model knows.
     preferences: whether pairs or judgements are learnt from."""
     found = [_no_language(row, vocabulary), _elsewhere(row), _broken(row)]
@@ -30,7 +30,7 @@ def before_run(row: Row, *, vocabulary: int | None, preferences: bool = True) ->
     return [f for f in found if f is not None]
 
 
-def at_step_0(row: Row, key: str) -> Level | None:
+def at_step_0(row: Columns, key: str) -> Level | None:
     """A metric of the row of step 0."""
     series = Series.of([row], key)
     if not len(series):
@@ -38,7 +38,7 @@ def at_step_0(row: Row, key: str) -> Level | None:
     return Level(float(series.values[0]), float(series.low[0]), float(series.high[0]), int(series.n[0]))
 
 
-def _first(case: Case) -> Row:
+def _first(case: Case) -> Columns:
     return next((r for r in case.rows if r.get("step") == 0), {})
 
 
@@ -53,7 +53,7 @@ def no_language(case: Case) -> Finding | None:
     return _no_language(_first(case), case.environment.get("vocabulary"))
 
 
-def _no_language(row: Row, size: Any) -> Finding | None:
+def _no_language(row: Columns, size: Any) -> Finding | None:
     own, chosen = at_step_0(row, "samples/ref_logp"), at_step_0(row, "start/chosen_logp")
     seen = chosen if own is None else own
     if not isinstance(size, int) or size < 2 or seen is None or seen.mean > -GUESSING * math.log(size):
@@ -82,7 +82,7 @@ def elsewhere(case: Case) -> Finding | None:
     return _elsewhere(_first(case))
 
 
-def _elsewhere(row: Row) -> Finding | None:
+def _elsewhere(row: Columns) -> Finding | None:
     data, own = at_step_0(row, "start/prompt_matters"), at_step_0(row, "start/prompt_in_own")
     if data is None or data.n < 8 or own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
         return None
@@ -108,7 +108,7 @@ def foreign(case: Case) -> Finding | None:
     return _foreign(_first(case)) if case.family == "preference" else None
 
 
-def _foreign(row: Row) -> Finding | None:
+def _foreign(row: Columns) -> Finding | None:
     chosen, own, gap = at_step_0(row, "start/chosen_logp"), at_step_0(row, "samples/ref_logp"), _gap(row)
     if chosen is None or own is None or gap is None or gap <= FOREIGN:
         return None
@@ -134,7 +134,7 @@ def _foreign(row: Row) -> Finding | None:
 FOREIGN = 2.0
 
 
-def _gap(row: Row) -> float | None:
+def _gap(row: Columns) -> float | None:
     """By how much the model finds its own answers likelier than the preferred ones: nats per token."""
     chosen, own = at_step_0(row, "start/chosen_logp"), at_step_0(row, "samples/ref_logp")
     return own.mean - chosen.mean if chosen is not None and own is not None else None
@@ -148,7 +148,7 @@ def too_alike(case: Case) -> Finding | None:
 
 
 def _too_alike(
-    row: Row, falls: bool = False, evidence: tuple[Worded, ...] = (), remedy: tuple[Remedy, ...] = ()
+    row: Columns, falls: bool = False, evidence: tuple[Worded, ...] = (), remedy: tuple[Remedy, ...] = ()
 ) -> Finding | None:
     likeness = at_step_0(row, "start/likeness")
     if likeness is None or likeness.n < 8 or not likeness.mean > -0.1:
@@ -173,7 +173,7 @@ def broken(case: Case) -> Finding | None:
     return _broken(_first(case))
 
 
-def _broken(row: Row) -> Finding | None:
+def _broken(row: Columns) -> Finding | None:
     again = at_step_0(row, "samples/repetition")
     if again is None or not again.mean > 0.33:
         return None
