@@ -100,6 +100,11 @@ def test_what_is_tied_together_stays_small(size: int, of: int, tied: bool) -> No
     assert found.tolist() == np.append(np.zeros(size) if tied else prompts[:size], prompts[size:]).tolist()
 
 
+def test_few_examples_of_the_same_answers_are_split_by_their_prompts() -> None:
+    """A split needs two sides."""
+    assert together(np.arange(18), np.full(18, 7)).tolist() == list(range(18))
+
+
 def test_not_much_more_is_held_out_than_was_asked_for() -> None:
     """Four times 100 of 1000 examples are linked through their answers; 50 are asked for, and a part may hold 50."""
     parts = [*(chain(100, first) for first in (0, 200, 400, 600)), (np.arange(1000, 1600),) * 2]

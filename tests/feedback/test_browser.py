@@ -249,6 +249,7 @@ def looks(store: Store) -> None:
             people.add(c, name, role="admin" if name == "local" else "annotate", token=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(chromium, sqlite_store, width, dark):
     from axe_playwright_python.sync_playwright import Axe

@@ -30,6 +30,7 @@ def growing(folder, text: str = "Un perro"):
     return run
 
 
+@pytest.mark.long
 def test_a_run_grows_while_its_page_is_open(chromium, sqlite_store, tmp_path, monkeypatch):
     monkeypatch.setattr(runs_module, "IDLE", 0)
     run = growing(tmp_path / "vivo")

@@ -30,6 +30,7 @@ def reports(folder: Path) -> list[Path]:
     return [render(runs, folder / "several.html"), render(runs[2:3], folder / "one.html")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1400, False)])
 def test_axe_finds_nothing_and_nothing_lies_off_the_screen(
     chromium: Any, tmp_path: Path, width: int, dark: bool

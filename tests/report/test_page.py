@@ -489,6 +489,7 @@ def test_report_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.long
 def test_a_report_in_spanish_has_no_english_around_what_was_recorded(tmp_path: Path) -> None:
     """What is left in English is what the folder holds: names of settings, answers, the account of the data."""
     english = re.compile(

@@ -51,9 +51,11 @@ class Killed(BaseException):
     [
         (DPO, {}),
         (DPO, {"lora": True, "lora_dropout": 0.2, "logging_steps": 3}),
-        (DPO, {"loss_type": "kto", "tokens_per_microbatch": 60}),
+        pytest.param(DPO, {"loss_type": "kto", "tokens_per_microbatch": 60}, marks=pytest.mark.long),
         (DPO, {"lora": True, "lora_dropout": 0.2, "gradient_checkpointing": True, "use_dora": True}),
-        (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 100, "eval_steps": 2}),
+        pytest.param(
+            DPO, {"metric_for_best_model": "eval_loss", "save_steps": 100, "eval_steps": 2}, marks=pytest.mark.long
+        ),
         (DPO, {"metric_for_best_model": "eval_loss", "save_steps": 2, "eval_steps": 1, "save_total_limit": 1}),
         (SFT, {"num_train_epochs": 3, "max_steps": None}),
         pytest.param(
@@ -66,8 +68,8 @@ class Killed(BaseException):
             {"lora": True, "target_kl": 0.01, "kl_horizon": 50, "gradient_checkpointing": True},
             marks=pytest.mark.long,
         ),
-        ("ppo", {"share_critic": True, "critic_warmup_steps": 3}),
-        ("rloo", {"tokens_per_microbatch": 60, "logging_steps": 3}),
+        pytest.param("ppo", {"share_critic": True, "critic_warmup_steps": 3}, marks=pytest.mark.long),
+        pytest.param("rloo", {"tokens_per_microbatch": 60, "logging_steps": 3}, marks=pytest.mark.long),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, options) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 FEW, COMMON, MANY = 20, 0.05, 512
 """Answers that more examples have than this share of them, and than `FEW`, are no sign of the same example ("yes" and
-"no"). So many examples, and never more than `MANY`, are held out by one another at most: a split takes them whole."""
+"no"). So many examples, and never more than `MANY` or half of all, are held out by one another at most: a split takes
+them whole."""
 
 
 def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -33,7 +34,7 @@ def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
     _, part, count = np.unique(part, return_inverse=True, return_counts=True)
     order = np.lexsort((prompts, part))
     first = order[np.unique(part[order], return_index=True)[1]]  # the smallest key of a part stands for it
-    small = count[part] <= max(FEW, min(COMMON * len(prompts), MANY))
+    small = count[part] <= min(max(FEW, min(COMMON * len(prompts), MANY)), len(prompts) / 2)
     held_by: np.ndarray = np.where(small, prompts[first][part], prompts)
     return held_by
 
