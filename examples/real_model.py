@@ -153,7 +153,7 @@ def shared(method: str, a: argparse.Namespace) -> dict[str, Any]:
 def answer(a: argparse.Namespace) -> dict[str, Compared]:
     """PPO against the second half's reward model; DPO's and PPO's answers before and after, by the first half's."""
     home, judge = a.out / "half-0", str(a.out / "half-1" / "reward")
-    given = {"reward": str(home / "reward-lora"), "lora": True, "max_steps": a.steps}
+    given = {"reward": str(home / "reward-lora"), "lora": True, "max_steps": a.steps, "on_bad": "drop"}  # long prompts
     ppo = hh.train("ppo", Path(a.model), home / "train.jsonl", home / "ppo", given | shared("ppo", a), [])
     sampling = Sampling(max_new_tokens=a.new_tokens, seed=a.seed)
     return {
