@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from prefiere.data.schema import PreferencePair
 from prefiere.doctor.diagnose import diagnose
 from prefiere.evaluate.compare import Compared, ask_both
 from prefiere.evaluate.pairs import implicit_rewards, logps
+from prefiere.files import write_text
 from prefiere.run import Run
 from prefiere.sample.sampling import Sampling
 
@@ -119,23 +120,44 @@ def drawn(keys: np.ndarray, count: int | None, seed: int) -> list[int]:
 
 def learn_half(
     folder: Path, train: Sequence[PreferencePair], held: Sequence[PreferencePair], a: argparse.Namespace
-) -> dict[str, np.ndarray]:
-    """Train on some pairs; float64 [n] margins of each held-out pair, by way of choosing."""
+) -> dict[str, Sequence[float]]:
+    """Train on some pairs; [n] margins of each held-out pair, by way of choosing."""
     folder.mkdir(parents=True, exist_ok=True)
     data, unseen = folder / "train.jsonl", folder / "eval.jsonl"
     if not unseen.is_file():
         formats.write(train, data)
         formats.write(held, unseen)
-    before = logps(a.model, unseen, max_length=LENGTH)
-    found = {"before": before.margins, "before_per_token": np.diff(-before.scores / before.tokens, axis=1)[:, 0]}
+    found = measured(folder / "before.json", lambda: before(a.model, unseen))
+    sources = found.pop("sources")
     for name, (method, settings) in LEARN.items():
         run = hh.train(method, Path(a.model), data, folder / name, settings | shared(method, a), [])
-        scores = hh.scored(run, unseen, LENGTH) if method == "reward" else implicit_rewards(run, unseen)
-        if scores.sources != before.sources:
+        scores = measured(folder / f"{name}.json", lambda run=run, method=method: after(run, method, unseen))
+        if scores["sources"] != sources:
             raise SystemExit(f"{run} and {a.model} do not score the same pairs of {unseen}")
-        found[name] = scores.margins
-    if len(before.sources) != len(held):
-        raise SystemExit(f"{unseen} has {len(held)} pairs, of which {len(before.sources)} can be read")
+        found[name] = scores["margins"]
+    if len(sources) != len(held):
+        raise SystemExit(f"{unseen} has {len(held)} pairs, of which {len(sources)} can be read")
+    return found
+
+
+def before(model: str, unseen: Path) -> dict[str, Any]:
+    """Margins of the model as it was, in all and per token."""
+    said = logps(model, unseen, max_length=LENGTH)
+    per_token = np.diff(-said.scores / said.tokens, axis=1)[:, 0]
+    return {"sources": said.sources, "before": said.margins.tolist(), "before_per_token": per_token.tolist()}
+
+
+def after(run: Path, method: str, unseen: Path) -> dict[str, Any]:
+    """Margins of what learnt."""
+    scores = hh.scored(run, unseen, LENGTH) if method == "reward" else implicit_rewards(run, unseen)
+    return {"sources": scores.sources, "margins": scores.margins.tolist()}
+
+
+def measured(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured once, kept beside the runs: on two cores it takes minutes."""
+    if not path.is_file():
+        write_text(path, json.dumps(measure()) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
