@@ -80,6 +80,7 @@ def rollout_of(m: OnPolicy) -> Rollout:
     return kept[0]
 
 
+@pytest.mark.long
 def test_the_base_is_in_memory_once(four) -> None:
     tmp, options = four
     m = method_of(tmp, **options)
@@ -245,6 +246,7 @@ def test_four_roles_killed_and_resumed_equal_uninterrupted(tmp_path, four) -> No
     assert [r.get("reward") for r in whole.metrics] == [r.get("reward") for r in resumed.metrics]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("held", ["nf4", "gptq"])
 def test_four_roles_on_a_base_in_few_bits(tmp_path, held) -> None:
     if held == "nf4":

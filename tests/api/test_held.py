@@ -82,6 +82,7 @@ def test_prompts_to_learn_and_to_watch_are_texts(place: Path, tmp_path: Path) ->
         prefiere.ppo(prompts=texts, data=texts, out=tmp_path / "both", **given)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_from_the_same_rows(place: Path, tmp_path: Path) -> None:
     pairs, given = rows(place / "pairs.jsonl"), {"model": str(place / "model"), **SHORT, "max_steps": 4}
     whole = prefiere.dpo(data=pairs, out=tmp_path / "whole", **given)

@@ -74,6 +74,7 @@ def trained(place: Path, out: Path, method: str = "grpo", **options: Any) -> Run
     return getattr(prefiere, method)(**given)
 
 
+@pytest.mark.long
 def test_columns_reach_a_reward_in_training_and_validation(place: Path, tmp_path: Path) -> None:
     """Weights, rows and samples are those of the run whose function works the answer out from the prompt."""
     told = trained(place, tmp_path / "prompt", reward=by_prompt)

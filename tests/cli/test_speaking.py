@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import runs
+from prefiere.api import training
 from prefiere.cli.main import app
 from prefiere.doctor.diagnose import diagnose
 from prefiere.run import Run
@@ -93,6 +94,18 @@ def test_json_has_the_findings(folder: Path) -> None:
     assert found["verdict"] == told.headline
     assert [f["key"] for f in found["findings"]] == [f.key for f in told.findings]
     assert all({"title", "severity", "meaning", "evidence", "remedies"} <= set(f) for f in found["findings"])
+
+
+def test_a_report_that_was_not_written_is_not_pointed_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Run) -> None:
+        raise KeyError("method.toy")
+
+    monkeypatch.setattr(training, "_write_report", fails)
+    done = train(folder, "unreported", "--max-steps", "1", "--sample-steps", "0", "--json")
+    assert done.exit_code == 0, done.output
+    assert "no report: KeyError" in done.stderr
+    assert "Report:" not in done.stderr
+    assert json.loads(done.stdout)["report"] is None
 
 
 def test_hostile_names_do_nothing_in_a_log(folder: Path) -> None:

@@ -117,6 +117,7 @@ def test_ten_pairs_by_keyboard_alone_with_one_undone(chromium, sqlite_store):
     assert all(e["input"] == "key" and e["ms"] > 0 for e in rows(sqlite_store, schema.event) if e["kind"] == "vote")
 
 
+@pytest.mark.long
 def test_skip_ideal_keys_and_dead_time(chromium, sqlite_store):
     fill(sqlite_store, 5)
     with serving(sqlite_store, guidelines="# Reglas") as url, page_at(chromium, url + "/health") as page:
@@ -283,6 +284,7 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(chromium, sqlite
 HOSTILE: list[str] = json.loads((Path(__file__).parent / "hostile.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("csp", [True, False])
 def test_hostile_text_runs_nothing_and_fetches_nothing(chromium, tmp_path, monkeypatch, csp):
     if not csp:

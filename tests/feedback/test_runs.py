@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 
 from feedback.test_page import joined
@@ -37,6 +38,7 @@ def sampled(run: Run, steps: tuple[int, ...] = (0, 100), text: str = "Un perro")
     )
 
 
+@pytest.mark.long
 def test_every_run_is_shown_with_progress_verdict_curves_and_answers(sqlite_store, tmp_path):
     folder = tmp_path / "runs"
     sampled(make(folder / "a"))
@@ -163,6 +165,7 @@ def test_a_strangers_folder_takes_one_line_and_nothing_else(sqlite_store, tmp_pa
     assert "learnt the preferences" in page.get("/run", params={"name": "sound"}).text
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_rows_make_a_page_of_ordinary_size(sqlite_store, tmp_path):
     run = make(tmp_path / "a", steps=5, drop=LOSS_ALONE)
     row = {"loss": 0.5, "eval_loss": 0.5}

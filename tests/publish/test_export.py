@@ -86,6 +86,7 @@ def test_gguf_wants_a_whole_model_and_is_read_back(lora: Run, tmp_path: Path) ->
     AutoModelForCausalLM.from_pretrained(out)  # it is still a plain folder
 
 
+@pytest.mark.long
 def test_an_earlier_step_of_a_run_on_few_bits_is_verified_on_its_base_as_it_was_held(tmp_path: Path) -> None:
     settings = runs.settings(tmp_path, lora=True, quantize="nf4", max_steps=2, save_steps=1, save_total_limit=3)
     run = launch(settings, display=QUIET).run

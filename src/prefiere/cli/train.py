@@ -139,8 +139,10 @@ def run_method(method: str, rest: list[str] | None, fresh: bool, **flags: Any) -
     if finished:
         say(in_words("console.model", path=run.model))
         say(in_words("console.score" if method == "reward" else "console.use", run=folder))
-    say(in_words("console.report", path=page))
-    made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None, "report": page}
+    if page.is_file():  # where it failed, the run has said why
+        say(in_words("console.report", path=page))
+    made: dict[str, Any] = {"run": run.folder, "model": run.model if finished else None}
+    made["report"] = page if page.is_file() else None
     return {
         **made,
         **run.status,

@@ -16,8 +16,10 @@ def phrase(key: str, /, **values: object) -> str:
 
 
 def method_title(name: str) -> str:
-    """A method's name on a page; one that this version does not have is called as it is."""
-    return phrase(f"method.{name}") if name in METHODS else name
+    """A method's name on a page: the table's, else what its row says; one that this version does not have is called as
+    it is."""
+    row = METHODS.get(name)
+    return words("prefiere.report.words", tongue()).get(f"method.{name}", row.title if row is not None else name)
 
 
 def told_column(column: Column) -> Column:
