@@ -126,8 +126,9 @@ def examine(tmp: Path, name: str, *, quick: bool = False) -> Row:
 
 
 def _plain(error: Exception, tmp: Path) -> str:
-    """An error without what differs from one machine to another."""
+    """An error without what differs from one machine, or from one process, to another."""
     text = re.sub(r" \(by [^)]*\)", "", str(error).replace(str(tmp / "model"), "it"))
+    text = re.sub(r"\{('[^{}]*')\}", lambda m: f"{{{', '.join(sorted(m[1].split(', ')))}}}", text)  # a set's order
     return text.replace("|", "/").replace("\n", " ")
 
 
