@@ -91,7 +91,8 @@ def test_json_is_one_object_on_stdout_and_all_else_on_stderr(loop: list[SimpleNa
     assert (result["state"], result["step"], result["metrics"]) == ("finished", 3, {"step": 3, "loss": None})
     assert result["run"] == str(tmp_path / "o")
     assert "training" in done.stderr
-    assert "Report: " in done.stderr
+    assert "Model: " in done.stderr
+    assert ("Report: " in done.stderr, result["report"]) == (False, None)  # this run, which is none, has no page
 
 
 def test_only_the_first_process_speaks(
