@@ -44,7 +44,7 @@ def rows(bench: Bench) -> Iterable[Row]:
     yield Row.faster(f"{work}, 2 processes", t["once"], t["TRL 2"], goal=5.0, note="dataset_num_proc=2")
     yield Row.faster(
         "the same again, ids kept from before, against TRL's first preparation", t["kept"], t["TRL 1"], goal=None,
-        note="the entry is verified, mapped and planned",
+        note="the entry is verified, read and planned",
     )  # fmt: skip
     n = 20_000 if bench.quick else MILLION
     bench.child("data", "build", str(n), str(bench.out))

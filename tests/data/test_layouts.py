@@ -484,6 +484,21 @@ def test_numbers_that_do_not_say_what_they_mean_are_not_taken(tmp_path, row):
         records(tmp_path, [row])
 
 
+def test_turns_of_a_conversation_are_no_rivals(tmp_path):
+    turns = [{"role": "user", "text": "hello", "score": 0.1}, {"role": "assistant", "text": "hi", "score": 0.9}]
+    with pytest.raises(DataError, match="has no known layout for pairs"):
+        records(tmp_path, [{"prompt": "q", "conversation": turns}])
+
+
+def test_an_answer_that_is_stated_is_imitated_whatever_stands_beside_it(tmp_path):
+    row = {"instruction": "q", "output": "gold", "generations": ["x", "y"], "ratings": [1, 2]}
+    (got,), source = records(tmp_path, [row], kind="demonstrations")
+    assert got.completion[0].content == "gold"
+    assert source.unread_lines() == ["columns not read: generations, ratings"]
+    (got,), _ = records(tmp_path, [row])
+    assert (got.chosen[0].content, got.rejected[0].content) == ("y", "x")
+
+
 def test_answers_without_a_number_each(tmp_path):
     rows = [
         {"prompt": "q", "responses": ["x", "y"], "scores": [1.0, 2.0]},

@@ -128,12 +128,12 @@ def named(name: str) -> list[Layout]:
 
 def candidates(rows: Sequence[Row], layout: str | None) -> Sequence[Layout]:
     """The layouts to choose from, the most specific first."""
-    made = [x for x in (recognised(rows), rated(rows)) if x is not None]
+    two, several = ([x] if x is not None else [] for x in (recognised(rows), rated(rows)))
     if layout is not None:
-        return [*named(layout), *(x for x in made if x.name == layout)]
-    stated = [x for x in PAIRS if not x.guesses]
-    guessed = [x for x in PAIRS if x.guesses]
-    return [*COMPARED, *stated, *made, *guessed, *SINGLE]
+        return [*named(layout), *(x for x in (*two, *several) if x.name == layout)]
+    stated, guessed = ([x for x in PAIRS if x.guesses == guesses] for guesses in (False, True))
+    one, guess = ([x for x in SINGLE if x.guesses == guesses] for guesses in (False, True))
+    return [*COMPARED, *stated, *two, *guessed, *one, *several, *guess]
 
 
 def detect(

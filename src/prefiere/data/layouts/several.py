@@ -40,7 +40,7 @@ def rated(rows: Sequence[RowMap]) -> Layout | None:
 
 def _of_objects(column: str, rows: Sequence[RowMap]) -> tuple[tuple[str, ...], str, _Rated] | None:
     """The fields, the name of the numbers, and what reads (answer, number) of each answer: objects in one column."""
-    found = [row[column] for row in rows if _are(row.get(column), Mapping)]
+    found = [row[column] for row in rows if _are(row.get(column), Mapping) and not is_messages(row[column])]
     entries: list[Mapping[str, Any]] = [entry for entries in found for entry in entries]
     if 2 * len(found) < len(rows) or not entries:
         return None
