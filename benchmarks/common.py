@@ -184,7 +184,7 @@ class Bench:
         return self.made[vocabulary]
 
     def store(self, vocabulary: int) -> GroupStore:
-        """The pairs as token ids, mapped from disk: made once, by the first process that asks."""
+        """The pairs as token ids on disk: made once, by the first process that asks."""
         folder = self.out / "stores" / str(vocabulary)
         if not folder.is_dir():
             tokenizer = self.tokenizer(vocabulary)

@@ -54,18 +54,18 @@ def rows(bench: Bench) -> Iterable[Row]:
         ("plan", "s"),
         ("stream", "s"),
         ("memory", "MB"),
-        ("mapped", "MB"),
+        ("streamed", "MB"),
         ("file", "MB"),
     ):
         yield Row(f"{n:,} pairs: {TITLES[name]}", ours=found[name], unit=unit, note="no peer; one run")
 
 
 TITLES = {
-    "open": "verify, map and split by prompt",
+    "open": "verify, read and split by prompt",
     "plan": "plan every update of an epoch of 32",
     "stream": "read and pack every update of the epoch",
-    "memory": "resident memory that mapping and planning add",
-    "mapped": "the same after streaming",
+    "memory": "resident memory that opening and planning add",
+    "streamed": "the same after streaming",
     "file": "the file",
 }
 
@@ -169,7 +169,7 @@ def _measure(n: int, out: str) -> dict[str, float]:
     shutil.rmtree(folder)
     return {
         "open": opened - began, "plan": planned - opened, "stream": streamed - planned, "memory": ready - before,
-        "mapped": peak_mb() - before, "file": size,
+        "streamed": peak_mb() - before, "file": size,
     }  # fmt: skip
 
 
