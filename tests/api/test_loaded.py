@@ -172,6 +172,26 @@ def test_a_loaded_model_that_scores_is_the_one_in_its_folder(place: Path, tmp_pa
     ).already
 
 
+def test_an_estimate_of_a_run_with_a_scorer_in_memory(place: Path, tmp_path: Path) -> None:
+    held = scorer(place / "model")
+    for part in held:
+        part.save_pretrained(place / "scorer")
+    given = {"model": place / "model", "prompts": ["el perro", "la casa"], "max_steps": 1, "batch_size": 1,
+             "num_generations": 2, "max_new_tokens": 4, "eval_size": 0}  # fmt: skip
+    named = prefiere.estimate("rloo", **given, reward=str(place / "scorer"), out=tmp_path / "named")
+    assert (
+        prefiere.estimate("rloo", **given, reward=held, out=tmp_path / "held").estimate.memory == named.estimate.memory
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_is_judged_by_a_name_or_a_function(place: Path) -> None:
+    model, tokenizer = scorer(place / "model")
+    for judge in (model, (model, tokenizer), 3):
+        with pytest.raises(ValueError, match=r"^judge: \w+ is neither a name nor a function. Save a loaded model"):
+            prefiere.compare(place / "model", place / "model", prompts=["el perro"], judge=judge)
+
+
 def test_a_loaded_model_that_scores_needs_its_tokenizer(place: Path, tmp_path: Path) -> None:
     model, _ = scorer(place / "model")
     given = {"model": place / "model", "prompts": ["el perro"], "out": tmp_path / "run"}

@@ -68,7 +68,7 @@ class Loaded:
         """Fill a folder with all but weights: what it takes to say what a run would need."""
         if self.base is None:
             self.model.config.save_pretrained(folder)
-            if (generation := self.model.generation_config) is not None:
+            if (generation := getattr(self.model, "generation_config", None)) is not None:
                 generation.save_pretrained(folder)
         else:
             self.model.peft_config[self.model.active_adapter].save_pretrained(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefiere.api.held import settle
+from prefiere.api.loaded import is_model
 from prefiere.api.rows import TAKEN, rows_of
 from prefiere.data.schema import Kind, Message, Text
 from prefiere.files import short
@@ -146,12 +147,24 @@ def compare(
             None if after is None else _name(after),
             sampling=Sampling(samples, temperature, top_p, max_new_tokens, seed),
             prompts=asked,
-            judge=judge,
+            judge=_judge(judge),
             limit=limit,
             trust=trust,
             template_kwargs=template_kwargs,
             progress=progress,
         )
+
+
+def _judge(judge: Any) -> Any:
+    """A judge by name, or a function. Raises ValueError for anything else."""
+    if judge is None or isinstance(judge, str | os.PathLike):
+        return None if judge is None else os.fspath(judge)
+    if is_model(judge) or not callable(judge):
+        raise ValueError(
+            f"judge: {type(judge).__name__} is neither a name nor a function. Save a loaded model with its tokenizer "
+            "(save_pretrained), and give the folder."
+        )
+    return judge
 
 
 def chat(
