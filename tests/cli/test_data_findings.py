@@ -98,7 +98,7 @@ def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
     ],
 )
 def test_clean_data_of_nothing_is_not_written(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    out = tmp_path / "clean.jsonl"
+    out = tmp_path / "new" / "folder" / "clean.jsonl"
     done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", [row]), "--clean", str(out)])
     assert done.exit_code == 2, done.output
     assert said in " ".join(done.output.split())

@@ -266,3 +266,14 @@ def test_however_a_run_ends_its_last_validation_is_kept(
         runs.assert_same_run(run("whole"), run("stopped"))
     else:
         assert held("stopped") == {3}
+
+
+def test_a_validation_that_waits_to_be_written_outlives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the validations at 4 and 8 the second has room. A run that was stopped at 5 and goes on forgets that the first
+    was its last; stopped again at 6, it has no other one."""
+    monkeypatch.setattr(singles, "MOST_HELD", 6)
+    given: dict[str, Any] = {"batch_size": 6, "max_steps": 9, "eval_steps": 4, "save_steps": 9, "dtype": "float32"}
+    for stop in (5, 6):
+        monkeypatch.setattr(Loop, "_stop_asked", lambda self, stop=stop: self.state.step == stop)
+        run = launch(runs.settings(tmp_path, **given, out=str(tmp_path / "run")), display=QUIET).run
+        assert [r["step"] for r in run.pairs if r["split"] == "eval"] == [4] * 6

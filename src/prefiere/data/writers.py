@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,22 @@ def write(records: Iterable[AnyRecord], path: str | Path) -> int:
     Raises ValueError at another suffix, at text that the file cannot hold, or at mixed forms in Parquet and sheets.
     """
     path = can_be_written(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
+    with _folder_of(path), atomic(path) as temporary:
         return _WRITERS[path.suffix](records, temporary, path.name)
+
+
+@contextmanager
+def _folder_of(path: Path) -> Iterator[None]:
+    """Make the folder of a file, and take away on failure what was made."""
+    made = [p for p in path.absolute().parents if not p.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+        raise
 
 
 def can_be_written(path: str | Path) -> Path:

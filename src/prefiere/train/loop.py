@@ -271,8 +271,7 @@ class Loop:
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        s = self.state
-        folder = self.run_folder.checkpoints
+        s, folder = self.state, self.run_folder.checkpoints
         if self._saved == s.step and s.stop is None:
             return
         rows = {}
@@ -280,7 +279,7 @@ class Loop:
         if self.main:
             with self.run_folder.writing():
                 rows = sync_logs(self.run_folder.folder)
-        state = asdict(s) | {"rows": rows, "method": self.algorithm.state()}
+        state = asdict(s) | {"rows": rows, "waiting": self.kept.waiting, "method": self.algorithm.state()}
         try:
             checkpoint.save(folder, s.step, self.engine, state)
         except (OSError, SafetensorError, RuntimeError) as e:
@@ -313,6 +312,7 @@ class Loop:
             self.state.stop = None
         self.algorithm.restore(saved["method"])
         self._saved, self._rows = self.state.step, dict(saved.get("rows", {}))
+        self.kept.waiting = list(saved.get("waiting", ()))
         self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
 
     def begin(self) -> None:
