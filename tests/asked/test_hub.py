@@ -84,6 +84,16 @@ def test_a_misspelt_folder_is_said_to_be_none_and_what_lies_beside_it(tmp_path: 
     assert len(Hub.asked) == 1
 
 
+@pytest.mark.parametrize("name", ["runs/{x}", "my runs/first"])
+def test_a_folder_whose_name_no_model_can_have(tmp_path: Path, endpoint: str, name: str) -> None:
+    said = asked(name, tmp_path, endpoint)[0]
+    assert said.startswith(f"there is no folder {name} here, and no such model on the hub.")
+    offline = asked(name, tmp_path, endpoint, HF_HUB_OFFLINE="1")[0]
+    assert offline.startswith(f"there is no folder {name} here, and no model {name} in the hub's cache")
+    assert asked(name, tmp_path, endpoint, "commit_of(name)")[0] == "None"
+    assert Hub.asked == []
+
+
 def test_without_a_network_it_is_said_at_once(tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:9"  # the discard port: nobody listens
     said, offline = asked("runs/frist", tmp_path, nobody)

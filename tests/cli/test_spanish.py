@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_a_model_and_data_that_are_nowhere() -> None:
     with speaking("es"):
         assert str(hub.why_no_model("nowhere/m")).startswith("aquí no hay ninguna carpeta nowhere/m")
         assert "ningún archivo ni carpeta nowhere/d" in str(hub.why_no_data("nowhere/d", held=False))
+
+
+def test_where_a_report_is(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    done = CALL.invoke(app, ["report", str(run.folder), "--out", str(tmp_path / "page.html"), "--lang", "es"])
+    assert done.output == f"Informe: {tmp_path / 'page.html'}\n"
+
+
+def test_what_was_seen_in_data(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"p{i}", "chosen": f"red {i}", "rejected": f"blue {i}"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    done = CALL.invoke(app, ["data", str(tmp_path / "pairs.jsonl"), "--lang", "es"])
+    assert "    - de 40 pares cuyas respuestas difieren en longitud\n" in done.output
 
 
 def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefiere.asked.language import TONGUES, tongue
+from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
 from prefiere.report.page import report_html
@@ -50,6 +51,14 @@ def test_a_verdict_in_two_languages(tmp_path: Path) -> None:
     assert plain_verdict(bad, "es").startswith("El modelo quedó arruinado")
     tried = told(bad.findings[0], "es").tries
     assert tried[0] == "pon rpo_alpha en 1"
+
+
+@pytest.mark.parametrize("spoken", TONGUES)
+def test_a_finding_that_no_table_has_is_said_in_its_own_words(spoken: str) -> None:
+    """Braces in them are text: of a name, of a file."""
+    for own in ("{0.__class__} is short.", "It stops at {.", "Field {n.__class__}: {n} of {m}."):
+        said = told(Finding("of another version", own, "info", own, values={"n": "3"}), spoken)
+        assert (said.headline, said.meaning) == (own, own)
 
 
 def test_a_report_speaks_the_language_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,19 +10,28 @@ from prefiere.asked.language import in_words
 
 def cached(name: str, file: str, revision: str | None = None) -> bool:
     """Whether a file of a model is in the hub's cache here."""
-    from huggingface_hub import try_to_load_from_cache
+    return _in_cache(name, file, revision) is not None
 
-    return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
+
+def _in_cache(name: str, file: str, revision: str | None) -> str | None:
+    """Where a file of a model lies in the hub's cache here; None where it does not, as of a name that the hub cannot
+    have."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def commit_of(name: str, revision: str | None = None) -> str | None:
     """The commit of a model of the hub that lies in the cache here; None for any other model."""
-    from huggingface_hub import try_to_load_from_cache
-
     if Path(name).exists() or name.count("/") > 1:
         return None
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    found = _in_cache(name, "config.json", revision)
+    return Path(found).parent.name if found is not None else None
 
 
 def why_no_model(name: str, revision: str | None = None) -> str | None:

@@ -99,7 +99,7 @@ def say_findings(
         said = told(finding, spoken)
         console.print()
         console.print(Styled.assemble((said.headline, STYLES[finding.severity]), f"\n  {said.meaning}"), soft_wrap=True)
-        for line in (*finding.evidence, *finding.remedy):
+        for line in (*said.seen, *finding.remedy):
             console.print(f"    - {line}", markup=False, soft_wrap=True)
         if finding.lines:
             console.print(f"    {', '.join(finding.lines)}", markup=False, soft_wrap=True)

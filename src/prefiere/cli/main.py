@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from prefiere.asked.language import in_words
 from prefiere.cli import doctor, env, estimate, feedback, recipe, train, votes
 from prefiere.cli.train import SettingsCommand
 from prefiere.console import Json, command, console, hush, progress, say
@@ -333,5 +334,5 @@ def report(
 
         keep_blind(ask, opened)
     path = render(opened, out)
-    say(f"Report: {path}")
+    say(in_words("console.report", path=path))
     return {"report": path}

@@ -55,10 +55,11 @@ class _Filled(dict[str, str]):
 
 def told(finding: Finding, tongue: Tongue) -> Told:
     """A finding in a language; a key that no table has is said in the finding's own words."""
-    headline, meaning = plain_words(tongue).findings.get(finding.key, (finding.title, finding.meaning))
-    values = _Filled(finding.values)
+    headline, meaning = finding.title, finding.meaning
+    if (known := plain_words(tongue).findings.get(finding.key)) is not None:
+        headline, meaning = (text.format_map(_Filled(finding.values)) for text in known)
     seen = tuple(within(line, tongue) for line in finding.seen)
-    return Told(finding, headline.format_map(values), meaning.format_map(values), seen, _tries(finding, tongue))
+    return Told(finding, headline, meaning, seen, _tries(finding, tongue))
 
 
 def _tries(finding: Finding, tongue: Tongue) -> tuple[str, ...]:
