@@ -10,6 +10,7 @@ import pytest
 
 from feedback.conftest import fill
 from feedback.test_exchange import vote
+from prefiere.asked.language import speaking
 from prefiere.data import formats
 from prefiere.feedback import items, people, trace
 from prefiere.feedback.store import Store
@@ -111,6 +112,12 @@ def test_the_report_says_who_said_so_from_the_folder_alone_and_forget_finds_it(s
     assert f"1 @ {record['digest'][:12]}" in shown
     assert "won 4, lost 0 and tied 0 of 4 blind comparisons by ana" in shown
     assert "sign test p = 0.12" in shown  # 2 / 2^4
+    with speaking("es"):
+        spoken = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", report_html([run])))
+    for words in ("6 sobre 3 pares", "empates", "ambas malas", "personas en otros lugares: del 63 al 77%"):
+        assert words in spoken
+    assert "ganó 4, perdió 0 y empató 0 de 4 comparaciones a ciegas de ana" in spoken
+    assert "(51 a 100%) de las decididas, prueba de los signos p = 0.12." in spoken
     for name in ("ana<b>", "beto"):
         gone = people.forget(store, name)
         assert trace.runs_that_hold(store.name, name, gone.snapshots, tmp_path / "runs") == [str(run.folder)]

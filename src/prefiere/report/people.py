@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefiere.report.say import phrase
 from prefiere.run import Run
 
 MOST_PEOPLE = 50
@@ -39,32 +40,34 @@ def _facts(votes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not votes:
         return
     number = _count(votes.get("votes"))
-    yield "store", str(votes.get("store", ""))
-    yield "snapshot", f"{votes.get('snapshot', '')} @ {str(votes.get('digest', ''))[:12]}"
-    yield "votes", f"{number:,} on {_count(votes.get('pairs')):,} pairs"
+    yield phrase("votes.store"), str(votes.get("store", ""))
+    yield phrase("votes.snapshot"), f"{votes.get('snapshot', '')} @ {str(votes.get('digest', ''))[:12]}"
+    yield phrase("votes.votes"), phrase("votes.on_pairs", n=f"{number:,}", pairs=f"{_count(votes.get('pairs')):,}")
     kinds = [p.get("kind") for p in _mappings(votes.get("people"))]
     judges = kinds.count("judge")
-    yield "people", f"{len(kinds) - judges:,}" + (f", and {judges:,} judges" if judges else "")
-    for key, name in (("ties", "ties"), ("both_bad", "both bad")):
+    persons = f"{len(kinds) - judges:,}"
+    yield phrase("votes.people"), phrase("votes.and_judges", n=persons, judges=f"{judges:,}") if judges else persons
+    for key in ("ties", "both_bad"):
         share = f" ({_count(votes.get(key)) / number:.0%})" if number else ""
-        yield name, f"{_count(votes.get(key)):,}{share}"
+        yield phrase(f"votes.{key}"), f"{_count(votes.get(key)):,}{share}"
     if _count(votes.get("ideals")):
-        yield "better answers written", f"{_count(votes['ideals']):,}"
+        yield phrase("votes.ideals"), f"{_count(votes['ideals']):,}"
     agreement = votes.get("agreement")
     doubled = _count(agreement.get("doubled")) if isinstance(agreement, Mapping) else 0
+    told = phrase("votes.no_agreement")
     if doubled and isinstance(agreement, Mapping):
-        told = _share(agreement.get("share"), agreement.get("low"), agreement.get("high"))
-        yield "agreement", f"{told} on {doubled:,} pairs (people elsewhere: 63 to 77%)"
-    else:
-        yield "agreement", "not measured: nobody voted on a pair of somebody else's"
+        share = _share(agreement.get("share"), agreement.get("low"), agreement.get("high"))
+        told = phrase("votes.agreed", share=share, n=f"{doubled:,}")
+    yield phrase("votes.agreement"), told
 
 
 def _rows(people: list[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
     for p in people[:MOST_PEOPLE]:
-        judge = " (judge)" if p.get("kind") == "judge" else ""
-        yield f"{p.get('name', '')}{judge}", f"{_count(p.get('votes')):,}", _share(p.get("eta"))
+        name = str(p.get("name", ""))
+        who = phrase("votes.judge", name=name) if p.get("kind") == "judge" else name
+        yield who, f"{_count(p.get('votes')):,}", _share(p.get("eta"))
     if more := people[MOST_PEOPLE:]:
-        yield f"{len(more):,} more", f"{sum(_count(p.get('votes')) for p in more):,}", ""
+        yield phrase("votes.more", n=f"{len(more):,}"), f"{sum(_count(p.get('votes')) for p in more):,}", ""
 
 
 def _left_out(votes: Mapping[str, Any]) -> str:
@@ -74,20 +77,23 @@ def _left_out(votes: Mapping[str, Any]) -> str:
     if isinstance(out, Mapping) and out:
         told.append(", ".join(f"{name} ({why})" for name, why in list(out.items())[:MOST_PEOPLE]))
     if skips := _count(votes.get("skips")):
-        told.append(f"{skips:,} skipped")
+        told.append(phrase("votes.skipped", n=f"{skips:,}"))
     return "; ".join(told)
 
 
 def _blind(blind: Mapping[str, Any]) -> str:
     won, lost, tied = (_count(blind.get(k)) for k in ("won", "lost", "tied"))
-    told = f"The model after won {won:,}, lost {lost:,} and tied {tied:,} of {won + lost + tied:,} blind comparisons"
+    n = {"won": f"{won:,}", "lost": f"{lost:,}", "tied": f"{tied:,}", "all": f"{won + lost + tied:,}"}
+    told = phrase("blind.told", **n)
     who = blind.get("people")
     if isinstance(who, list) and who:
-        told += f" by {', '.join(map(str, who[:10]))}" + (f" and {len(who) - 10:,} more" if len(who) > 10 else "")
+        names = ", ".join(map(str, who[:10]))
+        told += " " + phrase("blind.by", who=names)
+        told += phrase("blind.more", n=f"{len(who) - 10:,}") if len(who) > 10 else ""
     if won + lost:
-        told += f": it is preferred in {_share(blind.get('share'), blind.get('low'), blind.get('high'))} of the decided"
+        told += phrase("blind.share", share=_share(blind.get("share"), blind.get("low"), blind.get("high")))
         p = blind.get("p")
-        told += f" ones, sign test p = {p:.2g}" if isinstance(p, int | float) else " ones"
+        told += phrase("blind.sign_test", p=f"{p:.2g}") if isinstance(p, int | float) else ""
     return told + "."
 
 
@@ -95,8 +101,10 @@ def _share(value: Any, low: Any = None, high: Any = None) -> str:
     """``64% (51 to 75%)``; a dash where nothing was measured."""
     if not isinstance(value, int | float):
         return "–"
-    known = isinstance(low, int | float) and isinstance(high, int | float)
-    return f"{value:.0%}" + (f" ({100 * low:.0f} to {100 * high:.0f}%)" if known else "")
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        between = phrase("interval", low=f"{100 * low:.0f}", high=f"{100 * high:.0f}%")
+        return f"{value:.0%} ({between})"
+    return f"{value:.0%}"
 
 
 def _count(value: Any) -> int:
