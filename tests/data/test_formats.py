@@ -794,3 +794,51 @@ def test_a_sheet_with_two_columns_of_one_name_is_refused_and_one_without_a_name_
                 formats.read(tmp_path / "d.xlsx", kind="pairs")
             continue
         assert formats.read(tmp_path / "d.xlsx", kind="pairs").unread == ["(column 4)"]
+
+
+def in_sheet(path, old: bytes, new: bytes) -> None:
+    """Change what a workbook's first sheet says."""
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    assert sheet.count(old) == 1
+    parts["xl/worksheets/sheet1.xml"] = sheet.replace(old, new)
+    with zipfile.ZipFile(path, "w") as book:
+        for name, part in parts.items():
+            book.writestr(name, part)
+
+
+@pytest.mark.parametrize("size", ["A1", "A1:C2", "A1:B4"])
+def test_a_sheet_that_claims_another_size_is_read_whole(tmp_path, size):
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in (["prompt", "chosen", "rejected"], ["How?", "So.", "No."], [], ["Why?", "Thus.", "No."]):
+        book.active.append(row)
+    book.save(tmp_path / "d.xlsx")
+    in_sheet(tmp_path / "d.xlsx", b'ref="A1:C4"', f'ref="{size}"'.encode())
+    source = formats.read(tmp_path / "d.xlsx", kind="pairs")
+    found = [(p.source, p.prompt, p.chosen, p.rejected) for p in source]
+    assert found == [
+        (f"{tmp_path / 'd.xlsx'}:2", "How?", "So.", "No."),
+        (f"{tmp_path / 'd.xlsx'}:4", "Why?", "Thus.", "No."),
+    ]
+
+
+def test_formulas_without_their_values_are_named(tmp_path):
+    """openpyxl writes a formula without what it gives; a text that is empty is a value."""
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in (["prompt", "chosen", "rejected", "margin", "note"], ["How?", "So.", "No.", "=1+1", "=REPT(A1,0)"]):
+        book.active.append(row)
+    book.save(tmp_path / "d.xlsx")
+    in_sheet(tmp_path / "d.xlsx", b'<c r="E2"><f>REPT(A1,0)</f><v /></c>', b'<c r="E2" t="str"><f>R</f><v></v></c>')
+    source = formats.read(tmp_path / "d.xlsx", kind="pairs")
+    assert [pair.margin for pair in source] == [None]
+    (said,) = source.unread_lines()
+    assert said.startswith("column margin holds formulas whose values the workbook lacks")
+    in_sheet(tmp_path / "d.xlsx", b"<f>1+1</f><v />", b"<f>1+1</f><v>2</v>")
+    source = formats.read(tmp_path / "d.xlsx", kind="pairs")
+    assert [pair.margin for pair in source] == [2.0]
+    assert source.unread_lines() == []

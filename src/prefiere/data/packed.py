@@ -9,8 +9,9 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date, datetime
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -120,24 +121,26 @@ _ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
 
 def sheet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow | Remark]]:
     """The first sheet of an Excel workbook that holds anything: a header, and a row below it for each record."""
-    from openpyxl import load_workbook
-
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except Exception as e:  # openpyxl raises whatever its parsers do
-        raise DataError(f"{path}: the workbook cannot be read ({e}); save it again, or as .csv") from e
-    try:
+    with ExitStack() as opened:
+        book = _opened(path, opened)
+        formulas = _opened(path, opened, values=False) if _has_formulas(path) else None
         names: list[str] = []
         for sheet in book.worksheets:
-            rest = bool(names)
-            for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
-                values = [_of_sheet(c) for c in cells]
+            rest, wide = bool(names), sheet.max_column or 0
+            for number, values, lacking in _cells_of(sheet, formulas):
+                if not rest and names:
+                    for i in lacking:
+                        yield (
+                            number,
+                            Remark(_LACKING.format(column=names[i] if i < len(names) else f"(column {i + 1})")),
+                        )
                 if not any(v is not None for v in values):
                     continue
                 if rest:
                     yield number, Remark(f"sheet not read: {sheet.title}")
                     break
                 if not names:
+                    values += [None] * (wide - len(values))
                     names = [f"(column {i})" if v is None else str(v).strip() for i, v in enumerate(values, 1)]
                     refuse_twins(names, f"{path}:{number}")
                     continue
@@ -149,9 +152,53 @@ def sheet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow | Remark]]:
                     detail = f"expected {len(names)} cells, found {len(values)}; a column has no name"
                     yield number, BadRow("line", "wrong number of cells", detail)
                     continue
-                yield number, dict(zip(names, values, strict=False))
-    finally:
-        book.close()
+                yield number, dict(zip_longest(names, values[: len(names)]))
+
+
+_LACKING = (
+    "column {column} holds formulas whose values the workbook lacks: these cells are read as empty; save it in Excel "
+    "or LibreOffice, which computes them"
+)
+
+
+def _opened(path: Path, opened: ExitStack, *, values: bool = True) -> Any:
+    """A workbook that is closed with ``opened``. values: of formulas their values, else the formulas themselves."""
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=values)
+    except Exception as e:  # openpyxl raises whatever its parsers do
+        raise DataError(f"{path}: the workbook cannot be read ({e}); save it again, or as .csv") from e
+    opened.callback(book.close)
+    return book
+
+
+def _has_formulas(path: Path) -> bool:
+    """Whether a sheet of a workbook may hold a formula; not to be sure of it costs time alone."""
+    with zipfile.ZipFile(path) as archive:
+        return any(
+            _FORMULA.search(archive.read(name)) for name in archive.namelist() if name.startswith("xl/worksheets/")
+        )
+
+
+_FORMULA = re.compile(rb"<(\w+:)?f[\s/>]")
+
+
+def _cells_of(sheet: Any, formulas: Any) -> Iterator[tuple[int, list[Any], list[int]]]:
+    """Number and values of each row, and which of its cells hold a formula without its value. One that gives an empty
+    text has it: its type says so. Rows are read whatever size the file claims, which some programs write wrongly."""
+    sheet.reset_dimensions()
+    others: Iterator[Sequence[Any]] = repeat(())
+    if formulas is not None:
+        formulas[sheet.title].reset_dimensions()
+        others = formulas[sheet.title].iter_rows(values_only=True)
+    for number, (cells, written) in enumerate(zip(sheet.iter_rows(), others, strict=False), 1):
+        lacking = [
+            i
+            for i, (cell, formula) in enumerate(zip(cells, written, strict=False))
+            if formula is not None and cell.value is None and cell.data_type != "str"
+        ]
+        yield number, [_of_sheet(c.value) for c in cells], lacking
 
 
 def _of_sheet(value: Any) -> Any:
