@@ -21,6 +21,7 @@ from prefiere.doctor.series import Level, Series
 from prefiere.doctor.words import duration, number, with_interval
 from prefiere.metrics import column
 from prefiere.report import curves, figures, panels
+from prefiere.report.inline import inline_html
 from prefiere.report.page import render, report_html
 from prefiere.report.side_by_side import LONGEST, MOST_ANSWERS
 from prefiere.run import Run, RunError
@@ -487,6 +488,23 @@ def test_report_does_not_import_torch() -> None:
         "assert not {'torch', 'transformers', 'datasets', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cell_of_a_notebook_in_spanish(tmp_path: Path) -> None:
+    run = make(tmp_path / "uno", steps=10)
+    with speaking("es"):
+        html = inline_html(run)
+    for said in (
+        "terminado, 10 actualizaciones de 10",
+        "Funcionó: el modelo aprendió",
+        "<th>antes</th><th>después</th>",
+    ):
+        assert said in html
+    assert ">Pérdida</figcaption>" in html
+    run.status = {}
+    with speaking("es"):
+        assert "sin empezar, 10 actualizaciones</p>" in inline_html(run)
+    assert "not begun, 10 updates</p>" in inline_html(run)
 
 
 @pytest.mark.long

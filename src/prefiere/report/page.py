@@ -175,7 +175,7 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
     cut = isinstance(total, int) and total != case.steps
     yield phrase("fact.updates"), phrase("of", n=f"{case.steps:,}", total=f"{total:,}") if cut else f"{case.steps:,}"
     if state := str(status.get("state") or ""):
-        yield phrase("fact.state"), phrase(f"state.{state}") if state in STATES else state
+        yield phrase("fact.state"), state_said(state)
     if status.get("reason"):
         yield phrase("fact.ended"), _shown(str(status["reason"]))
     if time := duration(status.get("seconds")):
@@ -185,6 +185,11 @@ def _facts(case: Case) -> Iterable[tuple[str, str]]:
         yield phrase("fact.speed"), phrase("per_second", n=number(speed.end.mean))
     if len(memory):
         yield phrase("fact.memory"), phrase("peak", n=f"{memory.values.max():,.0f}")
+
+
+def state_said(state: str) -> str:
+    """What state a run is in; one that this version does not have is called as it is."""
+    return phrase(f"state.{state}") if state in STATES else state
 
 
 def figures_at_a_glance(case: Case) -> Iterable[tuple[str, tuple[str, str, str]]]:
