@@ -385,6 +385,7 @@ added_tokens: [<a>]
 env: {WANDB_API_KEY: hf_mine, NUMBER: "0", nested: [{db_password: hf_mine}]}
 webhook: https://ana:hf_mine@host/x?token=hf_mine&y=1
 more: [HF_TOKEN=hf_mine]
+headers: {Authorization: Bearer hf_mine}
 """
 
 
@@ -401,6 +402,7 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
         "env: {NUMBER: '0', WANDB_API_KEY: '***', nested: [{db_password: '***'}]}:",
         "webhook: https://ana:***@host/x?token=***&y=1:",
         "more: [HF_TOKEN=***]:",
+        "headers: {Authorization: '***'}:",
     ):
         assert f"#   {line}" in done.stdout, line
 

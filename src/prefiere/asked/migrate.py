@@ -233,7 +233,10 @@ def _short(value: Any) -> str:
     return said if len(said) <= 80 else f"{said[:77]}..."
 
 
-_SECRET = r"(?<!pad_)(?<!bos_)(?<!eos_)(?<!unk_)(?<!stop_)token|secrets?|passw(?:or)?ds?|credentials?|(?:api)?keys?"
+_SECRET = (
+    r"(?<!pad_)(?<!bos_)(?<!eos_)(?<!unk_)(?<!stop_)token|secrets?|passw(?:or)?ds?|credentials?|(?:api)?keys?"
+    r"|authorization"
+)
 _SECRET_NAME = re.compile(rf"(?:.*[\W_])?(?:{_SECRET})(?:[\W_].*)?", re.IGNORECASE | re.DOTALL)
 _SECRET_EQUATION = re.compile(rf"\b((?:\w*_)?(?:{_SECRET})(?:_\w*)?=)[^\s&]+", re.IGNORECASE)
 

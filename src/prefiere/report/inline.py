@@ -59,4 +59,5 @@ def _state(case: Case) -> str:
     total = case.status.get("total_steps")
     n = f"{case.steps:,}"
     done = phrase("cell.updates_of", n=n, total=f"{total:,}") if total else phrase("cell.updates", n=n)
-    return f"{state_said(state) if state else phrase('cell.not_begun')}, {done}"
+    told = state_said(state) if state else phrase("cell.not_begun")
+    return f"{told}, {done}"
