@@ -92,6 +92,26 @@ def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
+        (
+            {"prompt": "p", "completions": ["a", "b", "c"], "scores": [3, 2, 1]},
+            "changed: 1 (answers between the best and the worst left out)",
+        ),
+        ({"prompt": "p", "completions": ["a", "c"], "scores": [3, 1]}, None),
+        (
+            {"prompt": "p", "answer_a": "a", "answer_b": "c", "preference": "a", "annotator": "ana"},
+            "written as pairs: who voted, and when, is not",
+        ),
+    ],
+)
+def test_clean_data_says_what_a_pair_does_not_hold(tmp_path: Path, row: dict[str, Any], said: str | None) -> None:
+    done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", [row]), "--clean", str(tmp_path / "c.jsonl")])
+    assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": "p", "chosen": "a", "rejected": "c"}
+    assert done.output.splitlines()[2:] == ([] if said is None else [f"  {said}"])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
         ({"prompt": "p", "chosen": "", "rejected": "no"}, "no record stays (1 read, 0 kept"),
         ({"prompt": "p", "chosen": "Yes.", "rejected": "yes"}, "no record stays"),
         ({"prompt": "p", "completions": ["a", "b"], "marks": [1, 2]}, "completions, marks would be lost"),

@@ -17,7 +17,7 @@ from prefiere.data.layouts.names import likely, map_to_give
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
 from prefiere.data.quality.faults import Faults
-from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
+from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Text
 from prefiere.data.values import DataError
 from prefiere.data.writers import write
 from prefiere.files import visible
@@ -154,10 +154,22 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     lost = [f"the reader left out {dropped:,} rows: {source.counts}", *source.problems] if dropped else []
     for line in [*left.lines(), *lost] or ["nothing was left out"]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    for line in source.unread_lines():
+    changed = [f"changed: {n:,} ({why})" for why, n in source.counts.changed.most_common()]
+    if _voted(settings, source):
+        changed.append("written as pairs: who voted, and when, is not")
+    for line in [*changed, *source.unread_lines()]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     left_out = left.counts | ({"dropped": dropped} if dropped else {})
     return {"written": str(out), "kept": kept, "left_out": left_out, "sources": left.sources, "read": source.describe()}
+
+
+def _voted(settings: DPO, source: formats.Records[Any]) -> bool:
+    """Whether pairs were made of comparisons that say who preferred an answer, or when."""
+    if source.kind != "pairs" or source.layout.layout.holds != "comparisons":
+        return False
+    return any(
+        c.annotator or c.created_at for c in formats.Records[Comparison](settings.data, "comparisons", **_how(settings))
+    )
 
 
 def _staying(
@@ -194,9 +206,13 @@ def _as_pairs(columns: Sequence[str]) -> str | None:
 
 def open_source(settings: DPO) -> formats.Records[Any]:
     """The source as the richest kind of record that its layout holds."""
-    options: dict[str, Any] = {"split": settings.data_split, "columns": settings.columns, "on_bad": "drop"}
-    holds = formats.read(settings.data, kind="prompts", **options).layout.layout.holds
-    return formats.Records(settings.data, "pairs" if holds == "comparisons" else holds, **options)
+    holds = formats.read(settings.data, kind="prompts", **_how(settings)).layout.layout.holds
+    return formats.Records(settings.data, "pairs" if holds == "comparisons" else holds, **_how(settings))
+
+
+def _how(settings: DPO) -> dict[str, Any]:
+    """How the data is read."""
+    return {"split": settings.data_split, "columns": settings.columns, "on_bad": "drop"}
 
 
 def tokenized(

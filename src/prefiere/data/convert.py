@@ -38,9 +38,11 @@ def records(
     """
     made: list[AnyRecord]
     if kind == "pairs":
-        made = [*_pairs(native, pairs_per_prompt)]
+        made = [*_pairs(native, pairs_per_prompt, note)]
     elif kind == "comparisons":
-        made = [native] if isinstance(native, Comparison) else [*map(_comparison, _pairs(native, pairs_per_prompt))]
+        made = (
+            [native] if isinstance(native, Comparison) else [*map(_comparison, _pairs(native, pairs_per_prompt, note))]
+        )
     elif kind == "judgements":
         made = _judgements(native)
     elif kind == "demonstrations":
@@ -59,11 +61,14 @@ def records(
 # -- making one kind of another ---------------------------------------------------------------------------------------
 
 
-def _pairs(native: Native, pairs_per_prompt: PairsPerPrompt) -> list[PreferencePair]:
+def _pairs(native: Native, pairs_per_prompt: PairsPerPrompt, note: Note) -> list[PreferencePair]:
     if isinstance(native, PreferencePair):
         return [native]
     if isinstance(native, Ranking):
-        return _ranked_pairs(native, pairs_per_prompt)
+        made = _ranked_pairs(native, pairs_per_prompt)
+        if pairs_per_prompt == "best_worst" and len(native.answers) > 2:
+            note("answers between the best and the worst left out")
+        return made
     assert isinstance(native, Comparison)
     if native.preference == "both_bad":
         raise BadRow("preference", "both bad", "both answers were called bad", content=True)
@@ -121,7 +126,7 @@ def _comparison(pair: PreferencePair) -> Comparison:
 
 def _decided(native: Native) -> PreferencePair:
     """The one pair of a row, turned so that its chosen answer is the likelier one."""
-    pair = _pairs(native, "best_worst")[0]
+    pair = _pairs(native, "best_worst", lambda change: None)[0]
     if pair.label == 0.5:
         raise BadRow("preference", "tie", "neither answer was preferred", content=True)
     if pair.label > 0.5:
