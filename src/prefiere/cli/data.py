@@ -152,12 +152,10 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
         console.print(f"  {run} names no line whose label looks swapped", markup=False, soft_wrap=True)
     dropped = source.counts.dropped.total()
     lost = [f"the reader left out {dropped:,} rows: {source.counts}", *source.problems] if dropped else []
-    for line in [*left.lines(), *lost] or ["nothing was left out"]:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
     changed = [f"changed: {n:,} ({why})" for why, n in source.counts.changed.most_common()]
     if _voted(settings, source):
         changed.append("written as pairs: who voted, and when, is not")
-    for line in [*changed, *source.unread_lines()]:
+    for line in [*([*left.lines(), *lost, *changed] or ["nothing was left out"]), *source.unread_lines()]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     left_out = left.counts | ({"dropped": dropped} if dropped else {})
     return {"written": str(out), "kept": kept, "left_out": left_out, "sources": left.sources, "read": source.describe()}
