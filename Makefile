@@ -68,5 +68,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(VENV)/.runtime $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing prefiere and what its documentation needs into $(VENV) (1.5 GB, a minute or more; once) ..."
 	@$(PIP) --editable ".[docs]"
 	@touch $(VENV)/.runtime $@

@@ -159,6 +159,18 @@ def test_a_run_asks_for_the_function_that_it_began_with(place: Path, tmp_path: P
     runs.assert_same_run(whole, trained(place, tmp_path / "run", reward=closing_over(0.5), max_steps=3))
 
 
+def calling(value: float) -> Any:
+    """An object whose class has inherited how it is called."""
+
+    class Base:
+        __call__ = closing_over(value)
+
+    class Mine(Base):
+        pass
+
+    return Mine()
+
+
 def test_names_and_marks() -> None:
     import rewarding
 
@@ -171,6 +183,8 @@ def test_names_and_marks() -> None:
     assert mark_of(rewarding.letters) != mark_of(rewarding.vowels)
     assert mark_of(functools.cache(closing_over(1.0)))["code"] != mark_of(functools.cache(closing_over(2.0)))["code"]
     assert mark_of(functools.partial(vowels, s="a"))["code"] != mark_of(functools.partial(vowels, s="b"))["code"]
+    assert mark_of(calling(1.0))["code"] == mark_of(calling(1.0))["code"]
+    assert mark_of(calling(1.0))["code"] != mark_of(calling(2.0))["code"]
 
 
 class Counting:

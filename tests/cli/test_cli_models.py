@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -246,6 +246,24 @@ def test_an_answer_is_heard_while_it_is_drawn() -> None:
     assert heard == ["é", "l", " 🐕"]
     aloud.say("él 🐕")
     assert "".join(heard) == "él 🐕"
+
+
+def test_what_chat_hears_does_nothing_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where an escape sequence comes in pieces."""
+    from prefiere.cli.models import chat
+    from prefiere.console import console
+
+    class Talks:
+        turns: ClassVar[list[Message]] = []
+
+        def __call__(self, _: str, hear: Any) -> None:
+            for piece in ("a", "\x1b", "[31m", "b\r", "\x9b2J", "[bold]"):
+                hear(piece)
+
+    chat(Talks(), ["hello"], console())  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert not set("\x1b\r\x9b") & set(said)
+    assert said.startswith("a⟨U+001B⟩[31mb⟨U+000D⟩⟨U+009B⟩2J[bold]")
 
 
 def test_chat_remembers_until_an_empty_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

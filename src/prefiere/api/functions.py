@@ -71,7 +71,7 @@ def _told(value: Any, depth: int, state: list[Any]) -> Any:
         return [_told(value.__func__, depth + 1, state), _told(value.__self__, depth + 1, state)]
     if inspect.isclass(value) or inspect.ismodule(value) or inspect.isbuiltin(value):
         return getattr(value, "__qualname__", getattr(value, "__name__", ""))
-    call, held = vars(type(value)).get("__call__"), dict(getattr(value, "__dict__", {}))
+    call, held = inspect.getattr_static(type(value), "__call__", None), dict(getattr(value, "__dict__", {}))
     within = held.pop("__wrapped__", None)  # what functools.cache and its like call
     state.append(_changing(held, depth + 1))
     of_call = _told(call, depth + 1, state) if inspect.isfunction(call) else None
