@@ -273,3 +273,10 @@ def test_no_transaction_is_open_while_a_model_reads(sqlite_store, monkeypatch):
     monkeypatch.setattr(stand, "features", features)
     Rounds(sqlite_store, asked(sqlite_store, ask={"until": "enough"}), stand, Quiet())._enough()
     assert seen == [0, 0]
+
+
+def test_a_loop_without_a_vote_asks_on(sqlite_store):
+    """It looks before anybody has voted; a model has nothing to read then, and says so as NumPy does."""
+    stand = Stand(sqlite_store)
+    stand.features = lambda said: np.stack([np.zeros(2) for _ in said])
+    assert not Rounds(sqlite_store, asked(sqlite_store, ask={"until": "enough"}), stand, Quiet())._enough()
