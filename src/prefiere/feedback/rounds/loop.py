@@ -213,11 +213,9 @@ class Rounds:
             return False
         with self.store.read() as c:
             votes = in_force(c)
-            used = learning.curve_votes(votes)
-            if not used:
-                return False
-            answers = learning.paired_answers(c, sorted({v.pair_id for v in used}))
-        self.work.features(list(answers.said.values()))  # which are kept: no transaction waits for a model
+            answers = learning.paired_answers(c, sorted({v.pair_id for v in learning.curve_votes(votes)}))
+        if answers.said:  # nobody has voted: a model has nothing to read
+            self.work.features(list(answers.said.values()))  # which are kept: no transaction waits for a model
         with self.store.read() as c:
             return learning.curve(c, votes, features=self._features).said == "stop"
 
