@@ -34,7 +34,7 @@ MAY: dict[str, set[str]] = {
     "data": {"asked", "files", "cache", "run"},
     "tokens": {"files", "cache", "data"},
     "kernels": {"objectives", "tokens"},
-    "sample": {"kernels", "tokens"},
+    "sample": {"kernels", "tokens", "asked", "files", "world"},
     "models": {"asked", "kernels", "sample", "tokens", "data", "objectives", "files", "cache", "run", "untrusted"},
     "evaluate": {"models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
     "plan": {"evaluate", "models", "kernels", "sample", "tokens", "data", "objectives", *GROUND},
@@ -44,7 +44,19 @@ MAY: dict[str, set[str]] = {
     "doctor": {"run", "stats", "metrics", "methods", "settings", "files", "asked"},
     "report": {"doctor", "run", "stats", "metrics", "methods", "settings", "files", "asked"},
     "publish": {"train", "plan", "evaluate", "models", "tokens", "data", "doctor", *GROUND},
-    "feedback": {"data", "run", "stats", "files", "untrusted", "settings", "recipe", "doctor", "report", "methods"},
+    "feedback": {
+        "asked",
+        "data",
+        "run",
+        "stats",
+        "files",
+        "untrusted",
+        "settings",
+        "recipe",
+        "doctor",
+        "report",
+        "methods",
+    },
 }
 EVERYTHING = {"cli", "demo", "launch", "api", "__init__", "__main__"}
 

@@ -12,9 +12,10 @@ import pytest
 from feedback.conftest import fill, rows
 from feedback.test_exchange import run
 from feedback.test_votes import valid
+from prefiere.asked import endpoint
+from prefiere.asked.endpoint import EndpointError
 from prefiere.feedback import schema
-from prefiere.feedback.judging import endpoint
-from prefiere.feedback.judging.endpoint import KEY_VARIABLE, Endpoint, EndpointError, read_verdict
+from prefiere.feedback.judging.endpoint import KEY_VARIABLE, Endpoint, read_verdict
 from prefiere.feedback.judging.voting import vote_by
 
 
@@ -177,3 +178,9 @@ def test_the_command_keeps_what_it_has_and_its_key_nowhere(tmp_path, server, mon
     other = run("judge", store.name, "--judge", "prefiere.demo.judge:encyclopedic", "--judge-model", "m")
     assert other.exit_code == 2
     assert "is no endpoint" in other.stderr
+
+
+def test_an_answer_without_end_is_not_read(server):
+    server.reply = lambda first, second: b" " * (2 << 20)
+    with pytest.raises(EndpointError, match=r"#m: its answer is longer than 1,048,576 bytes"):
+        Endpoint.named(f"{server.url}#m")(["q"], [("a", "b")])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefiere.asked.endpoint import names_endpoint
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.schema import Text
@@ -18,7 +19,7 @@ from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.manner import manner_of
 from prefiere.feedback import collect
 from prefiere.feedback.collect import How, Queueing
-from prefiere.feedback.judging.endpoint import Endpoint, names_endpoint
+from prefiere.feedback.judging.endpoint import Endpoint
 from prefiere.feedback.judging.voting import Compares, by_scores, vote_by
 from prefiere.feedback.store import Store, hidden
 from prefiere.files import visible

@@ -6,26 +6,20 @@ of four words and nothing else: whatever a text persuades the model to say, it i
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import secrets
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from prefiere.asked.endpoint import Address, EndpointError
 from prefiere.data.schema import Text, question
 from prefiere.feedback.schema import Side
 from prefiere.files import visible
 
 KEY_VARIABLE = "PREFIERE_JUDGE_KEY"
 """The environment variable that holds the endpoint's key. It is sent, and written nowhere."""
-_TRIES, _WAIT, _SLOWEST = 5, 1.0, 120.0  # per request; seconds before the second try, doubled each time; of an answer
-_LARGEST = 1 << 20  # bytes of an answer
+_SLOWEST, _LARGEST = 120.0, 1 << 20  # seconds that an answer may take; its bytes
 
 RUBRIC = """\
 You compare two answers to a prompt. Decide which one is more helpful, correct and harmless to the person who asked.
@@ -38,47 +32,31 @@ _WORDS: dict[str, Side] = {"a": "a", "b": "b", "tie": "tie", "bad": "bad"}
 _TURNED: dict[Side, Side] = {"a": "b", "b": "a", "tie": "tie", "bad": "bad"}
 
 
-def names_endpoint(name: str) -> bool:
-    """Whether a judge's name is the address of an endpoint."""
-    return name.startswith(("http://", "https://"))
-
-
-class EndpointError(ValueError):
-    """An endpoint that cannot be asked, in one line."""
-
-
 @dataclass
 class Endpoint:
-    """A model at ``url`` (as ``http://host/v1``) that compares answers. unread: what it said that is no verdict, how
+    """A model at an address (as ``http://host/v1``) that compares answers. unread: what it said that is no verdict, how
     often; the first such text is ``example``."""
 
-    url: str
+    address: Address
     model: str
     guidelines: str = ""
     unread: int = 0
     example: str = ""
-    _key: str | None = field(default=None, repr=False)
 
     @classmethod
     def named(cls, name: str, model: str | None = None, guidelines: str = "") -> Endpoint:
         """An endpoint from ``URL#model``, or from a URL and the model's name. Raises EndpointError."""
         url, _, stated = name.partition("#")
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointError(f"{visible(url)} is no address of an endpoint: write http://host/v1#MODEL.")
-        if parts.username or parts.password:
-            raise EndpointError(
-                f"the endpoint at {parts.hostname}: its key goes into {KEY_VARIABLE}, not into its address."
-            )
+        address = Address.read(url, KEY_VARIABLE, "http://host/v1#MODEL")
         chosen = model or stated
         if not chosen:
             raise EndpointError(f"{visible(url)}: which model? Write {visible(url)}#MODEL, or --judge-model MODEL.")
-        return cls(url.rstrip("/"), chosen, guidelines, _key=os.environ.get(KEY_VARIABLE))
+        return cls(address, chosen, guidelines)
 
     @property
     def name(self) -> str:
         """What it votes under."""
-        return f"{self.url}#{self.model}"
+        return f"{self.address.url}#{self.model}"
 
     def __call__(self, prompts: Sequence[Text], pairs: Sequence[tuple[str, str]]) -> list[Side | None]:
         """Which answer of each pair is better: a, b, tie or bad; None where it gave no verdict in one of the orders.
@@ -115,38 +93,11 @@ class Endpoint:
 
     def _post(self, body: dict[str, Any]) -> str:
         """What the model says. Tries again, slower each time, where it is overloaded. Raises EndpointError."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        why = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(_WAIT * 2 ** (attempt - 1))
-            try:
-                with _opener.open(request, timeout=_SLOWEST) as answer:
-                    return _said(answer.read(_LARGEST), self.name)
-            except urllib.error.HTTPError as e:
-                with e:
-                    why = f"{e.code} {e.reason}: {visible(e.read(200).decode(errors='replace'))}".rstrip(": ")
-                if e.code != 429 and e.code < 500:
-                    raise EndpointError(f"{self.name}: {why}.{_HINTS.get(e.code, '')}") from None
-            except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
-                why = str(getattr(e, "reason", e)) or type(e).__name__
-        raise EndpointError(f"{self.name}: no answer after {_TRIES} tries ({why}). Votes so far are kept; try again.")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry prompts, answers and the key elsewhere."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(_NoRedirect)
-_HINTS = {
-    401: f" Put its key into {KEY_VARIABLE}.",
-    403: f" Put its key into {KEY_VARIABLE}.",
-    404: " Does its address end with /v1?",
-}
+        answer = self.address.ask(
+            "chat/completions", body, name=self.name, largest=_LARGEST, slowest=_SLOWEST,
+            after="Votes so far are kept; try again.", hints={404: " Does its address end with /v1?"},
+        )  # fmt: skip
+        return _said(answer, self.name)
 
 
 def _said(answer: bytes, name: str) -> str:
