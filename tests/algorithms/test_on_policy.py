@@ -72,7 +72,11 @@ def test_each_method_runs_learns_and_leaves_a_model_that_transformers_loads(tmp_
     [
         *((m, {}) for m in METHODS),
         ("ppo", {"num_mini_batches": 3, "temperature": 0.7, "tokens_per_microbatch": 40}),
-        ("ppo", {"lora": True, "gradient_checkpointing": True, "tokens_per_microbatch": 40}),
+        pytest.param(
+            "ppo",
+            {"lora": True, "gradient_checkpointing": True, "tokens_per_microbatch": 40},
+            marks=pytest.mark.long,
+        ),
         ("ppo", {"attn": "padded", "share_critic": True}),
         ("rloo", {"temperature": 0.7, "tokens_per_microbatch": 60, "num_mini_batches": 2, "num_ppo_epochs": 2}),
     ],

@@ -48,6 +48,7 @@ def contents(folder: Path) -> Mapping[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
+@pytest.mark.long
 def test_a_run_from_rows_is_the_run_from_their_file(place: Path, tmp_path: Path) -> None:
     given = {"model": place / "model", **SHORT}
     file = prefiere.dpo(data=place / "pairs.jsonl", out=tmp_path / "file", **given)
@@ -65,6 +66,7 @@ def test_a_run_from_rows_is_the_run_from_their_file(place: Path, tmp_path: Path)
     assert prefiere.dpo(data=pd.DataFrame(pairs), out=tmp_path / "list", **given).already
 
 
+@pytest.mark.long
 def test_prompts_to_learn_and_to_watch_are_texts(place: Path, tmp_path: Path) -> None:
     texts = (place / "prompts.txt").read_text().splitlines()
     given = {"model": place / "model", "reward": "rewarding:letters", **SHORT, "eval_size": 4}

@@ -382,6 +382,7 @@ def test_a_run_that_held_nothing_out_is_exported_and_not_called_verified(place: 
     assert AutoModelForCausalLM.from_pretrained(place / "unasked") is not None
 
 
+@pytest.mark.long
 def test_the_judge_of_a_run_from_elsewhere_is_named_and_not_executed(
     place: Path, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def press(page, *keys: str, stays: bool = False) -> None:
         )
 
 
+@pytest.mark.long
 def test_ten_pairs_by_keyboard_alone_with_one_undone(chromium, sqlite_store):
     fill(sqlite_store, 10)
     seen: dict[str, int] = {}

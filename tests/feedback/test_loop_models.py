@@ -143,7 +143,10 @@ REST = [(s, "after") for s in STATES] + [(s, "before") for s in (*STATES, "close
 
 @pytest.mark.parametrize(
     ("state", "when"),
-    [("training", "middle"), *(pytest.param(s, w, marks=pytest.mark.slow) for s, w in REST)],
+    [
+        pytest.param("training", "middle", marks=pytest.mark.long),
+        *(pytest.param(s, w, marks=pytest.mark.slow) for s, w in REST),
+    ],
 )
 def test_killed_in_any_state_the_same_command_ends_with_the_same_rows_and_weights(whole, tmp_path, state, when):
     rounds, end, _ = whole

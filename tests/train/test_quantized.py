@@ -130,7 +130,7 @@ def test_four_roles(tmp_path, held) -> None:
 
 
 @pytest.mark.parametrize(
-    "held", ["nf4", "int8", "gptq", *(pytest.param(f"ppo on {h}", marks=pytest.mark.long) for h in ("nf4", "gptq"))]
+    "held", ["nf4", "int8", *(pytest.param(h, marks=pytest.mark.long) for h in ("gptq", "ppo on nf4", "ppo on gptq"))]
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, held) -> None:
     given = {**options(tmp_path, held.removeprefix("ppo on ")), "max_steps": 5, "save_steps": 2, "eval_steps": 2,
