@@ -20,6 +20,7 @@ GROUND = {
     "cache",
     "stats",
     "world",
+    "processes",
     "settings",
     "recipe",
     "methods",
@@ -133,7 +134,7 @@ def test_objectives_import_torch_alone() -> None:
 def test_world_alone_asks_about_processes() -> None:
     for path in FILES:
         asks = {n for n in imports_of(path) if n.split(".")[0] == "accelerate" or n.startswith("torch.distributed")}
-        assert not asks or module_of(path) == "world", f"{path} imports {asks}: prefiere.world is for that"
+        assert not asks or room_of(module_of(path)) in ("world", "processes"), f"{path}: prefiere.world is for {asks}"
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)

@@ -1,4 +1,4 @@
-"""The processes of a run: the one file that asks accelerate or torch.distributed about them.
+"""The processes of a run: with `processes`, which opens their group, the one place that asks torch.distributed.
 
 A run is one process, or several that torchrun started and that compute the same updates together. `console` alone asks
 the environment whether it may speak, because a command must be able to say so without torch.
@@ -7,21 +7,18 @@ the environment whether it may speak, because a command must be able to say so w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-T = TypeVar("T")
+from prefiere.processes.join import open_group
 
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others: the first one may compute the reference of all the data meanwhile."""
+T = TypeVar("T")
 
 
 class World:
@@ -47,13 +44,9 @@ class World:
         for tracker in report_to:
             if tracker not in installed:
                 raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
-        accelerator = Accelerator(
-            cpu=cpu or not torch.cuda.is_available(),
-            log_with=list(report_to) or None,
-            project_dir=out,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
-        return cls(accelerator)
+        cpu = cpu or not torch.cuda.is_available()
+        open_group(cuda=not cpu)  # before accelerate, which cannot open one again after a restart
+        return cls(Accelerator(cpu=cpu, log_with=list(report_to) or None, project_dir=out))
 
     @property
     def main(self) -> bool:
@@ -64,26 +57,30 @@ class World:
         """The sum of a tensor over all processes, in its shape and dtype."""
         if self.size == 1:
             return value
-        total: Tensor = self._accelerator.reduce(value, "sum")
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
         return total
 
     def gather(self, items: list[T]) -> list[T]:
         """The items of all processes in one list, in the order of their ranks. Items are pickled."""
         if self.size == 1:
             return items
-        gathered: list[T] = gather_object(items)
-        return gathered
+        parts: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
 
     def broadcast(self, value: T) -> T:
         """What the first process holds here. It is pickled."""
         if self.size == 1:
             return value
-        held: T = broadcast_object_list([value])[0]
-        return held
+        held = [value]
+        dist.broadcast_object_list(held)
+        return held[0]
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        self._accelerator.wait_for_everyone()
+        if self.size > 1:
+            dist.barrier()
 
     def start_trackers(
         self, project: str, settings: Mapping[str, Any] | None, options: Mapping[str, Mapping[str, Any]]

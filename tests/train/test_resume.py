@@ -361,26 +361,6 @@ def test_a_half_written_log_line_is_cut_back(tmp_path, monkeypatch) -> None:
     runs.assert_same_run(whole, launch(s, display=QUIET).run)
 
 
-@pytest.mark.long
-def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
-    options = {"max_steps": 3, "tokens_per_microbatch": 120}
-    one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
-    s = runs.settings(tmp_path, out=str(tmp_path / "two"), **options)
-    given = [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefiere"]
-    done = subprocess.run([*command, "dpo", *given], capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = Run.open(s.out)
-    assert two.environment["world_size"] == 2
-    assert (two.folder / "report.html").is_file()
-    for a, b in zip(one.metrics, two.metrics, strict=True):
-        for name in ("loss", "eval_loss", "rewards/margins", "eval_rewards/margins", "grad_norm", "eval_loss_n"):
-            assert (name in a) == (name in b)
-            if name in a:
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
-    assert [r["completion"] for r in one.samples] == [r["completion"] for r in two.samples]
-
-
 def test_a_checkpoint_half_deleted_by_a_kill_is_none(tmp_path, monkeypatch) -> None:
     whole = launch(runs.settings(tmp_path, out=str(tmp_path / "whole"), save_steps=1), display=QUIET).run
     s = runs.settings(tmp_path, save_steps=1)

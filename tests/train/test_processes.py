@@ -1,0 +1,79 @@
+"""Whole runs of several processes: what a run of one process gives, also where one of them is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import runs
+from prefiere.cli.main import main
+from prefiere.console import Display
+from prefiere.launch import launch
+from prefiere.run import Run
+from prefiere.train.loop import Loop
+
+QUIET = Display(quiet=True)
+
+
+def torchrun(*options: str) -> list[str]:
+    """The command of two processes that run this file."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return [*command, *options, __file__]
+
+
+def words(s: object) -> list[str]:
+    """These settings as words of a command."""
+    return [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items() if k != "method"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.long
+def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tmp_path: Path) -> None:
+    """The second process is killed before its last update; torchrun starts both again, and nobody else has to."""
+    options = {"max_steps": 3, "save_steps": 1, "tokens_per_microbatch": 120}
+    one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
+    s = runs.settings(tmp_path, out=str(tmp_path / "two"), **options)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KILLED": "1 3"}
+    done = subprocess.run(
+        [*torchrun("--max-restarts", "1"), "dpo", *words(s)],
+        env=env, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing from step 2 of 3" in done.stderr
+    two = Run.open(s.out)
+    assert two.status["state"] == "finished"
+    assert two.environment["world_size"] == 2
+    assert (two.folder / "report.html").is_file()
+    for a, b in zip(one.metrics, two.metrics, strict=True):
+        for name in ("loss", "eval_loss", "rewards/margins", "eval_rewards/margins", "grad_norm", "eval_loss_n"):
+            assert (name in a) == (name in b)
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
+    assert [r["completion"] for r in one.samples] == [r["completion"] for r in two.samples]
+    weights = [load_file(run.model / "model.safetensors") for run in (one, two)]
+    for name, w in weights[0].items():
+        assert float((w - weights[1][name]).abs().max()) <= 1e-6, name
+
+
+def _in_a_process_group() -> None:
+    """A command in one of two processes. KILLED is "rank step": that one dies in that step of its first life."""
+    rank, step = os.environ["KILLED"].split()
+    real = Loop._collect
+
+    def killed(self: Loop, metrics: object) -> None:
+        if self.state.step == int(step) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, metrics)  # type: ignore[arg-type]
+
+    if os.environ["RANK"] == rank:
+        Loop._collect = killed  # type: ignore[method-assign,assignment]
+    main()
+
+
+if __name__ == "__main__":
+    _in_a_process_group()
