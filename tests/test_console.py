@@ -107,7 +107,7 @@ def test_a_log_hears_of_a_long_stage_now_and_then_and_how_much_is_left() -> None
             advance(100)
     with display.stage("before training", 1) as advance:
         advance(1)
-    with display.stage("training", 3, lines=False) as advance:
+    with display.stage("training", 3, opening=False) as advance:
         advance(3)
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "reference log-probs (1,000 to do)",
@@ -117,6 +117,45 @@ def test_a_log_hears_of_a_long_stage_now_and_then_and_how_much_is_left() -> None
         "reference log-probs: 800 of 1,000, about 30 s left",
         "before training ...",
     ]
+
+
+def test_a_log_hears_of_long_parts_of_a_stage_and_of_no_short_one() -> None:
+    """A validation of 5 s says nothing, one of 60 s does; training speaks where rows have not for 20 s."""
+    seconds = [0.0]
+    console = shown(False)
+    display = Display(console, clock=lambda: seconds[0])
+    with display.stage("training", 4, opening=False) as advance:
+        for update, long in ((1, 1), (2, 12), (3, 1)):
+            display.say(f"step {update}")
+            with display.stage("validating", 5) as held:
+                for _ in range(5):
+                    seconds[0] += long
+                    held(1)
+            advance(1)
+        seconds[0] += 25
+        advance(0, note="loss 0.5")
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "step 1",
+        "step 2",
+        "validating: 2 of 5, about 36 s left",
+        "validating: 4 of 5, about 12 s left",
+        "step 3",
+        "training: 3 of 4, about 32 s left, loss 0.5",
+    ]
+
+
+def test_a_part_of_a_stage_has_a_bar_that_goes_with_it() -> None:
+    console = shown(True)
+    display = Display(console)
+    with display.stage("training", 2) as advance:
+        assert display._bars is not None
+        with display.stage("validating", 5) as held:
+            held(3)
+            assert [t.description for t in display._bars.tasks] == ["training", "validating"]
+        advance(1)
+        assert [(t.description, t.completed) for t in display._bars.tasks] == [("training", 1)]
+    with display.stage("reference", 1):
+        pass
 
 
 def test_a_log_hears_of_a_phase_of_unknown_length() -> None:

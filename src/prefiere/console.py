@@ -23,7 +23,15 @@ from typing import Annotated, Any
 import rich.box
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -200,6 +208,9 @@ class Display:
     ):
         self.console = console or Terminal(stderr=True, quiet=quiet)
         self.clock = clock
+        self._spoke = clock()
+        self._bars: Progress | None = None  # of the outermost stage, on a terminal
+        self._within = 0  # stages that are going on
 
     @property
     def live(self) -> bool:
@@ -214,6 +225,7 @@ class Display:
     def say(self, text: str) -> None:
         """One line. Text is shown as it is, never read as markup."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._spoke = self.clock()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -224,43 +236,47 @@ class Display:
                 yield lambda text: status.update(Text(text))
             return
         self.say(f"{name} ...")
-        spoke = self.clock()
 
         def update(text: str) -> None:
-            nonlocal spoke
-            if self.clock() - spoke >= _EVERY:
+            if self.clock() - self._spoke >= _EVERY:
                 self.say(text)
-                spoke = self.clock()
 
         yield update
 
     @contextmanager
-    def stage(self, name: str, total: int, start: int = 0, *, lines: bool = True) -> Iterator[Callable[..., None]]:
+    def stage(self, name: str, total: int, start: int = 0, *, opening: bool = True) -> Iterator[Callable[..., None]]:
         """A bar over ``total`` steps; call the yielded function with how many were done, and a note.
 
-        A log gets a line at its start, and one every so often with the time that is left, unless ``lines`` is false.
+        A log gets a line at its start (``opening``), and whenever nothing has been said for a while one with the time
+        that is left. A stage within another has no opening line; on a terminal its bar goes when it ends.
         """
-        if self.live:
-            with self._bar(name, total, start) as advance:
-                yield advance
-            return
-        if self.console.is_jupyter and not self.console.quiet:
-            yield self._in_a_cell(name, total, start)
-            return
-        began = spoke = self.clock()
-        done = start
-        if lines:
-            self.say(f"{name} ({total:,} to do)" if total - start > 1 else f"{name} ...")
+        self._within += 1
+        try:
+            if self.live:
+                with self._bar(name, total, start) as advance:
+                    yield advance
+            elif self.console.is_jupyter and not self.console.quiet:
+                yield self._in_a_cell(name, total, start) if self._within == 1 else _silent
+            else:
+                if opening and self._within == 1:
+                    self.say(f"{name} ({total:,} to do)" if total - start > 1 else f"{name} ...")
+                yield self._in_a_log(name, total, start)
+        finally:
+            self._within -= 1
 
-        def advance_log(n: int = 1, note: str | None = None) -> None:
-            nonlocal done, spoke
+    def _in_a_log(self, name: str, total: int, start: int) -> Callable[..., None]:
+        began, done = self.clock(), start
+        if self._within > 1:
+            self._spoke = began
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            nonlocal done
             done, now = done + n, self.clock()
-            if lines and now - spoke >= _EVERY and start < done < total:
+            if now - self._spoke >= _EVERY and start < done < total:
                 left = rough_time((now - began) / (done - start) * (total - done))
                 self.say(f"{name}: {done:,} of {total:,}, about {left} left{f', {note}' if note else ''}")
-                spoke = now
 
-        yield advance_log
+        return advance
 
     def _in_a_cell(self, name: str, total: int, start: int) -> Callable[..., None]:
         """One line of a notebook that changes in its place, which needs IPython and no widgets."""
@@ -292,21 +308,40 @@ class Display:
 
     @contextmanager
     def _bar(self, name: str, total: int, start: int) -> Iterator[Callable[..., None]]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(name, total=total, completed=start, note="")
+        outer = self._bars
+        if outer is None:
+            with Progress(*_COLUMNS, console=self.console) as self._bars:
+                try:
+                    yield _moving(self._bars, self._bars.add_task(name, total=total, completed=start, note=""))
+                finally:
+                    self._bars = None
+            return
+        task = outer.add_task(name, total=total, completed=start, note="")
+        try:
+            yield _moving(outer, task)
+        finally:
+            outer.remove_task(task)
 
-            def advance(n: int = 1, note: str | None = None) -> None:
-                progress.advance(task, n)
-                if note is not None:
-                    progress.update(task, note=note)
 
-            yield advance
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[note]}", markup=False),
+)
+
+
+def _moving(bars: Progress, task: TaskID) -> Callable[..., None]:
+    def advance(n: int = 1, note: str | None = None) -> None:
+        bars.advance(task, n)
+        if note is not None:
+            bars.update(task, note=note)
+
+    return advance
+
+
+def _silent(n: int = 1, note: str | None = None) -> None:
+    """What happens within a stage of a notebook is not shown: its line is one."""

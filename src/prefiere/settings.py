@@ -103,15 +103,15 @@ class Settings(BaseModel):
     trust_remote_code: bool = Field(False, description="run Python code, and load pickles, that come with the model")
     # along the run
     logging_steps: Count | Auto = Field("auto", description="steps between rows of training metrics")
-    eval_steps: Count | Auto = Field("auto", description="steps between validations")
-    save_steps: Count | Auto = Field("auto", description="steps between checkpoints")
+    eval_steps: Count | Auto = Field("auto", description="steps between validations; auto: a budget of work")
+    save_steps: Count | Auto = Field("auto", description="steps between checkpoints; auto: a budget of work")
     save_total_limit: Count = Field(2, description="checkpoints kept, besides the best one")
     metric_for_best_model: str | None = Field(
         None, description="metric that names the best checkpoint, such as eval_loss"
     )
     greater_is_better: bool | None = Field(None, description="of that metric; none: as docs/metrics.md has it")
     early_stopping_patience: Count | None = Field(None, description="stop after so many validations without a new best")
-    sample_steps: Whole | Auto = Field("auto", description="steps between sampled answers; 0: none, and no guard")
+    sample_steps: Whole | Auto = Field("auto", description="the same between sampled answers; 0: none, and no guard")
     sample_prompts: Count | str = Field(32, description="how many held-out prompts to answer, or a file of prompts")
     samples_per_prompt: Count = Field(1, description="answers to each of them")
     sample_temperature: Amount = Field(1.0, description="of those answers; 0 is greedy")

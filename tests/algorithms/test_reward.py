@@ -346,6 +346,30 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, options) -> Non
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize(("put_back", "times"), [(False, 3), (True, 4)])
+def test_held_out_pairs_are_scored_once_more_only_for_weights_that_were_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put_back: bool, times: int
+) -> None:
+    """Before training, at step 2 and at step 4. Scores spread as they are learnt: where the narrowest are the best,
+    those of step 2 are."""
+    seen: list[int] = []
+    measure = Engine.measure
+
+    def counted(self: Engine, store: GroupStore, *args: Any, **options: Any) -> Any:
+        seen.append(len(store))
+        return measure(self, store, *args, **options)
+
+    monkeypatch.setattr(Engine, "measure", counted)
+    options: dict[str, Any] = {"max_steps": 4, "eval_steps": 2}
+    if put_back:
+        options |= {"metric_for_best_model": "eval_rewards/std", "greater_is_better": False}
+    run = launch(runs.settings(tmp_path, Reward, **options), display=QUIET).run
+    assert ("best step, 2" in (run.status["reason"] or "")) == put_back
+    assert seen.count(6) == times
+    held = next(r for r in reversed(run.metrics) if r["step"] == (2 if put_back else 4))
+    assert run.calibration["log_loss"][0] == pytest.approx(held["eval_loss"], rel=1e-4)
+
+
 @pytest.mark.long
 def test_torchrun_gives_the_run_of_one_process(tmp_path: Path) -> None:
     options = {"max_steps": 3, "tokens_per_microbatch": 120}

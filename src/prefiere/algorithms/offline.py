@@ -23,10 +23,17 @@ from prefiere.train.objective import Objective
 from prefiere.train.setup import Session
 
 
+def _nothing(held: Measured | None) -> None:
+    """Most methods' models are finished when they are trained."""
+
+
 @dataclass
 class Offline:
-    """An objective on the training data, the same on the held-out data, the reference for sampled answers, and what
-    completes the model before it is written."""
+    """An objective on the training data, the same on the held-out data, the reference for sampled answers.
+
+    finishing: what completes the model before it is written, given what the held-out data show of it. validated: the
+    last validation, and the updates before it.
+    """
 
     session: Session
     data: ExampleData
@@ -36,8 +43,9 @@ class Offline:
     guarded: bool = True
     shown: str = "loss"
     noise: float = 0.0
-    complete: Callable[[], None] = lambda: None
+    finishing: Callable[[Measured | None], None] = _nothing
     rows: list[dict[str, Any]] = field(default_factory=list)
+    validated: tuple[int, Measured] | None = None
 
     @property
     def examples(self) -> int:
@@ -72,7 +80,7 @@ class Offline:
         engine, data, first = self.session.engine, self.data, self._members(0)
         measured = [engine.measure(data.train, self.train, first)]
         if data.eval is not None and self.held is not None:
-            measured.append(engine.measure(data.eval, self.held))
+            measured.append(self._measure_held(data.eval, self.held))
         self._measure_noise(measured)
         row = self._start() | flat(measured[0].values, data.train.prompt_keys[first], weights=measured[0].weights)
         if data.eval is not None and len(measured) > 1:
@@ -98,11 +106,27 @@ class Offline:
         held = self.data.eval
         if held is None or self.held is None:
             return {}
-        measured = self.session.engine.measure(held, self.held)
+        measured = self._measure_held(held, self.held)
+        self.validated = self.session.engine.scheduler.last_epoch, measured
         kept = singles.some(measured.index, len(held), singles.MOST_HELD)
         each = _at({name: measured.values[name] for name in self.held.logged}, kept)
         self._note(held, self.held, measured.index[kept], each, self.session.engine.scheduler.last_epoch, "eval")
         return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
+
+    def _measure_held(self, held: GroupStore, goal: Objective) -> Measured:
+        with self.session.display.stage("validating", len(held)) as advance:
+            return self.session.engine.measure(held, goal, progress=advance)
+
+    def complete(self, *, put_back: bool) -> None:
+        """What the method does to a trained model. The held-out data is not measured again where the last validation
+        was of these weights."""
+        held, last = self.data.eval, self.validated
+        if self.finishing is _nothing or held is None or self.held is None:
+            self.finishing(None)
+        elif last is not None and last[0] == self.session.engine.scheduler.last_epoch and not put_back:
+            self.finishing(last[1])
+        else:
+            self.finishing(self._measure_held(held, self.held))
 
     def stop(self, row: dict[str, Any]) -> Stop | None:
         """Never."""

@@ -259,7 +259,7 @@ class OnPolicy:
         self.scale, self.kl = RewardScale(**saved["scale"]), AdaptiveKL(**saved["kl"])
         self.episodes = saved["episodes"]
 
-    def complete(self) -> None:
+    def complete(self, *, put_back: bool) -> None:
         """The policy needs no more before it is written."""
 
 

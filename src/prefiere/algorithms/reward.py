@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -16,8 +17,10 @@ from prefiere.models.trunk import POLICY, Trunk
 from prefiere.objectives.bradley_terry import bradley_terry, centring
 from prefiere.objectives.preference import accuracies
 from prefiere.plan.examples import ExampleData
+from prefiere.plan.rhythm import NORMALISED
 from prefiere.settings import Reward
 from prefiere.tokens.pack import PackedBatch
+from prefiere.train.engine import Measured
 from prefiere.train.objective import Metric, Objective, Result, Term
 from prefiere.train.setup import Session
 
@@ -62,25 +65,21 @@ class Scores(Objective):
         return Result([Term(losses_G * batch.weight_G, "weight")], metrics)
 
 
-MEASURED = 2048
-"""Demonstrations that the normalisation is measured on, at most."""
-
-
-def complete(session: Session, data: ExampleData, objective: Scores) -> None:
-    """Write what the held-out pairs say of the model, then make demonstrations (chosen answers that it was trained on)
-    score 0 on average with unit scale."""
+def complete(session: Session, data: ExampleData, objective: Scores, held: Measured | None) -> None:
+    """Make demonstrations (chosen answers that it was trained on, `NORMALISED` at most) score 0 on average with unit
+    scale, and write what the held-out pairs say of the model before that."""
     engine, main = session.engine, session.world.main
-    some = np.random.default_rng([session.settings.seed, 2]).permutation(len(data.train))[:MEASURED]
-    seen = engine.measure(data.train, objective, np.sort(some)).values
+    some = np.random.default_rng([session.settings.seed, 2]).permutation(len(data.train))[:NORMALISED]
+    with session.display.stage("normalising and calibrating the scores", len(some)) as advance:
+        seen = engine.measure(data.train, objective, np.sort(some), advance).values
     labels = data.train.labels[np.sort(some)]
-    held = engine.measure(data.eval, objective).values if data.eval is not None else None
     made = normalise(
         session.trunk,
         np.where(labels >= 0.5, seen["rewards/chosen"], seen["rewards/rejected"]),
         session.manner,
     )
     if main and data.eval is not None and held is not None:
-        scores = np.stack([held["rewards/chosen"], held["rewards/rejected"]], 1)
+        scores = np.stack([held.values["rewards/chosen"], held.values["rewards/rejected"]], 1)
         session.run.calibration = calibration(paired(data.eval, scores, {})) | {
             "normalisation": {"mean": made.mean, "std": made.std}
         }
@@ -93,8 +92,4 @@ def build(session: Session) -> Offline:
     assert isinstance(data, ExampleData)
     goal = Scores(settings.center_rewards_coefficient, settings.label_smoothing)
 
-    def completed() -> None:
-        with session.display.phase("normalising and calibrating the scores"):
-            complete(session, data, goal)
-
-    return Offline(session, data, goal, goal, guarded=False, complete=completed)
+    return Offline(session, data, goal, goal, guarded=False, finishing=partial(complete, session, data, goal))

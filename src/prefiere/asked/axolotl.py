@@ -21,7 +21,7 @@ from prefiere.asked.translation import (
 _RL = {"dpo": ("dpo", None), "ipo": ("dpo", "ipo"), "orpo": ("dpo", "orpo"), "kto": ("dpo", "kto"),
        "simpo": ("dpo", "simpo"), "grpo": ("grpo", None)}  # fmt: skip
 _WATCHED = "a loss that is not finite stops the run, and the guard reads sampled answers"
-_OFTEN = "counts updates here; auto makes about ten a run"
+_OFTEN = "counts updates here; auto makes up to ten a run"
 
 
 def _method_of(keys: Keys) -> tuple[str, dict[str, Any], set[str]] | None:

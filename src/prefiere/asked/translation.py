@@ -143,10 +143,10 @@ OF_ALL: dict[str, Rule] = {
     "report_to": trackers,
     "max_steps": lambda value, keys: Take({"max_steps": value} if isinstance(value, int) and value > 0 else {}),
     "eval_strategy": lambda value, keys: (
-        Take() if value == "steps" else Leave("eval_steps counts updates between validations; auto makes about ten")
+        Take() if value == "steps" else Leave("eval_steps counts updates between validations; auto makes up to ten")
     ),
     "save_strategy": lambda value, keys: (
-        Take() if value == "steps" else Leave("save_steps counts updates between checkpoints; auto makes about ten")
+        Take() if value == "steps" else Leave("save_steps counts updates between checkpoints; auto makes up to ten")
     ),
     "overwrite_output_dir": left_out("nothing: a command continues its run; --fresh starts over"),
     "attn_implementation": left_out("nothing: the kernel is chosen by the device; attn says packed or padded rows"),

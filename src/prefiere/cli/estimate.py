@@ -60,6 +60,7 @@ def show(settings: Settings, gpu: str | None, display: Display, console: Console
 
     f = forecast(settings, gpu, display)
     found, gib = f.estimate, 2**30
+    r = found.rhythm
     rows = [[WORDS[part], f"{getattr(found.memory, part) / gib:.2f}"] for part in WORDS]
     console.print(table("", ("memory", "GiB"), rows))
     for change in f.changes:
@@ -68,6 +69,7 @@ def show(settings: Settings, gpu: str | None, display: Display, console: Console
     if f.card is None:
         console.print(TORCH_ONLY, style="dim")
     console.print(f.duration, markup=False)
+    console.print(f.pace, markup=False)
     return {
         "device": f.device,
         "available": f.available,
@@ -75,6 +77,8 @@ def show(settings: Settings, gpu: str | None, display: Display, console: Console
         "memory": {part: getattr(found.memory, part) for part in WORDS},
         "seconds": found.seconds,
         "steps": found.steps,
+        "rhythm": {"eval_steps": r.validate, "sample_steps": r.answer, "save_steps": r.save},
+        "overhead": found.overhead,
         "tokens": found.tokens,
         "changes": f.changes,
         "fits": f.fits,

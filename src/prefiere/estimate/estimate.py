@@ -22,11 +22,11 @@ from prefiere.estimate.workload import ROWS_AT_ONCE, Workload, longest, workload
 from prefiere.models.source import Source, config_of
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
+from prefiere.plan.rhythm import Rhythm
 from prefiere.sample.packed_weights import SHARE_FOR_COPIES
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.schedule import updates_per_epoch
-from prefiere.train.loop import every
 
 DRAWING = 40
 """Bytes for each row and word while a token is drawn."""
@@ -58,12 +58,16 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
-    """What a run needs. seconds: of the whole run, updates and sampled answers. tokens: of the longest micro-batch."""
+    """What a run needs. seconds: of the whole run, updates and sampled answers. tokens: of the longest micro-batch.
+    rhythm: updates between two validations, rounds of answers and checkpoints. overhead: the share of its work that is
+    neither an update nor the reference."""
 
     memory: Memory
     seconds: float
     steps: int
     tokens: int
+    rhythm: Rhythm
+    overhead: float
 
 
 def _stored(source: Source) -> int:
@@ -88,7 +92,8 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
     state = 8 * sim.trained  # two moments in fp32; gradients are in the update
     memory = Memory(weights, state, update, sampling, loading, fixed)
     here = sum(g.length for g in groups)
-    return RunEstimate(memory, _seconds(work, sim, card, here, tokens), work.steps, here)
+    seconds, overhead = _seconds(work, sim, card, here, tokens), work.rhythm.overhead(work.work, work.steps)
+    return RunEstimate(memory, seconds, work.steps, here, work.rhythm, overhead)
 
 
 def _vocabulary(work: Workload) -> int:
@@ -108,16 +113,15 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
         turns = -(-s.batch_size * s.num_generations // ROWS_AT_ONCE)
         passes = 4 if plan.method.critic else 3  # policy, reference, critic, reward
         return work.steps * turns * answers + seen * (passes * forward + s.num_ppo_epochs * update)
-    total = seen * update + _events(s.eval_steps, work.steps) * work.held_out / here * forward
+
+    def at(between: int) -> int:
+        return -(-work.steps // between)
+
+    total = seen * update + (1 + at(work.rhythm.validate)) * work.held_out / here * forward
     if plan.method.reference(s):
         once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held_out
         total += once / here * forward
-    return total + (_events(s.sample_steps, work.steps) * answers if work.rows else 0)
-
-
-def _events(setting: int | str, steps: int) -> int:
-    step = every(setting, steps, 10)
-    return steps // step + 1 if step else 0
+    return total + ((1 + at(work.rhythm.answer)) * answers if work.rows else 0)
 
 
 def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
@@ -200,6 +204,15 @@ class Forecast:
         verdict = "fits" if self.fits else "does not fit, whatever is changed: choose a smaller model or a larger card"
         after = "with these changes it " if self.changes and self.fits else "it "
         return f"peak {held / gib:.2f} of {self.available / gib:.2f} GiB on {self.device}: {after}{verdict}"
+
+    @property
+    def pace(self) -> str:
+        """How often it measures, and what that takes of its work, in words."""
+        r, share = self.estimate.rhythm, self.estimate.overhead
+        return (
+            f"validates every {r.validate} updates, answers every {r.answer}, saves every {r.save}: {share:.0%} of its "
+            "work is neither updates nor reference"
+        )
 
     @property
     def duration(self) -> str:

@@ -11,6 +11,7 @@ from prefiere.plan.device import Device
 from prefiere.plan.examples import ExampleData
 from prefiere.plan.plan import Plan, resolve
 from prefiere.plan.reading import Reader, updates_of
+from prefiere.plan.rhythm import Rhythm, Work, choose_rhythm
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.schedule import members, split
@@ -25,14 +26,16 @@ STEPS = 200
 class Workload:
     """A plan with the groups of its data.
 
-    steps: updates. prompts: lengths of those that are answered at once, in tokens. held_out: tokens of held-out groups.
-    device: what it was planned for.
+    steps: updates. rhythm: how often it measures; work: what it computes. prompts: lengths of those that are answered
+    at once, in tokens. held_out: tokens of held-out groups. device: what it was planned for.
     """
 
     plan: Plan
     device: Device
     store: GroupStore | list[PromptGroup]
     steps: int
+    rhythm: Rhythm
+    work: Work
     prompts: tuple[int, ...] = ()
     held_out: int = 0
 
@@ -56,14 +59,16 @@ def workload(settings: Settings, device: Device, display: Display) -> Workload:
     plan = resolve(settings, device, must_fit=False)
     data = Reader.of(plan).read(plan, display)
     steps = updates_of(settings, len(data.train))
+    rhythm, parts, _ = choose_rhythm(plan, data)
     if isinstance(data, ExampleData):
         watched = tuple(sorted(len(p) for p in data.watched.ids))
         held_out = int(data.eval.lengths.sum()) if data.eval is not None else 0
-        return Workload(plan, device, data.train, steps, watched, held_out)
+        return Workload(plan, device, data.train, steps, rhythm, parts, watched, held_out)
     assert isinstance(settings, PolicyGradient)
     store = [_answered(p, settings) for p in data.train.ids]
     first = members(len(store), settings.batch_size, seed=settings.seed, step=0)
-    return Workload(plan, device, store, steps, tuple(sorted(len(data.train.ids[i]) for i in first)))
+    asked = tuple(sorted(len(data.train.ids[i]) for i in first))
+    return Workload(plan, device, store, steps, rhythm, parts, asked)
 
 
 def _answered(prompt: np.ndarray, settings: PolicyGradient) -> PromptGroup:

@@ -47,5 +47,6 @@ class Algorithm(Protocol):
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what ``state`` gave."""
 
-    def complete(self) -> None:
-        """What the trained model still needs before it is written; called in every process."""
+    def complete(self, *, put_back: bool) -> None:
+        """What the trained model still needs before it is written; called in every process. put_back: the weights are
+        those of an earlier step, the best one."""

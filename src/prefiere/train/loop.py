@@ -53,11 +53,6 @@ class State:
     pending_seconds: float = 0.0
 
 
-def every(setting: int | str, total: int, parts: int) -> int:
-    """Steps between two events; "auto" gives about ``parts`` of them over the run."""
-    return max(1, total // parts) if setting == "auto" else int(setting)
-
-
 class Loop:
     """One run of updates. ``run()`` returns why it ended early, or None when it reached the last step."""
 
@@ -66,10 +61,9 @@ class Loop:
         self.engine, self.run_folder, self.settings = session.engine, session.run, session.settings
         self.state = State()
         total = session.total_steps
-        self.log_every = every(self.settings.logging_steps, total, 100)
-        self.eval_every = every(self.settings.eval_steps, total, 10)
-        self.save_every = every(self.settings.save_steps, total, 10)
-        self.sample_every = every(self.settings.sample_steps, total, 10)
+        logs, rhythm = self.settings.logging_steps, session.rhythm
+        self.log_every = max(1, total // 100) if logs == "auto" else int(logs)
+        self.eval_every, self.sample_every, self.save_every = rhythm.validate, rhythm.answer, rhythm.save
         self.kept = KeptRows(self.eval_every, total)
         self.main = session.world.main
         self.interrupt = Interrupt(session.display.say)
@@ -89,7 +83,7 @@ class Loop:
         self.session.rollouts.check(self.session.trunk)
         if s.step == 0:
             self._begin()
-        with self.interrupt, self.session.display.stage("training", total, s.step, lines=False) as advance:
+        with self.interrupt, self.session.display.stage("training", total, s.step, opening=False) as advance:
             self._began = time.perf_counter(), s.step
             while s.step < total:
                 began = time.perf_counter()
@@ -183,7 +177,11 @@ class Loop:
         """Columns of sampled answers; again: with how far the reward agrees with itself on them, and what they owe to
         their prompts."""
         assert self.evaluator is not None
-        answers = self.evaluator(self.session.trunk, self.algorithm.reference, version=self.state.step)
+        rows_asked = self.evaluator.sampling.samples * len(self.evaluator.prompts)
+        with self.session.display.stage("sampling answers", rows_asked) as advance:
+            answers = self.evaluator(
+                self.session.trunk, self.algorithm.reference, version=self.state.step, progress=advance
+            )
         rows: list[Mapping[str, Any]] = [{"step": self.state.step, **row} for row in answers.rows]
         if self.main:
             self.run_folder.log_samples(rows)
@@ -331,7 +329,8 @@ class Loop:
         """
         s, reason = self.state, stop.text if stop else None
         ended = stop is None or stop.finished
-        if ended and s.best_step is not None and s.best_step != s.step:
+        put_back = ended and s.best_step is not None and s.best_step != s.step
+        if put_back:
             best = self.run_folder.checkpoints / f"step-{s.best_step:08d}"
             if (off := checkpoint.damage(best)) is not None:
                 raise TrainingError(f"{best / off} is damaged, and it holds the best weights. Restore it from a copy.")
@@ -339,7 +338,7 @@ class Loop:
             reason = f"{reason + '; ' if reason else ''}model/ holds the best step, {s.best_step}"
         usable = stop is None or stop.usable
         if usable:
-            self.algorithm.complete()
+            self.algorithm.complete(put_back=put_back)
         if usable and self.main:
             checkpoint.save_model(
                 self.session.trunk, self.session.tokenizer, self.run_folder.model, self.session.plan.saved_dtype

@@ -29,6 +29,7 @@ from prefiere.plan.choices import Choice, describe_quantization
 from prefiere.plan.examples import ExampleData, PromptData
 from prefiere.plan.plan import Plan
 from prefiere.plan.reading import Reader, updates_of
+from prefiere.plan.rhythm import Rhythm, choose_rhythm
 from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.plain import set_way
@@ -64,6 +65,7 @@ class Session:
     judge: Judge | None
     reward: Judge | None
     total_steps: int
+    rhythm: Rhythm
     fingerprint: str
     found: list[Choice] = field(default_factory=list)
     manner: Manner = field(default_factory=Manner)
@@ -138,10 +140,12 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
         trunk.compile(dynamic=True)
     steps = updates_of(settings, len(data.train))
     engine = engine_of(plan, trunk, steps, world, display)
+    rhythm, _, chosen = choose_rhythm(plan, data)
+    found += chosen
     rollouts = LocalRollouts(trunk.lm, Vocabulary.of(reader.tokenizer, reader.eos_ids), plan.compute)
     return Session(
         plan, run, display, world, reader.tokenizer, trunk, engine, rollouts, data, reader.eos_ids, judge, reward,
-        steps, start, found, reader.manner, given,
+        steps, rhythm, start, found, reader.manner, given,
     )  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""What "auto" comes to for validations, answers and checkpoints: a budget of work, from token counts alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+from prefiere.console import Display
+from prefiere.estimate.workload import workload
+from prefiere.launch import launch
+from prefiere.plan.device import Device
+from prefiere.plan.rhythm import Rhythm, Work, choose_rhythm, spread
+from prefiere.settings import DPO, Reward
+
+QUIET = Display(quiet=True)
+LARGE = 10**9
+"""Parameters of a model whose every token counts."""
+
+
+def test_what_the_budget_leaves_is_shared_out() -> None:
+    """A quarter of the whole is a third of the updates: 3,000 tokens of 9,000. Once takes 600, the last of each kind
+    100 + 400 + 10, which leaves 1,890. Checkpoints need 90 of their third, and have ten. Validations take 900 of half
+    of the 1,800 that are left: nine more, ten in all. Answers get the other 900: two more, 34 updates apart."""
+    work = Work(updates=9000, validation=100, answers=400, checkpoint=10, once=600)
+    assert spread(work, 100, LARGE) == {"save_steps": 10, "eval_steps": 10, "sample_steps": 34}
+    assert Rhythm(10, 34, 10).overhead(work, 100) == pytest.approx((600 + 1000 + 1200 + 100) / (2900 + 9000))
+
+
+def test_where_nothing_is_left_only_the_last_update_is_measured() -> None:
+    work = Work(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
+    assert spread(work, 12, LARGE) == {"save_steps": 12, "eval_steps": 12, "sample_steps": 12}
+
+
+@pytest.mark.parametrize("validation", [1, 7, 33, 150, 800])
+@pytest.mark.parametrize("steps", [1, 7, 100, 2311])
+def test_a_run_stays_within_a_quarter_where_it_can(validation: int, steps: int) -> None:
+    work = Work(updates=steps * 1000, validation=validation, answers=450, checkpoint=40, once=validation + 450)
+    found = spread(work, steps, LARGE)
+    taken = Rhythm(found["eval_steps"], found["sample_steps"], found["save_steps"])
+    assert taken.overhead(work, steps) <= 0.25 or found == dict.fromkeys(found, steps)
+
+
+def test_what_takes_seconds_is_not_rationed() -> None:
+    """1,200 + 10 times 1,001 tokens through a million parameters, two operations each: 2e10."""
+    work = Work(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
+    assert set(spread(work, 50, 10**6).values()) == {5}
+
+
+def planned(tmp_path: Path, method: type = DPO, **options: object) -> Work:
+    device = replace(Device.of(torch.device("cpu")), memory=2**34)
+    return workload(runs.settings(tmp_path, method, **options), device, QUIET).work
+
+
+def test_work_is_counted_from_the_lengths(tmp_path: Path) -> None:
+    """All 24 pairs are held out or trained on; an update of 8 of 18 is 8/18 of their tokens, three passes each."""
+    device = replace(Device.of(torch.device("cpu")), memory=2**34)
+    w = workload(runs.settings(tmp_path, lora=False, max_steps=9), device, QUIET)
+    tokens = int(w.lengths.sum())
+    assert w.work.updates == pytest.approx(9 * 3 * 8 / 18 * tokens)
+    assert w.work.validation == w.held_out
+    assert planned(tmp_path, lora=True, max_steps=9).updates == pytest.approx(9 * 2 * 8 / 18 * tokens)
+    rows, new, prompts = 4, 6, sum(w.prompts)
+    assert w.work.answers == prompts + 4 * rows * new + 2 * (prompts + rows * new)
+    assert planned(tmp_path, sample_steps=0).answers == 0
+    kto = planned(tmp_path, lora=False, max_steps=9, loss_type="kto", batch_size=16)
+    assert kto.validation > w.held_out  # the mismatched answers are read as well
+    assert planned(tmp_path, Reward).answers == 0
+
+
+def test_the_rhythm_is_recorded_with_its_reason_and_given_back(tmp_path: Path) -> None:
+    run = launch(runs.settings(tmp_path, max_steps=4, eval_steps=3), display=QUIET).run
+    said = {c["name"]: c for c in json.loads((run.folder / "environment.json").read_text())["choices"]}
+    assert said["sample_steps"]["value"] == said["save_steps"]["value"] == 1
+    assert "of the work of all 4 updates" in said["sample_steps"]["why"]
+    assert "eval_steps" not in said
+    assert [r["step"] for r in run.metrics if "eval_loss" in r] == [0, 3, 4]
+    built = runs.built(runs.settings(tmp_path, max_steps=4, eval_steps=3), run)
+    rhythm, _, chosen = choose_rhythm(replace(built.plan, recorded={"save_steps": 7}), built.data)
+    assert rhythm == Rhythm(3, 1, 7)
+    assert {c.name: c.why for c in chosen}["save_steps"] == "as when this run began"
