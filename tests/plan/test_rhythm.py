@@ -14,7 +14,7 @@ from prefiere.console import Display
 from prefiere.estimate.workload import workload
 from prefiere.launch import launch
 from prefiere.plan.device import Device
-from prefiere.plan.rhythm import Rhythm, Work, choose_rhythm, spread
+from prefiere.plan.rhythm import Rhythm, Costs, choose_rhythm, share_out
 from prefiere.settings import DPO, Reward
 
 QUIET = Display(quiet=True)
@@ -26,32 +26,32 @@ def test_what_the_budget_leaves_is_shared_out() -> None:
     """A quarter of the whole is a third of the updates: 3,000 tokens of 9,000. Once takes 600, the last of each kind
     100 + 400 + 10, which leaves 1,890. Checkpoints need 90 of their third, and have ten. Validations take 900 of half
     of the 1,800 that are left: nine more, ten in all. Answers get the other 900: two more, 34 updates apart."""
-    work = Work(updates=9000, validation=100, answers=400, checkpoint=10, once=600)
-    assert spread(work, 100, LARGE) == {"save_steps": 10, "eval_steps": 10, "sample_steps": 34}
+    work = Costs(updates=9000, validation=100, answers=400, checkpoint=10, once=600)
+    assert share_out(work, 100, LARGE) == {"save_steps": 10, "eval_steps": 10, "sample_steps": 34}
     assert Rhythm(10, 34, 10).overhead(work, 100) == pytest.approx((600 + 1000 + 1200 + 100) / (2900 + 9000))
 
 
 def test_where_nothing_is_left_only_the_last_update_is_measured() -> None:
-    work = Work(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
-    assert spread(work, 12, LARGE) == {"save_steps": 12, "eval_steps": 12, "sample_steps": 12}
+    work = Costs(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
+    assert share_out(work, 12, LARGE) == {"save_steps": 12, "eval_steps": 12, "sample_steps": 12}
 
 
 @pytest.mark.parametrize("validation", [1, 7, 33, 150, 800])
 @pytest.mark.parametrize("steps", [1, 7, 100, 2311])
 def test_a_run_stays_within_a_quarter_where_it_can(validation: int, steps: int) -> None:
-    work = Work(updates=steps * 1000, validation=validation, answers=450, checkpoint=40, once=validation + 450)
-    found = spread(work, steps, LARGE)
+    work = Costs(updates=steps * 1000, validation=validation, answers=450, checkpoint=40, once=validation + 450)
+    found = share_out(work, steps, LARGE)
     taken = Rhythm(found["eval_steps"], found["sample_steps"], found["save_steps"])
     assert taken.overhead(work, steps) <= 0.25 or found == dict.fromkeys(found, steps)
 
 
 def test_what_takes_seconds_is_not_rationed() -> None:
     """1,200 + 10 times 1,001 tokens through a million parameters, two operations each: 2e10."""
-    work = Work(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
-    assert set(spread(work, 50, 10**6).values()) == {5}
+    work = Costs(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
+    assert set(share_out(work, 50, 10**6).values()) == {5}
 
 
-def planned(tmp_path: Path, method: type = DPO, **options: object) -> Work:
+def planned(tmp_path: Path, method: type = DPO, **options: object) -> Costs:
     device = replace(Device.of(torch.device("cpu")), memory=2**34)
     return workload(runs.settings(tmp_path, method, **options), device, QUIET).work
 

@@ -11,7 +11,7 @@ from prefiere.plan.device import Device
 from prefiere.plan.examples import ExampleData
 from prefiere.plan.plan import Plan, resolve
 from prefiere.plan.reading import Reader, updates_of
-from prefiere.plan.rhythm import Rhythm, Work, choose_rhythm
+from prefiere.plan.rhythm import Rhythm, Costs, choose_rhythm
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.schedule import members, split
@@ -35,7 +35,7 @@ class Workload:
     store: GroupStore | list[PromptGroup]
     steps: int
     rhythm: Rhythm
-    work: Work
+    work: Costs
     prompts: tuple[int, ...] = ()
     held_out: int = 0
 

@@ -1,6 +1,6 @@
 """How often a run validates, answers and saves where that is "auto": a budget of work, known before the first update.
 
-Work is counted in tokens that a forward pass reads, never in seconds: the same command gives the same rows on every
+Costs is counted in tokens that a forward pass reads, never in seconds: the same command gives the same rows on every
 machine. The counts come from the lengths of the data.
 """
 
@@ -18,15 +18,15 @@ from prefiere.plan.plan import Plan
 from prefiere.plan.reading import updates_of
 from prefiere.settings import DPO, PolicyGradient, Settings
 
-SHARE = 0.25
+OVERHEAD = 0.25
 """Of a run's work, what goes at most into anything but updates; the reference's log-probs count on neither side."""
-MOST = 10
+MOST_EVENTS = 10
 """Validations of a run, and likewise rounds of answers, and checkpoints: a curve needs no more points."""
-FREE = 2e12
-"""Floating-point operations, some ten seconds of a laptop, below which `MOST` of everything are never too many."""
+UNRATIONED = 2e12
+"""Floating-point operations, some seconds of a laptop, below which ten of everything are never too many."""
 DECODED = 4
 """Forward tokens that take as long as sampling one token; a forward pass reads many tokens in one product."""
-CHECKPOINT = {True: 60, False: 1200}
+CHECKPOINT_TOKENS = {True: 60, False: 1200}
 """Forward tokens that take as long as writing a checkpoint, by whether an adapter is trained: 12 bytes for each trained
 parameter, at 200 operations a byte."""
 NORMALISED = 512
@@ -35,7 +35,7 @@ of a deviation and the deviation within 6%, both at 95% (1.96 / sqrt(n) and 1.96
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Costs:
     """Tokens that forward passes read: in all updates, in one validation, in one round of answers with their log-probs,
     in one checkpoint; ``once``: in what is measured before the first update and after the last whatever the rhythm."""
 
@@ -54,38 +54,38 @@ class Rhythm:
     answer: int
     save: int
 
-    def overhead(self, work: Work, steps: int) -> float:
+    def overhead(self, work: Costs, steps: int) -> float:
         """The share of a run's work that is no update."""
         each = ((self.validate, work.validation), (self.answer, work.answers), (self.save, work.checkpoint))
         beside = work.once + sum(-(-steps // between) * cost for between, cost in each)
         return beside / (beside + work.updates)
 
 
-def spread(work: Work, steps: int, parameters: int) -> dict[str, int]:
+def share_out(work: Costs, steps: int, parameters: int) -> dict[str, int]:
     """Updates between two events of each kind, by setting, where all are automatic.
 
     What the budget leaves after ``once`` and the last event of each kind is shared out equally, cheap kinds first: what
     one of them does not need is there for the others.
     """
     cost = {"eval_steps": work.validation, "sample_steps": work.answers, "save_steps": work.checkpoint}
-    whole = work.once + MOST * sum(cost.values())
-    if whole * 2 * parameters <= FREE:
-        return {name: max(1, steps // MOST) for name in cost}
-    left = SHARE / (1 - SHARE) * work.updates - work.once - sum(cost.values())
+    whole = work.once + MOST_EVENTS * sum(cost.values())
+    if whole * 2 * parameters <= UNRATIONED:
+        return {name: max(1, steps // MOST_EVENTS) for name in cost}
+    left = OVERHEAD / (1 - OVERHEAD) * work.updates - work.once - sum(cost.values())
     found = {}
     for at, name in enumerate(sorted(cost, key=cost.__getitem__)):
         fair = max(0.0, left) / (len(cost) - at)
-        further = min(MOST - 1, int(fair / cost[name])) if cost[name] else MOST - 1
+        further = min(MOST_EVENTS - 1, int(fair / cost[name])) if cost[name] else MOST_EVENTS - 1
         left -= further * cost[name]
         found[name] = max(1, -(-steps // (1 + further)))
     return found
 
 
-def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, Work, list[Choice]]:
+def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, Costs, list[Choice]]:
     """The rhythm of a run on this data, its work, and what was automatic, with reasons; a resumed run's as it began."""
     steps = updates_of(plan.settings, len(data.train))
     work = work_of(plan, data, steps)
-    automatic = spread(work, steps, plan.parameters)
+    automatic = share_out(work, steps, plan.parameters)
     chosen, taken = list[Choice](), dict[str, int]()
     cost = {"eval_steps": work.validation, "sample_steps": work.answers, "save_steps": work.checkpoint}
     for name, tokens in cost.items():
@@ -102,7 +102,7 @@ def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, W
     return Rhythm(taken["eval_steps"], max(1, taken["sample_steps"]), taken["save_steps"]), work, chosen
 
 
-def work_of(plan: Plan, data: ExampleData | PromptData, steps: int) -> Work:
+def work_of(plan: Plan, data: ExampleData | PromptData, steps: int) -> Costs:
     """What a run of so many updates computes, in forward tokens."""
     s = plan.settings
     adapted = plan.adapter is not None
@@ -110,14 +110,14 @@ def work_of(plan: Plan, data: ExampleData | PromptData, steps: int) -> Work:
     answers = _answering(s, data.watched) if s.sample_steps != 0 else 0.0
     if isinstance(data, PromptData):
         assert isinstance(s, PolicyGradient)
-        return Work(steps * _rollout(plan, s, data, learning), 0.0, answers, CHECKPOINT[adapted], answers)
+        return Costs(steps * _rollout(plan, s, data, learning), 0.0, answers, CHECKPOINT_TOKENS[adapted], answers)
     passes = 2 if isinstance(s, DPO) and LOSSES[s.loss_type].per == "completion" else 1  # KTO's mismatched answers
     mean = float(np.mean(data.train.lengths))
     update = min(s.batch_size, len(data.train)) * mean
     held = passes * float(data.eval.lengths.sum()) if data.eval is not None else 0.0
     looked = min(NORMALISED, len(data.train)) if plan.scores else 2 * _looked_at(steps * s.batch_size, len(data.train))
     once = held + passes * update + answers + looked * mean
-    return Work(steps * update * (learning + passes - 1), held, answers, CHECKPOINT[adapted], once)
+    return Costs(steps * update * (learning + passes - 1), held, answers, CHECKPOINT_TOKENS[adapted], once)
 
 
 def _looked_at(visits: int, examples: int) -> int:
