@@ -14,7 +14,7 @@ from prefiere.console import Display
 from prefiere.estimate.workload import workload
 from prefiere.launch import launch
 from prefiere.plan.device import Device
-from prefiere.plan.rhythm import Rhythm, Costs, choose_rhythm, share_out
+from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm, share_out
 from prefiere.settings import DPO, Reward
 
 QUIET = Display(quiet=True)

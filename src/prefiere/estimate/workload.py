@@ -11,7 +11,7 @@ from prefiere.plan.device import Device
 from prefiere.plan.examples import ExampleData
 from prefiere.plan.plan import Plan, resolve
 from prefiere.plan.reading import Reader, updates_of
-from prefiere.plan.rhythm import Rhythm, Costs, choose_rhythm
+from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.schedule import members, split

@@ -1,6 +1,6 @@
 """How often a run validates, answers and saves where that is "auto": a budget of work, known before the first update.
 
-Costs is counted in tokens that a forward pass reads, never in seconds: the same command gives the same rows on every
+Work is counted in tokens that a forward pass reads, never in seconds: the same command gives the same rows on every
 machine. The counts come from the lengths of the data.
 """
 
