@@ -82,6 +82,10 @@ class Terminal(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
+class SaidOnce(ValueError):
+    """An error that every process of a run has: the first one says it."""
+
+
 def main_process() -> bool:
     """Whether this is the process that speaks, of those that torchrun started: as `World.main`, but without torch."""
     return os.environ.get("RANK", "0") == "0"
@@ -140,7 +144,8 @@ def command(body: Body) -> Callable[..., None]:
                 print(visible(traceback.format_exc()), file=sys.stderr)
                 raise typer.Exit(1) from None
             rank = "" if main_process() else f" (process {os.environ['RANK']})"  # perhaps it alone has one
-            print(visible(f"error{rank}: {_line(e)}"), file=sys.stderr)
+            if main_process() or not isinstance(e, SaidOnce):
+                print(visible(f"error{rank}: {_line(e)}"), file=sys.stderr)
             raise typer.Exit(2) from None
         if as_json and main_process():
             print(json_module.dumps(_plain(result or {}), ensure_ascii=False, allow_nan=False))

@@ -151,13 +151,23 @@ def launch(
     given = given or InMemory()
     given.complete(settings.model_dump())
     world = World.open(report_to=settings.report_to, out=settings.out)
-    display = display or Display()
-    if not world.main:
-        display = Display(quiet=True)
+    try:
+        if world.main:
+            return _lead(settings, fresh, world, display or Display(), given, on_end)
         with contextlib.ExitStack() as refused:
-            return _train(
-                _prepare(settings, Run(settings.out), fresh, world, display, given, refused), lambda run: None
-            )
+            prepared = _prepare(settings, Run(settings.out), fresh, world, Display(quiet=True), given, refused)
+        return _train(prepared, lambda run: None)
+    except BaseException as e:
+        world.leave(why := world.cause(e))
+        if why is e:
+            raise
+        raise why from e
+
+
+def _lead(
+    settings: Settings, fresh: bool, world: World, display: Display, given: InMemory, on_end: Callable[[Run], None]
+) -> Outcome:
+    """What the first process does: it owns the folder."""
     reads_itself(settings)
     locked = Path(settings.out, ".lock").exists()
     there = next(p for p in (Path(settings.out), *Path(settings.out).parents) if p.exists())
@@ -166,6 +176,7 @@ def launch(
         held.callback(lock.release)
         with contextlib.ExitStack() as refused:
             refused.callback(_leave_as_it_was, run.folder, there, locked)
+            world.on_loss(lambda error: refused.close())
             with within_memory("loading", _LOADING):
                 prepared = _prepare(settings, run, fresh, world, display, given, refused)
             refused.pop_all()  # nothing was refused
@@ -244,10 +255,12 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
     """Write the run's records, train, and leave the folder in order."""
     run, world, loop = prepared.run, prepared.world, prepared.loop
     if loop is None:
+        world.leave()
         prepared.display.say(in_words("console.finished", run=run.folder, steps=run.status.get("step")))
         if world.main:
             _report(prepared, on_end)
         return Outcome(run, already=True)
+    world.on_loss(lambda error: _end(prepared, error, on_end))
     try:
         if world.main:
             _record(loop.session, run, prepared.before)
@@ -260,10 +273,13 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
             with within_memory("writing the model", _LOADING):
                 loop.finish(stop)
         world.barrier()
+        world.leave()
     except BaseException as e:
-        if world.main and _record_failure(run, e):
-            _report(prepared, on_end)
-        raise
+        world.leave(why := world.cause(e))
+        _end(prepared, why, on_end)
+        if why is e:
+            raise
+        raise why from e
     if world.main:
         _report(prepared, on_end)
     _say_how_it_ended(loop, stop)
@@ -288,6 +304,12 @@ def _versions_moved(before: dict[str, Any], now: dict[str, Any]) -> dict[str, li
     """Packages whose version is another than when the run began: the old and the new one."""
     old = before.get("versions", {})
     return {n: [old.get(n), v] for n, v in now["versions"].items() if n in old and old[n] != v}
+
+
+def _end(prepared: Prepared, error: BaseException, on_end: Callable[[Run], None]) -> None:
+    """Leave a folder in order whose run fails."""
+    if prepared.world.main and _record_failure(prepared.run, error):
+        _report(prepared, on_end)
 
 
 def _record_failure(run: Run, error: BaseException) -> bool:

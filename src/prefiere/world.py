@@ -6,7 +6,8 @@ the environment whether it may speak, because a command must be able to say so w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -16,7 +17,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
-from prefiere.processes.join import open_group
+from prefiere.processes.join import heartbeat, open_group
+from prefiere.processes.launchers import on_cpu, refuse_unread
 
 T = TypeVar("T")
 
@@ -32,20 +34,22 @@ class World:
         self.rank: int = accelerator.process_index
         self.size: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
+        self._heart = heartbeat(self.rank, self.size)
 
     @classmethod
     def open(cls, *, report_to: Sequence[str] = (), out: str | Path | None = None, cpu: bool = False) -> Self:
         """Join the processes that torchrun started, or stand alone.
 
         report_to: trackers that get every row; out: the folder for what they write. cpu: compute there even where there
-        is a GPU. Raises ValueError for a tracker that is not installed.
+        is a GPU. Raises ValueError for a tracker that is not installed, and for what a launcher asks and nobody reads.
         """
         installed = {str(getattr(t, "value", t)) for t in get_available_trackers()}
         for tracker in report_to:
             if tracker not in installed:
                 raise ValueError(f"report_to: {tracker} is not installed: pip install {tracker}")
-        cpu = cpu or not torch.cuda.is_available()
-        open_group(cuda=not cpu)  # before accelerate, which cannot open one again after a restart
+        refuse_unread(os.environ)
+        cpu = cpu or on_cpu(os.environ) or not torch.cuda.is_available()
+        open_group(cuda=not cpu)  # accelerate's own would be lost after a restart
         return cls(Accelerator(cpu=cpu, log_with=list(report_to) or None, project_dir=out))
 
     @property
@@ -73,14 +77,40 @@ class World:
         """What the first process holds here. It is pickled."""
         if self.size == 1:
             return value
+        self._meet()
         held = [value]
         dist.broadcast_object_list(held)
         return held[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process is here, however long one that lives has to do before."""
         if self.size > 1:
+            self._meet()
             dist.barrier()
+
+    def _meet(self) -> None:
+        if self._heart is not None:
+            self._heart.meet()
+
+    def on_loss(self, then: Callable[[ValueError], None]) -> None:
+        """What this process does before it ends where another one is gone or stuck. It is called in a thread."""
+        if self._heart is not None:
+            self._heart.on_loss = then
+
+    def cause(self, error: BaseException) -> BaseException:
+        """Why this process fails: another one that is gone, where that is behind the error; else the error itself.
+
+        Libraries raise RuntimeError for a connection that broke. All methods of a failing process may be skipped.
+        """
+        if self._heart is None or not isinstance(error, RuntimeError):
+            return error
+        return self._heart.cause() or error
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """This process goes on alone, or ends by an error; the others are told of it."""
+        if self._heart is not None:
+            self._heart.stop(error)
+            self._heart = None
 
     def start_trackers(
         self, project: str, settings: Mapping[str, Any] | None, options: Mapping[str, Mapping[str, Any]]

@@ -44,6 +44,7 @@ def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tm
         env=env, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "error: process 1 (pid " in done.stderr
     assert "continuing from step 2 of 3" in done.stderr
     two = Run.open(s.out)
     assert two.status["state"] == "finished"
