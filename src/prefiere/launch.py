@@ -21,10 +21,10 @@ from prefiere.methods import METHODS
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.recipe import changed
-from prefiere.run import INPUTS, Run, RunError, Stop, called, given_as
+from prefiere.run import INPUTS, Run, RunError, Stop, given_as
 from prefiere.settings import Settings
 from prefiere.train import previous, trackers
-from prefiere.train.environment import environment
+from prefiere.train.environment import environment, same_as_before, versions_moved
 from prefiere.train.interrupt import Ending, resume_command
 from prefiere.train.logs import holds_rows
 from prefiere.train.loop import Loop
@@ -158,8 +158,7 @@ def launch(
             prepared = _prepare(settings, Run(settings.out), fresh, world, Display(quiet=True), given, refused)
         return _train(prepared, lambda run: None)
     except BaseException as e:
-        world.leave(why := world.cause(e))
-        if why is e:
+        if (why := world.failed(e)) is e:
             raise
         raise why from e
 
@@ -240,7 +239,7 @@ def _prepare(
     plan = resolve(settings, Device.of(world.device), recorded)
     session = build_session(plan, run, display, world=world, given=given)
     if before:
-        _same_as_before(session, before)
+        same_as_before(session, before)
     for c in session.choices:
         display.say(f"  {c.name} = {c.value}: {c.why}")
     algorithm = import_module(plan.method.home).build(session)
@@ -275,8 +274,7 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
         world.barrier()
         world.leave()
     except BaseException as e:
-        world.leave(why := world.cause(e))
-        _end(prepared, why, on_end)
+        _end(prepared, why := world.failed(e), on_end)
         if why is e:
             raise
         raise why from e
@@ -291,19 +289,13 @@ def _record(session: Session, run: Run, before: dict[str, Any] | None) -> None:
     now = environment(session)
     if before is None:
         previous.put_aside(run.folder)
-    elif (moved := _versions_moved(before, now)) and moved not in before.get("resumed", []):
+    elif (moved := versions_moved(before, now)) and moved not in before.get("resumed", []):
         words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in moved.items())
         session.display.say(f"this run began with other versions ({words}): results agree to rounding, not bit for bit")
         before = {**before, "resumed": [*before.get("resumed", []), moved]}
     run.data = session.data.account
     run.environment = before or now
     run.recipe = session.settings.model_dump()
-
-
-def _versions_moved(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[str | None]]:
-    """Packages whose version is another than when the run began: the old and the new one."""
-    old = before.get("versions", {})
-    return {n: [old.get(n), v] for n, v in now["versions"].items() if n in old and old[n] != v}
 
 
 def _end(prepared: Prepared, error: BaseException, on_end: Callable[[Run], None]) -> None:
@@ -342,19 +334,3 @@ def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:
         say(f"  {resume_command()}")
     elif stop is not None:
         say(stop.text)
-
-
-def _same_as_before(session: Session, before: dict[str, Any]) -> None:
-    """A resumed run must see the data and the model that it began with. Raises RunError."""
-    if before.get("reference") != session.fingerprint:
-        raise RunError(
-            f"{called(session.settings.model)} has changed since this run began. Restore it, or use --fresh."
-        )
-    for name, mark in before.get("rewards", {}).items():
-        if session.reward_fingerprints.get(name) != mark:
-            raise RunError(f"the reward model {name} has changed since this run began. Restore it, or use --fresh.")
-    old = session.run.data.get("fingerprint")
-    if old != session.data.account["fingerprint"]:
-        raise RunError(f"{called(session.settings.data)} has changed since this run began. Restore it, or use --fresh.")
-    if before.get("world_size") != session.world.size:
-        session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")

@@ -97,19 +97,22 @@ class World:
         if self._heart is not None:
             self._heart.on_loss = then
 
-    def cause(self, error: BaseException) -> BaseException:
-        """Why this process fails: another one that is gone, where that is behind the error; else the error itself.
+    def failed(self, error: BaseException) -> BaseException:
+        """Why this process fails: another one that is gone, where that is behind the error, else the error itself.
 
-        Libraries raise RuntimeError for a connection that broke. All methods of a failing process may be skipped.
+        Libraries raise RuntimeError for a connection that broke. The others are told, and this process is on its own.
         """
-        if self._heart is None or not isinstance(error, RuntimeError):
+        heart, self._heart = self._heart, None
+        if heart is None:
             return error
-        return self._heart.cause() or error
+        why = (heart.cause() if isinstance(error, RuntimeError) else None) or error
+        heart.stop(why)
+        return why
 
-    def leave(self, error: BaseException | None = None) -> None:
-        """This process goes on alone, or ends by an error; the others are told of it."""
+    def leave(self) -> None:
+        """This process goes on alone."""
         if self._heart is not None:
-            self._heart.stop(error)
+            self._heart.stop()
             self._heart = None
 
     def start_trackers(

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 import runs
+from prefiere.algorithms import offline
 from prefiere.cli.main import main
 from prefiere.console import Display
 from prefiere.launch import launch
@@ -34,11 +37,12 @@ def words(s: object) -> list[str]:
 
 @pytest.mark.long
 def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tmp_path: Path) -> None:
-    """The second process is killed before its last update; torchrun starts both again, and nobody else has to."""
+    """The second process is killed before its last update; torchrun starts both again, and nobody else has to. Each has
+    a home of its own, as on two machines: together they compute the reference of each pair once, over both lives."""
     options = {"max_steps": 3, "save_steps": 1, "tokens_per_microbatch": 120}
     one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
     s = runs.settings(tmp_path, out=str(tmp_path / "two"), **options)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KILLED": "1 3"}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KILLED": "1 3", "HOMES": str(tmp_path)}
     done = subprocess.run(
         [*torchrun("--max-restarts", "1"), "dpo", *words(s)],
         env=env, capture_output=True, text=True, timeout=600, check=False,
@@ -46,6 +50,12 @@ def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tm
     assert done.returncode == 0, done.stderr[-3000:]
     assert "error: process 1 (pid " in done.stderr
     assert "continuing from step 2 of 3" in done.stderr
+    asked = [int(n) for n in (tmp_path / "asked").read_text().split()]
+    assert sum(asked) == 24
+    assert min(asked) > 0
+    assert len(asked) == 4, "two processes, once for the pairs to train on and once for those held out"
+    assert list((tmp_path / "home-0").glob("reference-*"))
+    assert not list((tmp_path / "home-1").glob("reference-*"))
     two = Run.open(s.out)
     assert two.status["state"] == "finished"
     assert two.environment["world_size"] == 2
@@ -62,15 +72,25 @@ def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tm
 
 
 def _in_a_process_group() -> None:
-    """A command in one of two processes. KILLED is "rank step": that one dies in that step of its first life."""
+    """A command in one of two processes, each with a home of its own in HOMES, where they write how many groups each
+    asks the reference about. KILLED is "rank step": that one dies in that step of its first life."""
+    homes = Path(os.environ["HOMES"])
+    os.environ["PREFIERE_CACHE"] = str(homes / f"home-{os.environ['RANK']}")
     rank, step = os.environ["KILLED"].split()
-    real = Loop._collect
+    real, ask = Loop._collect, offline.sequence_logps
+
+    def asked(trunk: Any, groups: Any, **options: Any) -> np.ndarray:
+        logps = ask(trunk, groups, **options)
+        with (homes / "asked").open("a") as f:
+            f.write(f"{np.count_nonzero(logps[:, 0])}\n")
+        return logps
 
     def killed(self: Loop, metrics: object) -> None:
         if self.state.step == int(step) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, metrics)  # type: ignore[arg-type]
 
+    offline.sequence_logps = asked
     if os.environ["RANK"] == rank:
         Loop._collect = killed  # type: ignore[method-assign,assignment]
     main()

@@ -17,7 +17,7 @@ from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Stop
 from prefiere.tokens.groups import GroupStore
-from prefiere.tokens.schedule import members
+from prefiere.tokens.schedule import cut_for, members
 from prefiere.train.engine import Measured, Update
 from prefiere.train.objective import Objective
 from prefiere.train.setup import Session
@@ -162,18 +162,29 @@ def _at(each: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def reference_logps(session: Session, store: Any) -> np.ndarray:
-    """The reference's log-prob of every completion of a store [n, k], from the cache where it is there."""
-    engine = session.engine
-    key = {**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}
+    """The reference's log-prob of every completion of a store [n, k]: from the first process's cache where it is there,
+    else each process computes its share."""
+    engine, world = session.engine, session.world
 
-    def compute() -> np.ndarray:
+    def settle(kept: np.ndarray | None) -> np.ndarray:
+        found = world.broadcast(kept)
+        if found is not None:
+            return found
         with session.display.stage("reference log-probs", len(store)) as advance:
-            return sequence_logps(session.trunk, store, budget=engine.budget, autocast=engine.compute, progress=advance)
+            share = sequence_logps(
+                session.trunk,
+                store,
+                budget=engine.budget,
+                autocast=engine.compute,
+                cut=cut_for(world.rank, world.size),
+                progress=advance,
+            )
+        world.barrier()  # one may be slower than another
+        return world.sum(torch.from_numpy(share)).numpy()
 
-    if session.world.main:  # the others read what the first process has written
-        values = cached_logps(key, compute)
-    session.world.barrier()
-    return values if session.world.main else cached_logps(key, compute)
+    if not world.main:
+        return settle(None)
+    return cached_logps({**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}, settle)
 
 
 def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:

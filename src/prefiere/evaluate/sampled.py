@@ -9,7 +9,7 @@ Suffix: _A answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from prefiere.models.reference import Reference, sequence_logps
 from prefiere.models.trunk import Trunk
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.groups import PromptGroup
+from prefiere.tokens.schedule import cut_for, longest_first
+from prefiere.world import World
 
 RETESTED = 64
 """Answers that a reward scores twice, to see whether it agrees with itself."""
@@ -50,7 +52,7 @@ class AnswerEvaluator:
     prompts: int32 ids each. asked: the same prompts as they were read. budget: tokens of a micro-batch of log-probs.
     autocast: their precision (None: the weights'). judge: scores answers. reward: what a policy is trained on, where it
     is trained on one. columns: the data's columns of each prompt, and total, the updates of the run: for functions that
-    read them.
+    read them. world: the processes that answer together, each its share; all know all answers.
     """
 
     prompts: Sequence[np.ndarray]
@@ -64,6 +66,7 @@ class AnswerEvaluator:
     reward: Judge | None = None
     columns: Sequence[Mapping[str, Any]] = ()
     total: int = 0
+    world: World | None = None
 
     def __call__(
         self,
@@ -75,7 +78,7 @@ class AnswerEvaluator:
     ) -> Answers:
         """Sample, measure and judge. version: of the trunk's weights (see `Rollouts`)."""
         self.rollouts.publish(trunk, version)
-        samples = self.rollouts.sample(self.prompts, self.sampling, version=version, progress=progress)
+        samples = self._sampled(version, progress)
         signals = {
             "eos_rate": np.asarray([float(s.ended) for s in samples]),
             "length": np.asarray([float(len(s.tokens)) for s in samples]),
@@ -111,10 +114,23 @@ class AnswerEvaluator:
         ]
         return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples)
 
+    def _sampled(self, version: int, progress: Callable[[int], None] | None) -> list[Sample]:
+        """The answers, by prompt, then by sample."""
+        if self.world is None:
+            return self.rollouts.sample(self.prompts, self.sampling, version=version, progress=progress)
+        mine = range(self.world.rank, len(self.prompts), self.world.size)
+        asked, numbers = [self.prompts[i] for i in mine], list(mine)
+        own = self.rollouts.sample(asked, self.sampling, version=version, numbers=numbers, progress=progress)
+        self.world.barrier()  # one may have longer answers than another
+        answers = self.world.gather([replace(s, prompt=mine[s.prompt]) for s in own])
+        return sorted(answers, key=lambda s: (s.prompt, s.sample))
+
     def _logp(self, trunk: Trunk, samples: Sequence[Sample]) -> np.ndarray:
         """Log-probs [A] of whole answers, in nats, under the trunk's active role."""
-        groups = [self.group(s) for s in samples]
-        return sequence_logps(trunk, groups, budget=self.budget, autocast=self.autocast)[:, 0]
+        groups, world = [self.group(s) for s in samples], self.world
+        cut = cut_for(world.rank, world.size) if world else longest_first
+        share = sequence_logps(trunk, groups, budget=self.budget, autocast=self.autocast, cut=cut)[:, 0]
+        return world.sum(torch.from_numpy(share)).numpy() if world else share
 
     def _judged(self, asked: Answered) -> dict[str, np.ndarray]:
         """The scores [A] of judge and reward, where there are any."""

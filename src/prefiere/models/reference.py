@@ -20,10 +20,11 @@ from torch import Tensor
 
 from prefiere.cache import entry
 from prefiere.kernels.logprobs import TargetLogprobs
-from prefiere.models.measure import Budget, measure
+from prefiere.models.measure import Budget, Cut, measure
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import PackedBatch
+from prefiere.tokens.schedule import longest_first
 
 REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
 """Starts of an adapter that move a part of the base's weights into it."""
@@ -55,11 +56,13 @@ def sequence_logps(
     *,
     budget: Budget | int,
     autocast: torch.dtype | None = None,
+    cut: Cut = longest_first,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """float32 [n, k]: log-prob of each completion's scored tokens, summed, in nats.
 
-    budget: tokens in a batch, or how many to begin with. Raises OutOfMemory where a single group does not fit.
+    budget: tokens in a batch, or how many to begin with. cut: into batches; a group that is in none is left at 0.
+    Raises OutOfMemory where a single group does not fit.
     """
     if not len(groups):
         return np.zeros((0, 1), np.float32)
@@ -72,7 +75,7 @@ def sequence_logps(
     most = budget if isinstance(budget, Budget) else Budget(budget)
     told = progress or (lambda n: None)
     out = np.zeros((len(groups), k), np.float32)
-    for part in measure(trunk, groups, trunk, summed, budget=most, compute=autocast, progress=told):
+    for part in measure(trunk, groups, trunk, summed, budget=most, compute=autocast, cut=cut, progress=told):
         out[list(part.groups)] = part.arrays["logp"]
     return out
 
@@ -94,16 +97,17 @@ def model_key(trunk: Trunk) -> dict[str, str]:
     return {"weights": h.hexdigest(), "config": config, "rows": "packed" if trunk.packed else "padded"}
 
 
-def cached_logps(key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Reference log-probs [n, k] from the cache that runs share, if they are there and whole; else computed and kept.
+def cached_logps(key: Mapping[str, str], settle: Callable[[np.ndarray | None], np.ndarray]) -> np.ndarray:
+    """Reference log-probs [n, k], kept in the cache that runs share.
 
-    key: everything that the values depend on and nothing else: `model_key`, token ids, compute dtype.
+    key: everything that the values depend on and nothing else: `model_key`, token ids, compute dtype. settle: is given
+    the values that are kept, or None, and gives the values; they are kept where there were none.
     """
     with entry("reference", key) as kept:
+        values = settle(np.load(kept.folder / "logps.npy") if kept.whole else None)
         if not kept.whole:
             with kept.making() as (folder, _):
-                np.save(folder / "logps.npy", compute())
-    values: np.ndarray = np.load(kept.folder / "logps.npy")
+                np.save(folder / "logps.npy", values)
     return values
 
 

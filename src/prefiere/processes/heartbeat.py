@@ -42,7 +42,7 @@ class PeerError(ValueError):
     """Another process of the run is gone or stuck; the message says which, and what to do."""
 
 
-class Keys(Protocol):
+class KeyStore(Protocol):
     """What is needed of a store of keys (`torch.distributed.Store`)."""
 
     def set(self, key: str, value: str, /) -> None:
@@ -66,7 +66,7 @@ class Heartbeat:
     """
 
     def __init__(
-        self, keys: Keys, rank: int, size: int, patience: float, *, end: Callable[[ValueError], None] | None = None
+        self, keys: KeyStore, rank: int, size: int, patience: float, *, end: Callable[[ValueError], None] | None = None
     ):
         self.keys, self.rank, self.size = keys, rank, size
         self.pause = min(PAUSE, patience / 20)

@@ -7,7 +7,7 @@ result. Every rank gets equally many micro-batches; an empty one is a filler tha
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -91,6 +91,14 @@ def longest_first(indices: np.ndarray, lengths: np.ndarray, budget: int) -> tupl
         current.append(i)
         total += length
     return (*parts, tuple(current)) if current else tuple(parts)
+
+
+def cut_for(rank: int, size: int) -> Callable[[np.ndarray, np.ndarray, int], Sequence[tuple[int, ...]]]:
+    """How one of ``size`` processes cuts its share of a pass without gradients, from indices, lengths and a budget in
+    tokens: each has equally many micro-batches. One process alone has everything."""
+    if size == 1:
+        return longest_first
+    return lambda indices, lengths, budget: split(indices, lengths, budget=budget, world_size=size).ranks[rank]
 
 
 def _balance(longest_first: list[tuple[int, int]], bins: int) -> list[tuple[int, list[int]]]:

@@ -13,6 +13,7 @@ import torch
 
 from prefiere.asked.hub import commit_of
 from prefiere.models.quantize import parameters as logical_parameters
+from prefiere.run import RunError, called
 from prefiere.train.setup import Session
 
 VERSIONS = (
@@ -51,3 +52,25 @@ def environment(session: Session) -> dict[str, Any]:
         "choices": [{"name": c.name, "value": c.value, "why": c.why} for c in session.choices],
         "pid": os.getpid(),
     }
+
+
+def versions_moved(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[str | None]]:
+    """Packages whose version is another than when the run began: the old and the new one."""
+    old = before.get("versions", {})
+    return {n: [old.get(n), v] for n, v in now["versions"].items() if n in old and old[n] != v}
+
+
+def same_as_before(session: Session, before: dict[str, Any]) -> None:
+    """A resumed run must see the data and the model that it began with. Raises RunError."""
+    if before.get("reference") != session.fingerprint:
+        raise RunError(
+            f"{called(session.settings.model)} has changed since this run began. Restore it, or use --fresh."
+        )
+    for name, mark in before.get("rewards", {}).items():
+        if session.reward_fingerprints.get(name) != mark:
+            raise RunError(f"the reward model {name} has changed since this run began. Restore it, or use --fresh.")
+    old = session.run.data.get("fingerprint")
+    if old != session.data.account["fingerprint"]:
+        raise RunError(f"{called(session.settings.data)} has changed since this run began. Restore it, or use --fresh.")
+    if before.get("world_size") != session.world.size:
+        session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")

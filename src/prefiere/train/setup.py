@@ -228,4 +228,5 @@ def make_evaluator(session: Session) -> AnswerEvaluator:
         reward=session.reward,
         columns=session.data.watched.columns,
         total=session.total_steps,
+        world=session.world,
     )
