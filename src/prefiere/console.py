@@ -38,6 +38,7 @@ from rich.text import Text
 
 from prefiere.asked.language import speaking
 from prefiere.files import visible
+from prefiere.processes.errors import SaidOnce
 from prefiere.run import Stop
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")]
@@ -80,10 +81,6 @@ class Terminal(Console):
         """The segments of anything that is shown, with their text made visible."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
-
-
-class SaidOnce(ValueError):
-    """An error that every process of a run has: the first one says it."""
 
 
 def main_process() -> bool:
@@ -144,7 +141,7 @@ def command(body: Body) -> Callable[..., None]:
                 print(visible(traceback.format_exc()), file=sys.stderr)
                 raise typer.Exit(1) from None
             rank = "" if main_process() else f" (process {os.environ['RANK']})"  # perhaps it alone has one
-            if main_process() or not isinstance(e, SaidOnce):
+            if not rank or not isinstance(e, SaidOnce):
                 print(visible(f"error{rank}: {_line(e)}"), file=sys.stderr)
             raise typer.Exit(2) from None
         if as_json and main_process():

@@ -18,8 +18,8 @@ import pytest
 import torch.distributed as dist
 
 import runs
-from prefiere.console import SaidOnce
-from prefiere.processes.heartbeat import Heartbeat, PeerError
+from prefiere.processes.errors import PeerError, SaidOnce
+from prefiere.processes.heartbeat import Heartbeat
 
 
 class Played:

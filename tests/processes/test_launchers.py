@@ -11,7 +11,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 import runs
 from prefiere.console import Display
 from prefiere.launch import launch
-from prefiere.processes.launchers import LauncherError, on_cpu, refuse_unread
+from prefiere.processes.errors import LauncherError
+from prefiere.processes.launchers import on_cpu, refuse_unread
 
 WORDS = ["dpo", "--data", "my pairs.jsonl"]
 TORCHRUN = "torchrun --nproc_per_node {n} -m prefiere dpo --data 'my pairs.jsonl'"

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from prefiere.console import SaidOnce
 from prefiere.files import visible
+from prefiere.processes.errors import PeerError, SaidOnce
 
 PAUSE = 2.0
 """Seconds between two beats, at most."""
@@ -36,10 +36,6 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class PeerError(ValueError):
-    """Another process of the run is gone or stuck; the message says which, and what to do."""
 
 
 class KeyStore(Protocol):

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from prefiere.console import SaidOnce
+from prefiere.processes.errors import LauncherError
 
 ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -22,10 +22,6 @@ ENGINES = {
 
 DTYPES = {"bf16": "dtype=bfloat16", "fp16": "dtype=float16"}
 """accelerate's mixed precisions, and the setting that asks for the same."""
-
-
-class LauncherError(SaidOnce):
-    """What the launcher was asked for is not done here."""
 
 
 def on_cpu(asked: Mapping[str, str]) -> bool:
