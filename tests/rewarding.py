@@ -38,6 +38,11 @@ def graded(prompts: list[str], completions: list[str]) -> list[float]:
     return [zlib.crc32(f"{p}>{c}".encode()) % 1000 / 999 for p, c in zip(prompts, completions, strict=True)]
 
 
+def lowered(prompts: list[str], completions: list[str]) -> list[float]:
+    """The same from -0.35 to 0.65."""
+    return [x - 0.35 for x in graded(prompts, completions)]
+
+
 def right(prompts: list[str], completions: list[str]) -> list[float]:
     """1 for about a third of all answers to a prompt, else 0."""
     return [float(x < 1 / 3) for x in graded(prompts, completions)]

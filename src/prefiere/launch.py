@@ -28,7 +28,7 @@ from prefiere.train.environment import environment, same_as_before, versions_mov
 from prefiere.train.interrupt import Ending, resume_command
 from prefiere.train.logs import holds_rows
 from prefiere.train.loop import Loop
-from prefiere.train.setup import Session, build_session, make_evaluator
+from prefiere.train.setup import Session, build_session, make_evaluator, make_ready
 from prefiere.world import World
 
 
@@ -247,6 +247,9 @@ def _prepare(
     loop = Loop(session, algorithm, evaluator)
     if before is not None:
         loop.resume()
+    refused.callback(session.rollouts.close)
+    if loop.state.stop is None and loop.state.step < session.total_steps:
+        make_ready(session, loop.state.step)
     return Prepared(run, world, display, before, loop)
 
 
@@ -329,7 +332,9 @@ def _report(prepared: Prepared, on_end: Callable[[Run], None]) -> None:
 
 def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:
     say = loop.session.display.say
-    if stop is not None and stop.kind == "interrupted":
+    if stop is not None and stop.kind == "rollouts":
+        say(stop.text)
+    if stop is not None and stop.kind in ("interrupted", "rollouts"):
         say(in_words("console.to_continue", step=loop.state.step, total=loop.session.total_steps))
         say(f"  {resume_command()}")
     elif stop is not None:

@@ -211,6 +211,8 @@ ROLLOUTS = (
       "decides; near zero it writes the same answer every time.", "Entropy"),
     C("sampler_drift", "log-probabilities of the sampler, off by", "nats per token", "token", DOWN, "Train-inference "
       "mismatch: how far log-probabilities while sampling are from those of the training forward."),
+    C("staleness", "updates that the sampler's weights were behind", "updates", "answer", DOWN, "With rollout servers: "
+      "0, or 1 with max_staleness=1, where sampler_drift also holds how far an update takes the policy."),
     C("completions/mean_length", "length of the rollouts", "tokens", "answer", None, "Tokens of an answer."),
     C("completions/eos_rate", "rollouts that end by themselves", "", "answer", UP, "Answers that end within "
       "max_new_tokens.", axis="share of answers", share=True, interval="share"),
@@ -239,6 +241,9 @@ UPDATES = (
     C("policy/clipfrac_avg", "tokens whose update was clipped", "", "token", None, "Tokens whose update was cut off "
       "because the policy had already moved. A tenth is usual; a third says that updates go too far.",
       "Clipped tokens", "share of tokens", True),
+    C("tis/clipfrac", "tokens whose importance weight was truncated", "", "token", None, "With rollout servers: tokens "
+      "that training thinks more than twice as likely as the server did when it drew them. Near 0 where the server has "
+      "the right weights.", "Truncated weights", "share of tokens", True),
     C("policy/approxkl_avg", "KL of an update (old to new policy)", "nats per token", "token", None, "How far one "
       "update takes the policy from the one that wrote its answers. Above 0.1, what they say is out of date.",
       "Size of an update"),

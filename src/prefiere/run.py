@@ -11,6 +11,7 @@
     trackers.json      which runs of trackers are this run
     status.json        running, finished, stopped or failed; step; why, as a sentence and as a kind (`Stop`)
     checkpoints/       what a resume needs
+    adapters/          what rollout servers are given while the run lasts
     inputs/            rows and models that were given in Python, each under a hash of what it holds
     model/             the result: a plain transformers or PEFT folder
     report.html        written at every end, good or bad
@@ -43,7 +44,7 @@ class RunError(ValueError):
     """A run folder that cannot be opened, continued or read."""
 
 
-StopKind = Literal["interrupted", "early", "degenerate", "exploited", "kl_budget", "worse"]
+StopKind = Literal["interrupted", "early", "degenerate", "exploited", "kl_budget", "rollouts", "worse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Stop:
 
     kind: interrupted (by a person), early (early stopping), or a guard's: degenerate (the answers fell apart),
     exploited (the reward rose and the judge's score fell), kl_budget (the policy is as far from the reference as max_kl
-    allows). A loop of rounds has one of its own: worse (the model after a round lost the blind comparison).
+    allows); or rollouts (a server that samples answers failed, or answers from other weights: the run can go on once it
+    is mended). A loop of rounds has one of its own: worse (the model after a round lost the blind comparison).
     """
 
     kind: StopKind

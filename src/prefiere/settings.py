@@ -83,9 +83,7 @@ class Settings(BaseModel):
     lora_r: Count = Field(16, description="rank")
     lora_alpha: Positive = Field(32.0, description="the adapter is scaled by lora_alpha / lora_r")
     lora_dropout: Share = Field(0.0, description="dropout on the adapter's input")
-    lora_target_modules: str | list[str] = Field(
-        "all-linear", description="module names, a regular expression, or all-linear"
-    )
+    lora_target_modules: str | list[str] = Field("all-linear", description="names, a regular expression, or all-linear")
     use_dora: bool = Field(False, description="DoRA: magnitude and direction apart")
     use_rslora: bool = Field(False, description="rsLoRA: scale by lora_alpha / sqrt(lora_r)")
     peft_config: dict[str, Any] | str | None = Field(
@@ -93,7 +91,7 @@ class Settings(BaseModel):
         description="any other PEFT configuration, as a map or the path of an adapter_config.json; replaces lora_*",
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, slower"
+        False, description="recompute activations in the backward: slower, less memory"
     )
     torch_compile: bool = Field(False, description="compile the model")
     attn: Literal["auto", "packed", "padded"] = Field(
@@ -124,20 +122,10 @@ class Settings(BaseModel):
     report_intervals: bool = Field(False, description="trackers get the ends of intervals and counts, too")
 
     # What a resumed run may change: it alters neither the weights nor the order of anything.
-    free: ClassVar[frozenset[str]] = frozenset(
-        {
-            "out",
-            "report_to",
-            "project",
-            "run_name",
-            "report_intervals",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-            "guard",
-        }
-        | {"tokens_per_microbatch", "gradient_checkpointing"}
-    )
+    free: ClassVar[frozenset[str]] = frozenset({
+        "out", "report_to", "project", "run_name", "report_intervals", "logging_steps", "save_steps",
+        "save_total_limit", "guard", "tokens_per_microbatch", "gradient_checkpointing",
+    })  # fmt: skip
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -260,6 +248,13 @@ class PolicyGradient(Settings):
     batch_size: Count = Field(128, description="prompts of one rollout, over all processes")
     num_generations: Count = Field(1, description="answers to each prompt")
     temperature: Positive = Field(1.0, description="of rollouts, and of the log-probs of every role")
+    rollouts: str | list[str] | None = Field(
+        None, description="rollout servers that sample the answers, as http://host:8000/v1; none: this process does"
+    )
+    max_staleness: Annotated[int, Field(ge=0, le=1), "0 or 1"] = Field(0, description="updates that answers may lag")
+    rollouts_folder: str | None = Field(
+        None, description="folder for adapters that the servers read, too; none: in out"
+    )
     # credit
     gamma: Annotated[float, Field(gt=0, le=1), "a number above 0 up to 1"] = Field(1.0, description="discount")
     whiten_advantages: bool = Field(True, description="advantages to mean 0 and deviation 1 over the rollout's tokens")
@@ -284,8 +279,13 @@ class PolicyGradient(Settings):
     )
     adam_epsilon: Positive = Field(1e-5, description="AdamW: added to the denominator")
 
+    free: ClassVar[frozenset[str]] = Settings.free | {"rollouts", "rollouts_folder"}
+
     def disagreements(self) -> Iterator[str]:
         yield from super().disagreements()
+        for key in ("max_staleness", "rollouts_folder"):
+            if getattr(self, key) and not self.rollouts:
+                yield f"{key} is for rollout servers: set rollouts, or leave it out"
         if self.max_completion_length is not None:
             yield "max_completion_length has no effect on answers that are sampled: write max_new_tokens"
         if self.lora_dropout:

@@ -7,6 +7,7 @@ advantage and its own KL do.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import runs
 import tiny
 from prefiere.console import Display
 from prefiere.launch import launch
+from prefiere.sample.local import LocalRollouts
+from prefiere.sample.sampling import Sample, Sampling
 from prefiere.settings import PolicyGradient
 
 WORDS = [f"w{i}" for i in range(12)]
@@ -46,6 +49,7 @@ def world(folder: Path) -> None:
 
 def trained(tmp: Path, method: str, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities [P, V] before and after a run, and the reward of each token [P, V]; padding is never sampled."""
+    tmp.mkdir(exist_ok=True)
     world(tmp)
     given = {
         "max_new_tokens": 1, "batch_size": len(WORDS), "num_generations": K, "eval_size": 0, "sample_steps": 0,
@@ -65,7 +69,7 @@ def trained(tmp: Path, method: str, **options: Any) -> tuple[np.ndarray, np.ndar
         logits[:, tokenizer.pad_token_id] = -math.inf
         found.append(torch.softmax(logits, -1).numpy())
     texts = [tokenizer.decode([i], skip_special_tokens=True) for i in range(len(tokenizer))]
-    name = {"rewarding:graded": rewarding.graded, "rewarding:right": rewarding.right}[str(s.reward)]
+    name = getattr(rewarding, str(s.reward).removeprefix("rewarding:"))
     reward = np.asarray([name([w] * len(texts), texts) for w in WORDS])
     return found[0], found[1], reward
 
@@ -94,6 +98,44 @@ def tilted(reference: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray
 def test_the_closed_form_is_reached(tmp_path, method) -> None:
     reference, policy, reward = trained(tmp_path, method, reward="rewarding:graded", kl_coef=BETA)
     assert_reached(policy, tilted(reference, reward, BETA), reference, reward)
+
+
+TILT = 0.3
+
+
+def tilting(
+    self: Any, prompts: Sequence[np.ndarray], sampling: Sampling, *, version: int, numbers: Sequence[int], **_: Any
+) -> list[Sample]:
+    """Answers of a sampler whose logits are `TILT` higher for every other token, and lower for the rest: what training
+    thinks of a token is then at most exp(2 TILT) = 1.8 times what the sampler did."""
+    found = []
+    for i, prompt in enumerate(prompts):
+        with torch.no_grad():
+            logits = self._model(input_ids=torch.from_numpy(prompt).long()[None]).logits[0, -1].double()
+        logits[list(self._vocabulary.forbidden)] = -math.inf
+        logp = torch.log_softmax(logits + TILT * (1 - 2 * (torch.arange(len(logits)) % 2)), -1).numpy()
+        drawn = np.random.default_rng([sampling.seed, numbers[i]]).choice(len(logp), sampling.samples, p=np.exp(logp))
+        for j, t in enumerate(drawn.tolist()):
+            ended = t in self._vocabulary.eos_ids
+            found.append(Sample(i, j, np.asarray([t], np.int32), logp[[t]].astype(np.float32), ended, version))
+    return found
+
+
+@pytest.mark.long
+def test_importance_weights_undo_a_sampler_that_is_off(tmp_path, monkeypatch) -> None:
+    """Without a baseline a wrong sampler moves the optimum: where E_mu[R grad log pi] = 0 is another place than where
+    E_pi[R grad log pi] is."""
+    monkeypatch.setattr(LocalRollouts, "sample", tilting)
+    options = {"reward": "rewarding:lowered", "kl_coef": BETA, "baseline": "none", "num_generations": 64}
+    options |= {"whiten_advantages": False}  # which takes a baseline as well
+    ends = []
+    for name, limit in (("weighted", 1.0), ("plain", None)):
+        monkeypatch.setattr(LocalRollouts, "limit", limit)
+        reference, policy, reward = trained(tmp_path / name, "reinforce", **options)
+        ends.append(policy)
+    optimum = tilted(reference, reward, BETA)
+    assert_reached(ends[0], optimum, reference, reward)
+    assert kl(ends[1], optimum).mean() > 0.2 * kl(optimum, reference).mean(), "it reaches it without them"
 
 
 def grpo_shift(p: float) -> float:

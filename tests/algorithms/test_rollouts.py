@@ -21,7 +21,7 @@ from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import TrainingError
 from prefiere.train.loop import Loop
-from prefiere.train.setup import make_evaluator
+from prefiere.train.setup import make_evaluator, make_ready
 from updates import method_of
 
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_mb")
@@ -35,13 +35,15 @@ def weights(trunk: nn.Module) -> float:
 class Recording:
     """Passes everything on, and writes down what it was asked."""
 
+    limit: float | None = None
+
     def __init__(self, inner: Rollouts):
         self.inner, self.calls = inner, list[tuple[Any, ...]]()
         self.published, self.asked = list[tuple[int, float]](), list[tuple[list[np.ndarray], Any]]()
 
-    def check(self, trunk: nn.Module) -> None:
+    def check(self, trunk: nn.Module) -> str:
         self.calls.append(("check",))
-        self.inner.check(trunk)
+        return self.inner.check(trunk)
 
     def publish(self, trunk: nn.Module, version: int) -> None:
         self.calls.append(("publish", version))
@@ -76,6 +78,7 @@ def test_rollouts_are_told_versions_and_change_nothing_by_being_wrapped(tmp_path
     m = method_of(tmp_path, "grpo", out=str(tmp_path / "wrapped"), **GRPO)
     recording = Recording(m.session.rollouts)
     m.session = replace(m.session, rollouts=recording)
+    make_ready(m.session, 0)
     assert Loop(m.session, m, make_evaluator(m.session)).run() is None
 
     seed, along = m.settings.seed, Sampling(m.settings.samples_per_prompt, max_new_tokens=8, seed=m.settings.seed)
@@ -97,10 +100,13 @@ def test_rollouts_are_told_versions_and_change_nothing_by_being_wrapped(tmp_path
 class Canned:
     """Gives every prompt the same answers, with log-probs of -1 a token, from one version."""
 
+    limit: float | None = None
+
     def __init__(self, answers: Sequence[np.ndarray], behind: int = 0):
         self.answers, self.behind = answers, behind
 
-    def check(self, trunk: nn.Module) -> None: ...
+    def check(self, trunk: nn.Module) -> str:
+        return ""
 
     def publish(self, trunk: nn.Module, version: int) -> None: ...
 

@@ -5,6 +5,7 @@ Algorithms differ in how rewards become advantages and in whether there is a cri
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +16,20 @@ import numpy as np
 import torch
 
 from prefiere.algorithms.advantages import Advantages, Estimator, RewardScale, advantages_of, spread_of
+from prefiere.algorithms.ahead import Ahead, Request
 from prefiere.algorithms.policy_loss import Policy
 from prefiere.algorithms.rollout import Rollout, collect, measure_roles, minibatches, step_seed
+from prefiere.asked.endpoint import EndpointError
 from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, short_names, spread
 from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
 from prefiere.objectives.masked import masked_moments
-from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3
+from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3, truncated_weight
 from prefiere.plan.examples import PromptData, Prompts
 from prefiere.run import Stop
 from prefiere.sample.sampling import Sampling
+from prefiere.sample.served import others_weights
 from prefiere.settings import PolicyGradient
 from prefiere.stats import Moments
 from prefiere.tokens.schedule import members
@@ -34,7 +38,8 @@ from prefiere.train.objective import Objective
 from prefiere.train.setup import Session
 
 MAX_DRIFT = 0.05
-"""Nats per token between sampling and training, above which a run says so: bf16 stays within a few hundredths."""
+"""Nats per token between this process's sampling and training, above which a run says so: bf16 stays within a few
+hundredths."""
 
 
 @dataclass
@@ -62,6 +67,7 @@ class OnPolicy:
 
     def __post_init__(self) -> None:
         s = self.settings
+        self.ahead = Ahead(self.session.rollouts, self._request) if s.max_staleness else None
         self.kl = AdaptiveKL(s.kl_coef, s.target_kl or 1.0, s.kl_horizon)
 
     @classmethod
@@ -104,7 +110,12 @@ class OnPolicy:
         """A rollout and the updates on it."""
         s = self.settings
         first = self._minibatches(step, 0)
-        rollout = self._rollout(step, first)
+        try:
+            rollout = self._rollout(step, first)
+        except EndpointError as e:
+            return _nothing(str(e))
+        if (off := self._too_far(rollout)) is not None:
+            return _nothing(off)
         unscaled = self.scale.std is None
         score_C = self.scale(rollout.reward_C, rollout.ended_C, s)
         assert self.kl is not None
@@ -140,19 +151,39 @@ class OnPolicy:
     def _rollout(self, step: int, parts: Sequence[np.ndarray]) -> Rollout:
         s, session = self.settings, self.session
         chosen = self._chosen(step)
-        asked = [self.prompts.ids[int(i)] for i in chosen]
-        sampling = Sampling(
-            samples=s.num_generations,
-            temperature=s.temperature,
-            max_new_tokens=s.max_new_tokens,
-            seed=step_seed(s.seed, step),
-        )
+        asked, score = [self.prompts.ids[int(i)] for i in chosen], partial(self._score, step)
         rollout = collect(
-            session.engine, session.rollouts, asked, chosen, sampling, partial(self._score, step), version=step
-        )
+            session.engine, session.rollouts, asked, chosen, self._sampling(step), score,
+            version=step, ahead=self.ahead,
+        )  # fmt: skip
         rollout.reward_C = self.rewards.combined(rollout.each_CM)
         measure_roles(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
+        if session.rollouts.limit is not None:
+            logp, sampled = (torch.from_numpy(rollout.tokens[n]) for n in ("logp", "sampled"))
+            rollout.tokens["weight"] = truncated_weight(logp, sampled).numpy()
         return rollout
+
+    def _sampling(self, step: int) -> Sampling:
+        s = self.settings
+        seed = step_seed(s.seed, step)
+        return Sampling(s.num_generations, s.temperature, max_new_tokens=s.max_new_tokens, seed=seed)
+
+    def _request(self, step: int) -> Request | None:
+        """What this process asks for in a step; None beyond the last one."""
+        if step >= self.session.total_steps:
+            return None
+        world = self.session.world
+        mine = self._chosen(step)[world.rank :: world.size].tolist()
+        return Request([self.prompts.ids[i] for i in mine], mine, self._sampling(step))
+
+    def _too_far(self, rollout: Rollout) -> str | None:
+        """Why these answers are not learnt from, where training says something else of them than the server that drew
+        them. Of answers from weights of before nothing is known: then each version was tried as it was published."""
+        limit = self.session.rollouts.limit
+        drift = float(np.abs(rollout.tokens["sampled"] - rollout.tokens["logp"]).mean())
+        if limit is None or drift <= limit or rollout.behind_C.any():
+            return None
+        return others_weights("the rollout server", drift, limit)
 
     def _score(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
         if not completions:  # there are more processes than prompts
@@ -200,6 +231,8 @@ class OnPolicy:
             "completions/mean_length": Moments.of(length_C),
             "completions/eos_rate": Moments.of(rollout.ended_C.astype(np.float64)),
         }
+        if self.session.rollouts.limit is not None:
+            found["staleness"] = Moments.of(rollout.behind_C)
         if length_C.std() > 0 and reward_C.std() > 0:
             found["length_reward_correlation"] = Moments.of([np.corrcoef(length_C, reward_C)[0, 1]])
         if rollout.each_CM.shape[1] > 1:
@@ -220,7 +253,7 @@ class OnPolicy:
         return found
 
     def _watch_sampler(self, drift: float) -> None:
-        if drift > MAX_DRIFT and not self.drifted:
+        if drift > MAX_DRIFT and not self.drifted and self.session.rollouts.limit is None:
             self.drifted = True
             self.session.display.say(
                 f"the sampler's log-probs are {drift:.2g} nats per token off those of training: answers come from a "
@@ -261,6 +294,11 @@ class OnPolicy:
 
     def complete(self, *, put_back: bool) -> None:
         """The policy needs no more before it is written."""
+
+
+def _nothing(why: str) -> Update:
+    """No update: the rollouts failed."""
+    return Update(math.nan, {}, math.nan, 0, 0, stop=Stop("rollouts", why))
 
 
 def _names(updates: Sequence[Update]) -> list[str]:

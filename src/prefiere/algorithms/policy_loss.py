@@ -12,7 +12,7 @@ from prefiere.algorithms.advantages import Advantages
 from prefiere.algorithms.rollout import Rollout
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.models.trunk import CRITIC, Trunk
-from prefiere.objectives.ppo import clipped, kl_k2, kl_k3, log_ratio, policy_loss, value_loss
+from prefiere.objectives.ppo import WEIGHT_LIMIT, clipped, kl_k2, kl_k3, log_ratio, policy_loss, value_loss
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.pack import PackedBatch
 from prefiere.train.objective import Metric, Objective, Result, Term
@@ -22,7 +22,8 @@ from prefiere.train.objective import Metric, Objective, Result, Term
 class Policy(Objective):
     """The policy's loss per token: PPO-clip, plus KL to the reference (k2) and to the rollout policy (k3) where asked.
 
-    At the first pass over a rollout the ratio is 1, and the gradient is that of the plain policy gradient.
+    At the first pass over a rollout the ratio is 1, and the gradient is that of the plain policy gradient. Where other
+    weights than those of training drew the answers, each token's loss is weighted (`truncated_weight`).
     """
 
     rollout: Rollout
@@ -45,12 +46,18 @@ class Policy(Objective):
             loss_N = loss_N + s.kl_loss_coef * kl_k2(logp_N, ref_N)
         if s.kl_rollout_coef:
             loss_N = loss_N + s.kl_rollout_coef * kl_k3(old_N, logp_N)
+        weighed = {}
+        if "weight" in self.rollout.tokens:
+            weight_N = _of(self.rollout.tokens["weight"], self.rollout, batch, logp_N)
+            loss_N = loss_N * weight_N
+            weighed["tis/clipfrac"] = Metric((weight_N >= WEIGHT_LIMIT).float())
         new_N = logp_N.detach()
         metrics = {
             "loss/policy_avg": Metric(loss_N),
             "policy/clipfrac_avg": Metric(clipped(new_N, old_N, advantage_N, clip=s.cliprange)),
             "policy/approxkl_avg": Metric(kl_k3(old_N, new_N)),
             "val/ratio": Metric(log_ratio(new_N, old_N).exp()),
+            **weighed,
         }
         return Result([Term(loss_N, "tokens")], metrics)
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefiere.algorithms.ahead import Ahead
+from prefiere.asked.endpoint import EndpointError
 from prefiere.models.reference import Reference
 from prefiere.models.trunk import CRITIC
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
@@ -32,8 +34,10 @@ class Rollout:
     first_C: int64 [C + 1], where each completion's tokens begin in arrays over all tokens [N]. reward_C: float64 [C],
     as the reward model gives them. each_CM: float64 [C, M], those of each of M reward models. ended_C: bool [C], an
     end token was reached. tokens: float32 [N] each, in nats: ``sampled`` (the sampler's log-probs), ``logp`` (the
-    policy's before any update, by the training forward), ``ref`` (the reference's), ``entropy`` (the policy's), and
-    ``value`` (the critic's, in rewards) where there is one. seconds: of sampling, scoring and measuring.
+    policy's before any update, by the training forward), ``ref`` (the reference's), ``entropy`` (the policy's),
+    ``value`` (the critic's, in rewards) where there is one, and ``weight`` (`truncated_weight`) where other weights
+    than the policy's drew the answers. behind_C: int64 [C],
+    updates that the weights which drew a completion are behind the policy. seconds: of sampling, scoring and measuring.
     """
 
     store: GroupStore
@@ -42,6 +46,7 @@ class Rollout:
     each_CM: np.ndarray
     ended_C: np.ndarray
     tokens: dict[str, np.ndarray]
+    behind_C: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -90,26 +95,41 @@ def collect(
     score: Callable[[Sequence[int], Sequence[np.ndarray]], np.ndarray],
     *,
     version: int,
+    ahead: Ahead | None = None,
 ) -> Rollout:
     """Sample completions of these prompts (int32 ids each) from the policy as it is now, and score them.
 
     number_G: int64 [G], the prompts' numbers in the data, and in the random stream. score: prompts' numbers and
-    completions' tokens -> float64 [n, M]. version: of the policy (`Rollouts`). Log-probs are not there yet: see
-    `measure_roles`. Raises TrainingError where an answer comes from another version.
+    completions' tokens -> float64 [n, M]. version: of the policy (`Rollouts`), which is the step as well. ahead:
+    asks for the next step's answers meanwhile, so that answers may be an update behind. Log-probs are not there yet:
+    see `measure_roles`. Raises TrainingError where an answer comes from another version, and EndpointError, in every
+    process, where a server fails one of them.
     """
     began = time.perf_counter()
     mine = np.arange(len(prompts))[engine.world.rank :: engine.world.size]
     numbers = number_G[mine].tolist()
-    rollouts.publish(engine.trunk, version)
-    samples = rollouts.sample([prompts[i] for i in mine], sampling, version=version, numbers=numbers)
+    samples, failed = list[Sample](), ""
+    try:
+        rollouts.publish(engine.trunk, version)
+        waiting = ahead.take(version) if ahead is not None else None
+        asked = [prompts[i] for i in mine]
+        samples = waiting or rollouts.sample(asked, sampling, version=version, numbers=numbers)
+        if ahead is not None:
+            ahead.ask(version + 1, version)
+    except EndpointError as e:
+        failed = str(e)
+    failures = [said for said in engine.world.gather([failed]) if said]
+    if failures:  # all processes stop together
+        raise EndpointError(failures[0])
     sampled = time.perf_counter()
     each = score([numbers[s.prompt] for s in samples], [s.tokens for s in samples])
     parts = [(int(mine[s.prompt]), s, each[i]) for i, s in enumerate(samples)]
     parts = sorted(engine.world.gather(parts), key=lambda p: (p[0], p[1].sample))
-    others = {s.version for _, s, _ in parts} - {version}
+    others = {s.version for _, s, _ in parts} - {version, version - (ahead is not None)}
     if others:  # all processes know of all answers, and stop together
         raise TrainingError(f"answers came from version {min(others)} of the policy, and version {version} was asked")
     rollout = _arranged(prompts, [s for _, s, _ in parts], np.stack([e for _, _, e in parts]), sampling.samples)
+    rollout.behind_C = np.asarray([version - s.version for _, s, _ in parts])
     rollout.seconds = {"sampling": sampled - began, "scoring": time.perf_counter() - sampled}
     return rollout
 

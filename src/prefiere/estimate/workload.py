@@ -46,9 +46,9 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        """Answers that are sampled at once; 0 for a run that samples none."""
+        """Answers that are sampled at once; 0 for a run that samples none here."""
         s = self.plan.settings
-        if self.plan.scores or (s.sample_steps == 0 and not isinstance(s, PolicyGradient)):
+        if self.plan.servers or self.plan.scores or (s.sample_steps == 0 and not isinstance(s, PolicyGradient)):
             return 0
         each = s.num_generations if isinstance(s, PolicyGradient) else s.samples_per_prompt
         return min(ROWS_AT_ONCE, len(self.prompts) * each)

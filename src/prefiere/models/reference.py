@@ -80,6 +80,33 @@ def sequence_logps(
     return out
 
 
+def token_logps(
+    trunk: Trunk,
+    groups: Sequence[PromptGroup],
+    *,
+    budget: Budget | int,
+    autocast: torch.dtype | None = None,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """float32 [N]: log-prob of each token of one completion to each prompt, in the groups' order, in nats, with logits
+    over ``temperature``. budget: as in `sequence_logps`."""
+    first = np.concatenate([[0], np.cumsum([len(g.completions[0]) for g in groups])]).astype(np.int64)
+    most = budget if isinstance(budget, Budget) else Budget(budget)
+
+    def forward(batch: PackedBatch) -> TargetLogprobs:
+        out: TargetLogprobs = trunk(batch, temperature=temperature)
+        return out
+
+    def kept(out: TargetLogprobs, batch: PackedBatch) -> dict[str, Tensor]:
+        return {"logp": out.logp_N}
+
+    found = np.zeros(int(first[-1]), np.float32)
+    for part in measure(trunk, groups, forward, kept, budget=most, compute=autocast):
+        at = np.concatenate([np.arange(first[g], first[g + 1]) for g in part.groups])
+        found[at] = part.arrays["logp"]
+    return found
+
+
 def model_key(trunk: Trunk) -> dict[str, str]:
     """Everything about a model that log-probs depend on: its weights, its configuration (quantization included), and
     how its rows run. An adapter that adds nothing yet does not count, whatever its seed and shape."""

@@ -56,6 +56,20 @@ def kl_k3(logp: Tensor, other: Tensor) -> Tensor:
     return torch.expm1(x) - x
 
 
+WEIGHT_LIMIT = 2.0
+"""What an importance weight is truncated at."""
+
+
+def truncated_weight(logp: Tensor, sampled: Tensor) -> Tensor:
+    """min(pi(a|s) / mu(a|s), 2) per token, where mu drew the token and pi is the policy that the update starts from.
+
+    A mean over mu's tokens with these weights is one over pi's, but for what is truncated. logp, sampled: log-probs
+    under pi and mu. Any shape. Truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training".
+    """
+    return log_ratio(logp, sampled).exp().clamp(max=WEIGHT_LIMIT)
+
+
 def token_rewards(score_C: Tensor, kl_CL: Tensor, mask_CL: Tensor, *, kl_coef: float) -> Tensor:
     """r_t = -kl_coef KL_t, plus the score at the last token that the policy wrote. Returns [C, L], 0 where masked.
 

@@ -33,7 +33,9 @@ from prefiere.plan.roles import (
     reference_of,
     rewrites_base,
     scorers_of,
+    servers_of,
 )
+from prefiere.sample.server import Server
 from prefiere.settings import PolicyGradient, Settings
 
 T = TypeVar("T")
@@ -52,8 +54,9 @@ class Plan:
     in its real configuration (None: every weight is). parameters: of the base. both_ways: it is an encoder, which reads
     an answer both ways. reads: what the data is read as. max_length: tokens of a row, as the model takes them. budget:
     tokens of a micro-batch; adapt: halved when memory runs out. rows: packed or padded; None: a check at load decides.
-    learning_rate, critic_rate: peaks. choices: what was decided for the user, and why. recorded: a resumed
-    run's choices by name, which what is chosen later repeats as well. notes: what to know besides.
+    learning_rate, critic_rate: peaks. servers: where its answers come from; none: this process. choices: what was
+    decided for the user, and why. recorded: a resumed run's choices by name, which what is chosen later repeats as
+    well. notes: what to know besides.
     """
 
     settings: Settings
@@ -71,6 +74,7 @@ class Plan:
     critic_rate: float
     rows: bool | None
     choices: tuple[Choice, ...]
+    servers: tuple[Server, ...]
     recorded: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -122,6 +126,7 @@ class Plan:
                 "rewards": [{"name": r.name, "where": r.where} for r in roles.rewards],
                 "judges": [{"name": r.name, "where": r.where} for r in roles.judges],
             },
+            "rollouts": [server.name for server in self.servers],
             "parameters": self.parameters,
             "dtype": str(self.dtype).removeprefix("torch."),
             "max_length": self.max_length,
@@ -256,6 +261,7 @@ def _planned(
         critic_rate=choices.critic_rate(settings, rate),
         rows={"packed": True, "padded": False}.get(str(picked.recorded.get("rows", settings.attn))),
         choices=tuple(picked.choices),
+        servers=servers_of(settings, adapter is not None),
         recorded=picked.recorded,
         notes=_left_out(source, adapter is not None or source.adapter is not None),
     )

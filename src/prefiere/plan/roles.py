@@ -14,7 +14,8 @@ from prefiere.models.adapter import Adapter
 from prefiere.models.classifier import is_classifier, normalisation
 from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.source import ModelError, Source, find_model
-from prefiere.settings import PPO, Settings
+from prefiere.sample.server import Server
+from prefiere.settings import PPO, PolicyGradient, Settings
 
 IDENTITIES = ("", "true", "gaussian", "eva")
 """Values of ``init_lora_weights`` under which a new adapter changes nothing yet."""
@@ -135,6 +136,21 @@ def same_base(one: Source, other: Source) -> bool:
     if a.is_dir() and b.is_dir():
         return a.samefile(b)
     return one.base == other.base and (one.revision or "main") == (other.revision or "main")
+
+
+def servers_of(settings: Settings, adapted: bool) -> tuple[Server, ...]:
+    """The rollout servers that answer in the place of the policy in this process; none for most runs.
+
+    Raises ValueError for what is no address, and where every weight is trained.
+    """
+    named = settings.rollouts if isinstance(settings, PolicyGradient) else None
+    found = tuple(Server.named(url) for url in ([named] if isinstance(named, str) else named or ()))
+    if found and not adapted:
+        raise ValueError(
+            "rollouts: a server is given the weights of an adapter, and this run trains every weight: set lora=true, "
+            "or leave rollouts out"
+        )
+    return found
 
 
 def rewrites_base(adapter: Adapter) -> bool:

@@ -28,12 +28,15 @@ from prefiere.sample.shared_prefix import shareable
 class LocalRollouts:
     """Answers of a model in this process, in the precision of the run's forwards (``autocast``; None: the weights')."""
 
+    limit: float | None = None
+
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, autocast: torch.dtype | None = None):
         self._model, self._vocabulary, self._autocast = model, vocabulary, autocast
 
-    def check(self, trunk: nn.Module) -> None:
+    def check(self, trunk: nn.Module) -> str:
         """Nothing to check: the weights that answer are the weights that train. How far the two forwards are apart,
         each step measures (sampler_drift)."""
+        return ""
 
     def publish(self, trunk: nn.Module, version: int) -> None:
         """Nothing to publish: there is one copy of the weights, and it is the newest."""

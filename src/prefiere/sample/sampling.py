@@ -82,11 +82,15 @@ class Rollouts(Protocol):
     """Where the answers of a model in training come from.
 
     A version is the number of steps that the weights have been trained for. Under torchrun every process calls
-    ``check``, ``publish`` and ``close``, and ``sample`` with prompts of its own.
+    ``check``, ``publish`` and ``close``, and ``sample`` with prompts of its own. limit: nats per token that the
+    log-probs of answers may be off those of training; None where the weights that answer are the weights that train.
     """
 
-    def check(self, trunk: nn.Module) -> None:
-        """Make sure, when a run begins or goes on, that answers come from these weights; raise ValueError if not."""
+    limit: float | None
+
+    def check(self, trunk: nn.Module) -> str:
+        """Make sure, when a run begins or goes on, that answers come from these weights, and say what was found, if
+        there is something to say. Raises ValueError where they do not."""
 
     def publish(self, trunk: nn.Module, version: int) -> None:
         """Let later answers come from the trunk's weights as they are now. A version is published once; a second call

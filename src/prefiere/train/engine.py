@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prefiere.models.measure import Budget, Found, autocast, measure
 from prefiere.models.trunk import Trunk
+from prefiere.run import Stop
 from prefiere.stats import Moments
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch, pack
@@ -37,7 +38,8 @@ class TrainingError(ValueError):
 @dataclass
 class Update:
     """What one update did: its loss, merged metrics, gradient norm before clipping, tokens computed, micro-batches, and
-    what its objectives keep for each group (`Objective.logged`), before it: values [n] of these groups [n]."""
+    what its objectives keep for each group (`Objective.logged`), before it: values [n] of these groups [n].
+    stop: why there was no update, and the weights are as they were."""
 
     loss: float
     metrics: dict[str, Moments]
@@ -46,6 +48,7 @@ class Update:
     microbatches: int
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     each: dict[str, np.ndarray] = field(default_factory=dict)
+    stop: Stop | None = None
 
 
 @dataclass

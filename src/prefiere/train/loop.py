@@ -79,8 +79,6 @@ class Loop:
         s, total = self.state, self.session.total_steps
         if s.stop:  # it had ended, and was killed before it could say so
             return s.stop
-        self.session.rollouts.publish(self.session.trunk, s.step)
-        self.session.rollouts.check(self.session.trunk)
         if s.step == 0:
             self._begin()
         with self.interrupt, self.session.display.stage("training", total, s.step, opening=False) as advance:
@@ -89,6 +87,11 @@ class Loop:
                 began = time.perf_counter()
                 rate = float(self.engine.scheduler.get_last_lr()[0])
                 update = self.algorithm.step(s.step)
+                if update.stop is not None:  # the run can go on from here
+                    if s.step > 0:
+                        self._save()
+                        self._note(last=True)
+                    return update.stop
                 self.engine.scheduler.step()
                 s.step += 1
                 s.pending_tokens += update.tokens
@@ -220,13 +223,9 @@ class Loop:
 
     def _status(self, state: str, reason: str | None = None, stop: Stop | None = None) -> None:
         self.run_folder.status = {
-            "state": state,
-            "step": self.state.step,
-            "total_steps": self.session.total_steps,
-            "reason": reason,
-            "stop": asdict(stop) if stop else None,
-            "seconds": round(self.state.seconds, 3),
-        }
+            "state": state, "step": self.state.step, "total_steps": self.session.total_steps, "reason": reason,
+            "stop": asdict(stop) if stop else None, "seconds": round(self.state.seconds, 3),
+        }  # fmt: skip
 
     # -- reasons to stop ------------------------------------------------------------------------------------------
 

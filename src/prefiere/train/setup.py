@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from prefiere.models.check.weights import ids_fit
 from prefiere.models.classifier import load_reward
 from prefiere.models.configuration import no_dropout, published
 from prefiere.models.load import fingerprint, load_policy
-from prefiere.models.reference import model_key
+from prefiere.models.reference import model_key, token_logps
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.score_head import settle_padding
 from prefiere.models.trunk import Trunk
@@ -33,10 +34,13 @@ from prefiere.plan.rhythm import Rhythm, choose_rhythm
 from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.plain import set_way
-from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
-from prefiere.settings import Settings
+from prefiere.sample.sampling import Rollouts, Sample, Sampling, Vocabulary
+from prefiere.sample.served import ServedRollouts
+from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.dialect import Manner
+from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.tokenizer import decode
+from prefiere.train.checkpoint import save_model
 from prefiere.train.engine import Engine
 from prefiere.train.host import apply_products, choose_products, keep_few_kernels, keep_freed_memory
 from prefiere.train.optimizer import make_optimizer, make_scheduler
@@ -142,11 +146,51 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     engine = engine_of(plan, trunk, steps, world, display)
     rhythm, _, chosen = choose_rhythm(plan, data)
     found += chosen
-    rollouts = LocalRollouts(trunk.lm, Vocabulary.of(reader.tokenizer, reader.eos_ids), plan.compute)
+    rollouts = rollouts_of(plan, run, world, engine, reader, data)
     return Session(
         plan, run, display, world, reader.tokenizer, trunk, engine, rollouts, data, reader.eos_ids, judge, reward,
         steps, rhythm, start, found, reader.manner, given,
     )  # fmt: skip
+
+
+def rollouts_of(
+    plan: Plan, run: Run, world: World, engine: Engine, reader: Reader, data: ExampleData | PromptData
+) -> Rollouts:
+    """Where answers come from: the model in this process, or the plan's servers."""
+    trunk, vocabulary = engine.trunk, Vocabulary.of(reader.tokenizer, reader.eos_ids)
+    settings = plan.settings
+    if not plan.servers:
+        return LocalRollouts(trunk.lm, vocabulary, plan.compute)
+    assert isinstance(settings, PolicyGradient)
+    assert isinstance(data, PromptData)
+
+    def scored(prompts: Sequence[np.ndarray], samples: Sequence[Sample], temperature: float) -> np.ndarray:
+        groups = [PromptGroup(prompts[s.prompt], (s.tokens,), (np.ones(len(s.tokens), bool),)) for s in samples]
+        return token_logps(trunk, groups, budget=engine.budget, autocast=plan.compute, temperature=temperature)
+
+    return ServedRollouts(
+        plan.servers,
+        vocabulary,
+        size=int(trunk.lm.config.get_text_config().vocab_size),
+        world=world,
+        folder=Path(settings.rollouts_folder).expanduser() if settings.rollouts_folder else run.folder / "adapters",
+        write=lambda folder: save_model(trunk, reader.tokenizer, folder),
+        scored=scored,
+        probes=data.train.ids,
+        sampling=Sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
+        each=settings.max_staleness > 0,
+    )
+
+
+def make_ready(session: Session, step: int) -> None:
+    """Let answers come from the weights that the run begins or goes on with, and make sure that they do.
+
+    Raises ValueError where they do not.
+    """
+    session.rollouts.publish(session.trunk, step)
+    if said := session.rollouts.check(session.trunk):
+        session.display.say(f"  {said}")
+        session.found.append(Choice("rollouts", session.rollouts.limit, said))
 
 
 def _example(data: ExampleData | PromptData) -> Answered | None:
