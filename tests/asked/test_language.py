@@ -100,5 +100,5 @@ def test_each_word_of_the_report_is_said_somewhere() -> None:
     room = SRC / "prefiere" / "report"
     code = "".join(p.read_text(encoding="utf-8") for p in [*room.glob("*.py"), room / "template.html"])
     unnamed = [key for key in words("prefiere.report.words", "en") if f'"{key}"' not in code]
-    joins = ('f"{}.{{', '"{}." ~', '_panel("{}")')
+    joins = ('f"{}.{{', '"{}." ~', 'outlined("{}")')
     assert not [k for k in unnamed if not any(join.format(k.split(".")[0]) in code for join in joins)]

@@ -12,15 +12,11 @@ from markupsafe import Markup
 from prefiere.doctor import reward_models
 from prefiere.doctor.case import Case
 from prefiere.doctor.words import number
-from prefiere.metrics import Column
 from prefiere.report import curves, figures
+from prefiere.report.caveats import Figure, Line, outlined
 from prefiere.report.frontier import Frontier, frontier
 from prefiere.report.panels import Panel
 from prefiere.report.say import method_title, phrase, told_column, told_interval
-
-Line = tuple[str, str, str]
-"""The colour of a line, what it is, and its value in words."""
-Figure = tuple[Panel, Markup, list[Line]]
 
 TIMES = ("sampling", "scoring", "measuring", "learning")
 
@@ -78,14 +74,8 @@ def calibration_figures(cases: Sequence[Case], names: Sequence[str]) -> list[Fig
             share = number(rule[1].mean, reward_models.ACCURACY)
             mine.append((rule[0], told_interval(rule[1], reward_models.ACCURACY), share))
         ruled += _lines(mine, i, names)
-    found = [(_panel("reliability"), sure, said), (_panel("by_length"), length, ruled)]
+    found = [(outlined("reliability"), sure, said), (outlined("by_length"), length, ruled)]
     return [(panel, Markup(svg), lines) for panel, svg, lines in found if svg is not None]
-
-
-def _panel(name: str) -> Panel:
-    """A figure that is no column of the table of metrics."""
-    meaning, title, unit = (phrase(f"{name}.{part}") for part in ("meaning", "title", "unit"))
-    return Panel(Column(name, title, "", "pair", None, meaning, title, unit))
 
 
 _SHORT = {"model": "", "error": "calibration.error_short"}

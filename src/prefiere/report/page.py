@@ -25,6 +25,7 @@ from prefiere.doctor.words import data_in_words, duration, number, with_ends
 from prefiere.files import visible, write_text
 from prefiere.metrics import column
 from prefiere.report import captions, curves, panels
+from prefiere.report.caveats import caveat_figures
 from prefiere.report.people import Testimony, who_said_so
 from prefiere.report.say import method_title, phrase, told_column
 from prefiere.report.side_by_side import LONGEST, Answer, before_and_after
@@ -98,6 +99,7 @@ def report_html(runs: Sequence[Run]) -> str:
         curves=[f for f in drawn if f[0].scores == alone],
         scores=[f for f in drawn if f[0].scores and not alone],
         calibration=captions.calibration_figures(cases, names),
+        caveats=caveat_figures(cases, names),
         times=captions.times(cases, names),
         signals=captions.captioned(panels.ANSWERS_PANELS, cases, names),
         families=sorted({case.family for case in cases}),

@@ -21,12 +21,17 @@ from prefiere.stats import wilson
 
 SHARE = "rewards/accuracies"
 """A column whose numbers are shown in per cent."""
-FEWEST_WINS = 50
+FEWEST_SHOWN, FEWEST_WINS = 20, 50
+"""Answers from which wins are shown, with their intervals, and from which a finding is made of them."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Held-out pairs whose preferred answer is shorter, about as long, or longer: how often it is ranked higher."""
+    """What one of two is next to the other (shorter, about as long, longer), and a share of those that are.
+
+    Of held-out pairs it is the preferred answer, and the share in which it is ranked higher; of sampled answers the one
+    after training, and the share in which the judge likes it better than the one before.
+    """
 
     words: str
     right: Level
@@ -43,29 +48,35 @@ def right_by_length(case: Case) -> tuple[Bin, ...]:
     tokens = np.asarray([r["tokens"] for r in rows], float)
     sides = np.asarray([side(r) for r in rows], float)
     right = np.asarray([(1 + np.sign(side(r) * r["margin"])) / 2 for r in rows], float)
-    difference, near = sides * (tokens[:, 0] - tokens[:, 1]), 0.1 * float(np.median(tokens))
-    parts = (("shorter", difference < -near), ("about as long", abs(difference) <= near), ("longer", difference > near))
-    return tuple(
-        Bin(words, Level(float(right[at].mean()), *wilson(float(right[at].sum()), int(at.sum())), int(at.sum())))
-        for words, at in parts
-        if at.any()
-    )
+    return _bins(sides * (tokens[:, 0] - tokens[:, 1]), 0.1 * float(np.median(tokens)), right)
+
+
+def _bins(longer: np.ndarray, near: float, right: np.ndarray) -> tuple[Bin, ...]:
+    """Shares of ``right`` [n] where ``longer`` [n] (tokens) is below, within and above ``near``; none that is empty."""
+    parts = (("shorter", longer < -near), ("about as long", abs(longer) <= near), ("longer", longer > near))
+    return tuple(Bin(words, _share(right[at])) for words, at in parts if at.any())
+
+
+def _share(right: np.ndarray) -> Level:
+    """The mean of shares [n] in 0..1 with its interval."""
+    return Level(float(right.mean()), *wilson(float(right.sum()), len(right)), len(right))
 
 
 @dataclass(frozen=True)
 class Wins:
     """How often the answers after training are judged better than those before. raw: as they are; equal: of answers of
-    equal length, as the fit has it."""
+    equal length, as the fit has it; bins: by which of the two is longer, cut as `right_by_length` cuts."""
 
     raw: Level
     equal: Level
+    bins: tuple[Bin, ...]
 
 
 def wins(case: Case) -> Wins | None:
     """Wins over the start by the judge's score, answers of the same prompt and number against each other.
 
     A logistic model of a win on tanh(difference of length over its deviation), as the length-controlled win rate of
-    Dubois et al. (2024, section 3): at a difference of 0 its intercept is left. None below 50 answers.
+    Dubois et al. (2024, section 3): at a difference of 0 its intercept is left. None below 20 answers.
     """
     rows = [r for r in case.answers if isinstance(r.get("score"), int | float) and isinstance(r.get("tokens"), int)]
     steps = sorted({r["step"] for r in rows})
@@ -75,14 +86,14 @@ def wins(case: Case) -> Wins | None:
         {(r.get("prompt"), r.get("sample")): r for r in rows if r["step"] == s} for s in (steps[0], steps[-1])
     )
     both = [(before[k], after[k]) for k in before.keys() & after.keys()]
-    if len(both) < FEWEST_WINS:
+    if len(both) < FEWEST_SHOWN:
         return None
     won = np.asarray([(1 + np.sign(b["score"] - a["score"])) / 2 for a, b in both])
     longer = np.asarray([b["tokens"] - a["tokens"] for a, b in both], float)
     spread = float(longer.std())
     x = np.tanh(longer / spread) if spread > 0 else np.zeros(len(longer))
-    raw = Level(float(won.mean()), *wilson(float(won.sum()), len(won)), len(won))
-    return Wins(raw, _at_equal_length(won, x))
+    near = 0.1 * float(np.median([[a["tokens"], b["tokens"]] for a, b in both]))
+    return Wins(_share(won), _at_equal_length(won, x), _bins(longer, near, won))
 
 
 def _at_equal_length(won: np.ndarray, x: np.ndarray) -> Level:
@@ -140,7 +151,9 @@ def pairs_by_length(case: Case) -> Finding | None:
 def only_longer(case: Case) -> Finding | None:
     """The judge prefers the answers after training, and at equal length it does not beyond the noise."""
     found = wins(case)
-    if found is None or not found.raw.above(0.5) or found.equal.above(0.5) or found.equal.mean > 0.55:
+    if found is None or found.raw.n < FEWEST_WINS or not found.raw.above(0.5):
+        return None
+    if found.equal.above(0.5) or found.equal.mean > 0.55:
         return None
     return Finding(
         "only_longer",

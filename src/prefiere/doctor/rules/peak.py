@@ -18,21 +18,30 @@ from prefiere.doctor.series import Series
 from prefiere.doctor.words import line, number
 
 FEWEST_POINTS = 5
+IN_SIGHT = 2.0
+"""A peak farther than so many times the largest root of the KL that was sampled is a guess, and is not said."""
 
 
 @dataclass(frozen=True)
-class Peak:
-    """A fitted peak: KL there and at the run's end (nats per answer); sure: whether the bend is beyond its noise."""
+class Way:
+    """Where a run was, sampling by sampling, from the first that lies away from the start on. d: root of the KL in nats
+    per answer [points]; gain: the judge's score less that at the start, with its 95% interval, low and high, nan where
+    none was logged [points]; end: the KL of the last sampling."""
 
-    kl: float
+    d: np.ndarray
+    gain: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     end: float
-    gain: float
-    sure: bool
+
+    @property
+    def farthest(self) -> float:
+        """The largest root of the KL."""
+        return float(self.d.max())
 
 
-def fitted(case: Case) -> Peak | None:
-    """The peak of the judge's score over its start, by least squares; None where fewer than five samplings lie away
-    from the start, or where the curve does not bend downwards."""
+def way(case: Case) -> Way | None:
+    """The judge's score over its start, by the root of the KL; None where fewer than five samplings lie away."""
     rows = [r for r in case.rows if isinstance(r.get("samples/kl"), float) and "samples/score" in r]
     kl, score = Series.of(rows, "samples/kl"), Series.of(rows, "samples/score")
     if len(kl) != len(score) or len(kl) < FEWEST_POINTS + 1:
@@ -40,22 +49,52 @@ def fitted(case: Case) -> Peak | None:
     away = kl.values > 1e-3
     if away.sum() < FEWEST_POINTS:
         return None
-    d, gain = np.sqrt(kl.values[away]), score.values[away] - score.values[0]
+    gained = (values[away] - score.values[0] for values in (score.values, score.low, score.high))
+    return Way(np.sqrt(kl.values[away]), *gained, end=float(kl.values[-1]))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A fitted peak: KL there and at the run's end (nats per answer), and what was gained there; sure: whether the bend
+    is beyond its noise; in_sight: whether it lies where the run was or not far beyond. alpha, beta: of the formula."""
+
+    kl: float
+    end: float
+    gain: float
+    sure: bool
+    in_sight: bool
+    alpha: float
+    beta: float
+
+    def at(self, d: np.ndarray) -> np.ndarray:
+        """The fitted gain at roots of the KL [n], all above 0."""
+        return np.asarray(d * (self.alpha - self.beta * np.log(d)))
+
+
+def fitted(case: Case) -> Peak | None:
+    """The peak of the judge's score over its start, by least squares; None where `way` is none, or where the curve does
+    not bend downwards."""
+    found = way(case)
+    if found is None:
+        return None
+    d = found.d
     design = np.stack([d, -d * np.log(d)], 1)
-    (alpha, beta), residual, rank, _ = np.linalg.lstsq(design, gain, rcond=None)
+    (alpha, beta), residual, rank, _ = np.linalg.lstsq(design, found.gain, rcond=None)
     if rank < 2 or beta <= 0:
         return None
     spread = float(residual[0]) / max(1, len(d) - 2) if len(residual) else 0.0
     error = math.sqrt(spread * float(np.linalg.inv(design.T @ design)[1, 1]))
     peak = math.exp(min(20.0, float(alpha / beta) - 1))
     height = peak * float(alpha - beta * math.log(peak))
-    return Peak(peak**2, float(kl.values[-1]), height, float(beta) > 2 * error)
+    sure, in_sight = float(beta) > 2 * error, peak <= IN_SIGHT * found.farthest
+    return Peak(peak**2, found.end, height, sure, in_sight, float(alpha), float(beta))
 
 
 def distance_said(case: Case) -> tuple[Worded, ...]:
-    """The peak and the run's distance from it as a line of evidence, where the bend is beyond its noise."""
+    """The peak and the run's distance from it as a line of evidence, where the bend is beyond its noise and the peak in
+    sight."""
     found = fitted(case)
-    if found is None or not found.sure:
+    if found is None or not found.sure or not found.in_sight:
         return ()
     return (line("peak", kl=number(found.kl), end=number(found.end)),)
 
