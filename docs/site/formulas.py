@@ -8,11 +8,16 @@ from typing import Any
 from latex2mathml.converter import convert
 
 _CODE = r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)|(?P<ticks>`+).+?(?P=ticks)"
-_FORMULA = re.compile(rf"{_CODE}|\$\$(?P<block>[^$]+)\$\$|\$(?P<inline>[^$\n]+)\$", re.MULTILINE | re.DOTALL)
+_INLINE = r"(?<![\\\w])\$(?=\S)(?P<inline>[^$\n]+)(?<=[^\s\\])\$(?!\w)"
+_FORMULA = re.compile(rf"{_CODE}|\$\$(?P<block>[^$]+)\$\$|{_INLINE}", re.MULTILINE | re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with its formulas converted; code is left as it is."""
+    """The page with its formulas converted; code is left as it is.
+
+    A formula within a line has no space behind its first dollar nor before its last one, and no letter or digit around
+    both: ``$5 and $6`` are prices.
+    """
 
     def converted(match: re.Match[str]) -> str:
         if (block := match["block"]) is not None:

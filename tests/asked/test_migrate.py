@@ -386,6 +386,10 @@ env: {WANDB_API_KEY: hf_mine, NUMBER: "0", nested: [{db_password: hf_mine}]}
 webhook: https://ana:hf_mine@host/x?token=hf_mine&y=1
 more: [HF_TOKEN=hf_mine]
 headers: {Authorization: Bearer hf_mine}
+wandb_api_key: 4815162342
+db: {password: 2342-08-15, keys: [4815162342.5, -4815162342]}
+push_token: true
+num_key_value_heads: 8
 """
 
 
@@ -393,7 +397,8 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text(SECRETS)
     done = CliRunner().invoke(app, ["recipe", "from", str(tmp_path / "f.yaml")])
     assert done.exit_code == 0, done.output
-    assert "hf_mine" not in done.output
+    for secret in ("hf_mine", "4815162342", "2342"):
+        assert secret not in done.output
     for line in (
         "hub_token: '***':",
         "hf_hub_token: '***':",
@@ -403,6 +408,10 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
         "webhook: https://ana:***@host/x?token=***&y=1:",
         "more: [HF_TOKEN=***]:",
         "headers: {Authorization: '***'}:",
+        "wandb_api_key: '***':",
+        "db: {keys: ['***', '***'], password: '***'}:",
+        "push_token: true:",
+        "num_key_value_heads: 8:",
     ):
         assert f"#   {line}" in done.stdout, line
 

@@ -234,7 +234,7 @@ def _short(value: Any) -> str:
 
 
 _SECRET = (
-    r"(?<!pad_)(?<!bos_)(?<!eos_)(?<!unk_)(?<!stop_)token|secrets?|passw(?:or)?ds?|credentials?|(?:api)?keys?"
+    r"(?<!pad_)(?<!bos_)(?<!eos_)(?<!unk_)(?<!stop_)token|secrets?|passw(?:or)?ds?|credentials?|(?<!num_)(?:api)?keys?"
     r"|authorization"
 )
 _SECRET_NAME = re.compile(rf"(?:.*[\W_])?(?:{_SECRET})(?:[\W_].*)?", re.IGNORECASE | re.DOTALL)
@@ -242,15 +242,16 @@ _SECRET_EQUATION = re.compile(rf"\b((?:\w*_)?(?:{_SECRET})(?:_\w*)?=)[^\s&]+", r
 
 
 def _without_secrets(value: Any, name: str = "") -> Any:
-    """A value to show: *** for text whose name says that it is a secret (``hub_token``), anywhere in it."""
+    """A value to show: *** for what its name says is a secret (``hub_token``), anywhere in it. A key may be a number or
+    a date to YAML; yes, no and nothing are no secrets."""
     secret = _SECRET_NAME.fullmatch(name) is not None
-    if isinstance(value, str):
-        return "***" if secret else without_passwords(_SECRET_EQUATION.sub(r"\1***", value))
     if isinstance(value, Mapping):
         return {k: _without_secrets(v, name if secret else str(k)) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple | set | frozenset):
         return [_without_secrets(v, name) for v in value]
-    return value
+    if secret and value is not None and not isinstance(value, bool):
+        return "***"
+    return without_passwords(_SECRET_EQUATION.sub(r"\1***", value)) if isinstance(value, str) else value
 
 
 def _line(text: str) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.rules.lengths import Bin, Wins, right_by_length, wins
-from prefiere.doctor.rules.peak import Peak, Way, fitted, way
+from prefiere.doctor.rules.peak import Gains, Peak, fitted, gains
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import number
 from prefiere.metrics import Column
@@ -111,7 +111,7 @@ def _binned(axes: Axes, parts: Sequence[Sequence[Bin]]) -> None:
 
 
 def _peaks(cases: Sequence[Case], names: Sequence[str]) -> Figure | None:
-    ways = [way(case) for case in cases]
+    ways = [gains(case) for case in cases]
     if not any(w is not None for w in ways):
         return None
     peaks = [fitted(case) for case in cases]
@@ -122,7 +122,7 @@ def _peaks(cases: Sequence[Case], names: Sequence[str]) -> Figure | None:
     return outlined("peak_of_score"), Markup(drawn), lines
 
 
-def _bent(axes: Axes, ways: Sequence[Way | None], peaks: Sequence[Peak | None]) -> None:
+def _bent(axes: Axes, ways: Sequence[Gains | None], peaks: Sequence[Peak | None]) -> None:
     """Each run's samplings as dots with their intervals, its end larger; its fit as a line, and where that peaks."""
     axes.axhline(0.0, color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
     right = max(found.farthest for found in ways if found is not None)
@@ -146,7 +146,7 @@ def _bent(axes: Axes, ways: Sequence[Way | None], peaks: Sequence[Peak | None]) 
     axes.set_xlabel(phrase("axis.root"), loc="right", fontsize=10)
 
 
-def _of_peak(found: Way, peak: Peak | None, run: int, names: Sequence[str]) -> list[Line]:
+def _of_peak(found: Gains, peak: Peak | None, run: int, names: Sequence[str]) -> list[Line]:
     """Where the fit peaks and where the run ended, both as KL in nats per answer."""
     own, end = colour(run), number(found.end)
     if len(names) > 1:

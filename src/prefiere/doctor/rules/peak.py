@@ -23,7 +23,7 @@ IN_SIGHT = 2.0
 
 
 @dataclass(frozen=True)
-class Way:
+class Gains:
     """Where a run was, sampling by sampling, from the first that lies away from the start on. d: root of the KL in nats
     per answer [points]; gain: the judge's score less that at the start, with its 95% interval, low and high, nan where
     none was logged [points]; end: the KL of the last sampling."""
@@ -40,7 +40,7 @@ class Way:
         return float(self.d.max())
 
 
-def way(case: Case) -> Way | None:
+def gains(case: Case) -> Gains | None:
     """The judge's score over its start, by the root of the KL; None where fewer than five samplings lie away."""
     rows = [r for r in case.rows if isinstance(r.get("samples/kl"), float) and "samples/score" in r]
     kl, score = Series.of(rows, "samples/kl"), Series.of(rows, "samples/score")
@@ -49,8 +49,8 @@ def way(case: Case) -> Way | None:
     away = kl.values > 1e-3
     if away.sum() < FEWEST_POINTS:
         return None
-    gained = (values[away] - score.values[0] for values in (score.values, score.low, score.high))
-    return Way(np.sqrt(kl.values[away]), *gained, end=float(kl.values[-1]))
+    mean, low, high = (values[away] - score.values[0] for values in (score.values, score.low, score.high))
+    return Gains(np.sqrt(kl.values[away]), mean, low, high, float(kl.values[-1]))
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Peak:
 
 
 def fitted(case: Case) -> Peak | None:
-    """The peak of the judge's score over its start, by least squares; None where `way` is none, or where the curve does
+    """The peak of the judge's score over its start, by least squares; None where `gains` is none, or where the curve does
     not bend downwards."""
-    found = way(case)
+    found = gains(case)
     if found is None:
         return None
     d = found.d
