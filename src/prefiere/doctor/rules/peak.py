@@ -72,8 +72,8 @@ class Peak:
 
 
 def fitted(case: Case) -> Peak | None:
-    """The peak of the judge's score over its start, by least squares; None where `gains` is none, or where the curve does
-    not bend downwards."""
+    """The peak of the judge's score over its start, by least squares; None where `gains` is none, or where the curve
+    does not bend downwards."""
     found = gains(case)
     if found is None:
         return None
