@@ -125,7 +125,7 @@ def test_a_run_in_one_file(tmp_path: Path) -> None:
     ):
         assert text in p.text, text
     assert "://" not in p.source
-    assert p.tags.count("svg") == 11
+    assert p.tags.count("svg") == 12
     assert [f.name for f in tmp_path.glob(".*")] == []  # written by rename, nothing left behind
 
 
