@@ -36,7 +36,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from prefiere.asked.language import speaking
+from prefiere.asked.language import in_words, speaking
 from prefiere.files import visible
 from prefiere.processes.errors import SaidOnce
 from prefiere.run import Stop
@@ -261,7 +261,7 @@ class Display:
                 yield self._in_a_cell(name, total, start) if self._within == 1 else _silent
             else:
                 if opening and self._within == 1:
-                    self.say(f"{name} ({total:,} to do)" if total - start > 1 else f"{name} ...")
+                    self.say(in_words("progress.to_do", name=name, n=f"{total:,}") if total - start > 1 else f"{name} ...")
                 yield self._in_a_log(name, total, start)
         finally:
             self._within -= 1
@@ -275,8 +275,9 @@ class Display:
             nonlocal done
             done, now = done + n, self.clock()
             if now - self._spoke >= _EVERY and start < done < total:
-                left = rough_time((now - began) / (done - start) * (total - done))
-                self.say(f"{name}: {done:,} of {total:,}, about {left} left{f', {note}' if note else ''}")
+                left = in_words("progress.left", time=rough_time((now - began) / (done - start) * (total - done)))
+                of = in_words("progress.of", done=f"{done:,}", total=f"{total:,}")
+                self.say(f"{name}: {of}, {left}{f', {note}' if note else ''}")
 
         return advance
 
@@ -290,7 +291,7 @@ class Display:
         def line() -> dict[str, str]:
             full = round(24 * done / total) if total else 24
             left = (self.clock() - began) / (done - start) * (total - done) if done > start else None
-            time = f"  about {rough_time(left)} left" if left and done < total else ""
+            time = f"  {in_words('progress.left', time=rough_time(left))}" if left and done < total else ""
             return {
                 "text/plain": visible(
                     f"{name}  {'█' * full}{'░' * (24 - full)} {done:,}/{total:,}{time}  {said}".rstrip()

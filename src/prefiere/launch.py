@@ -294,7 +294,7 @@ def _record(session: Session, run: Run, before: dict[str, Any] | None) -> None:
         previous.put_aside(run.folder)
     elif (moved := versions_moved(before, now)) and moved not in before.get("resumed", []):
         words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in moved.items())
-        session.display.say(f"this run began with other versions ({words}): results agree to rounding, not bit for bit")
+        session.display.say(in_words("progress.other_versions", words=words))
         before = {**before, "resumed": [*before.get("resumed", []), moved]}
     run.data = session.data.account
     run.environment = before or now
@@ -327,7 +327,7 @@ def _report(prepared: Prepared, on_end: Callable[[Run], None]) -> None:
     try:
         on_end(prepared.run)
     except Exception as e:
-        prepared.display.say(f"no report: {type(e).__name__}: {e}. `prefiere report` writes it.")
+        prepared.display.say(in_words("progress.no_report", why=f"{type(e).__name__}: {e}"))
 
 
 def _say_how_it_ended(loop: Loop, stop: Stop | None) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from prefiere.asked import hub
-from prefiere.asked.language import speaking
-from prefiere.cli.main import app
+from prefiere.asked.language import TONGUES, other_words, speaking
+from prefiere.cli.main import app, main
+from prefiere.cli.models import show_comparison
 from prefiere.cli.train import how_it_went
+from prefiere.console import Display, Terminal
+from prefiere.evaluate.compare import Compared, Pairing
+from prefiere.methods import METHODS
+from prefiere.train.logs import spoken as told_row
 from synthetic_runs import PERFECT, RUINED, make
 
 CALL = CliRunner()
@@ -62,3 +70,81 @@ def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "exactitud en datos reservados: " in said
     assert "Ahora: pon rpo_alpha en 1" in said
     assert found["verdict"].startswith("The answers fell apart")  # for programs, whatever the language
+
+
+def run_as(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | None:
+    """The console script with these words; how it ended."""
+    monkeypatch.setattr(sys, "argv", ["prefiere", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code if isinstance(ended.value.code, int) else None
+
+
+@pytest.mark.parametrize("asked", [("--lang", "es"), ("--lang=es",), ()])
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...]) -> None:
+    """Of a command, its options and the settings to look at first; by --lang, or by the environment."""
+    monkeypatch.setenv("LC_ALL", "C" if asked else "es_AR.UTF-8")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run_as(monkeypatch, "dpo", *asked, "--help") == 0
+    said = capsys.readouterr().out
+    for text in ("Optimiza las preferencias", "La carpeta del entrenamiento.", "pasadas por los datos", "de fábrica"):
+        assert text in said
+
+
+def test_help_of_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for spoken, told in (("C", "Talk with a model."), ("es_ES.UTF-8", "Conversa con un modelo.")):
+        monkeypatch.setenv("LC_ALL", spoken)
+        assert run_as(monkeypatch, "--help") == 0
+        assert told in capsys.readouterr().out
+
+
+FIRST = ("sft", "dpo", "reward", "ppo", "rloo", "grpo", "reinforce", "data", "report", "doctor", "compare", "chat")
+FIRST += ("sample", "export", "serve", "score", "demo")
+
+
+def test_the_first_commands_have_all_their_help_in_every_language() -> None:
+    """Those of the first hour with their options, every command's own line, and the settings to look at first."""
+    root: Any = typer.main.get_command(app)
+    wanted = {root.help, *(c.help for c in root.commands.values())}
+    wanted |= {p.help for name in FIRST for p in root.commands[name].params if getattr(p, "help", None)}
+    wanted |= {row.settings.model_fields[key].description for row in METHODS.values() for key in row.matters}
+    for spoken in TONGUES:
+        if spoken != "en":
+            assert other_words("prefiere.asked.words", "help", spoken).keys() == wanted
+
+
+def test_columns_and_splits(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("uno,dos\n1,2\n3,4\n")
+    done = CALL.invoke(app, ["data", str(tmp_path / "odd.csv"), "--lang", "es"])
+    assert done.exit_code == 2
+    assert (
+        "no tiene ninguna disposición conocida para preguntas. Columnas que hay: uno, dos. Lo más parecido: " in done.output
+    )
+    (tmp_path / "train.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    done = CALL.invoke(app, ["data", f"{tmp_path}[tran]", "--lang", "es"])
+    assert done.output == f"error: {tmp_path}: no hay ninguna parte tran; ¿querías decir train? Partes: train\n"
+    (tmp_path / "empty.csv").write_text("")
+    done = CALL.invoke(app, ["data", str(tmp_path / "empty.csv"), "--lang", "es"])
+    assert done.output == f"error: {tmp_path / 'empty.csv'}: el archivo está vacío\n"
+
+
+def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"step": 1200, "rewards/accuracies": 0.5, "eval_rewards/accuracies": 0.75}
+    seconds = iter([0.0, 30.0])
+    with speaking("es"):
+        assert told_row(row, 2000, "", "preference", 90.0) == (
+            "paso 1,200/2,000  rewards/accuracies 50.0%  reservado: rewards/accuracies 75.0%  quedan unos 90 s"
+        )
+        with Display(Terminal(stderr=True), clock=lambda: next(seconds)).stage("leyendo", 4) as advance:
+            advance(1)
+    assert capsys.readouterr().err == "leyendo (faltan 4)\nleyendo: 1 de 4, quedan unos 90 s\n"
+
+
+def test_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    pairing = Pairing("¿Qué es un perro?", "Un amigo.", "Un animal.", 0.0, 1.0)
+    found = Compared("uno", "otro", [pairing], judge="regla", wins=1, p_value=1.0)
+    with speaking("es"):
+        show_comparison(found, Terminal(width=120))
+    said = capsys.readouterr().out
+    for text in ("pregunta", "antes: uno", "después: otro", "según regla: 1 ganadas, 0 perdidas, 0 empatadas"):
+        assert text in said

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from prefiere.asked.language import TONGUES, tongue
-from prefiere.doctor.case import Finding
+from prefiere.asked.language import TONGUES, Tongue, other_words, tongue
+from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.plain.tell import plain_verdict, plain_words, told
+from prefiere.doctor.remedies import Remedy, advised, set_to
 from prefiere.report.page import report_html
 from synthetic_runs import PERFECT, RUINED, make
 
@@ -89,3 +90,37 @@ def test_the_language_that_is_asked_for_or_set(asked: str | None, environment: d
 def test_a_language_that_there_is_not() -> None:
     with pytest.raises(ValueError, match="there are en and es"):
         tongue("fr")
+
+
+def remedies_in_the_code() -> set[str]:
+    """The texts of every `Remedy(...)` that sets nothing: what it sets is said in the same words always."""
+    found: set[str] = set()
+    for path in DOCTOR.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Remedy":
+                alone = len(node.args) == 1 and not {k.arg for k in node.keywords} & {"setting", "value"}
+                if alone and isinstance(node.args[0], ast.Constant):
+                    found.add(str(node.args[0].value))
+    return found
+
+
+@pytest.mark.parametrize("spoken", [t for t in TONGUES if t != "en"])
+def test_every_remedy_is_said_in_every_language(spoken: Tongue) -> None:
+    known = other_words("prefiere.doctor.plain", "remedies", spoken)
+    said = "".join(ast.unparse(ast.parse(p.read_text(encoding="utf-8"))) for p in DOCTOR.rglob("*.py"))
+    assert len(remedies_in_the_code()) > 60
+    assert not remedies_in_the_code() - known.keys()
+    assert not [text for text in known if text not in said]  # nor is one there that nobody gives
+    assert not [text for text in known.values() if not text.strip()]
+
+
+def test_a_remedy_that_sets_nothing_is_said(tmp_path: Path) -> None:
+    remedies = (Remedy("more data"), set_to("beta", 0.3, "why"), advised("larger_one", name="x"))
+    finding = Finding("k", "t", "bad", "m", (), remedies)
+    assert told(finding, "es").tries == ("más datos", "pon beta en 0.3", "x mayor")
+    assert finding.remedy == ("more data", "beta=0.3, why", "a larger x")
+    case = Case(make(tmp_path))
+    assert (
+        case.larger("lr_scale", 3, "which makes moving away cost more").within("es")
+        == "lr_scale mayor, que encarece alejarse"
+    )

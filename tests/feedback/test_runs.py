@@ -18,7 +18,7 @@ from prefiere.feedback.page.app import create
 from prefiere.feedback.page.runs import RunFolder
 from prefiere.feedback.store import Store
 from prefiere.run import Run
-from synthetic_runs import make, make_policy, make_reward
+from synthetic_runs import PERFECT, RUINED, make, make_policy, make_reward
 
 PAGES = ("/runs", "/runs/part", "/run?name=a", "/run/part?name=a", "/run/report?name=a")
 
@@ -187,6 +187,21 @@ def test_text_of_a_run_is_text(sqlite_store, tmp_path):
         assert "<img" not in shown.text
         assert "<b>n" not in shown.text
         assert "⟨U+202E⟩" in html.unescape(shown.text)
+
+
+def test_what_a_run_shows_is_said_in_the_readers_language(sqlite_store, tmp_path):
+    """Each browser in its own, whoever looked first."""
+    make(tmp_path / "runs" / "a", train=PERFECT, answers=RUINED)
+    page = browser(sqlite_store, tmp_path / "runs")
+    english, spanish = {"Accept-Language": "en"}, {"Accept-Language": "es"}
+    assert "The answers fell apart" in page.get("/runs", headers=english).text
+    listed, shown = (page.get(at, params={"name": "a"}, headers=spanish).text for at in ("/runs", "/run"))
+    for text in (listed, shown):
+        assert "El modelo quedó arruinado" in text
+        assert "fell apart" not in text
+    for text in ("pon rpo_alpha en 1", "Optimización de preferencias (DPO)", "Exactitud"):
+        assert text in shown
+    assert "The answers fell apart" in page.get("/run", params={"name": "a"}, headers=english).text
 
 
 def test_a_folder_without_runs_says_so_in_both_languages(sqlite_store, tmp_path):

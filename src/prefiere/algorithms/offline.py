@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefiere.asked.language import in_words
 from prefiere.evaluate import singles
 from prefiere.evaluate.rows import flat
 from prefiere.evaluate.start import at_start
@@ -170,7 +171,7 @@ def reference_logps(session: Session, store: Any) -> np.ndarray:
         found = world.broadcast(kept)
         if found is not None:
             return found
-        with session.display.stage("reference log-probs", len(store)) as advance:
+        with session.display.stage(in_words("progress.reference"), len(store)) as advance:
             share = sequence_logps(
                 session.trunk,
                 store,

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from prefiere.algorithms.offline import Offline
+from prefiere.asked.language import in_words
 from prefiere.evaluate.calibration import calibration
 from prefiere.evaluate.pairs import paired
 from prefiere.models.score_head import normalise

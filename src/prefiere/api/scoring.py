@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefiere.asked.language import in_words
 from prefiere.console import Display
 from prefiere.evaluate import calibration
 from prefiere.evaluate.calibration import AnswerScores
@@ -96,7 +97,7 @@ def _one(
         template_kwargs=kwargs,
         notice=display.say,
     )
-    with display.phase(f"scoring with {name}"):
+    with display.phase(in_words("progress.scoring", model=name)):
         scored = calibration.score_data(model, data, **reading)
     tokens = scored.account["tokens"]
     dropped = [f"{tokens[what]['count']:,} {words}" for what, words in WHAT.items() if tokens[what]["count"]]

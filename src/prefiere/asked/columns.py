@@ -7,22 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 
-import yaml
-
-from prefiere.asked.language import TONGUES, Tongue, Worded
+from prefiere.asked.language import TONGUES, Tongue, Worded, other_words
 from prefiere.metrics import COLUMNS, OF_ONE, Column
 
 _TEXTS = ("words", "unit", "axis", "title", "meaning")
 
 
-@cache
 def phrases(spoken: Tongue) -> Mapping[str, str]:
     """From the table's English texts to those of another language."""
-    path = files("prefiere.asked.words").joinpath(f"metrics_{spoken}.yaml")
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return other_words("prefiere.asked.words", "metrics", spoken)
 
 
 def spoken_column(column: Column, spoken: Tongue) -> Column:

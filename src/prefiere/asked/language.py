@@ -62,6 +62,15 @@ def words(room: str, spoken: Tongue) -> Mapping[str, str]:
     return dict(flat(read, ""))
 
 
+@cache
+def other_words(room: str, table: str, spoken: Tongue) -> Mapping[str, str]:
+    """The words of a language by the English ones (``metrics_es.yaml``), for texts that stand in the code; none for
+    English."""
+    if spoken == "en":
+        return {}
+    return dict(yaml.safe_load(files(room).joinpath(f"{table}_{spoken}.yaml").read_text(encoding="utf-8")))
+
+
 def in_words(key: str, /, **values: object) -> str:
     """A sentence of the console or of an error (words/), in the language that is spoken, its braces filled in."""
     return words("prefiere.asked.words", tongue())[key].format(**values)

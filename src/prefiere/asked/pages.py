@@ -8,6 +8,8 @@ from typing import Any, Union
 import yaml
 from pydantic import TypeAdapter
 
+from prefiere.asked.language import tongue
+from prefiere.asked.spoken_help import help_said
 from prefiere.methods import METHODS
 from prefiere.recipe import accepts
 from prefiere.settings import PolicyGradient, Settings
@@ -31,7 +33,8 @@ def settings_table(method: str) -> list[tuple[str, str, str, str]]:
 def first_settings(method: str) -> list[tuple[str, str, str]]:
     """(key, default, meaning) of the settings of a method to look at first."""
     row = METHODS[method]
-    return [(key, default, meaning) for key, _, default, meaning in _rows(row.settings, row.matters)]
+    told = _rows(row.settings, row.matters)
+    return [(key, default, help_said(meaning, tongue())) for key, _, default, meaning in told]
 
 
 def _rows(model: type[Settings], keys: Iterable[str]) -> list[tuple[str, str, str, str]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from prefiere.asked.language import in_words
+from prefiere.asked.language import in_words, speaking, tongue
+from prefiere.asked.spoken_help import asked_for, speak
 from prefiere.cli import doctor, env, estimate, feedback, recipe, train, votes
 from prefiere.cli.train import SettingsCommand
 from prefiere.console import Json, command, console, hush, progress, say
@@ -37,7 +39,10 @@ def main() -> None:
     # spinning at all a small model trained no faster on two cores than on one.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it misses kernels that nothing here needs
-    app()
+    with speaking(asked_for(sys.argv[1:])):
+        shown = typer.main.get_command(app)
+        speak(shown, tongue())
+        shown()
 
 
 @app.command()
@@ -147,7 +152,7 @@ def sample(
 
     hush()
     asked = use.texts_of(prompts, limit)
-    with Display(progress()).stage("sampling", len(asked) * samples) as advance:
+    with Display(progress()).stage(in_words("progress.sampling"), len(asked) * samples) as advance:
         answers = use.sample(
             model,
             asked,
@@ -184,7 +189,7 @@ def chat(
     how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     talker = use.chat(model, **how, template_kwargs=recipe.variables(template_kwargs), trust=trust)
     if not talker.remembers:
-        progress().print(f"{model} has no chat template: it continues each text on its own.", style="dim", markup=False)
+        progress().print(in_words("use.no_template", model=model), style="dim", markup=False)
     return models.chat(talker, models.typed(console()), console())
 
 
@@ -217,7 +222,7 @@ def compare(
     if ask is not None:
         how = (temperature, top_p, max_new_tokens, seed)
         return feedback.compare_by_people(ask, before, after, prompts, how, limit=limit, trust=trust)
-    with Display(progress()).phase("sampling"):
+    with Display(progress()).phase(in_words("progress.sampling")):
         found = use.compare(
             before,
             after,

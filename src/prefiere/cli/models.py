@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text as Styled
 
+from prefiere.asked.language import in_words
 from prefiere.console import table
 from prefiere.evaluate.compare import Compared
 from prefiere.evaluate.talk import Talker
@@ -33,7 +34,7 @@ def chat(talker: Talker, said: Iterable[str], console: Console) -> dict[str, Any
             console.print()
         else:
             talker.turns.clear()
-            console.print("(a new conversation)", style="dim")
+            console.print(in_words("use.new_conversation"), style="dim")
     return {"turns": [turn.as_dict() for turn in talker.turns]}
 
 
@@ -42,7 +43,7 @@ def typed(console: Console) -> Iterable[str]:
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
-    console.print("Empty line: a new conversation. Ctrl-D: the end.", style="dim")
+    console.print(in_words("use.how_to_talk"), style="dim")
     while True:
         try:
             yield console.input("[bold]> [/bold]")
@@ -53,18 +54,22 @@ def typed(console: Console) -> Iterable[str]:
 def show_comparison(found: Compared, console: Console) -> None:
     """Answers side by side, then signals and the judge's figures."""
     rows = [[visible(text) for text in (p.prompt, p.before, p.after)] for p in found.pairings[:SHOWN]]
-    console.print(table("", ("prompt", f"before: {found.before}", f"after: {found.after}"), rows, lines=True))
+    heads = [in_words(f"use.{name}") for name in ("prompt", "before", "after")]
+    columns = (heads[0], f"{heads[1]}: {found.before}", f"{heads[2]}: {found.after}")
+    console.print(table("", columns, rows, lines=True))
     if len(found.pairings) > SHOWN:
-        console.print(f"... and {len(found.pairings) - SHOWN:,} more (--json has all)", style="dim")
+        console.print(in_words("use.more", n=f"{len(found.pairings) - SHOWN:,}"), style="dim")
     figures = [(name, f"{b:.3g}", f"{a:.3g}") for name, (b, a) in found.signals.items() if name != "score"]
     for name, estimate in (
-        ("score before", found.score_before),
-        ("score after", found.score_after),
+        ("score_before", found.score_before),
+        ("score_after", found.score_after),
         ("gain", found.gain),
     ):
         if estimate is not None:
-            console.print(f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]", markup=False)
+            told = f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+            console.print(f"{in_words(f'use.{name}')}: {told}", markup=False)
     if found.judge is not None:
-        console.print(f"by {found.judge}: {found.wins} won, {found.losses} lost, {found.ties} tied", markup=False)
-        console.print(f"sign test p = {found.p_value:.3g}")
-    console.print(table("", ("of the answers", "before", "after"), figures))
+        counts = {"won": found.wins, "lost": found.losses, "tied": found.ties}
+        console.print(in_words("use.judged", judge=found.judge, **counts), markup=False)
+        console.print(in_words("use.sign_test", p=f"{found.p_value:.3g}"))
+    console.print(table("", (in_words("use.of_answers"), *heads[1:]), figures))

@@ -70,8 +70,9 @@ class TrainingCommand(SettingsCommand):
         from prefiere.asked.pages import first_settings
 
         rows = first_settings(str(self.name))
-        console().print(table("Settings to look at first", ("key", "default", "meaning"), rows))
-        say(f"\nAll others: prefiere recipe show {self.name}, or docs/settings.md.")
+        heads = [in_words(f"help.{name}") for name in ("key", "default", "meaning")]
+        console().print(table(in_words("help.first"), heads, rows))
+        say(f"\n{in_words('help.others', method=self.name)}")
 
 
 def _on_data(method: Method) -> Callable[..., dict[str, Any]]:

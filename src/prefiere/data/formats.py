@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
+from prefiere.asked.language import in_words
 from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
 from prefiere.data.layouts.columns import Layout, Native, under_system, without_repeated_prompt
@@ -174,7 +175,7 @@ class Records(Generic[R]):
         if not rows:
             if first_bad:
                 raise DataError(self._told_problem(part, *first_bad))
-            raise DataError(f"{part.name}: no records in it")
+            raise DataError(in_words("data.no_records", data=part.name))
         found = decided(
             detect(rows, self.kind, part.name, self._columns, self._told), self.kind, self._rows(), part.name
         )
@@ -245,8 +246,7 @@ class Records(Generic[R]):
         """Count it, or stop here, as the user chose."""
         problem = self._told_problem(part, line, bad)
         if self._on_bad == "error" or (self._on_bad == "content" and not bad.content):
-            again = "leave out such examples, counted" if bad.content else "leave out damaged lines, counted"
-            raise DataError(f"{problem}. Correct it, or pass on_bad={'content' if bad.content else 'drop'} to {again}")
+            raise DataError(in_words("data.bad_content" if bad.content else "data.bad_line", problem=problem))
         counts.dropped[bad.reason] += 1
         if len(self.problems) < _SHOWN:
             self.problems.append(problem)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
+from prefiere.asked.language import in_words
 from prefiere.data.packed import (
     DAMAGED,
     ZIP,
@@ -80,7 +81,7 @@ def _plainly(path: Path) -> Iterator[tuple[BinaryIO, str]]:
 def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
     head = f.peek(_HEAD)[:_HEAD]
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: this is UTF-16; convert it to UTF-8, for example: iconv -f UTF-16 -t UTF-8")
+        raise DataError(in_words("data.utf16", path=path))
     if head[:3] == b"\xef\xbb\xbf":
         f.read(3)
         head = head[3:]
@@ -89,7 +90,7 @@ def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
         raise DataError(f"{path}: a table inside a compressed file; unpack it")
     start = head.lstrip()[:1]
     if not head.strip() and len(head) < _HEAD:
-        raise DataError(f"{path}: the file is empty")
+        raise DataError(in_words("data.empty_file", path=path))
     suffix = suffix.lower()
     if suffix == ".txt":
         return _plain_lines(f, path)
@@ -99,7 +100,7 @@ def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
         return _csv(f, path)
     if start not in (b"{", b"[") and suffix not in (".json", ".jsonl", ".ndjson"):
         if not any(d in head.split(b"\n")[0] for d in (b",", b";", b"\t")):
-            raise DataError(f"{path}: neither JSON, CSV, Parquet nor Arrow; convert it to one of these")
+            raise DataError(in_words("data.no_format", path=path))
         return _csv(f, path)
     if start == b"[" or _WRAPPED.match(head.decode("utf-8", "replace")):
         return _json_document(f, path)
@@ -230,7 +231,7 @@ def _csv(f: io.BufferedReader, path: Path) -> Rows:
                 yield start, BadRow("line", "wrong number of cells", detail)
             start = reader.line_num + skipped + 1
     except csv.Error as e:
-        raise DataError(f"{path}:{start} (line): broken CSV: {e}; is a quote left open?") from e
+        raise DataError(in_words("data.broken_csv", path=path, line=start, why=e)) from e
 
 
 _SEPARATOR = re.compile(rb'"?sep=(.)"?', re.IGNORECASE)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefiere.asked.hub import why_no_data
+from prefiere.asked.language import in_words
 from prefiere.cache import digest_of
 from prefiere.data.packed import PACKED_SUFFIXES
 from prefiere.data.readers import Rows, is_records, read_rows
@@ -85,7 +86,7 @@ def find(source: str | Path, kind: Kind, split: str | None, purpose: ReadFor = "
         return opened
     name = read_name(source)
     if split is not None and name.split not in (None, split):
-        raise DataError(f"{source}: it names the split {name.split}, and split={split} another; leave one out")
+        raise DataError(in_words("data.two_splits", source=source, one=name.split, other=split))
     split = split or name.split
     path = Path(name.base).expanduser()
     if path.is_file():
@@ -95,7 +96,7 @@ def find(source: str | Path, kind: Kind, split: str | None, purpose: ReadFor = "
         return (_saved if saved else _folder)(path, kind, split, purpose)
     if on_hub(str(source)):
         return _hub(name, kind, split, purpose)
-    raise FileNotFoundError(f"{source}: no such file or folder (a data set of the hub is written owner/name)")
+    raise FileNotFoundError(in_words("data.no_file", source=source))
 
 
 def is_votes(source: str | Path) -> bool:
@@ -124,9 +125,8 @@ def _part(path: Path) -> Part:
 def _folder(folder: Path, kind: Kind, split: str | None, purpose: ReadFor) -> Parts:
     files, beside = _data_in(folder)
     if not files:
-        raise DataError(
-            f"{folder}: no data in this folder (looked for {' '.join(SUFFIXES)}, also {' '.join(PACKED_SUFFIXES)})"
-        )
+        looked, packed = " ".join(SUFFIXES), " ".join(PACKED_SUFFIXES)
+        raise DataError(in_words("data.empty_folder", folder=folder, suffixes=looked, packed=packed))
     of = {f: split_of(f.relative_to(folder)) for f in files}
     splits = tuple(dict.fromkeys(s for s in of.values() if s is not None))
     if not splits and split is not None:  # its rows may say it

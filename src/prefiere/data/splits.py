@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from prefiere.asked.language import in_words
 from prefiere.data.schema import Kind
 from prefiere.data.values import BadRow, DataError, Row
 from prefiere.run import called
@@ -56,7 +57,7 @@ def read_name(source: str | Path) -> Named:
         return Named(name)
     split = match["split"]
     if split is not None and not re.fullmatch(r"[\w.-]+( [\w.-]+)*", split):
-        raise DataError(f"{name}: [{split}] is no split; write its name alone, as in {match['base']}[train]")
+        raise DataError(in_words("data.odd_split", name=name, split=split, base=match["base"]))
     return Named(match["base"], split, match["revision"])
 
 
@@ -97,8 +98,9 @@ def choose_split(splits: Sequence[str], kind: Kind, split: str | None, where: st
         if split in splits:
             return split
         near = difflib.get_close_matches(split, splits, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{where}: no split {split}{hint} Splits: {', '.join(splits) or 'none'}")
+        none = in_words("data.no_splits")
+        key, meant = ("data.no_split_near", near[0]) if near else ("data.no_split", "")
+        raise DataError(in_words(key, where=where, split=split, near=meant, splits=", ".join(splits) or none))
     for_train = [s for s in splits if not is_held_out(s)]
     for_test = [s for s in splits if is_held_out(s)]
     if purpose == "eval":
@@ -106,21 +108,16 @@ def choose_split(splits: Sequence[str], kind: Kind, split: str | None, where: st
         suited = [s for s in for_test if s.endswith(suffix)] or for_test or for_train
         if len(suited) == 1:
             return suited[0]
-        raise DataError(
-            f"{where}: which split to validate on? Name it, as in {where}[{suited[0]}]: {', '.join(splits)}"
-        )
+        raise DataError(in_words("data.which_to_validate", where=where, one=suited[0], splits=", ".join(splits)))
     if len(for_train) == 1 == len(splits):
         return splits[0]
     chosen = next((s for s in preferred(kind) if s in splits), None)
     if chosen is None and len(for_train) == 1:
         chosen = for_train[0]
     if chosen is None and not for_train:
-        raise DataError(
-            f"{where}: held out by its name ({', '.join(splits)}), so not trained on; to do so all the same, name it: "
-            f"{where}[{splits[0]}]"
-        )
+        raise DataError(in_words("data.held_out_by_name", where=where, one=splits[0], splits=", ".join(splits)))
     if chosen is None:
-        raise DataError(f"{where}: which split? Name it, as in {where}[{splits[0]}]: {', '.join(splits)}")
+        raise DataError(in_words("data.which_split", where=where, one=splits[0], splits=", ".join(splits)))
     return chosen
 
 
@@ -153,7 +150,7 @@ class RowSplit:
             known = [s for s in found if is_held_out(s) is not None]
         if self._told is not None:
             if not known:
-                raise DataError(f"{self._where}: a file has no splits, and no column split; leave out {self._told}")
+                raise DataError(in_words("data.file_without_splits", where=self._where, split=self._told))
             self.split = choose_split(found, self._kind, self._told, self._where, self._purpose)
             return
         unknown = len(found) > len(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import evidence_line
 
@@ -71,7 +72,7 @@ def worse_score(case: Case) -> Finding | None:
         f"{paid or 'The curves measure pairs that were given'}; the judge measures what the model writes now. Where "
         "they disagree, believe the answers.",
         case.evidence(*SIGNALS),
-        ("read the answers below, and check the judge on them", *case.gentler()),
+        (Remedy("read the answers below, and check the judge on them"), *case.gentler()),
     )
 
 
@@ -92,9 +93,9 @@ def never_end(case: Case) -> Finding | None:
         "it was trained with.",
         (evidence_line("samples/eos_rate", change),) if change else (),
         (
-            "a larger max_new_tokens",
-            "`prefiere data --model ...`: each answer must end with the model's end token, once",
-            "a supervised start (`prefiere sft`) before preferences",
+            Remedy("a larger max_new_tokens"),
+            Remedy("`prefiere data --model ...`: each answer must end with the model's end token, once"),
+            Remedy("a supervised start (`prefiere sft`) before preferences"),
         ),
     )
 
@@ -112,7 +113,7 @@ def longer(case: Case) -> Finding | None:
         "better.",
         case.evidence(*SIGNALS),
         (
-            "loss_type=simpo (its reward is a mean per token, so length gains nothing)",
-            "`prefiere data`: see how often the chosen answer is the longer one",
+            Remedy("loss_type=simpo (its reward is a mean per token, so length gains nothing)"),
+            Remedy("`prefiere data`: see how often the chosen answer is the longer one"),
         ),
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from prefiere.asked.kinds import NEEDS_REFERENCE
 from prefiere.asked.language import Worded
 from prefiere.doctor.dials import DialReading, farthest, readings
-from prefiere.doctor.remedies import Remedy, set_to
+from prefiere.doctor.remedies import Remedy, advised, set_to, worded
 from prefiere.doctor.series import Change, Level, Series
 from prefiere.doctor.words import evidence_line
 from prefiere.methods import METHODS, Family
@@ -36,7 +36,7 @@ class Finding:
     severity: Severity
     meaning: str
     seen: tuple[Worded | str, ...] = ()
-    advice: tuple[Remedy | str, ...] = ()
+    advice: tuple[Remedy, ...] = ()
     cause: bool = False
     sure: Surety = "sure"
     about: str = ""
@@ -51,7 +51,7 @@ class Finding:
     @property
     def remedies(self) -> tuple[Remedy, ...]:
         """What to try, with what it changes in the recipe."""
-        return tuple(Remedy(r) if isinstance(r, str) else r for r in self.advice)
+        return self.advice
 
     @property
     def remedy(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ class Case:
         """A learning rate to try, where the one that was used is about the automatic one: ``learning_rate=2e-05``."""
         rate, push = self.learning_rate, 1 if factor > 1 else -1
         if rate is None:
-            return Remedy(f"a learning_rate {factor:g} times as large", push=push)
+            return advised("rate_times", push, factor=f"{factor:g}")
         return set_to("learning_rate", float(f"{rate * factor:.0e}"), push=push)
 
     def odd(self, push: int) -> DialReading | None:
@@ -227,7 +227,7 @@ class Case:
             return set_to(name, float(f"{factor * value:.2g}"), why, -1)
         if name == "kl_coef" and self.family == "policy":
             return set_to(name, 0.05, why, -1)
-        return Remedy(f"a larger {name}, {why}", push=-1)
+        return advised("larger", -1, name=name, why=worded(why))
 
 
 def _shown(value: float | None) -> str:

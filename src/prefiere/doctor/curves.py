@@ -15,7 +15,7 @@ from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Seen
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths
-from prefiere.doctor.standstill import MORE, few_held_out, pairs_needed, still, stuck
+from prefiere.doctor.standstill import few_held_out, pairs_needed, still, stuck
 from prefiere.doctor.words import interval, line, number, with_interval
 
 
@@ -148,10 +148,10 @@ def moved_away(case: Case) -> Finding | None:
             + "different things (answers swapped in one of them, another source, another prompt format).",
             evidence,
             (
-                "`prefiere data` on both sets: look at three pairs of each",
+                Remedy("`prefiere data` on both sets: look at three pairs of each"),
                 Remedy("fewer num_train_epochs", push=-1),
                 *_harder(case, 0.3),
-                "leave out eval_data: a validation split is then held out of the training data itself",
+                Remedy("leave out eval_data: a validation split is then held out of the training data itself"),
             ),
         )
     chosen, rejected = case.seen("rewards/chosen"), case.seen("rewards/rejected")
@@ -172,8 +172,10 @@ def moved_away(case: Case) -> Finding | None:
         evidence,
         (
             *_harder(case, 0.1),
-            "`prefiere data`: check that `chosen` is the better answer, that the template fits the model, and that "
-            "answers end with its end token once",
+            Remedy(
+                "`prefiere data`: check that `chosen` is the better answer, that the template fits the model, and that "
+                "answers end with its end token once"
+            ),
             *(() if case.odd(1) else case.gentler()[1:2]),
         ),
     )
@@ -208,7 +210,13 @@ def within_noise(case: Case) -> Finding | None:
         "Measured again on other examples, the result could as well have been no change, or the opposite one: the "
         "95% intervals before and after overlap." + needed,
         _evidence(case, *names),
-        ("a larger eval_size, or more data", Remedy(f"{MORE}, if the curves still rise at the end", push=1)),
+        (
+            Remedy("a larger eval_size, or more data"),
+            Remedy(
+                "more updates: a larger num_train_epochs, or a smaller batch_size, if the curves still rise at the end",
+                push=1,
+            ),
+        ),
     )
 
 
@@ -241,10 +249,10 @@ def overfit(case: Case) -> Finding | None:
         "the model learnt these examples rather than what they have in common.",
         (line("lowest_loss", level=interval(level), step=f"{step}"), *_evidence(case, "loss")),
         (
-            "metric_for_best_model=eval_loss, which keeps the best checkpoint, and early_stopping_patience=3",
+            Remedy("metric_for_best_model=eval_loss, which keeps the best checkpoint, and early_stopping_patience=3"),
             Remedy("fewer num_train_epochs", push=-1),
             *_harder(case, 0.3),
-            "more data",
+            Remedy("more data"),
         ),
     )
 
@@ -268,5 +276,9 @@ def spikes(case: Case) -> Finding | None:
         "Single batches pulled the model much harder than usual. Clipping limits what that does, but it often means "
         "damaged or very long examples, or a learning rate at the edge.",
         (line("spikes", steps=shown),),
-        ("`prefiere data` for odd examples", "a smaller max_grad_norm, such as 0.3", *_harder(case, 0.5)),
+        (
+            Remedy("`prefiere data` for odd examples"),
+            Remedy("a smaller max_grad_norm, such as 0.3"),
+            *_harder(case, 0.5),
+        ),
     )

@@ -41,7 +41,7 @@ class Diagnosis:
         """Plain values, for JSON."""
         findings = [
             {k: v for k, v in asdict(f).items() if k not in ("advice", "seen")}
-            | {"evidence": f.evidence, "remedies": [asdict(r) for r in f.remedies]}
+            | {"evidence": f.evidence, "remedies": [asdict(r) | {"text": str(r)} for r in f.remedies]}
             for f in self.findings
         ]
         return {"headline": self.headline, "severity": self.severity, "findings": findings}
@@ -197,9 +197,9 @@ def unmeasured(case: Case) -> Finding | None:
         missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
     if not missing:
         return None
-    remedy: tuple[Remedy | str, ...] = ("eval_size=0.1 and sample_steps=auto, the defaults, measure both",)
+    remedy = (Remedy("eval_size=0.1 and sample_steps=auto, the defaults, measure both"),)
     if case.family == "policy":
-        remedy = ("sample_steps=auto, the default, samples answers to held-out prompts",)
+        remedy = (Remedy("sample_steps=auto, the default, samples answers to held-out prompts"),)
     elif case.family == "reward":
         remedy = (Remedy("eval_size=0.1, the default, holds out prompts", "eval_size", 0.1),)
     return Finding(
@@ -223,7 +223,10 @@ def unjudged(case: Case) -> Finding | None:
         "A policy finds what its reward overlooks, so a rising reward alone does not show that answers got better. A "
         "judge that was not trained on shows it: a rule, or a reward model of other data or another seed.",
         (),
-        ("judge=module:function, or a held-out reward model", "`prefiere compare` on the run, and read the answers"),
+        (
+            Remedy("judge=module:function, or a held-out reward model"),
+            Remedy("`prefiere compare` on the run, and read the answers"),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import figure, line, number
 
 
@@ -30,9 +31,9 @@ def dead_critic(case: Case) -> Finding | None:
         "it predicts no better than a constant; below 0, worse. Learning still works then, with more noise.",
         case.evidence("val/explained_variance", "loss/value_avg", "returns/std"),
         (
-            "a higher critic_learning_rate, or critic_warmup_steps=10, in which it alone learns",
-            "more num_ppo_epochs",
-            "`prefiere rloo`, which needs no critic",
+            Remedy("a higher critic_learning_rate, or critic_warmup_steps=10, in which it alone learns"),
+            Remedy("more num_ppo_epochs"),
+            Remedy("`prefiere rloo`, which needs no critic"),
         ),
     )
 
@@ -61,7 +62,7 @@ def too_far(case: Case) -> Finding | None:
         tuple(signs),
         (
             *((case.usual(odd),) if (odd := case.odd(1)) else (case.rate_times(0.3), *case.fewer_passes())),
-            "a smaller cliprange, or a smaller max_approx_kl, which ends an update sooner",
+            Remedy("a smaller cliprange, or a smaller max_approx_kl, which ends an update sooner"),
         ),
     )
 
@@ -80,7 +81,7 @@ def fewer_ends(case: Case) -> Finding | None:
         case.evidence(ends.key, "samples/length", "completions/mean_length", "length_reward_correlation"),
         (
             case.larger("missing_eos_penalty", 2, "which is what an answer without an end costs"),
-            "a larger max_new_tokens, if good answers need it",
+            Remedy("a larger max_new_tokens, if good answers need it"),
         ),
     )
 
@@ -98,8 +99,8 @@ def sampler_off(case: Case) -> Finding | None:
         "little; at this size the policy that learns is not the one that wrote.",
         (figure("off_at_end", "sampler_drift", drift),),
         (
-            "dtype=float32, to see whether it is rounding",
-            "the same model folder without custom attention, if it is not",
+            Remedy("dtype=float32, to see whether it is rounding"),
+            Remedy("the same model folder without custom attention, if it is not"),
         ),
     )
 
@@ -117,7 +118,7 @@ def disagreement(case: Case) -> Finding | None:
         "reward says little.",
         case.evidence("samples/reward_disagreement", "samples/reward", "samples/kl", "samples/score"),
         (
-            "reward_ensemble=min or lower, which pay only for what all of them like",
+            Remedy("reward_ensemble=min or lower, which pay only for what all of them like"),
             case.tighter("which keeps the answers where they agree"),
         ),
     )

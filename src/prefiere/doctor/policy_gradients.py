@@ -11,7 +11,7 @@ import numpy as np
 from prefiere.doctor import answers, curves, standstill
 from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
-from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.rules import lengths, peak
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import figure, interval, line, number, with_interval
@@ -88,10 +88,10 @@ def reward_exploited(case: Case) -> Finding | None:
         ),
         (
             case.tighter("which makes moving away cost more"),
-            f"stop earlier: max_kl below the KL of step {step}, or max_steps={step}"
+            advised("stop_earlier", step=str(step))
             if step
-            else "a smaller max_kl, which stops the run before it is far from the start",
-            "several reward models, or one trained on answers like those below",
+            else Remedy("a smaller max_kl, which stops the run before it is far from the start"),
+            Remedy("several reward models, or one trained on answers like those below"),
         ),
     )
 
@@ -113,7 +113,10 @@ def not_followed(case: Case) -> Finding | None:
         "What the policy was paid for is not what the judge looks at, or the change is too small for the prompts that "
         "were judged. Read the answers below before this model is used.",
         case.evidence("samples/reward", "reward", "samples/score", "samples/kl"),
-        ("a larger eval_size, so that a smaller change can be seen", "read the answers, and check the reward on them"),
+        (
+            Remedy("a larger eval_size, so that a smaller change can be seen"),
+            Remedy("read the answers, and check the reward on them"),
+        ),
     )
 
 
@@ -132,7 +135,7 @@ def reward_falls(case: Case) -> Finding | None:
         (
             *((case.usual(odd),) if (odd := case.odd(1)) else (case.rate_times(0.3), *case.fewer_passes())),
             Remedy("a smaller kl_coef, if the KL has stayed near zero", push=1),
-            "a larger max_new_tokens, if answers stopped ending",
+            Remedy("a larger max_new_tokens, if answers stopped ending"),
         ),
     )
 
@@ -145,14 +148,18 @@ def reward_flat(case: Case) -> Finding | None:
     kl, spread = case.seen("samples/kl"), case.end("reward_std")
     if spread is not None and spread.mean < 1e-6:
         why = "Every answer earns the same reward, so nothing says which of them to write more often."
-        remedy: tuple[Remedy | str, ...] = ("a reward that tells answers apart: `prefiere score` on a few of them",)
+        remedy: tuple[Remedy, ...] = (Remedy("a reward that tells answers apart: `prefiere score` on a few of them"),)
     elif kl is not None and not kl.change.rises(0.1):
         why = "The policy has hardly moved either (its KL is near zero)."
         odd, usual_rate = case.odd(-1), _rate_is_usual(case)
         remedy = (case.usual(odd),) if odd else (MORE_ROLLOUTS,) if usual_rate else (case.rate_times(10), MORE_ROLLOUTS)
     else:
         why = "The policy moved, but not to where the reward is: the signal drowns in noise."
-        remedy = ("a larger batch_size (rollouts per update)", "whiten_advantages=true", MORE_ROLLOUTS)
+        remedy = (
+            Remedy("a larger batch_size (rollouts per update)"),
+            Remedy("whiten_advantages=true"),
+            MORE_ROLLOUTS,
+        )
     return Finding(
         "reward_flat",
         "The reward did not move beyond the noise.",
@@ -187,9 +194,9 @@ def length_hack(case: Case) -> Finding | None:
             *case.evidence("samples/length", "completions/mean_length", "samples/score", "samples/reward"),
         ),
         (
-            "`prefiere score` on the reward model: its accuracy where the preferred answer is the shorter one",
+            Remedy("`prefiere score` on the reward model: its accuracy where the preferred answer is the shorter one"),
             case.tighter("which makes every extra token cost more", 2),
-            "a larger missing_eos_penalty, if answers run into the limit",
+            Remedy("a larger missing_eos_penalty, if answers run into the limit"),
         )
         if grew
         else (),
@@ -209,7 +216,7 @@ def rollouts_longer(case: Case) -> Finding | None:
         "info",
         "Rewards often favour length. See below whether the answers say more, or only use more words.",
         case.evidence("samples/length", "completions/mean_length", "length_reward_correlation"),
-        ("`prefiere score` on the reward model: its accuracy by length difference",),
+        (Remedy("`prefiere score` on the reward model: its accuracy by length difference"),),
     )
 
 

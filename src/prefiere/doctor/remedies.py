@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from prefiere.asked.language import TONGUES, Tongue, Worded, other_words, saying, within
+
+_ROOM = "prefiere.doctor.plain"
+
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
@@ -13,13 +17,27 @@ class Remedy:
     push: 1 where the model then moves further, -1 where it stays closer; remedies of both kinds contradict each
     other."""
 
-    text: str
+    text: str | Worded
     setting: str = ""
     value: Any = None
     push: int = 0
 
     def __str__(self) -> str:
-        return self.text
+        return str(self.text)
+
+    def within(self, spoken: Tongue) -> str:
+        """The sentence in a language; one that no table has stays in English."""
+        return within(worded(self.text) if isinstance(self.text, str) else self.text, spoken)
+
+
+def worded(text: str) -> Worded:
+    """An English text of this room with its words in every language (plain/remedies_es.yaml)."""
+    return Worded(tuple(other_words(_ROOM, "remedies", spoken).get(text, text) for spoken in TONGUES))
+
+
+def advised(key: str, push: int = 0, /, **values: str | Worded) -> Remedy:
+    """A sentence of doctor/plain whose braces are filled in, as something to try."""
+    return Remedy(saying(_ROOM, f"remedy.{key}", **values), push=push)
 
 
 def set_to(name: str, value: Any, why: str = "", push: int = 0) -> Remedy:

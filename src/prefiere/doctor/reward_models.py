@@ -90,7 +90,7 @@ def chance(case: Case) -> Finding | None:
             "No reward model gets there by chance. The labels of training and held-out data contradict each other, or "
             "chosen and rejected are swapped in one of them.",
             _evidence(case, ACCURACY, "rewards/margins"),
-            ("`prefiere data`: check that `chosen` is the better answer in both files",),
+            (Remedy("`prefiere data`: check that `chosen` is the better answer in both files"),),
         )
     half = right.mean - right.low
     needed = ""
@@ -109,9 +109,9 @@ def chance(case: Case) -> Finding | None:
         + needed,
         _evidence(case, ACCURACY, "rewards/margins", "loss"),
         (
-            *(("fewer num_train_epochs, or early_stopping_patience=3",) if by_heart else _bolder(case)),
-            "a model that has read text like this first (`prefiere sft` on the preferred answers)",
-            "more pairs, and a larger eval_size",
+            *((Remedy("fewer num_train_epochs, or early_stopping_patience=3"),) if by_heart else _bolder(case)),
+            Remedy("a model that has read text like this first (`prefiere sft` on the preferred answers)"),
+            Remedy("more pairs, and a larger eval_size"),
         ),
     )
 
@@ -146,9 +146,9 @@ def mostly_length(case: Case) -> Finding | None:
         + f"A policy that is trained on it will write ever {rule} answers, whatever they say.",
         (*_evidence(case, ACCURACY), *_length(case), *lines),
         (
-            "pairs of answers of similar length",
-            "`prefiere data`: see how often the chosen answer is the longer one",
-            "a larger model to start from, or one that has read text like this first",
+            Remedy("pairs of answers of similar length"),
+            Remedy("`prefiere data`: see how often the chosen answer is the longer one"),
+            Remedy("a larger model to start from, or one that has read text like this first"),
         ),
     )
 
@@ -166,9 +166,9 @@ def saturated(case: Case) -> Finding | None:
         "says nothing, and a policy is paid ever more for what is no better.",
         _evidence(case, "rewards/margins", ACCURACY, "loss"),
         (
-            "fewer num_train_epochs: one pass is usual for a reward model",
+            Remedy("fewer num_train_epochs: one pass is usual for a reward model"),
             *((case.usual(odd),) if (odd := case.odd(1)) else (case.rate_times(0.3),)),
-            "label_smoothing=0.05, which keeps margins finite",
+            Remedy("label_smoothing=0.05, which keeps margins finite"),
         ),
     )
 
@@ -202,7 +202,7 @@ def miscalibrated(case: Case) -> Finding | None:
         "A difference of scores stands for a probability, and here the two do not agree. The order of answers is not "
         "touched by that, but the size of the reward is, and with it how kl_coef weighs against it.",
         (*lines[:4], *([line("calibration_error", error=number(ece))] if _number(ece) else [])),
-        (Remedy("fewer num_train_epochs", push=-1), "label_smoothing=0.05")
+        (Remedy("fewer num_train_epochs", push=-1), Remedy("label_smoothing=0.05"))
         if over
         else (Remedy("more num_train_epochs", push=1), *_bolder(case)),
     )
@@ -223,7 +223,7 @@ def off_centre(case: Case) -> Finding | None:
         "Only differences of scores are learnt, so where they lie is chance. It matters to a policy: a penalty of −1 "
         "for an answer without an end is nothing beside scores of 20.",
         _evidence(case, "rewards/mean", "rewards/std"),
-        ("center_rewards_coefficient=0.01, which draws the scores towards zero",),
+        (Remedy("center_rewards_coefficient=0.01, which draws the scores towards zero"),),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.words import line
 
 
@@ -43,7 +44,12 @@ def cut(case: Case) -> Finding | None:
         "warning" if max(prompts, answers) >= 0.5 * examples else "info",
         " ".join(meaning),
         tuple(evidence),
-        (f"a larger {' and '.join(limits)}", "`prefiere data --model ...`, which counts what is cut before a run"),
+        (
+            advised("larger_both", name=limits[0], other=limits[1])
+            if len(limits) == 2
+            else advised("larger_one", name=limits[0]),
+            Remedy("`prefiere data --model ...`, which counts what is cut before a run"),
+        ),
     )
 
 
@@ -64,7 +70,10 @@ def not_held_out(case: Case) -> Finding | None:
             "Their answers stand in the training data word for word, to a prompt that is put in other words. What is "
             "measured on them says how well they were learnt by heart, not how the model does on others.",
             (line("known_answers", n=f"{known:,}", of=f"{examples:,}"),),
-            ("leave these examples out of one of the two", "eval_size instead of eval_data, which keeps them together"),
+            (
+                Remedy("leave these examples out of one of the two"),
+                Remedy("eval_size instead of eval_data, which keeps them together"),
+            ),
             cause=True,
             values={"share": f"{100 * known / examples:.0f}%"},
         )
@@ -76,7 +85,10 @@ def not_held_out(case: Case) -> Finding | None:
         "warning" if both >= 0.1 * of else "info",
         "What is measured on such prompts says how well they were learnt, not how the model does on others.",
         (line("prompts_in_both", n=f"{both:,}", of=f"{of:,}"),),
-        ("leave these prompts out of one of the two", "eval_size instead of eval_data, which holds out by prompt"),
+        (
+            Remedy("leave these prompts out of one of the two"),
+            Remedy("eval_size instead of eval_data, which holds out by prompt"),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prefiere.asked.language import in_words
 from prefiere.cache import digest_of, entry
 from prefiere.console import Display
 from prefiere.data import formats
@@ -103,10 +104,7 @@ def read_data(
         keys = together(store.split_keys, store.answer_keys)
         train_at, eval_at = split_by_prompt(keys, held_out(settings.eval_size, len(store)), settings.seed)
         if not len(train_at) or not len(eval_at):
-            raise ValueError(
-                f"{called(settings.data)} has too few distinct prompts to hold some out: set eval_size=0, or give "
-                "eval_data"
-            )
+            raise ValueError(in_words("data.too_few_prompts", data=called(settings.data)))
         train, validation = store.select(train_at), store.select(eval_at)
     else:
         train, validation = store, None
@@ -122,7 +120,8 @@ def read_data(
     watched = Prompts([], [], [])
     if isinstance(encoder, Encoder) and not isinstance(settings, Reward):  # a reward model answers nothing
         watched = _watched(settings, validation or train, encoder, with_columns)
-    display.say(f"{len(train):,} examples to train on, {account['examples']['eval']:,} held out by prompt")
+    n, held = (f"{account['examples'][part]:,}" for part in ("train", "eval"))
+    display.say(in_words("progress.examples", n=n, held_out=held))
     return ExampleData(train, validation, account, watched)
 
 
@@ -175,15 +174,15 @@ def _tokenized(
     with entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}) as kept:
         if not kept.whole:
             report, auditor, faults = EncodeReport(), Auditor(), Faults()
-            with kept.making() as (folder, about), display.phase(f"reading {called(name)}") as at:
+            with kept.making() as (folder, about), display.phase(in_words("progress.reading", data=called(name))) as at:
                 with GroupWriter(folder, k) as writer:
                     for group in encoder.encode(looked_through(source, auditor, faults), report):
                         writer.add(group)
                         if len(writer) % 1000 == 0:
-                            at(f"reading {called(name)}: {len(writer):,} examples")
+                            at(in_words("progress.read", data=called(name), n=f"{len(writer):,}"))
                 if not len(writer):
                     what = f"{source.counts}; {'; '.join(report.lines())}"
-                    raise ValueError(f"{called(name)} holds no example to learn from ({what})")
+                    raise ValueError(in_words("data.no_example", data=called(name), why=what))
                 said = [f"{called(name)}: {source.layout}; {source.counts}"]
                 said += [f"  {line}" for line in (*source.unread_lines(), *report.lines()[1:])]
                 about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}

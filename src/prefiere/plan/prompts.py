@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.asked.language import in_words
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
@@ -63,7 +64,7 @@ def read_prompts(
     accounts["fingerprint"] = {"train": _fingerprint(train), "eval": _fingerprint(validation)}
     accounts["eval_sources"] = validation.sources
     watched = _watched(settings, validation if len(validation) else train, encoder, with_columns)
-    display.say(f"{len(train):,} prompts to train on, {len(validation):,} held out")
+    display.say(in_words("progress.prompts", n=f"{len(train):,}", held_out=f"{len(validation):,}"))
     return PromptData(train, accounts, watched)
 
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 
+from prefiere.asked.language import in_words
 from prefiere.console import say
 from prefiere.data import formats
 from prefiere.data.schema import Text
@@ -75,7 +76,7 @@ def publish(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[st
         asked = _prompts(folder, wanted)
         encoder = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(folder))
         ids: Sequence[np.ndarray] = encoder.encode_prompts(asked)
-        with console.status("writing and verifying"):
+        with console.status(in_words("use.verifying")):
             kept = TORCH_DTYPES[wanted.dtype] if wanted.dtype else None
             made = exporting.export_model(source, out, merge=wanted.merge, prompts=ids, eos_ids=eos_ids, dtype=kept)
         _said(made, source, console)
@@ -88,11 +89,11 @@ def publish(folder: str, out: Path, wanted: Wanted, console: Console) -> dict[st
             temporary.write_text(card, encoding="utf-8")
     if wanted.gguf is not None:
         told |= _gguf(out, wanted.gguf, ids, [encoder.decode(p) for p in ids], console)
-    say(f"Serve it: {vllm_command(out)}", console)
+    say(in_words("use.serve_it", command=vllm_command(out)), console)
     if wanted.push is not None:
-        with console.status("uploading"):
+        with console.status(in_words("use.uploading")):
             told["pushed"] = push(out, wanted.push, public=wanted.public)
-        say(f"On the hub: {told['pushed']}", console)
+        say(in_words("use.on_the_hub", place=told["pushed"]), console)
     return told
 
 
@@ -116,7 +117,7 @@ def _card(folder: str, source: Source, wanted: Wanted) -> str | None:
 def _possible(source: Source, wanted: Wanted) -> None:
     """Raise ModelError for what is known to fail before anything is written."""
     if wanted.gguf is not None and source.adapter is not None and not wanted.merge:
-        raise ModelError("--gguf takes a whole model, and this run trained an adapter: add --merge.")
+        raise ModelError(in_words("use.gguf_of_adapter"))
     if wanted.gguf is not None:
         gguf_file.possible(source)
     if wanted.push is not None:
@@ -149,7 +150,7 @@ def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str]
     say(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB; read back, {apart}", console)
     if not found.same_ids:
         say("  transformers reads its tokenizer otherwise; llama.cpp goes by the name of its splits", console)
-    say(f"With Ollama: cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile", console)
+    say(in_words("use.ollama", command=f"cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile"), console)
     return {"gguf": file, "gguf_apart": asdict(found)}
 
 
@@ -162,14 +163,12 @@ def _said(made: exporting.Export, source: Source, console: Console) -> None:
                 f"{out} was written, but answers otherwise {m.how}: log-probs differ by up to {m.most:.3g} nats per "
                 "token. Do not use it; export without --merge."
             )
-    base = f", of a base that was {made.held} in training" if made.held else ""
-    checked = f"{made.answers} greedy answers, run again"
-    if not made.answers:
-        checked = "NOT verified: the run held out no prompts to ask. Name some with --prompts"
-    say(f"{out}: the {made.what}{base}. {checked}", console)
+    base = in_words("use.of_base", held=made.held) if made.held else ""
+    checked = in_words("use.checked", n=made.answers) if made.answers else in_words("use.not_checked")
+    say(f"{out}: {in_words(f'use.made.{made.what}')}{base}. {checked}", console)
     for m in made.moved:
-        how = f"  {m.how}: {m.changed:.0%} changed, log-probs of the run's answers moved by {m.mean:.1g} nats per token"
-        say(f"{how} (at most {m.most:.1g})", console)
+        shown = {"changed": f"{m.changed:.0%}", "mean": f"{m.mean:.1g}", "most": f"{m.most:.1g}"}
+        say(f"  {m.how}: {in_words('use.moved', **shown)}", console)
     if made.what == "adapter" and given_as(source.base):
         say(f"It needs {source.base}, which was given in Python: keep that run, or export with --merge.", console)
     if any(not m.exact for m in made.moved):

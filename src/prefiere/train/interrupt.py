@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from prefiere.asked.language import in_words
+
 _HANGUP = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
 
 
@@ -59,7 +61,7 @@ class Interrupt:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        self.say("stopping after this update (Ctrl-C again: at once)")
+        self.say(in_words("progress.stopping"))
 
 
 def resume_command() -> str:

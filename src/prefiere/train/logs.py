@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from prefiere.asked.language import in_words
 from prefiere.console import rough_time
 from prefiere.files import atomic, sync
 from prefiere.methods import FIGURES, Family
@@ -88,14 +89,14 @@ def spoken(row: Mapping[str, Any], total: int, shown: str, family: Family, left:
     told = [column(name) for name in FIGURES[family]]
     trained = dict.fromkeys([shown, *(c.training for c in told)])
     held = [f"eval_{shown}", *(c.measured for c in told)]
-    parts = [f"step {row['step']:,}/{total:,}"]
+    parts = [in_words("progress.step", step=f"{row['step']:,}", total=f"{total:,}")]
     parts += [_figure(key, row[key]) for key in trained if key and isinstance(row.get(key), int | float)]
     if measured := [_figure(k, row[k]) for k in dict.fromkeys(held) if isinstance(row.get(k), int | float)]:
-        parts.append(f"held out: {', '.join(measured)}")
+        parts.append(in_words("progress.held_out", figures=", ".join(measured)))
     if isinstance(speed := row.get("tokens_per_second"), int | float):
         parts.append(f"{speed:,.0f} tokens/s")
     if left is not None and row["step"] < total:
-        parts.append(f"about {rough_time(left)} left")
+        parts.append(in_words("progress.left", time=rough_time(left)))
     return "  ".join(parts)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from prefiere.asked.language import in_words
 from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.moved import WeightsMoved
 from prefiere.evaluate.rows import derived
@@ -76,12 +77,12 @@ class Loop:
 
     def run(self) -> Stop | None:
         """Train to the last step."""
-        s, total = self.state, self.session.total_steps
+        s, total, display = self.state, self.session.total_steps, self.session.display
         if s.stop:  # it had ended, and was killed before it could say so
             return s.stop
         if s.step == 0:
             self._begin()
-        with self.interrupt, self.session.display.stage("training", total, s.step, opening=False) as advance:
+        with self.interrupt, display.stage(in_words("progress.training"), total, s.step, opening=False) as advance:
             self._began = time.perf_counter(), s.step
             while s.step < total:
                 began = time.perf_counter()
@@ -135,7 +136,7 @@ class Loop:
     def _begin(self) -> None:
         """Step 0: the model before any update."""
         row = self._row()
-        with self.session.display.stage("before training", 1) as advance:
+        with self.session.display.stage(in_words("progress.before"), 1) as advance:
             row |= self.algorithm.begin()
             if self.evaluator is not None:
                 columns = self._sample(again=True)
@@ -210,8 +211,7 @@ class Loop:
         """A line about this row where there is no bar to watch."""
         display, s, total = self.session.display, self.state, self.session.total_steps
         if not display.live:
-            began, first = self._began
-            spent, done = time.perf_counter() - began, s.step - first
+            spent, done = time.perf_counter() - self._began[0], s.step - self._began[1]
             left = spent / done * (total - s.step) if done else None
             display.say(spoken(row, total, self.algorithm.shown, METHODS[self.settings.method].family, left))
 
@@ -310,7 +310,7 @@ class Loop:
         self.algorithm.restore(saved["method"])
         self._saved, self._rows = self.state.step, dict(saved.get("rows", {}))
         self.kept.waiting = list(saved.get("waiting", ()))
-        self.session.display.say(f"continuing from step {self.state.step} of {self.session.total_steps}")
+        self.session.display.say(in_words("progress.continuing", step=self.state.step, total=self.session.total_steps))
 
     def begin(self) -> None:
         """From here on this process writes: logs are cut to where the run goes on, and it counts as running."""

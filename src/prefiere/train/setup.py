@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.asked.language import in_words
 from prefiere.console import Display
 from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, functions_of
@@ -124,7 +125,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     example = _example(data)
     judge = Judge.load(settings.judge, model=opened, functions=functions, example=example) if settings.judge else None
     torch.manual_seed(settings.seed)
-    display.say(f"loading {settings.model} ({plan.parameters / 1e6:,.1f}M parameters)")
+    display.say(in_words("progress.loading", model=settings.model, size=f"{plan.parameters / 1e6:,.1f}"))
     trunk, found = load_trunk(plan, device, typed=reader.typed)
     apply_products(trunk, str(products.value))
     found += [products, *reader.choices]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefiere.asked.language import in_words
 from prefiere.data.layouts.columns import Layout
 from prefiere.data.layouts.compared import COMPARED
 from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name, likely, map_to_give
@@ -27,11 +28,6 @@ MAKES: dict[Kind, tuple[Kind, ...]] = {
     "judgements": ("judgements", "demonstrations", "prompts"),
     "demonstrations": ("demonstrations", "prompts"),
     "prompts": ("prompts",),
-}
-
-_HINT: dict[Kind, str] = {
-    "judgements": "single answers called good or bad, with none beside them; KTO takes them as such (loss_type=kto)",
-    "demonstrations": "answers to imitate, without a preference; supervised training (sft) takes them",
 }
 
 # Columns that a layout reads where they are present.
@@ -110,8 +106,8 @@ def check_columns(columns: Mapping[str, str | None] | None) -> None:
         if column is None or field in _FIELDS or field in ASKED:
             continue
         near = difflib.get_close_matches(field, sorted(_FIELDS), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"columns: {field} is not a field of any layout{hint}")
+        hint = in_words("data.near", near=near[0]) if near else ""
+        raise DataError(in_words("data.no_field", field=field, hint=hint))
 
 
 def named(name: str) -> list[Layout]:
@@ -161,8 +157,9 @@ def detect(
         if not answered or beside:  # there may be answers under names that no layout has
             raise _unknown(rows, kind, where, layout)
         found = answered[0]
-        fields = ", ".join(found.fields)
-        raise DataError(f"{where}: no {kind} in layout {found.name} ({fields}): it holds {_HINT[found.holds]}")
+        fields, holds = ", ".join(found.fields), in_words(f"data.holds.{found.holds}")
+        told = {"kind": in_words(f"data.kind.{kind}"), "layout": found.name, "fields": fields, "holds": holds}
+        raise DataError(in_words("data.no_kind", where=where, **told))
     best = able[0]
     how = "as told" if layout else f"by {', '.join(best.fields) or 'columns that end in .responses'}"
     if columns:
@@ -182,10 +179,14 @@ def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Det
 
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:
     found = _columns_of(rows)
-    asked = f" does not fit layout {layout}" if layout else " has no known layout"
-    head = f"{where}{asked} for {kind}. Columns found: {', '.join(found) or 'none'}."
+    holds = in_words(f"data.kind.{kind}")
+    columns = ", ".join(found) or in_words("data.no_columns")
+    asked = (
+        in_words("data.other_layout", layout=layout, kind=holds) if layout else in_words("data.no_layout", kind=holds)
+    )
+    head = f"{where}{asked} {in_words('data.columns', columns=columns)}"
     if kind in ("pairs", "comparisons", "judgements") and (made := _as_comparisons(found, rows)) is not None:
-        return DataError(f"{head} It looks like two answers and who won; name them: {map_to_give(made)}")
+        return DataError(f"{head} {in_words('data.two_answers', columns=map_to_give(made))}")
     able = [x for x in (named(layout) if layout else LAYOUTS) if kind in MAKES[x.holds] and x.fields]
     able.reverse()  # of equals, the most general first
     nearest = sorted(
@@ -200,11 +201,13 @@ def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) ->
     lines = []
     for candidate in nearest:
         missing = [f for f in candidate.fields if f not in found]
-        why = f"lacks {', '.join(missing)}" if missing else "its columns are empty or of another type"
+        why = in_words("data.lacks", columns=", ".join(missing)) if missing else in_words("data.columns_of_other_type")
         lines.append(f"{candidate.name} ({why})")
     near = "; ".join(dict.fromkeys(lines))
-    example = f" Name them, for example {map_to_give(_example(nearest[0], found, rows))}" if nearest else ""
-    return DataError(f"{head} Nearest: {near}.{example}")
+    example = ""
+    if nearest:
+        example = f" {in_words('data.name_them', columns=map_to_give(_example(nearest[0], found, rows)))}"
+    return DataError(f"{head} {in_words('data.nearest', layouts=near)}{example}")
 
 
 def _columns_of(rows: Sequence[Row]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any
 
+from prefiere.asked.language import in_words
 from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, implicit, instruction
 from prefiere.data.layouts.names import ASKED, Sides, map_to_give, side_by_side, words_of
@@ -212,15 +213,13 @@ def _with_scores(asked: str, sides: Sides, pairs: Sequence[Sides]) -> Layout:
     def decide(rows: Iterable[RowMap], where: str) -> Layout:
         if len(clear) == 1:
             return replace(unread, parse=_parser(context, sides, _by_scores(scores)))
-        shown = ", ".join(f"{s.a} and {s.b}" for s in clear or pairs)
+        shown = ", ".join(in_words("data.both", a=s.a, b=s.b) for s in clear or pairs)
         if clear:
             hidden = map_to_give(dict.fromkeys(c for s in clear[1:] for c in (s.a, s.b)))
-            raise DataError(f"{where}: {shown} score both answers. Leave all but one out, for example {hidden}")
+            raise DataError(in_words("data.several_scores", where=where, columns=shown, hidden=hidden))
         given = map_to_give({"score_a": scores.a, "score_b": scores.b})
-        raise DataError(
-            f"{where}: {shown} do not say whether the higher or the lower is better. If the higher: {given}; if "
-            f"another column says which answer is preferred: {map_to_give({'preference': '<column>'})}"
-        )
+        other = map_to_give({"preference": "<column>"})
+        raise DataError(in_words("data.which_is_better", where=where, columns=shown, given=given, other=other))
 
     return replace(unread, decide=decide)
 

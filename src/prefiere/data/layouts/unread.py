@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prefiere.asked.language import in_words
 from prefiere.data.layouts.columns import Layout
 from prefiere.data.layouts.names import ANSWERS, likely, map_to_give, words_of
 from prefiere.data.messages import MESSAGE_KEYS, is_messages
@@ -83,6 +84,13 @@ def refuse_a_guess(
         given |= {"completion": "text", "text": None}
     hidden = map_to_give(dict.fromkeys(texts))
     raise DataError(
-        f"{where}: {', '.join(texts)} would not be read: layout {layout.name} takes {', '.join(layout.fields)} alone. "
-        f"Say what it is, for example {map_to_give(given)}, or leave it out: {hidden}"
+        in_words(
+            "data.unread",
+            where=where,
+            columns=", ".join(texts),
+            layout=layout.name,
+            fields=", ".join(layout.fields),
+            given=map_to_give(given),
+            hidden=hidden,
+        )
     )

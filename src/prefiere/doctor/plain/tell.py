@@ -63,10 +63,10 @@ def told(finding: Finding, tongue: Tongue) -> Told:
 
 
 def _tries(finding: Finding, tongue: Tongue) -> tuple[str, ...]:
-    """In English all remedies as they are; in other languages the settings to change."""
+    """What to try. In other languages than English, what sets something is said in the same words always."""
     if tongue == "en":
         return finding.remedy
-    return tuple(setting_said(r, tongue) for r in finding.remedies if r.setting)
+    return tuple(setting_said(r, tongue) if r.setting else r.within(tongue) for r in finding.remedies)
 
 
 def setting_said(remedy: Remedy, tongue: Tongue) -> str:
@@ -98,7 +98,10 @@ def translated(diagnosis: Diagnosis, tongue: Tongue) -> Diagnosis:
     if tongue == "en":
         return diagnosis
     said = [told(f, tongue) for f in diagnosis.findings]
-    findings = tuple(replace(t.finding, title=t.headline, meaning=t.meaning, seen=t.seen, advice=t.tries) for t in said)
+    findings = tuple(
+        replace(t.finding, title=t.headline, meaning=t.meaning, seen=t.seen, advice=tuple(map(Remedy, t.tries)))
+        for t in said
+    )
     return replace(diagnosis, headline=plain_verdict(diagnosis, tongue), findings=findings)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Severity
-from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.words import line
 
 Account = Mapping[str, Any]
@@ -67,7 +67,7 @@ def _said(count: float, share: float, what: str, **values: str) -> Worded:
 
 
 def _found(
-    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Worded, ...], advice: tuple[Remedy | str, ...],
+    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Worded, ...], advice: tuple[Remedy, ...],
     lines: tuple[str, ...] = (), **values: str,
 ) -> Finding:  # fmt: skip
     return Finding(key, title, severity, meaning, seen, advice, cause=True, lines=lines, values=values)
@@ -182,7 +182,7 @@ def one_sided(account: Account) -> Finding | None:
         "What tells good from bad can only be learnt from both. Where none is held out, nothing measures it either.",
         (line("good_and_bad", good=f"{good:,.0f}", bad=f"{bad:,.0f}"),),
         (
-            Remedy(f"more answers that are called {missing}"),
+            advised(f"more_{missing}"),
             Remedy("desirable_weight and undesirable_weight, so that both sides weigh about the same"),
         ),
         n=f"{min(good, bad):,.0f}",

@@ -1,4 +1,4 @@
-"""What the Runs page says, in two languages; what the doctor says of a run stands in English on both."""
+"""What the Runs page says around its runs, in two languages."""
 
 RUNS_EN = {
     "runs": "Runs",

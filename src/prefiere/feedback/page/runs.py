@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 from markupsafe import escape
 
+from prefiere.asked.language import tongue
 from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.plain.tell import translated
 from prefiere.doctor.words import duration
-from prefiere.methods import METHODS
 from prefiere.report import captions, panels
 from prefiere.report.page import report_html
+from prefiere.report.say import method_title
 from prefiere.report.side_by_side import Answer, before_and_after
 from prefiere.run import Run
 
@@ -81,7 +83,8 @@ class _Kept:
 
 @dataclass
 class RunFolder:
-    """A folder of runs. One thread at a time reads and draws: matplotlib's settings are those of the process."""
+    """A folder of runs, in the language that is spoken. One thread at a time reads and draws: matplotlib's settings are
+    those of the process."""
 
     folder: Path
     _kept: dict[tuple[str, str], _Kept] = field(default_factory=dict)
@@ -120,7 +123,8 @@ class RunFolder:
         self, what: str, name: str, path: Path, make: Callable[[Path], Shown], unreadable: Callable[[Exception], Shown]
     ) -> Shown:
         with self._lock:
-            mark, kept = _mark(path), self._kept.get((what, name))
+            here = f"{what} {tongue()}"
+            mark, kept = _mark(path), self._kept.get((here, name))
             if kept is not None and (kept.mark == mark or time.monotonic() < kept.due):
                 found: Shown = kept.value
                 return found
@@ -130,7 +134,7 @@ class RunFolder:
             except Exception as e:  # a stranger's folder may hold anything: it must not take the others with it
                 value = unreadable(e)
             now = time.monotonic()
-            self._kept[what, name] = _Kept(mark, now + IDLE * (now - began), value)
+            self._kept[here, name] = _Kept(mark, now + IDLE * (now - began), value)
             return value
 
     def _found(self) -> dict[str, Path]:
@@ -184,7 +188,7 @@ def _line(name: str, path: Path) -> RunLine:
     rest = seconds / step * (total - step) if step and total > step and state == "running" else None
     return RunLine(
         name,
-        method=METHODS[method].title if method in METHODS else method,
+        method=method_title(method),
         model=str(case.recipe.get("model", "")),
         state=state,
         reason=str(status.get("reason") or ""),
@@ -194,7 +198,7 @@ def _line(name: str, path: Path) -> RunLine:
         spent=duration(seconds) if seconds else "",
         left=duration(rest) if rest is not None else "",
         seen=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(max(m[2] for m in _mark(path)) / 1e9)),
-        diagnosis=diagnose(case.run),
+        diagnosis=translated(diagnose(case.run), tongue()),
     )
 
 
