@@ -261,7 +261,9 @@ class Display:
                 yield self._in_a_cell(name, total, start) if self._within == 1 else _silent
             else:
                 if opening and self._within == 1:
-                    self.say(in_words("progress.to_do", name=name, n=f"{total:,}") if total - start > 1 else f"{name} ...")
+                    self.say(
+                        in_words("progress.to_do", name=name, n=f"{total:,}") if total - start > 1 else f"{name} ..."
+                    )
                 yield self._in_a_log(name, total, start)
         finally:
             self._within -= 1

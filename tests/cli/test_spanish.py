@@ -118,7 +118,8 @@ def test_columns_and_splits(tmp_path: Path) -> None:
     done = CALL.invoke(app, ["data", str(tmp_path / "odd.csv"), "--lang", "es"])
     assert done.exit_code == 2
     assert (
-        "no tiene ninguna disposición conocida para preguntas. Columnas que hay: uno, dos. Lo más parecido: " in done.output
+        "no tiene ninguna disposición conocida para preguntas. Columnas que hay: uno, dos. Lo más parecido: "
+        in done.output
     )
     (tmp_path / "train.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     done = CALL.invoke(app, ["data", f"{tmp_path}[tran]", "--lang", "es"])

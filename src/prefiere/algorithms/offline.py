@@ -115,7 +115,7 @@ class Offline:
         return flat(measured.values, held.prompt_keys, prefix="eval_", weights=measured.weights)
 
     def _measure_held(self, held: GroupStore, goal: Objective) -> Measured:
-        with self.session.display.stage("validating", len(held)) as advance:
+        with self.session.display.stage(in_words("progress.validating"), len(held)) as advance:
             return self.session.engine.measure(held, goal, progress=advance)
 
     def complete(self, *, put_back: bool) -> None:

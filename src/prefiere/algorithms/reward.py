@@ -71,7 +71,7 @@ def complete(session: Session, data: ExampleData, objective: Scores, held: Measu
     scale, and write what the held-out pairs say of the model before that."""
     engine, main = session.engine, session.world.main
     some = np.random.default_rng([session.settings.seed, 2]).permutation(len(data.train))[:NORMALISED]
-    with session.display.stage("normalising and calibrating the scores", len(some)) as advance:
+    with session.display.stage(in_words("progress.calibrating"), len(some)) as advance:
         seen = engine.measure(data.train, objective, np.sort(some), advance).values
     labels = data.train.labels[np.sort(some)]
     made = normalise(

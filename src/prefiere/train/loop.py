@@ -182,7 +182,7 @@ class Loop:
         their prompts."""
         assert self.evaluator is not None
         rows_asked = self.evaluator.sampling.samples * len(self.evaluator.prompts)
-        with self.session.display.stage("sampling answers", rows_asked) as advance:
+        with self.session.display.stage(in_words("progress.answers"), rows_asked) as advance:
             answers = self.evaluator(
                 self.session.trunk, self.algorithm.reference, version=self.state.step, progress=advance
             )
