@@ -200,10 +200,7 @@ def rough_time(seconds: float) -> str:
 
 class Display:
     """Messages and progress: bars on a terminal or in a notebook, lines in a log. A quiet one shows nothing (other
-    processes, tests).
-
-    clock: seconds that pass.
-    """
+    processes, tests). clock: seconds that pass."""
 
     def __init__(
         self, console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
@@ -277,9 +274,9 @@ class Display:
             nonlocal done
             done, now = done + n, self.clock()
             if now - self._spoke >= _EVERY and start < done < total:
-                left = in_words("progress.left", time=rough_time((now - began) / (done - start) * (total - done)))
-                of = in_words("progress.of", done=f"{done:,}", total=f"{total:,}")
-                self.say(f"{name}: {of}, {left}{f', {note}' if note else ''}")
+                left, of = (now - began) / (done - start) * (total - done), {"done": f"{done:,}", "total": f"{total:,}"}
+                told = in_words("progress.of", name=name, time=rough_time(left), **of)
+                self.say(f"{told}{f', {note}' if note else ''}")
 
         return advance
 

@@ -131,12 +131,13 @@ def test_columns_and_splits(tmp_path: Path) -> None:
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"step": 1200, "rewards/accuracies": 0.5, "eval_rewards/accuracies": 0.75}
-    seconds = iter([0.0, 30.0])
+    now = [0.0]
     with speaking("es"):
         assert told_row(row, 2000, "", "preference", 90.0) == (
             "paso 1,200/2,000  rewards/accuracies 50.0%  reservado: rewards/accuracies 75.0%  quedan unos 90 s"
         )
-        with Display(Terminal(stderr=True), clock=lambda: next(seconds)).stage("leyendo", 4) as advance:
+        with Display(Terminal(stderr=True), clock=lambda: now[0]).stage("leyendo", 4) as advance:
+            now[0] = 30.0
             advance(1)
     assert capsys.readouterr().err == "leyendo (faltan 4)\nleyendo: 1 de 4, quedan unos 90 s\n"
 

@@ -251,7 +251,7 @@ def test_a_policy_gradient_run_in_one_file(tmp_path: Path) -> None:
     ):
         assert text in p.text, text
     assert "At equal KL" not in p.text  # with nothing to compare
-    assert p.tags.count("svg") == 16  # reward against KL for a desk and for a phone
+    assert p.tags.count("svg") == 17  # reward against KL for a desk and for a phone
 
 
 def test_what_a_method_does_not_have_is_not_shown(tmp_path: Path) -> None:
