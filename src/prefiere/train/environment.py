@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from prefiere.asked.hub import commit_of
+from prefiere.asked.language import in_words
 from prefiere.models.quantize import parameters as logical_parameters
 from prefiere.run import RunError, called
 from prefiere.train.setup import Session
@@ -73,4 +74,4 @@ def same_as_before(session: Session, before: dict[str, Any]) -> None:
     if old != session.data.account["fingerprint"]:
         raise RunError(f"{called(session.settings.data)} has changed since this run began. Restore it, or use --fresh.")
     if before.get("world_size") != session.world.size:
-        session.display.say("the number of processes has changed: results agree to rounding, not bit for bit")
+        session.display.say(in_words("progress.other_processes"))
