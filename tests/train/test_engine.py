@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from prefiere.kernels import attention
 from prefiere.kernels.memory import OutOfMemory
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
+from prefiere.processes import gradients as messages
 from prefiere.train.engine import Engine, TrainingError
 from prefiere.world import World, leave_group
 from random_groups import store
@@ -124,20 +126,29 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = {name: step(engine(budget=150), *objective(name)) for name in ("sft", "sigmoid", "kto")}
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OUT": str(tmp_path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, (loss, gradients) in one.items():
         two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         assert_equal((loss, gradients), (two["loss"], two["gradients"]), 2e-5)
         assert two["world_size"] == 2
+        assert two["early"] > len(gradients) / 2, "more than half of them go out before the backward has ended"
 
 
 def _in_a_process_group() -> None:
+    messages.BUCKET_BYTES = 20_000  # many of them
+    real, early = messages._Pass.complete, [0]
+
+    def complete(self: Any, place: int) -> None:
+        real(self, place)
+        early.append(len(self._sent))
+
+    messages._Pass.complete = complete  # type: ignore[method-assign]
     for name in ("sft", "sigmoid", "kto"):
         e = engine(budget=150)
         loss, gradients = step(e, *objective(name))
         if e.world.main:
-            saved = {"loss": loss, "gradients": gradients, "world_size": e.world.size}
+            saved = {"loss": loss, "gradients": gradients, "world_size": e.world.size, "early": max(early)}
             torch.save(saved, Path(os.environ["OUT"]) / f"{name}.pt")
     leave_group()
 

@@ -18,7 +18,9 @@ from prefiere.algorithms import offline
 from prefiere.cli.main import main
 from prefiere.console import Display
 from prefiere.launch import launch
+from prefiere.plan import examples, together
 from prefiere.run import Run
+from prefiere.tokens import groups
 from prefiere.train.loop import Loop
 
 QUIET = Display(quiet=True)
@@ -38,7 +40,8 @@ def words(s: object) -> list[str]:
 @pytest.mark.long
 def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tmp_path: Path) -> None:
     """The second process is killed before its last update; torchrun starts both again, and nobody else has to. Each has
-    a home of its own, as on two machines: together they compute the reference of each pair once, over both lives."""
+    a home of its own, as on two machines: the first alone reads the data, and together they compute the reference of
+    each pair once, over both lives."""
     options = {"max_steps": 3, "save_steps": 1, "tokens_per_microbatch": 120}
     one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
     s = runs.settings(tmp_path, out=str(tmp_path / "two"), **options)
@@ -56,6 +59,9 @@ def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tm
     assert len(asked) == 4, "two processes, once for the pairs to train on and once for those held out"
     assert list((tmp_path / "home-0").glob("reference-*"))
     assert not list((tmp_path / "home-1").glob("reference-*"))
+    made = [sorted((tmp_path / f"home-{n}").glob("tokens-*/*.bin")) for n in (0, 1)]
+    assert len({f.parent.name for f in made[0]}) == 1
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*made, strict=True))
     two = Run.open(s.out)
     assert two.status["state"] == "finished"
     assert two.environment["world_size"] == 2
@@ -91,6 +97,10 @@ def _in_a_process_group() -> None:
         real(self, metrics)  # type: ignore[arg-type]
 
     offline.sequence_logps = asked
+    if os.environ["RANK"] == "1":  # it sees neither the data nor the first one's home
+        examples._tokenized = None  # type: ignore[assignment]
+        groups._reopened = lambda path, dtype: groups._Stretches(homes / "home-1" / path.parent.name / path.name, dtype)
+        together.sees = lambda folder: (homes / "home-1" / folder.name).is_dir()
     if os.environ["RANK"] == rank:
         Loop._collect = killed  # type: ignore[method-assign,assignment]
     main()

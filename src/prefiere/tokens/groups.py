@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 import numpy as np
+
+from prefiere.cache import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,17 @@ class _Stretches:
             raise OSError(f"{self._where[0]} is cut short: {_AGAIN}")
         return np.frombuffer(read, self._dtype)
 
-    def __reduce__(self) -> tuple[type, tuple[Path, type]]:
-        return _Stretches, self._where
+    @property
+    def folder(self) -> Path:
+        return self._where[0].parent
+
+    def __reduce__(self) -> tuple[Callable[[Path, type], _Stretches], tuple[Path, type]]:
+        return _reopened, self._where
+
+
+def _reopened(path: Path, dtype: type) -> _Stretches:
+    """An array in a file of the cache, as another process has it: there, or in a cache of its own."""
+    return _Stretches(path if path.exists() else cache_folder() / path.parent.name / path.name, dtype)
 
 
 class GroupStore(Sequence[PromptGroup]):
@@ -117,6 +128,12 @@ class GroupStore(Sequence[PromptGroup]):
         files = {name: (folder / f"{name}.bin", dtype) for name, dtype in TYPES.items()}
         long = _LONG if hasattr(os, "pread") else ()  # Windows has no reading at a place
         return cls({name: (_Stretches if name in long else np.fromfile)(*file) for name, file in files.items()}, k)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the tokens are read; None for a store in memory."""
+        tokens = self._a["tokens"]
+        return tokens.folder if isinstance(tokens, _Stretches) else None
 
     def __len__(self) -> int:
         return len(self._a["weight"] if self._rows is None else self._rows)

@@ -7,8 +7,8 @@ memory, or overflows in fp16, is repeated with smaller micro-batches, or a small
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prefiere.models.measure import Budget, Found, autocast, measure
 from prefiere.models.trunk import Trunk
+from prefiere.processes.gradients import GradientSums
 from prefiere.run import Stop
 from prefiere.stats import Moments
 from prefiere.tokens.groups import GroupStore
@@ -87,6 +88,7 @@ class Engine:
         self.parameters = [p for p in trunk.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
         self.backoffs = 0
+        self._sums = GradientSums(self.parameters) if world.size > 1 else None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward of the run is computed in."""
@@ -130,13 +132,14 @@ class Engine:
         groups, kept = list[int](), dict[str, list[Tensor]]()
         tokens = 0
         total = torch.zeros((), dtype=torch.float64, device=self.trunk.device)
-        for indices in mine:
+        for n, indices in enumerate(mine, 1):
             # A filler gives every process gradients of the same parameters: any group, at weight zero.
             batch = self.pack(store, indices or members[:1])
             for objective in objectives:
                 result = objective(self.forward(objective, batch), batch)
                 loss = sum_terms(result.terms, counts)
-                self.scaler.scale(loss * float(bool(indices))).backward()
+                with self._sending(n == len(mine) and objective is objectives[-1]):
+                    self.scaler.scale(loss * float(bool(indices))).backward()
                 if indices:
                     total += loss.detach()
                     add_metrics(sums, result.metrics)
@@ -145,7 +148,8 @@ class Engine:
             if indices:
                 groups += indices
                 tokens += int(batch.tokens_T.shape[0])
-        self._add_gradients()
+        if self._sums is not None:
+            self._sums.finish()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         # Everything that the host wants to know of an update, read at once: nothing before this waits for the device.
@@ -161,14 +165,9 @@ class Engine:
     def _forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _add_gradients(self) -> None:
-        """Each process's gradient becomes the sum over all of them, in buckets of one message each."""
-        if self.world.size == 1:
-            return
-        for bucket in _buckets([p.grad for p in self.parameters if p.grad is not None]):
-            flat = self.world.sum(torch._utils._flatten_dense_tensors(bucket))
-            for grad, whole in zip(bucket, torch._utils._unflatten_dense_tensors(flat, bucket), strict=True):
-                grad.copy_(whole)
+    def _sending(self, last: bool) -> AbstractContextManager[None]:
+        """In the last backward of an update, gradients are summed over processes as they become complete."""
+        return nullcontext() if self._sums is None or not last else self._sums.during_backward()
 
     def pack(self, store: GroupStore, indices: Sequence[int] | np.ndarray) -> PackedBatch:
         """These groups as one batch, on the device."""
@@ -280,20 +279,3 @@ class Engine:
 
     def _total(self, n: int) -> int:
         return sum(self.world.gather([n]))
-
-
-BUCKET_BYTES = 32 * 2**20
-
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of gradients of one dtype, of about ``BUCKET_BYTES`` each."""
-    bucket: list[Tensor] = []
-    size = 0
-    for g in gradients:
-        if bucket and (bucket[0].dtype != g.dtype or size + g.nbytes > BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(g)
-        size += g.nbytes
-    if bucket:
-        yield bucket

@@ -32,6 +32,7 @@ from prefiere.plan.examples import ExampleData, PromptData
 from prefiere.plan.plan import Plan
 from prefiere.plan.reading import Reader, updates_of
 from prefiere.plan.rhythm import Rhythm, choose_rhythm
+from prefiere.plan.together import read_together
 from prefiere.run import Run
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.plain import set_way
@@ -121,7 +122,8 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     given = given or InMemory()
     named = [s.name for s in (*plan.roles.rewards, *plan.roles.judges) if s.where == "function"]
     functions = functions_of(named, given.functions)
-    data = reader.read(plan, display, with_columns=any(f.call.reads_columns for f in functions.values()))
+    columns = any(f.call.reads_columns for f in functions.values())
+    data = read_together(world, partial(reader.read, plan, display, with_columns=columns))
     example = _example(data)
     judge = Judge.load(settings.judge, model=opened, functions=functions, example=example) if settings.judge else None
     torch.manual_seed(settings.seed)
