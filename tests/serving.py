@@ -73,7 +73,8 @@ class RolloutServer:
 
     def _reply(self, route: str, body: dict[str, Any]) -> Reply:
         if route == "models":
-            return _json({"object": "list", "data": [{"id": n} for n in ("base", *self.adapters)]})
+            listed = [{"id": "base", "root": str(self.model)}, *({"id": n} for n in self.adapters)]
+            return _json({"object": "list", "data": listed})
         if self.model is None:
             return 200, b""
         if route == "load_lora_adapter":
@@ -82,7 +83,8 @@ class RolloutServer:
             found = self.adapters.pop(body["lora_name"], None)
             return (200, b"Success") if found is not None else (404, b'{"error": {"message": "cannot be found"}}')
         if route == "completions":
-            return self._complete(body) if body["model"] in self.adapters else (404, b"no such model")
+            known = body["model"] in ("base", *self.adapters)
+            return self._complete(body) if known else (404, b"no such model")
         return 404, b"no such route"
 
     def _load(self, name: str, path: str) -> Reply:
@@ -94,8 +96,12 @@ class RolloutServer:
         return 200, b"Success"
 
     def _complete(self, body: dict[str, Any]) -> Reply:
-        place = max(0, self.order.index(body["model"]) - self.behind)
-        model = self.adapters.get(self.order[place], self.adapters[body["model"]])
+        model: Any
+        if body["model"] == "base":
+            model = AutoModelForCausalLM.from_pretrained(self.model)
+        else:
+            place = max(0, self.order.index(body["model"]) - self.behind)
+            model = self.adapters.get(self.order[place], self.adapters[body["model"]])
         sampling = Sampling(body["n"], body["temperature"], body["top_p"], body["max_tokens"], body["seed"])
         vocabulary = Vocabulary(tuple(body["stop_token_ids"]), tuple(int(t) for t in body["logit_bias"]))
         made = generate(model, [np.asarray(body["prompt"], np.int32)], sampling, vocabulary)

@@ -123,7 +123,7 @@ def test_a_server_that_refuses_is_one_line_with_what_to_do(
 def test_its_key_is_sent_and_its_address_holds_none(server, monkeypatch) -> None:
     monkeypatch.setenv(SERVER_KEY, "s3cret")
     made = Server.named(server.url)
-    assert made.models() == ["base"]
+    assert list(made.models()) == ["base"]
     assert "s3cret" not in repr(made)
     for wrong, said in (("localhost:8000", "no address"), ("http://u:p@host/v1", f"its key goes into {SERVER_KEY}")):
         with pytest.raises(EndpointError, match=said) as e:

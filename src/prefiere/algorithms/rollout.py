@@ -118,6 +118,7 @@ def collect(
             ahead.ask(version + 1, version)
     except EndpointError as e:
         failed = str(e)
+    engine.world.barrier()  # one may wait longer for its answers than another
     failures = [said for said in engine.world.gather([failed]) if said]
     if failures:  # all processes stop together
         raise EndpointError(failures[0])

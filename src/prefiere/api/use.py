@@ -91,21 +91,20 @@ def sample(
     trust: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """The answers of a model (hub id, folder or run) to prompts: a row each, with ``prompt``, ``completion``,
-    ``sample``, ``ended``, ``tokens`` and ``logp`` (nats).
+    """The answers of a model (hub id, folder, run, or a server's: ``http://host:8000/v1#NAME``) to prompts: a row each,
+    with ``prompt``, ``completion``, ``sample``, ``ended``, ``tokens`` and ``logp`` (nats).
 
     prompts: a file, a list of texts and conversations, or rows (dicts, a DataFrame, a Dataset). The same seed draws the
     same answers. Raises ValueError for a value out of its range, and for a model that cannot be loaded.
     """
     from prefiere.evaluate.compare import ask
     from prefiere.evaluate.manner import manner_of
-    from prefiere.models.source import find_model
     from prefiere.sample.sampling import Sampling
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
     name = _name(model)
     asked, manner = texts_of(prompts, limit), manner_of(name, template_kwargs)
-    answers = ask(find_model(name, trust=trust), asked, sampling, manner=manner, progress=progress)
+    answers = ask(name, asked, sampling, trust=trust, manner=manner, progress=progress)
     return [{k: row[k] for k in ANSWER} for row in answers.rows]
 
 

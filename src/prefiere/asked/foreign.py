@@ -88,7 +88,7 @@ _HINTS = {
     "top_p top_k min_p repetition_penalty": "nothing: training samples from the policy that it optimises",
     "stop_token stop_token_id": "nothing: the model's own end tokens end an answer",
     "num_sample_generations log_completions": "sample_steps",
-    "use_vllm vllm_mode": "nothing: answers are sampled by the model that is trained",
+    "use_vllm vllm_mode vllm_server_base_url": "rollouts (the address of a vLLM server)",
     "remove_unused_columns preprocessing_num_workers dataloader_num_workers dataset_num_proc": "nothing: leave it out",
 }
 HINTS = {name: ours for names, ours in _HINTS.items() for name in names.split()}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from prefiere.asked.endpoint import names_endpoint
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.schema import Text
-from prefiere.evaluate.compare import sides, validation_prompts
+from prefiere.evaluate.compare import respondent, sides, validation_prompts
 from prefiere.evaluate.judges import Judge
 from prefiere.evaluate.manner import manner_of
 from prefiere.feedback import collect
@@ -23,29 +23,22 @@ from prefiere.feedback.judging.endpoint import Endpoint
 from prefiere.feedback.judging.voting import Compares, by_scores, vote_by
 from prefiere.feedback.store import Store, hidden
 from prefiere.files import visible
-from prefiere.models.check.weights import ids_fit
-from prefiere.models.load import fingerprint, load_model, load_tokenizer
-from prefiere.models.source import ModelError, find_model
+from prefiere.models.load import fingerprint
+from prefiere.models.source import ModelError
 from prefiere.run import Run
-from prefiere.sample.local import generate
-from prefiere.sample.sampling import Sampling, Vocabulary
+from prefiere.sample.sampling import Sampling
 from prefiere.tokens.encoder import Encoder
-from prefiere.tokens.tokenizer import eos_ids_of
 
 
 class Answering:
-    """A model in this process that answers prompts. Raises ModelError where it cannot be loaded."""
+    """A model that answers prompts, in this process or behind a server. Raises ModelError where it cannot be loaded."""
 
     def __init__(self, name: str, *, trust: bool = False):
-        source = find_model(name, trust=trust)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        tokenizer = load_tokenizer(source)
-        self._model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
-        ids_fit(self._model, tokenizer, source.base)
-        eos_ids = eos_ids_of(self._model, tokenizer)
+        tokenizer, eos_ids, self._rollouts, model = respondent(name, trust=trust)
         self._encoder = Encoder(tokenizer, eos_ids=eos_ids, **manner_of(name))
-        self._vocabulary = Vocabulary.of(tokenizer, eos_ids)
-        self.label, self.path, self.fingerprint = name, name, fingerprint(self._model)
+        of_server = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        self.label, self.path = name, name
+        self.fingerprint = of_server if model is None else fingerprint(model)
         is_run = (Path(name) / "recipe.yaml").is_file()
         self.run = str(Path(name).resolve()) if is_run else None
         self.step: int | None = Run.open(name).status.get("step") if is_run else None
@@ -54,7 +47,7 @@ class Answering:
         """See `feedback.collect.Answerer`."""
         sampling = Sampling(samples, how.temperature, how.top_p, how.max_new_tokens, how.seed)
         ids: list[np.ndarray] = self._encoder.encode_prompts(prompts)
-        made = generate(self._model, ids, sampling, self._vocabulary, numbers=numbers)
+        made = self._rollouts.sample(ids, sampling, version=0, numbers=numbers)
         said: list[list[str]] = [[] for _ in prompts]
         for s in made:
             said[s.prompt].append(self._encoder.decode(s.tokens))

@@ -131,7 +131,7 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code, and 
 @app.command()
 @command
 def sample(
-    model: Annotated[str, typer.Argument(help="Hub id, folder of a model or adapter, or a run.")],
+    model: Annotated[str, typer.Argument(help="Hub id, folder, run, or a server's: http://host:8000/v1#NAME.")],
     prompts: Annotated[
         str, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
     ],

@@ -87,9 +87,9 @@ def fewer_ends(case: Case) -> Finding | None:
 
 
 def sampler_off(case: Case) -> Finding | None:
-    """The sampler's log-probabilities are 0.05 nats per token from those of training."""
+    """The sampler's log-probabilities are 0.05 nats per token from those of training, and no update lies between."""
     drift = case.end("sampler_drift")
-    if drift is None or not drift.above(0.05):
+    if drift is None or not drift.above(0.05) or case.recipe.get("max_staleness"):
         return None
     return Finding(
         "sampler_off",

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefiere.asked.endpoint import EndpointError, names_endpoint
 from prefiere.data import formats
 from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.schema import Kind, Text
@@ -19,15 +21,18 @@ from prefiere.evaluate.functions import Answered, Function, ScoreFunction
 from prefiere.evaluate.judges import Judge, functions_of, names_function
 from prefiere.evaluate.manner import manner_of
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers
+from prefiere.files import visible
 from prefiere.in_memory import is_given
 from prefiere.kernels.memory import within_memory
 from prefiere.models.check.weights import ids_fit
 from prefiere.models.load import load_model, load_tokenizer
-from prefiere.models.source import Source, find_model
+from prefiere.models.source import ModelError, config_of, find_model, generation_config
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run, RunError
 from prefiere.sample.local import LocalRollouts
-from prefiere.sample.sampling import Sampling, Vocabulary
+from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
+from prefiere.sample.served import ServedModel
+from prefiere.sample.server import Server
 from prefiere.stats import Estimate, clustered_mean, sign_test
 from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
@@ -125,9 +130,10 @@ def ask_both(
     recipe = run.recipe if run is not None else {}
     answers = [
         ask(
-            find_model(model, trust=trust),
+            model,
             asked,
             sampling,
+            trust=trust,
             manner=manner_of(run.folder if run is not None else model, template_kwargs),
             max_length=recipe.get("max_length"),
             judge=scorer,
@@ -221,37 +227,81 @@ def _read_from(run: Run) -> tuple[str, dict[str, Any]]:
     return recipe["data"], {"split": recipe.get("data_split")} | kind
 
 
+class Respondent(NamedTuple):
+    """A finished model that answers: in this process (``model``), or behind a server. ``eos_ids`` end its answers."""
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: list[int]
+    rollouts: Rollouts
+    model: PreTrainedModel | None
+
+
+def respondent(name: str | Path, *, trust: bool = False) -> Respondent:
+    """A model by name: a hub id, a folder, a run; or ``http://host:8000/v1#NAME``, a server's.
+
+    Of a server's model the tokenizer alone is read, from where the server has the model. Raises ModelError or
+    EndpointError.
+    """
+    if names_endpoint(str(name)):
+        return _behind_server(str(name), trust)
+    source = find_model(name, trust=trust)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+    ids_fit(model, tokenizer, source.base)
+    eos_ids = eos_ids_of(model, tokenizer)
+    return Respondent(
+        tokenizer, eos_ids, LocalRollouts(Trunk(model, packed=False).lm, Vocabulary.of(tokenizer, eos_ids)), model
+    )
+
+
+def _behind_server(name: str, trust: bool) -> Respondent:
+    url, _, stated = name.partition("#")
+    server = Server.named(url)
+    served = server.models()
+    called = stated or next(iter(served))
+    if called not in served:
+        known = ", ".join(visible(n) for n in list(served)[:8])
+        raise EndpointError(f"{server.name} serves no model {visible(called)}. There are: {known}")
+    try:
+        source = find_model(served[called], trust=trust)
+    except ModelError as e:
+        raise ModelError(
+            f"{server.name}: the tokenizer is read from where it has the model, and {visible(str(e))}"
+        ) from e
+    tokenizer = load_tokenizer(source)
+    eos_ids = eos_ids_of(generation_config(source), tokenizer)
+    size = int(config_of(source).get_text_config().vocab_size)
+    return Respondent(tokenizer, eos_ids, ServedModel(server, called, Vocabulary.of(tokenizer, eos_ids), size), None)
+
+
 @within_memory("answering", "ask for fewer samples or max_new_tokens, or take a smaller model")
 def ask(
-    source: Source,
+    name: str | Path,
     prompts: Sequence[Text],
     sampling: Sampling,
     *,
+    trust: bool = False,
     manner: Manner | None = None,
     max_length: int | None = None,
     judge: Judge | None = None,
     columns: Sequence[Mapping[str, Any]] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Load a model and let it answer. manner, max_length: how prompts are written, and cut, as in a run. columns: of
-    each prompt, for a judge that reads them."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(source)
-    model = load_model(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
-    ids_fit(model, tokenizer, source.base)
-    eos_ids = eos_ids_of(model, tokenizer)
+    """Let a model answer (see `respondent`). manner, max_length: how prompts are written, and cut, as in a run.
+    columns: of each prompt, for a judge that reads them."""
+    tokenizer, eos_ids, rollouts, model = respondent(name, trust=trust)
     encoder = Encoder(tokenizer, Truncation(max_length), eos_ids=eos_ids, **(manner or {}))
-    trunk = Trunk(model, packed=False)
     evaluator = AnswerEvaluator(
         prompts=encoder.encode_prompts(prompts),
         asked=prompts,
         decode=encoder.decode,
-        rollouts=LocalRollouts(trunk.lm, Vocabulary.of(tokenizer, eos_ids)),
+        rollouts=rollouts,
         sampling=sampling,
         judge=judge,
         columns=columns,
     )
-    return evaluator(trunk, None, progress=progress)
+    return evaluator(None if model is None else Trunk(model, packed=False), None, progress=progress)
 
 
 def compared(first: str, second: str, before: Answers, after: Answers, judge: str | None) -> Compared:

@@ -70,14 +70,16 @@ class AnswerEvaluator:
 
     def __call__(
         self,
-        trunk: Trunk,
+        trunk: Trunk | None,
         reference: Reference | None,
         *,
         version: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Answers:
-        """Sample, measure and judge. version: of the trunk's weights (see `Rollouts`)."""
-        self.rollouts.publish(trunk, version)
+        """Sample, measure and judge. version: of the trunk's weights (see `Rollouts`). trunk: None for a finished model
+        behind a server."""
+        if trunk is not None:
+            self.rollouts.publish(trunk, version)
         samples = self._sampled(version, progress)
         signals = {
             "eos_rate": np.asarray([float(s.ended) for s in samples]),
@@ -85,7 +87,7 @@ class AnswerEvaluator:
             "repetition": np.asarray([repetition(s.tokens) for s in samples]),
         }
         ref_logp_A = None
-        if reference is None:
+        if reference is None or trunk is None:
             logp_A = np.asarray([s.logp.sum() for s in samples])
         else:  # both by the same path: their difference is then exact where nothing has changed
             logp_A = self._logp(trunk, samples)

@@ -158,34 +158,19 @@ class ServedRollouts:
         Raises EndpointError where one of them fails.
         """
         name = self._names[version]
-        called = list(numbers if numbers is not None else range(len(prompts)))
 
-        def ask(i: int) -> list[Completed]:
+        def ask(i: int, number: int) -> list[Completed]:
             if self._closed:  # nobody waits for what was asked ahead
                 raise EndpointError("the run is over")
-            server = self._servers[i % len(self._servers)]
-            return self._asked(server, name, prompts[i], sampling, called[i])
+            return self._asked(self._servers[i % len(self._servers)], name, prompts[i], sampling, number)
 
-        found: list[Sample] = []
-        with ThreadPoolExecutor(IN_FLIGHT * len(self._servers)) as pool:
-            waiting = [pool.submit(ask, i) for i in range(len(prompts))]
-            try:
-                for i, answers in enumerate(waiting):
-                    found += _samples(i, answers.result(), version)
-                    if progress:
-                        progress(sampling.samples)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return found
+        called = list(numbers if numbers is not None else range(len(prompts)))
+        return _together(ask, called, IN_FLIGHT * len(self._servers), version, progress)
 
     def _asked(self, server: Server, name: str, prompt: np.ndarray, sampling: Sampling, number: int) -> list[Completed]:
         """Answers to one prompt; the seed depends on its number and not on the others."""
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {number} has no tokens: there is nothing to continue")
-        return server.complete(
-            name, prompt, sampling, self._vocabulary, size=self._size, seed=prompt_seed(sampling.seed, number)
-        )
+        seed = prompt_seed(sampling.seed, number)
+        return server.complete(name, prompt, sampling, self._vocabulary, size=self._size, seed=seed)
 
     # -- whether they are the policy's ----------------------------------------------------------------------------
 
@@ -230,6 +215,70 @@ class ServedRollouts:
             off = np.abs(said - self._scored(self._probes, samples, sampling.temperature)).mean()
             found.append(float(off))
         return self._world.broadcast(found)
+
+
+class ServedModel:
+    """Answers of a finished model behind a server: a source of `Rollouts` that nothing is published to.
+
+    name: what the server calls it. vocabulary, size: of its tokens.
+    """
+
+    limit: float | None = None
+
+    def __init__(self, server: Server, name: str, vocabulary: Vocabulary, size: int):
+        self._server, self._name, self._vocabulary, self._size = server, name, vocabulary, size
+
+    def check(self, trunk: nn.Module) -> str:
+        """Nothing is trained, so there is nothing that answers could be off."""
+        return ""
+
+    def publish(self, trunk: nn.Module, version: int) -> None:
+        """The server has its weights."""
+
+    def sample(
+        self,
+        prompts: Sequence[np.ndarray],
+        sampling: Sampling,
+        *,
+        version: int,
+        numbers: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Answers from the server, of whichever ``version`` (see `Rollouts`). Raises EndpointError."""
+
+        def ask(i: int, number: int) -> list[Completed]:
+            seed = prompt_seed(sampling.seed, number)
+            return self._server.complete(self._name, prompts[i], sampling, self._vocabulary, size=self._size, seed=seed)
+
+        called = list(numbers if numbers is not None else range(len(prompts)))
+        return _together(ask, called, IN_FLIGHT, version, progress)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _together(
+    ask: Callable[[int, int], list[Completed]],
+    numbers: Sequence[int],
+    most: int,
+    version: int,
+    progress: Callable[[int], None] | None,
+) -> list[Sample]:
+    """The answers to all prompts, in order, of which so many are asked at once. ask: takes a prompt's place and number.
+    Raises what the first of them raises, and asks no more then."""
+    found: list[Sample] = []
+    with ThreadPoolExecutor(most) as pool:
+        waiting = [pool.submit(ask, i, number) for i, number in enumerate(numbers)]
+        try:
+            for i, answers in enumerate(waiting):
+                new = _samples(i, answers.result(), version)
+                found += new
+                if progress:
+                    progress(len(new))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
 
 
 def others_weights(server: str, drift: float, limit: float) -> str:

@@ -57,14 +57,15 @@ class Server:
         """What messages call it."""
         return visible(self.address.url)
 
-    def models(self) -> list[str]:
-        """The names under which it answers: its base, and the adapters that it has loaded. Raises EndpointError."""
+    def models(self) -> dict[str, str]:
+        """The names under which it answers, of its base and of the adapters that it has loaded, and where each was read
+        from, as far as it says. Raises EndpointError."""
         found = self._json("models", None, _SMALL, hints={404: " Does its address end with /v1?"})
         listed = found.get("data")
-        named = [row.get("id") for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-        if not named or not all(isinstance(n, str) for n in named):
+        rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+        if not rows or not all(isinstance(row.get("id"), str) for row in rows):
             raise EndpointError(f"{self.name}: it lists no models, so that it is no server of them.")
-        return [str(n) for n in named]
+        return {row["id"]: str(row.get("root") or row["id"]) for row in rows}
 
     def load(self, name: str, folder: Path) -> None:
         """Have it load an adapter from a folder that it can read, under a name. Raises EndpointError."""
@@ -81,8 +82,10 @@ class Server:
         """``sampling.samples`` answers of one of its models to a prompt (int32 ids [T]).
 
         size: token ids that the model has. seed: of these answers (``sampling.seed`` is of all prompts). Raises
-        EndpointError for an answer that is none.
+        EndpointError for an answer that is none, and ValueError for an empty prompt.
         """
+        if len(prompt) == 0:
+            raise ValueError("a prompt has no tokens: there is nothing to continue")
         body = _request(name, prompt, sampling, vocabulary, seed)
         room = sampling.samples * (sampling.max_new_tokens * _PER_TOKEN + len(prompt) * 16) + _SMALL
         found = self._json("completions", body, room)
