@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+import quantized
 import runs
 from prefiere.console import Display
+from prefiere.estimate.simulate import simulate
+from prefiere.estimate.workload import longest, workload
 from prefiere.launch import launch
 from prefiere.methods import METHODS
-from prefiere.models.source import Source
-from prefiere.plan.choices import automatic_rate
+from prefiere.models.source import Source, config_of
+from prefiere.plan.choices import activation_bytes, automatic_rate, choose_budget
 from prefiere.plan.device import Device
 from prefiere.plan.plan import PlanError, resolve
 from prefiere.plan.roles import same_base
@@ -144,3 +147,33 @@ def test_the_automatic_rate_grows_down_to_a_million_parameters(method: str, para
     """5000^0.7 = 388 and 7000^0.7 = 492 times 1e-6; 7000^0.25 = 9.15 times 2e-5; 7000^0.5 = 83.7 times 1e-5."""
     settings = METHODS[method].settings(model="m", data="d", out="o")
     assert automatic_rate(settings, False, parameters) == rate
+
+
+def test_the_budget_keeps_activations_within_two_gibibytes(tmp_path: Path) -> None:
+    """SmolLM2's shape in fp32: 30 layers of 12 vectors of 576 and 5 of 1,536 are 1.67 MiB a token, so that 1,024 of
+    them take 1.67 GiB and 2,048 would take 3.3. In bf16 half of that. With 4 GiB free a quarter, 1 GiB, holds 512."""
+    smol = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30)
+    settings = runs.settings(tmp_path)
+    each = activation_bytes(smol, torch.float32, False)
+    assert each == 30 * 4 * (12 * 576 + 5 * 1536)
+
+    def begins(device: Device, dtype: torch.dtype = torch.float32, **options: object) -> int:
+        return int(choose_budget(settings.model_copy(update=options), device, smol, dtype).value)
+
+    assert begins(CPU) == 1024
+    assert begins(CPU, torch.bfloat16) == 2048
+    assert begins(replace(CPU, memory=4 * 2**30)) == 512
+    assert begins(replace(CPU, memory=2**28)) == 256
+    assert begins(CPU, gradient_checkpointing=True) == 4096
+    assert begins(GPU) == 16384
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_activations_of_a_token_are_about_what_an_update_holds(tmp_path: Path, lora: bool) -> None:
+    """Against the ledger of an update without contents, which counts more: the head, and a backward's own tensors."""
+    quantized.mistral(tmp_path / "model")
+    work = workload(runs.settings(tmp_path, Reward, lora=lora, dtype="float32"), CPU, QUIET)
+    groups, _, _ = longest(work)
+    found = simulate(work, groups, 1)
+    held = (found.update.peak - found.trunk - 4 * found.trained) / sum(g.length for g in groups)
+    assert activation_bytes(config_of(work.plan.policy), torch.float32, False) == pytest.approx(held, rel=0.5)

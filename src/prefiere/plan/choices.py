@@ -19,6 +19,9 @@ BYTES_FULL = 20
 """Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
 BYTES_CRITIC = 16
 """The same of a critic of its own, which has no reference."""
+ACTIVATIONS = 2 * 2**30
+"""Bytes for the activations of a micro-batch on a processor, which a larger one would pass without being faster
+(docs/performance.md)."""
 LORA_FROM = 1_000_000_000
 SMALL_MODEL = 5_000_000
 SMALLEST = 1_000_000
@@ -72,6 +75,30 @@ def choose_threads(device: Device, parameters: int) -> Choice:
     if device.kind == "cpu" and parameters < SMALL_MODEL:
         return Choice("threads", 1, "a model this small spends more on handing work out than on doing it")
     return Choice("threads", now, "one for each core")
+
+
+def activation_bytes(config: Any, dtype: torch.dtype, checkpointing: bool) -> int:
+    """Bytes that the layers keep of one token between forward and backward, about, from a model's configuration.
+
+    A layer keeps some 12 vectors of the hidden size (both norms, queries, keys and values before and after their
+    rotation, what attention gives, both sums) and 5 of its inner size; checkpointing keeps a layer's input alone.
+    """
+    text = config.get_text_config()
+    hidden, layers = int(text.hidden_size), int(text.num_hidden_layers)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    inner *= int(getattr(text, "num_experts_per_tok", None) or 1)
+    return layers * dtype.itemsize * (hidden if checkpointing else 12 * hidden + 5 * inner)
+
+
+def choose_budget(settings: Settings, device: Device, config: Any, dtype: torch.dtype) -> Choice:
+    """Tokens of a micro-batch to begin with."""
+    name, halved = "tokens_per_microbatch", "halved whenever memory runs out"
+    if device.kind == "cuda":
+        return Choice(name, 16384, halved)
+    each = activation_bytes(config, dtype, settings.gradient_checkpointing)
+    room = min(ACTIVATIONS, device.memory // 4)
+    found = next((n for n in (4096, 2048, 1024, 512) if n * each <= room), 256)
+    return Choice(name, found, f"a token's activations take about {each / 2**20:.2g} MiB; {halved}")
 
 
 def enough_memory(

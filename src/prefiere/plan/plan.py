@@ -237,8 +237,7 @@ def _planned(
     rate = float(picked(choices.choose_learning_rate(settings, adapter is not None, parameters)))
     budget = settings.tokens_per_microbatch
     if budget == "auto":
-        start = 16384 if device.kind == "cuda" else 4096
-        budget = int(picked(Choice("tokens_per_microbatch", start, "halved whenever memory runs out")))
+        budget = int(picked(choices.choose_budget(settings, device, config_of(source), dtype)))
     roles = Roles(
         reference_of(settings, source, adapter),
         critic_of(settings, adapter is not None),
