@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import runs
-from prefiere.algorithms.rollout import step_seed
+from prefiere.algorithms.rollout import shares, step_seed
 from prefiere.console import Display
 from prefiere.launch import launch
 from prefiere.sample.local import LocalRollouts
@@ -173,3 +173,13 @@ def test_rollouts_are_closed_however_a_run_ends(tmp_path, monkeypatch, fails) ->
     else:
         launch(settings, display=Display(quiet=True))
     assert closed == [True]
+
+
+@pytest.mark.parametrize(("groups", "k", "size"), [(1, 4, 2), (3, 4, 2), (2, 3, 5), (5, 2, 3), (4, 3, 2)])
+def test_every_answer_is_drawn_by_one_process_and_all_draw_alike(groups, k, size) -> None:
+    dealt = [shares(groups, k, rank, size, split=True) for rank in range(size)]
+    each = [[(int(p), s.first + j) for s in own for p in s.prompts for j in range(s.samples)] for own in dealt]
+    assert sorted(answer for one in each for answer in one) == [(p, j) for p in range(groups) for j in range(k)]
+    assert max(map(len, each)) - min(map(len, each)) <= 1
+    whole = [p.tolist() for rank in range(size) for p, _, n in shares(groups, k, rank, size, split=False) if n == k]
+    assert sorted(p for part in whole for p in part) == list(range(groups)), "of a server, prompts are never split"

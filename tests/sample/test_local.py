@@ -109,6 +109,13 @@ def test_samples_that_share_keys_draw_what_they_draw_alone(monkeypatch, family) 
     assert not seen
 
 
+def test_later_answers_are_drawn_without_the_earlier_ones() -> None:
+    model, asked, ends = tiny.model("llama"), prompts(), Vocabulary(tuple(range(2, 40)))
+    whole = generate(model, asked, Sampling(4, max_new_tokens=9, seed=7), ends)
+    later = generate(model, asked, Sampling(2, max_new_tokens=9, seed=7, first=2), ends)
+    assert [s.tokens.tolist() for s in later] == [s.tokens.tolist() for s in whole if s.sample >= 2]
+
+
 @pytest.mark.parametrize("auto", [False, True])
 def test_shared_keys_in_bf16_within_the_noise_of_plain_forwards(monkeypatch, auto) -> None:
     exact, asked, seen = tiny.model("llama", num_key_value_heads=2), prompts(), decodes_shared(monkeypatch)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +87,29 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
 
 
+class Dealt(NamedTuple):
+    """What one process samples: ``samples`` answers to each of these prompts [n], from answer ``first`` on."""
+
+    prompts: np.ndarray
+    first: int
+    samples: int
+
+
+def shares(groups: int, k: int, rank: int, size: int, *, split: bool) -> list[Dealt]:
+    """What process ``rank`` of ``size`` samples of k answers to each of so many prompts; ``split``: a prompt's answers
+    may come from several processes, and where prompts cannot be dealt out evenly, they do."""
+    if not split or groups % size == 0:
+        return [Dealt(np.arange(groups)[rank::size], 0, k)]
+    begin, end = (n * groups * k // size for n in (rank, rank + 1))
+    found = list[Dealt]()
+    for at in sorted({begin, min(end, -(-begin // k) * k), max(begin, end // k * k)} - {end}):
+        first = at % k
+        whole = (end - at) // k if first == 0 else 0
+        count = k if whole else min(k - first, end - at)
+        found.append(Dealt(at // k + np.arange(max(1, whole)), first, count))
+    return found
+
+
 def collect(
     engine: Engine,
     rollouts: Rollouts,
@@ -106,14 +130,16 @@ def collect(
     process, where a server fails one of them.
     """
     began = time.perf_counter()
-    mine = np.arange(len(prompts))[engine.world.rank :: engine.world.size]
-    numbers = number_G[mine].tolist()
-    samples, failed = list[Sample](), ""
+    # The answers of one prompt split where they come from the trunk: a server draws them all from one seed.
+    mine = shares(len(prompts), sampling.samples, engine.world.rank, engine.world.size, split=rollouts.limit is None)
+    drawn, failed = list[tuple[int, Sample]](), ""
     try:
         rollouts.publish(engine.trunk, version)
         waiting = ahead.take(version) if ahead is not None else None
-        asked = [prompts[i] for i in mine]
-        samples = waiting or rollouts.sample(asked, sampling, version=version, numbers=numbers)
+        for at, first, count in mine:
+            how, asked = replace(sampling, samples=count, first=first), [prompts[i] for i in at]
+            own = waiting or rollouts.sample(asked, how, version=version, numbers=number_G[at].tolist())
+            drawn += [(int(at[s.prompt]), replace(s, sample=first + s.sample)) for s in own]
         if ahead is not None:
             ahead.ask(version + 1, version)
     except EndpointError as e:
@@ -123,8 +149,8 @@ def collect(
     if failures:  # all processes stop together
         raise EndpointError(failures[0])
     sampled = time.perf_counter()
-    each = score([numbers[s.prompt] for s in samples], [s.tokens for s in samples])
-    parts = [(int(mine[s.prompt]), s, each[i]) for i, s in enumerate(samples)]
+    each = score([int(number_G[i]) for i, _ in drawn], [s.tokens for _, s in drawn])
+    parts = [(i, s, one) for (i, s), one in zip(drawn, each, strict=True)]
     parts = sorted(engine.world.gather(parts), key=lambda p: (p[0], p[1].sample))
     others = {s.version for _, s, _ in parts} - {version, version - (ahead is not None)}
     if others:  # all processes know of all answers, and stop together

@@ -133,7 +133,7 @@ def _decode(
         steps = (OwnCache if way == "cache" else Anew)(model, prompts, sampling.samples)
     logits = steps.logits_RV
     while True:
-        rows.add(*draw(logits, sampling, vocabulary, rows.number_R, rows.sample_R, rows.drawn))
+        rows.add(*draw(logits, sampling, vocabulary, rows.number_R, sampling.first + rows.sample_R, rows.drawn))
         if drawn is not None:
             drawn(rows.tokens_RT[:, rows.drawn - 1])
         if rows.drawn % every == 0 or rows.drawn == rows.slots:

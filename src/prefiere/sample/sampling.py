@@ -22,7 +22,8 @@ class Sampling:
 
     samples: answers to each prompt. temperature: what logits are divided by; 0 takes the likeliest token. top_p: tokens
     are drawn from the likeliest ones that together have this probability. max_new_tokens: tokens of an answer at most.
-    seed: of the random stream; the same seed draws the same answers. Raises ValueError for a value out of its range.
+    seed: of the random stream; the same seed draws the same answers. first: the number of a prompt's first answer in
+    that stream, where others of its answers are drawn elsewhere. Raises ValueError for a value out of its range.
     """
 
     samples: int = 1
@@ -30,6 +31,7 @@ class Sampling:
     top_p: float = 1.0
     max_new_tokens: int = 128
     seed: int = 0
+    first: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
