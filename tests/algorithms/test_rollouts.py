@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 import runs
-from prefiere.algorithms.rollout import shares, step_seed
+from prefiere.algorithms.rollout import Rollout, shares, step_seed
 from prefiere.console import Display
 from prefiere.launch import launch
+from prefiere.models.trunk import Trunk
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
 from prefiere.tokens.schedule import members
@@ -151,6 +153,38 @@ def test_two_steps_on_answers_that_came_from_elsewhere(tmp_path) -> None:
     assert first.metrics["completions/eos_rate"].mean == 1
     m.step(1)
     assert preference() > before + 0.05
+
+
+@pytest.mark.parametrize(("kl_coef", "passes"), [(0.0, 2), (0.1, 3)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_policy_is_read_once_where_its_only_update_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, kl_coef: float, passes: int
+) -> None:
+    """A rollout in two micro-batches: the reference and the update read it, and the policy before it only where the
+    reward asks for its log-probs. Either way they are those of a plain forward before the update."""
+    m = method_of(tmp_path, "grpo", **{**GRPO, "kl_coef": kl_coef, "lora": lora, "tokens_per_microbatch": 120})
+    lm, kept = m.session.trunk.lm, list[Rollout]()
+    m.step(0)  # away from the start, where policy and reference are one
+    estimate, forward, read = m.estimate, Trunk.forward, list[int]()
+
+    def noted(reward_CL: torch.Tensor, rollout: Rollout) -> Any:
+        kept.append(rollout)
+        expected.extend(log_probs(lm, g.prompt, c) for g in rollout.store for c in g.completions)
+        return estimate(reward_CL, rollout)
+
+    def counted(self: Trunk, batch: Any, **options: Any) -> Any:
+        read.append(batch.completions)
+        return forward(self, batch, **options)
+
+    expected = list[np.ndarray]()
+    m.estimate = noted
+    monkeypatch.setattr(Trunk, "forward", counted)
+    update = m.step(1)
+    assert sum(read) == passes * 16
+    np.testing.assert_allclose(kept[0].tokens["logp"], np.concatenate(expected), atol=1e-5)
+    assert update.metrics["val/ratio"].total == len(kept[0].tokens["logp"])
+    assert update.metrics["objective/kl"].mean > 0
+    assert np.isfinite(kept[0].tokens["entropy"]).all()
 
 
 def test_answers_of_another_policy_are_refused(tmp_path) -> None:

@@ -78,7 +78,9 @@ def advantages_of(
     score_C: float64 [C], from `RewardScale`. whitened: advantages to mean 0 and deviation 1 over the rollout's tokens.
     """
     mask = rollout.mask()
-    kl_CL = kl_k1(rollout.padded(rollout.tokens["logp"]), rollout.padded(rollout.tokens["ref"]))
+    kl_CL = torch.zeros(mask.shape, dtype=torch.float64)
+    if kl_coef:  # without it nothing here asks what the policy says
+        kl_CL = kl_k1(rollout.padded(rollout.tokens["logp"]), rollout.padded(rollout.tokens["ref"]))
     reward_CL = token_rewards(torch.from_numpy(score_C), kl_CL, mask, kl_coef=kl_coef)
     advantage_CL, return_CL = estimate(reward_CL, rollout)
     advantage_CL = torch.where(mask, advantage_CL, 0.0)

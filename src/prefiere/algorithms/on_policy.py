@@ -127,11 +127,12 @@ class OnPolicy:
         advantages = advantages_of(rollout, score_C, self.kl.coef, self.estimate, whitened=s.whiten_advantages)
         began = time.perf_counter()
         done, stopped = self._learn(step, rollout, advantages, first)
+        learnt = time.perf_counter() - began
         metrics = self._metrics(rollout, advantages)
         self._watch_sampler(metrics["sampler_drift"].mean)
         metrics |= {n: _merged([u.metrics[n] for u in done if n in u.metrics]) for n in _names(done)}
         metrics |= {f"time/{n}": Moments.of([x]) for n, x in rollout.seconds.items()}
-        metrics |= {"time/learning": Moments.of([time.perf_counter() - began])}
+        metrics |= {"time/learning": Moments.of([learnt])}
         metrics |= {"policy/early_stops": Moments.of([float(stopped)]), "kl_coef": Moments.of([self.kl.coef])}
         self.episodes += len(rollout.reward_C)
         metrics |= {"episodes": Moments.of([self.episodes])}
@@ -157,7 +158,10 @@ class OnPolicy:
             version=step, ahead=self.ahead,
         )  # fmt: skip
         rollout.reward_C = self.rewards.combined(rollout.each_CM)
-        measure_roles(session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic)
+        measure_roles(
+            session.engine, self.reference, rollout, parts, temperature=s.temperature, critic=self.critic,
+            policy=not self._says_itself(parts),
+        )  # fmt: skip
         if session.rollouts.limit is not None:
             logp, sampled = (torch.from_numpy(rollout.tokens[n]) for n in ("logp", "sampled"))
             rollout.tokens["weight"] = truncated_weight(logp, sampled).numpy()
@@ -180,10 +184,19 @@ class OnPolicy:
         """Why these answers are not learnt from, where training says something else of them than the server that drew
         them. Of answers from weights of before nothing is known: then each version was tried as it was published."""
         limit = self.session.rollouts.limit
+        if limit is None or rollout.behind_C.any():
+            return None
         drift = float(np.abs(rollout.tokens["sampled"] - rollout.tokens["logp"]).mean())
-        if limit is None or drift <= limit or rollout.behind_C.any():
+        if drift <= limit:
             return None
         return others_weights("the rollout server", drift, limit)
+
+    def _says_itself(self, parts: Sequence[np.ndarray]) -> bool:
+        """Whether the policy's log-probs before the update are those of the update: there is one, on all of the
+        rollout, and neither its rewards nor a server's answers ask for them earlier."""
+        assert self.kl is not None
+        asked = self.critic or self.kl.coef or self.session.rollouts.limit is not None
+        return not asked and self.settings.num_ppo_epochs == 1 and len(parts) == 1
 
     def _score(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
         if not completions:  # there are more processes than prompts
@@ -203,6 +216,9 @@ class OnPolicy:
             for part in first if epoch == 0 else self._minibatches(step, epoch):
                 update = engine.update(rollout.store, part, *objectives)
                 done.append(update)
+                if "logp" not in rollout.tokens:
+                    said = [found for goal in objectives if isinstance(goal, Policy) for found in goal.seen]
+                    rollout.keep(engine.world.gather(said))
                 far = update.metrics.get("policy/approxkl_avg")
                 if far is not None and s.max_approx_kl is not None and far.mean > s.max_approx_kl:
                     return done, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from prefiere.algorithms.advantages import Advantages
 from prefiere.algorithms.rollout import Rollout
 from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.measure import Found
 from prefiere.models.trunk import CRITIC, Trunk
 from prefiere.objectives.ppo import WEIGHT_LIMIT, clipped, kl_k2, kl_k3, log_ratio, policy_loss, value_loss
 from prefiere.settings import PolicyGradient
@@ -23,23 +24,31 @@ class Policy(Objective):
     """The policy's loss per token: PPO-clip, plus KL to the reference (k2) and to the rollout policy (k3) where asked.
 
     At the first pass over a rollout the ratio is 1, and the gradient is that of the plain policy gradient. Where other
-    weights than those of training drew the answers, each token's loss is weighted (`truncated_weight`).
+    weights than those of training drew the answers, each token's loss is weighted (`truncated_weight`). Where the
+    rollout does not know the policy's log-probs, this pass is the only one: they are its own, and ``seen`` keeps them
+    with their entropies, as `Rollout.keep` takes them.
     """
 
     rollout: Rollout
     advantages: Advantages
     settings: PolicyGradient
+    seen: list[Found[str]] = field(default_factory=list)
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
         """Log-probs at the temperature that the answers were sampled at."""
-        out: TargetLogprobs = trunk(batch, temperature=self.settings.temperature)
+        known = "logp" in self.rollout.tokens
+        out: TargetLogprobs = trunk(batch, temperature=self.settings.temperature, entropy=not known)
         return out
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss and metrics of a micro-batch of prompts with their completions."""
         s, logp_N = self.settings, out.logp_N
-        names = ("logp", "ref")
-        old_N, ref_N = (_of(self.rollout.tokens[n], self.rollout, batch, logp_N) for n in names)
+        ref_N, old_N = _of(self.rollout.tokens["ref"], self.rollout, batch, logp_N), logp_N.detach()
+        if "logp" in self.rollout.tokens:
+            old_N = _of(self.rollout.tokens["logp"], self.rollout, batch, logp_N)
+        elif out.entropy_N is not None:
+            said = {"logp": old_N.cpu().numpy(), "entropy": out.entropy_N.cpu().numpy()}
+            self.seen.append(Found(tuple(batch.index_G.tolist()), said))
         advantage_N = _of(self.advantages.advantage_N, self.rollout, batch, logp_N)
         loss_N = policy_loss(logp_N, old_N, advantage_N, clip=s.cliprange, dual_clip=s.dual_clip)
         if s.kl_loss_coef:

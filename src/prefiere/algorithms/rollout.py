@@ -9,7 +9,7 @@ Suffixes: _C completions, _N their tokens in a row, _CL completions x tokens, pa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prefiere.algorithms.ahead import Ahead
 from prefiere.asked.endpoint import EndpointError
+from prefiere.models.measure import Found
 from prefiere.models.reference import Reference
 from prefiere.models.trunk import CRITIC
 from prefiere.sample.sampling import Rollouts, Sample, Sampling
@@ -64,6 +65,13 @@ class Rollout:
         """int64: where the tokens of these groups' completions stand in arrays over all tokens, in a batch's order."""
         bounds = self.first_C[:: self.k]
         return np.concatenate([np.arange(bounds[g], bounds[g + 1]) for g in np.asarray(groups)])
+
+    def keep(self, found: Iterable[Found[str]]) -> None:
+        """Take up numbers of tokens that micro-batches gave."""
+        for part in found:
+            at = self.places(part.groups)
+            for name, values in part.arrays.items():
+                self.tokens.setdefault(name, np.full(int(self.first_C[-1]), np.nan, np.float32))[at] = values
 
     def mask(self) -> Tensor:
         """bool [C, L]: where a completion has a token."""
@@ -181,28 +189,28 @@ def measure_roles(
     *,
     temperature: float,
     critic: bool,
+    policy: bool,
 ) -> None:
     """Compute what policy, reference and critic say of each token before any update, into ``rollout.tokens``.
 
     The policy runs on the batches ``parts`` of the first epoch, cut as their updates will cut them: on the first pass
-    the ratio of new to old is then 1, exactly.
+    the ratio of new to old is then 1, exactly. policy: false where the only update there is will say so itself.
     """
     began = time.perf_counter()
 
     def roles(batch: PackedBatch) -> dict[str, Tensor]:
-        policy = engine.trunk(batch, temperature=temperature, entropy=True)
+        found: dict[str, Tensor] = {}
+        if policy:
+            own = engine.trunk(batch, temperature=temperature, entropy=True)
+            found = {"logp": own.logp_N, "entropy": own.entropy_N}
         with reference.live() as frozen:
-            found = {"ref": frozen(batch, temperature=temperature).logp_N}
+            found["ref"] = frozen(batch, temperature=temperature).logp_N
         if critic:
             found["value"] = engine.trunk.values(batch, CRITIC)
-        return found | {"logp": policy.logp_N, "entropy": policy.entropy_N}
+        return found
 
-    total = int(rollout.first_C[-1])
     for members in parts:
-        for part in engine.each(rollout.store, members, roles, lambda found, batch: found):
-            at = rollout.places(part.groups)
-            for name, values in part.arrays.items():
-                rollout.tokens.setdefault(name, np.full(total, np.nan, np.float32))[at] = values
+        rollout.keep(engine.each(rollout.store, members, roles, lambda found, batch: found))
     rollout.seconds["measuring"] = time.perf_counter() - began
 
 
