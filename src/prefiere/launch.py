@@ -236,7 +236,7 @@ def _prepare(
     if finished:
         return Prepared(run, world, display, before, None)
     recorded = run.choices if before is not None else {}
-    plan = resolve(settings, Device.of(world.device), recorded)
+    plan = resolve(settings, Device.of(world.device, processes=world.size, nodes=world.nodes), recorded)
     session = build_session(plan, run, display, world=world, given=given)
     if before:
         same_as_before(session, before)

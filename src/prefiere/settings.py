@@ -94,6 +94,7 @@ class Settings(BaseModel):
         False, description="recompute activations in the backward: slower, less memory"
     )
     torch_compile: bool = Field(False, description="compile the model")
+    shard: Literal["auto", "none", "full", "hybrid"] = Field("auto", description="whether processes share the weights")
     attn: Literal["auto", "packed", "padded"] = Field(
         "auto",
         description="how rows run; auto: packed with shared prompts where a check at load time agrees, else padded",
@@ -124,7 +125,7 @@ class Settings(BaseModel):
     # What a resumed run may change: it alters neither the weights nor the order of anything.
     free: ClassVar[frozenset[str]] = frozenset({
         "out", "report_to", "project", "run_name", "report_intervals", "logging_steps", "save_steps",
-        "save_total_limit", "guard", "tokens_per_microbatch", "gradient_checkpointing",
+        "save_total_limit", "guard", "tokens_per_microbatch", "gradient_checkpointing", "shard",
     })  # fmt: skip
 
     @field_validator("columns", mode="before")

@@ -34,6 +34,7 @@ class World:
         self.rank: int = accelerator.process_index
         self.size: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
+        self.nodes: int = max(1, self.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
         self._heart = heartbeat(self.rank, self.size)
 
     @classmethod

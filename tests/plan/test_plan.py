@@ -111,7 +111,8 @@ def test_a_run_records_its_plan_and_gets_it_back(tmp_path: Path) -> None:
     again = resolve(settings, GPU, recorded)
     assert elsewhere.to_json() != written["plan"]
     assert again.to_json() == written["plan"]
-    assert {c.why for c in again.choices} == {"as when this run began"}
+    of_here = {"shard"}  # which suits the processes that there are
+    assert {c.why for c in again.choices if c.name not in of_here} == {"as when this run began"}
 
 
 def test_a_reward_model_reads_pairs_and_keeps_no_reference(tmp_path: Path) -> None:
@@ -177,3 +178,43 @@ def test_activations_of_a_token_are_about_what_an_update_holds(tmp_path: Path, l
     found = simulate(work, groups, 1)
     held = (found.update.peak - found.trunk - 4 * found.trained) / sum(g.length for g in groups)
     assert activation_bytes(config_of(work.plan.policy), torch.float32, False) == pytest.approx(held, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("memory", "processes", "nodes", "shard"),
+    [  # in bytes for each parameter: full training takes 20, of which 80% of the memory may be taken
+        (20, 1, 1, "none"),
+        (26, 8, 1, "none"),
+        (20, 8, 1, "full"),
+        (20, 8, 2, "hybrid"),  # a node of 4 holds 5 each
+        (5, 8, 2, "full"),
+    ],
+)
+def test_weights_are_shared_where_they_do_not_fit(
+    tmp_path: Path, memory: int, processes: int, nodes: int, shard: str
+) -> None:
+    settings = runs.settings(tmp_path, lora=False)
+    size = resolve(settings, CPU).parameters
+    device = Device("cuda", memory * size, bf16=True, processes=processes, nodes=nodes)
+    plan = resolve(settings, device)
+    assert (plan.shard, plan.to_json()["shard"]) == (shard, shard)
+    assert resolve(settings.model_copy(update={"shard": "none"}), device).shard == "none"
+    again = {c.name: c.value for c in plan.choices}
+    assert resolve(settings, CPU, again).shard == "none", "it suits the machine that a resumed run is on"
+
+
+def test_what_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
+    four = replace(GPU, processes=4)
+    for options, why in (
+        ({"quantize": "nf4"}, "weights in 4 bits are packed"),
+        ({"dtype": "float16"}, "float16 scales its loss"),
+        ({"torch_compile": True}, "compiled as a whole"),
+        ({"peft_config": {"init_lora_weights": "pissa"}}, "takes its start out of the base"),
+    ):
+        settings = runs.settings(tmp_path, **options)
+        plan = resolve(settings, four)
+        assert plan.shard == "none"
+        assert any(c.name == "shard" and why in c.why for c in plan.choices)
+        with pytest.raises(ValueError, match=f"^shard=full: [^\n]*{why}[^\n]*: leave shard out[^\n]*$"):
+            resolve(settings.model_copy(update={"shard": "full"}), four)
+        assert resolve(settings.model_copy(update={"shard": "full"}), GPU).shard == "none", "one process shares nothing"

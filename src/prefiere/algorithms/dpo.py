@@ -11,7 +11,6 @@ import numpy as np
 from prefiere.algorithms.kto import Unpaired, mismatch
 from prefiere.algorithms.offline import Offline, reference_logps, rows_of
 from prefiere.kernels.logprobs import TargetLogprobs
-from prefiere.models.reference import Reference
 from prefiere.objectives.masked import segment_sum
 from prefiere.objectives.preference import LOSSES, Loss, PairBatch, accuracies, rewards, sft_loss
 from prefiere.plan.examples import ExampleData
@@ -100,5 +99,5 @@ def build(session: Session) -> Offline:
         return replace(pairs, measures_noise=loss.needs_reference)
 
     held = objective(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
-    reference = Reference(session.trunk) if settings.sample_steps != 0 else None
+    reference = session.reference if settings.sample_steps != 0 else None
     return Offline(session, data, objective(data.train, seen), held, reference)

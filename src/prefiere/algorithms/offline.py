@@ -15,6 +15,7 @@ from prefiere.evaluate import singles
 from prefiere.evaluate.rows import flat
 from prefiere.evaluate.start import at_start
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
+from prefiere.models.shard.spread import sharded
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Stop
 from prefiere.tokens.groups import GroupStore
@@ -183,9 +184,11 @@ def reference_logps(session: Session, store: Any) -> np.ndarray:
         world.barrier()  # one may be slower than another
         return world.sum(torch.from_numpy(share)).numpy()
 
+    # The weights of a sharded trunk are hashed by all processes together.
+    key = session.reference_key if world.main or sharded(session.trunk) else {}
     if not world.main:
         return settle(None)
-    return cached_logps({**session.reference_key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}, settle)
+    return cached_logps({**key, "tokens": store.fingerprint(), "dtype": str(engine.compute)}, settle)
 
 
 def rows_of(table: np.ndarray, index_G: Tensor, like: Tensor) -> Tensor:

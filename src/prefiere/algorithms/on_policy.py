@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, short_names, spread
 from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
+from prefiere.models.shard.spread import whole
 from prefiere.objectives.masked import masked_moments
 from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3, truncated_weight
 from prefiere.plan.examples import PromptData, Prompts
@@ -84,6 +86,7 @@ class OnPolicy:
         assert isinstance(settings, PolicyGradient)
         assert isinstance(session.data, PromptData)
         assert session.reward is not None
+        assert session.reference is not None
 
         def alone(rollout: Rollout, advantages: Advantages, step: int) -> list[Objective]:
             return [Policy(rollout, advantages, settings)]
@@ -93,7 +96,7 @@ class OnPolicy:
             settings,
             session.data.train,
             session.reward,
-            Reference(session.trunk),
+            session.reference,
             estimate,
             objectives or alone,
             critic,
@@ -199,6 +202,11 @@ class OnPolicy:
         return not asked and self.settings.num_ppo_epochs == 1 and len(parts) == 1
 
     def _score(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
+        mounted = self.session.plan.roles.mounted
+        with whole(self.session.trunk) if mounted else nullcontext():  # processes score unequally many answers
+            return self._scored(step, numbers, completions)
+
+    def _scored(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
         if not completions:  # there are more processes than prompts
             return np.zeros((0, len(self.rewards.scorers)))
         texts = [self.session.decode(tokens) for tokens in completions]

@@ -31,6 +31,8 @@ def estimate(
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="t4, l4, a10g, a100, h100, h200, ... or cpu. Default: what is here.")
     ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="So many of them on each node, a process on each.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="So many machines.")] = 1,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the recipe's.")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Instead of the recipe's.")] = None,
     json: Json = False,
@@ -51,27 +53,36 @@ def estimate(
         words.problems,
     )
     hush()
-    return show(settings, gpu, Display(progress()), console())
+    if gpu is None and gpus * nodes > 1:
+        raise ValueError("--gpus: name the card as well, such as --gpu h100 --gpus 8")
+    return show(settings, gpu, Display(progress()), console(), gpus=gpus, nodes=nodes)
 
 
-def show(settings: Settings, gpu: str | None, display: Display, console: Console) -> dict[str, Any]:
+def show(
+    settings: Settings, gpu: str | None, display: Display, console: Console, *, gpus: int = 1, nodes: int = 1
+) -> dict[str, Any]:
     """Print what a recipe needs and what to change until it fits."""
     from prefiere.estimate.estimate import forecast
 
-    f = forecast(settings, gpu, display)
+    f = forecast(settings, gpu, display, gpus=gpus, nodes=nodes)
     found, gib = f.estimate, 2**30
     r = found.rhythm
     rows = [[WORDS[part], f"{getattr(found.memory, part) / gib:.2f}"] for part in WORDS]
     console.print(table("", ("memory", "GiB"), rows))
     for change in f.changes:
         console.print(f"set {change}", markup=False)
+    if f.spread:
+        console.print(f.spread, markup=False)
     console.print(f.verdict, markup=False)
     if f.card is None:
         console.print(TORCH_ONLY, style="dim")
     console.print(f.duration, markup=False)
     console.print(f.pace, markup=False)
     return {
-        "device": f.device,
+        "device": f.named,
+        "gpus": gpus,
+        "nodes": nodes,
+        "shard": f.shard,
         "available": f.available,
         "peak": found.memory.peak,
         "memory": {part: getattr(found.memory, part) for part in WORDS},

@@ -79,17 +79,23 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
     """Memory and time of a run on a card, or on this machine's processor where there is none."""
     groups, parts, tokens = longest(work)
     sim = simulate(work, groups, parts)
-    update, weights = sim.update.peak - sim.trunk, sim.weights
+    share, units = work.device.sharing(work.plan.shard), sim.units
+    update, weights = sim.update.peak - sim.trunk, -(-(sim.trunk + sim.reference) // share) + sim.beside
+    if share > 1:  # a part of every gradient, a layer's in full, and what of the weights is put together
+        update += -(-4 * sim.trained // share) + units.message + units.together
     sampling = 0
     if work.rows:
         sampling = cache(work) + max(sim.prefill.peak, work.rows * _vocabulary(work) * DRAWING)
+        sampling += sim.trunk if share > 1 else 0  # all weights are together while answers are drawn
     fixed = 0
     if card is None:
         fixed, update = CPU_FIXED, int(CPU_SLACK * update)
         if work.rows and sim.laid_out <= SHARE_FOR_COPIES * psutil.virtual_memory().available:
             sampling += sim.laid_out
-    loading = weights + (_stored(work.plan.policy) if card is None else 0)
-    state = 8 * sim.trained  # two moments in fp32; gradients are in the update
+    loading = weights + max(units.layer, units.ends) if share > 1 else weights
+    if card is None:  # what is spread later is read whole
+        loading = sim.weights + _stored(work.plan.policy)
+    state = -(-8 * sim.trained // share)  # two moments in fp32; gradients are in the update
     memory = Memory(weights, state, update, sampling, loading, fixed)
     here = sum(g.length for g in groups)
     seconds, overhead = _seconds(work, sim, card, here, tokens), work.rhythm.overhead(work.work, work.steps)
@@ -108,25 +114,32 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
     parts = (sim.update, sim.forwards, sim.prefill, sim.decode)
     update, forward, prefill, decode = (part.seconds(*pace) for part in parts)
     answers = prefill + s.max_new_tokens * decode
-    seen = work.steps * tokens / here  # micro-batches
+    seen = work.steps * tokens / here / work.device.processes  # micro-batches
     if isinstance(s, PolicyGradient):
-        turns = -(-s.batch_size * s.num_generations // ROWS_AT_ONCE)
+        turns = -(-s.batch_size * s.num_generations // (ROWS_AT_ONCE * work.device.processes))
         passes = 4 if plan.method.critic else 3  # policy, reference, critic, reward
         return work.steps * turns * answers + seen * (passes * forward + s.num_ppo_epochs * update)
 
     def at(between: int) -> int:
         return -(-work.steps // between)
 
-    total = seen * update + (1 + at(work.rhythm.validate)) * work.held_out / here * forward
+    each = here * work.device.processes
+    total = seen * update + (1 + at(work.rhythm.validate)) * work.held_out / each * forward
     if plan.method.reference(s):
         once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held_out
-        total += once / here * forward
+        total += once / each * forward
     return total + ((1 + at(work.rhythm.answer)) * answers if work.rows else 0)
 
 
 def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
     """What to change, one after the other, each on top of the last, until a run fits; in words and as a workload."""
     most = int(work.lengths.max())
+    for how in ("hybrid", "full"):
+        wider = {"none": ("hybrid", "full"), "hybrid": ("full",), "full": ()}[work.plan.shard]
+        changed = _shared(work, how) if how in wider else None
+        if changed is not None:
+            work = changed
+            yield f"shard={how}", work
     while work.plan.budget > most:
         work = _changed(work, tokens_per_microbatch=max(most, work.plan.budget // 2))
         yield f"tokens_per_microbatch={work.plan.budget}", work
@@ -146,6 +159,15 @@ def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
         changed = _changed(work, max_length=most, tokens_per_microbatch=most)
         work = replace(changed, store=[_cut(g, most) for g in work.store])
         yield f"max_length={most}", work
+
+
+def _shared(work: Workload, how: str) -> Workload | None:
+    """The same run with its weights spread so; None where it cannot be, or comes to something else."""
+    try:
+        changed = _changed(work, shard=how)
+    except ValueError:
+        return None
+    return changed if changed.plan.shard == how else None
 
 
 def _changed(work: Workload, **values: Any) -> Workload:
@@ -188,14 +210,31 @@ class Forecast:
     card: Card | None
     changes: list[str]
     fits: bool
+    device: Device
+    shard: str
 
     def __str__(self) -> str:
-        return "\n".join([*(f"set {change}" for change in self.changes), self.verdict, self.duration])
+        spread = [self.spread] if self.spread else []
+        return "\n".join([*(f"set {change}" for change in self.changes), *spread, self.verdict, self.duration])
 
     @property
-    def device(self) -> str:
+    def named(self) -> str:
         """The card's name, or this processor."""
         return self.card.name if self.card else "this processor"
+
+    @property
+    def spread(self) -> str | None:
+        """What each of several GPUs holds, in words; None for one."""
+        all_of_them, nodes = self.device.processes, self.device.nodes
+        if all_of_them == 1:
+            return None
+        here = f"{all_of_them // nodes} on each of {nodes} nodes" if nodes > 1 else "on one node"
+        parts = {
+            "none": "each holds all weights and the optimizer (shard=none)",
+            "full": "all of them share weights and optimizer (shard=full)",
+            "hybrid": "those of a node share weights and optimizer, and each node holds all (shard=hybrid)",
+        }
+        return f"{all_of_them} GPUs, {here}: {parts[self.shard]}"
 
     @property
     def verdict(self) -> str:
@@ -203,7 +242,8 @@ class Forecast:
         held, gib = self.estimate.memory.peak, 2**30
         verdict = "fits" if self.fits else "does not fit, whatever is changed: choose a smaller model or a larger card"
         after = "with these changes it " if self.changes and self.fits else "it "
-        return f"peak {held / gib:.2f} of {self.available / gib:.2f} GiB on {self.device}: {after}{verdict}"
+        on = f"each {self.named}" if self.device.processes > 1 else self.named
+        return f"peak {held / gib:.2f} of {self.available / gib:.2f} GiB on {on}: {after}{verdict}"
 
     @property
     def pace(self) -> str:
@@ -218,18 +258,20 @@ class Forecast:
     def duration(self) -> str:
         """How long it takes, in words."""
         e = self.estimate
-        return f"about {rough_time(e.seconds)} for {e.steps:,} updates, at most {e.tokens:,} tokens at once"
+        best = " at best, if none waits for another," if self.device.processes > 1 else ""
+        return f"about {rough_time(e.seconds)}{best} for {e.steps:,} updates, at most {e.tokens:,} tokens at once"
 
 
-def forecast(settings: Settings, gpu: str | None, display: Display) -> Forecast:
+def forecast(settings: Settings, gpu: str | None, display: Display, *, gpus: int = 1, nodes: int = 1) -> Forecast:
     """What a recipe needs on a card by its name, on "cpu", or on this machine (None), and what to change until it fits.
 
-    Raises ValueError as the run would.
+    gpus: such cards, a process on each, on each of so many ``nodes``. Raises ValueError as the run would.
     """
     card, available = here() if gpu is None else (card_of(gpu), 0)
     if gpu is not None:
         available = card.memory - card.reserved if card else int(psutil.virtual_memory().available)
     bf16 = card.bf16 if card else Device.of(torch.device("cpu")).bf16
-    device = Device("cuda" if card else "cpu", available, bf16, torch.get_num_threads())
-    changes, _, found, fits = until_it_fits(workload(settings, device, display), card, available, display.say)
-    return Forecast(found, available, card, changes, fits)
+    threads = torch.get_num_threads()
+    device = Device("cuda" if card else "cpu", available, bf16, threads, processes=gpus * nodes, nodes=nodes)
+    changes, work, found, fits = until_it_fits(workload(settings, device, display), card, available, display.say)
+    return Forecast(found, available, card, changes, fits, device, work.plan.shard)

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefiere.estimate.counter import CostCounter
 from prefiere.estimate.meta_model import bytes_of, materialise, meta_scorer, meta_trunk
+from prefiere.estimate.spread import Units, let_go
 from prefiere.estimate.workload import ROWS_AT_ONCE, Workload
 from prefiere.models.source import config_of
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
@@ -35,6 +36,9 @@ def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> Simulatio
         trunk_bytes = update.now
         trained = sum(p.numel() for p in trunk.parameters() if p.requires_grad)
         copied = bytes_of(trunk.model) if plan.roles.reference == "copy" else 0
+        units = Units.of(trunk)
+        if plan.shard != "none":
+            let_go(trunk)
         for _ in range(min(parts, 2)):  # with several, the gradients of the first are there during the second
             update.clear()
             backward(trunk, batch, plan, update)
@@ -48,20 +52,21 @@ def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> Simulatio
                 with decode:
                     _answer(trunk, work.rows, 1)
     laid_out = _laid_out(trunk, plan.dtype)
-    return Simulation(trunk_bytes, copied, beside, trained, laid_out, update, forwards, prefill, decode)
+    return Simulation(trunk_bytes, copied, beside, trained, units, laid_out, update, forwards, prefill, decode)
 
 
 @dataclass(frozen=True)
 class Simulation:
     """trunk, reference, beside: bytes of the trunk with all roles on it, of a reference that is a copy, and of the
-    reward models beside it. trained: parameters that are trained. laid_out: bytes of the layers that a rollout on a CPU
-    lays out anew. update: forward and backward. forwards: the forward alone. prefill: the largest one. decode: one
-    token for every row."""
+    reward models beside it. trained: parameters that are trained. units: what a trunk that is spread puts together at a
+    time. laid_out: bytes of the layers that a rollout on a CPU lays out anew. update: forward and backward. forwards:
+    the forward alone. prefill: the largest one. decode: one token for every row."""
 
     trunk: int
     reference: int
     beside: int
     trained: int
+    units: Units
     laid_out: int
     update: CostCounter
     forwards: CostCounter
@@ -84,14 +89,14 @@ def forward(trunk: Trunk, batch: PackedBatch, plan: Plan) -> torch.Tensor:
 
 def backward(trunk: Trunk, batch: PackedBatch, plan: Plan, ledger: CostCounter) -> None:
     """The objectives of an update in turn, booked."""
-    mixed = plan.compute is not None
+    mixed, cached = plan.compute is not None, plan.shard == "none"
     with ledger:
-        with torch.autocast("cpu", plan.dtype, enabled=mixed):
+        with torch.autocast("cpu", plan.dtype, enabled=mixed, cache_enabled=cached):
             loss = forward(trunk, batch, plan).sum()
         loss.backward()
         if CRITIC in trunk.heads:
             del loss
-            with torch.autocast("cpu", plan.dtype, enabled=mixed):
+            with torch.autocast("cpu", plan.dtype, enabled=mixed, cache_enabled=cached):
                 loss = trunk.values(batch, CRITIC).sum()
             loss.backward()
 

@@ -85,7 +85,7 @@ def longest(work: Workload) -> tuple[list[PromptGroup], int, float]:
     totals = []
     for step in range(min(work.steps, STEPS)):
         chosen = members(len(lengths), s.batch_size, seed=s.seed, step=step)
-        parts = split(chosen, lengths, budget=work.plan.budget).ranks[0]
+        parts = split(chosen, lengths, budget=work.plan.budget, world_size=work.device.processes).ranks[0]
         totals.append(int(lengths[chosen].sum()))
         for part in parts:
             total = int(lengths[list(part)].sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prefiere.models.shard.spread import full
 from prefiere.models.trunk import POLICY, Trunk, role_of
 
 SOME_WEIGHTS = 1 << 20
@@ -12,7 +13,9 @@ SOME_WEIGHTS = 1 << 20
 
 
 class WeightsMoved:
-    """Remembers a part of the trained weights of the policy as they are now, to compare with what they become."""
+    """Remembers a part of the trained weights of the policy as they are now, to compare with what they become.
+
+    Of a sharded trunk, all processes ask together."""
 
     def __init__(self, trunk: Trunk):
         named = [(n, p) for n, p in trunk.named_parameters() if p.requires_grad and role_of(n) in (None, POLICY)]
@@ -23,7 +26,7 @@ class WeightsMoved:
 
     @torch.no_grad()
     def _some(self) -> Tensor:
-        parts = [p.detach().reshape(-1)[:: self._every].float() for p in self._parameters]
+        parts = [full(p.detach()).reshape(-1)[:: self._every].float() for p in self._parameters]
         return torch.cat(parts).clone() if parts else torch.zeros(0)
 
     def share(self) -> float:

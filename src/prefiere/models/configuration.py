@@ -187,27 +187,30 @@ def _as_published(model: PreTrainedModel) -> Iterator[None]:
             _put(model.config, path, type(value)(0))
 
 
-def save_whole(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_whole(
+    model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write a whole model as transformers does, with the configuration that it was published with.
 
-    dtype: of its weights (None: as they were published); what is fp32 because it scores stays so.
+    dtype: of its weights (None: as they were published); what is fp32 because it scores stays so. weights: by name, of
+    a model that holds a part of them.
     """
     dtype = dtype or published(model).dtype
     with _as_published(model):
         if model.dtype == dtype:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
             return
-        model.save_pretrained(folder, state_dict=_cast(model, dtype))
+        model.save_pretrained(folder, state_dict=_cast(weights or model.state_dict(), dtype))
     path = folder / "config.json"
     told = json.loads(path.read_text())
     path.write_text(json.dumps(told | {"dtype": str(dtype).removeprefix("torch.")}, indent=2, sort_keys=True) + "\n")
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights in another dtype; those that are tied stay one tensor."""
     made: dict[tuple[int, torch.Size], Tensor] = {}
     out = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         key = tensor.data_ptr(), tensor.shape
         if key not in made:
             made[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor

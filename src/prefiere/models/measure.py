@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prefiere.kernels.memory import OutOfMemory, out_of_memory
+from prefiere.models.shard.spread import sharded
 from prefiere.models.trunk import Trunk
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch, pack
@@ -75,10 +76,13 @@ class Found(NamedTuple, Generic[Name]):
     arrays: dict[Name, np.ndarray]
 
 
-def autocast(device: torch.device, compute: torch.dtype | None) -> AbstractContextManager[Any]:
-    """The precision of a forward: ``compute`` where it is a half, the weights' own for None and fp32."""
+def autocast(device: torch.device, compute: torch.dtype | None, *, cached: bool = True) -> AbstractContextManager[Any]:
+    """The precision of a forward: ``compute`` where it is a half, the weights' own for None and fp32.
+
+    cached: weights in that precision are kept for the whole forward, which sharded ones must not be.
+    """
     half = compute is not None and compute != torch.float32
-    return torch.autocast(device.type, compute) if half else nullcontext()
+    return torch.autocast(device.type, compute, cache_enabled=cached) if half else nullcontext()
 
 
 @torch.no_grad()
@@ -107,9 +111,12 @@ def measure(
         found: list[Found[Name]] = []
         for part in cut(chosen, lengths, budget.tokens):
             if not part:  # a filler, which keeps processes in step: it has nothing to tell
+                if sharded(trunk):
+                    with autocast(trunk.device, compute, cached=False):
+                        forward(pack([groups[chosen[0]]], chosen[:1].tolist()).to(trunk.device))
                 continue
             batch = pack([groups[i] for i in part], part).to(trunk.device)
-            with autocast(trunk.device, compute):
+            with autocast(trunk.device, compute, cached=not sharded(trunk)):
                 out = forward(batch)
             found.append(Found(part, {name: _on_host(x) for name, x in work(out, batch).items()}))
             progress(len(part))

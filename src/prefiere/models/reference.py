@@ -21,6 +21,7 @@ from torch import Tensor
 from prefiere.cache import entry
 from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.models.measure import Budget, Cut, measure
+from prefiere.models.shard.spread import full, weights_of
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.pack import PackedBatch
@@ -39,6 +40,11 @@ class Reference:
         if not trunk.adapted:
             self._copy = Trunk(copy.deepcopy(trunk.model).eval().requires_grad_(False), packed=trunk.packed)
         self._adapter = REFERENCE if trunk.adapted and REFERENCE in trunk.model.peft_config else None
+
+    @property
+    def copied(self) -> Trunk | None:
+        """The copy of the weights, where there is one."""
+        return self._copy
 
     @contextmanager
     def live(self) -> Iterator[Trunk]:
@@ -109,14 +115,16 @@ def token_logps(
 
 def model_key(trunk: Trunk) -> dict[str, str]:
     """Everything about a model that log-probs depend on: its weights, its configuration (quantization included), and
-    how its rows run. An adapter that adds nothing yet does not count, whatever its seed and shape."""
-    state = trunk.model.state_dict()
+    how its rows run. An adapter that adds nothing yet does not count, whatever its seed and shape.
+
+    Of a sharded trunk, all processes ask together."""
+    state = weights_of(trunk.model)
     adapter = {name for name in state if ".lora_" in name}
     # W + B A is W exactly while B is 0. DoRA scales by a norm of it, which rounds.
-    idle = not any("lora_magnitude" in n or ("_B." in n and bool(state[n].any())) for n in adapter)
+    idle = not any("lora_magnitude" in n or ("_B." in n and bool(full(state[n]).any())) for n in sorted(adapter))
     h = hashlib.blake2b(digest_size=16)
     for name in sorted(state.keys() - adapter if idle else state.keys()):
-        tensor = state[name].detach().cpu().contiguous().reshape(-1)
+        tensor = full(state[name].detach()).cpu().contiguous().reshape(-1)
         h.update(f"{name.removeprefix('base_model.model.').replace('.base_layer.', '.')} {tensor.dtype}".encode())
         h.update(tensor.view(torch.uint8).numpy().data)
     shape = {n: v for n, v in trunk.lm.config.to_dict().items() if n not in ("_name_or_path", "transformers_version")}

@@ -77,7 +77,7 @@ class EncoderTrunk(Trunk):
             options["token_type_ids"] = (column_L > before_C[:, None]).long() * rows.mask_CL
         with self.role(role):
             logits = self.model(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, **options).logits
-        scores: Tensor = logits[:, 0].float()
+        scores: Tensor = logits[:, 0].float().clone()
         return scores
 
 

@@ -129,7 +129,7 @@ class Trunk(nn.Module):
         if role in self.bodies:
             body = cast(Trunk, self.bodies[role])
         with body.role(role):
-            states = body.states(batch, batch.predictor_N, batch.owner_N, plan, batch.reads)
+            states = body._states(batch, batch.predictor_N, batch.owner_N, plan, batch.reads)
         return self.number(states, role)
 
     def scores(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
@@ -137,7 +137,7 @@ class Trunk(nn.Module):
         own = torch.arange(batch.completions, device=batch.tokens_T.device)
         with self.role(role):
             ends = tuple((s.stop - 1, s.stop) for s in batch.segments)
-            states = self.states(batch, batch.last_C, own, plan, ends)
+            states = self._states(batch, batch.last_C, own, plan, ends)
         return self.number(states, role)
 
     def number(self, states_MH: Tensor, role: str) -> Tensor:
@@ -146,7 +146,7 @@ class Trunk(nn.Module):
         assert isinstance(head, nn.Linear)
         with torch.autocast(states_MH.device.type, enabled=False):
             bias = None if head.bias is None else head.bias.float()
-            return torch.nn.functional.linear(states_MH.float(), head.weight.float(), bias)[:, 0]
+            return torch.nn.functional.linear(states_MH.float(), head.weight.float(), bias)[:, 0].clone()
 
     def states(
         self,
@@ -160,6 +160,20 @@ class Trunk(nn.Module):
 
         reads: runs of rows that hold these places, one for each segment, where they are known (`PackedBatch`).
         """
+        return self._states(batch, place_M, owner_M, plan, reads)
+
+    def settle(self) -> None:
+        """Nothing: a call of the trunk that computes nothing (`shard.spread`)."""
+
+    # What a trunk's own functions call: of a sharded one, those that `spread.ENTRIES` names let go of the weights.
+    def _states(
+        self,
+        batch: PackedBatch,
+        place_M: Tensor,
+        owner_M: Tensor,
+        plan: AttentionPlan | None,
+        reads: tuple[tuple[int, int], ...],
+    ) -> Tensor:
         if self.packed:
             return self.read(batch, place_M, reads, plan)
         rows = unpack(batch)

@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from prefiere.methods import METHODS
+from prefiere.models.adapter import Adapter
 from prefiere.models.quantize import Scheme, held
 from prefiere.plan.device import Device
-from prefiere.settings import PPO, Settings
+from prefiere.plan.roles import rewrites_base
+from prefiere.settings import PPO, PolicyGradient, Settings
 
 BYTES_FULL = 20
 """Bytes per parameter of full fine-tuning: fp32 weights, gradients, two AdamW moments, and the frozen reference."""
@@ -43,6 +45,11 @@ class Picked:
 
     def __init__(self, recorded: Mapping[str, Any]):
         self.recorded, self.choices = recorded, list[Choice]()
+
+    def anew(self, choice: Choice) -> Any:
+        """Note a choice that a resumed run makes for the machine that it is on; returns its value."""
+        self.choices.append(choice)
+        return choice.value
 
     def __call__(self, choice: Choice) -> Any:
         """Note a choice; returns its value."""
@@ -102,9 +109,11 @@ def choose_budget(settings: Settings, device: Device, config: Any, dtype: torch.
 
 
 def enough_memory(
-    settings: Settings, parameters: int, device: Device, dtype: torch.dtype, scheme: Scheme | None
+    settings: Settings, parameters: float, device: Device, dtype: torch.dtype, scheme: Scheme | None
 ) -> str | None:
     """Raise ValueError, before anything is loaded, where a frozen base alone does not fit; says what would.
+
+    parameters: of the base, or of the part of it that each process keeps.
 
     Returns what to know of a quantized base where there is no GPU, in words.
     """
@@ -124,6 +133,56 @@ def enough_memory(
     if scheme is None and smaller:
         fits = f"quantize={smaller[0]} would fit"
     raise ValueError(f"too little memory: {size}{free}: {fits}. prefiere estimate says more")
+
+
+def choose_shard(
+    settings: Settings,
+    device: Device,
+    parameters: int,
+    dtype: torch.dtype,
+    scheme: Scheme | None,
+    adapter: Adapter | None,
+) -> Choice:
+    """Whether each process holds all weights, or a part of them. adapter: what is trained (None: every weight).
+
+    Raises ValueError for a run that was asked to be spread and cannot be.
+    """
+    asked, each = settings.shard, device.processes // device.nodes
+    if device.processes == 1:
+        return Choice("shard", "none", "there is one process")
+    if odd := _never_spread(settings, dtype, scheme, adapter):
+        if asked in ("full", "hybrid"):
+            raise ValueError(f"shard={asked}: {odd}: leave shard out, and each process holds all weights")
+        return Choice("shard", "none", odd)
+    if asked == "hybrid" and device.nodes == 1:
+        return Choice("shard", "full", "as asked: there is one node, which all processes are on")
+    if asked != "auto":
+        return Choice("shard", asked, "as asked")
+    needed = parameters * (BYTES_FULL if adapter is None else dtype.itemsize)
+    if adapter is None and isinstance(settings, PPO) and not settings.share_critic:
+        needed += parameters * BYTES_CRITIC
+    room = device.memory if device.kind != "cpu" else device.memory // each
+    sizes = f"{needed / 2**30:.1f} GiB of weights and optimizer, {room / 2**30:.1f} of memory for each process"
+    if needed <= 0.8 * room:
+        return Choice("shard", "none", f"each process holds all: {sizes}")
+    if device.nodes > 1 and needed / each <= 0.8 * room:
+        return Choice("shard", "hybrid", f"each node holds all: {sizes}")
+    return Choice("shard", "full", f"all processes share them: {sizes}")
+
+
+def _never_spread(settings: Settings, dtype: torch.dtype, scheme: Scheme | None, adapter: Adapter | None) -> str | None:
+    """Why the weights of a run cannot be spread over processes, in words; None where they can."""
+    if scheme is not None:
+        return f"weights in {scheme.bits} bits are packed, and not spread"
+    if dtype == torch.float16:
+        return "float16 scales its loss by what each process sees"
+    if isinstance(settings, PolicyGradient) and settings.rollouts:
+        return "a server of answers is given weights that one process holds (rollouts)"
+    if settings.torch_compile:
+        return "a model that is compiled as a whole is not spread (torch_compile)"
+    if adapter is not None and rewrites_base(adapter):
+        return "an adapter that takes its start out of the base is not spread"
+    return None
 
 
 def describe_quantization(scheme: Scheme, model: PreTrainedModel) -> Choice:

@@ -12,18 +12,27 @@ import torch
 @dataclass(frozen=True, slots=True)
 class Device:
     """kind: "cuda", "cpu" or another of torch's. memory: bytes that are free. bf16: products in bfloat16 are fast.
-    threads: of a process, on a processor."""
+    threads: of a process, on a processor. processes: of the run, each with such a device. nodes: that they are on, as
+    many on each."""
 
     kind: str
     memory: int
     bf16: bool
     threads: int = 1
+    processes: int = 1
+    nodes: int = 1
+
+    def sharing(self, shard: str) -> int:
+        """How many processes share one copy of the weights: all of them (full), those of a node (hybrid), or one."""
+        return {"none": 1, "full": self.processes, "hybrid": self.processes // self.nodes}[shard]
 
     @classmethod
-    def of(cls, device: torch.device) -> Self:
+    def of(cls, device: torch.device, *, processes: int = 1, nodes: int = 1) -> Self:
         """A device of this machine, as it is now."""
+        count = {"processes": processes, "nodes": nodes}
         if device.type == "cuda":
             free = int(torch.cuda.mem_get_info(device)[0])
-            return cls("cuda", free, torch.cuda.is_bf16_supported(including_emulation=False), torch.get_num_threads())
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return cls("cuda", free, bf16, torch.get_num_threads(), **count)
         bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        return cls(device.type, int(psutil.virtual_memory().available), bf16, torch.get_num_threads())
+        return cls(device.type, int(psutil.virtual_memory().available), bf16, torch.get_num_threads(), **count)

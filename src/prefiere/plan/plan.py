@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -39,6 +39,7 @@ from prefiere.sample.server import Server
 from prefiere.settings import PolicyGradient, Settings
 
 T = TypeVar("T")
+Shard = Literal["none", "full", "hybrid"]
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,9 +55,9 @@ class Plan:
     in its real configuration (None: every weight is). parameters: of the base. both_ways: it is an encoder, which reads
     an answer both ways. reads: what the data is read as. max_length: tokens of a row, as the model takes them. budget:
     tokens of a micro-batch; adapt: halved when memory runs out. rows: packed or padded; None: a check at load decides.
-    learning_rate, critic_rate: peaks. servers: where its answers come from; none: this process. choices: what was
-    decided for the user, and why. recorded: a resumed run's choices by name, which what is chosen later repeats as
-    well. notes: what to know besides.
+    shard: whether weights are spread over processes, all of them or a node's. learning_rate, critic_rate: peaks.
+    servers: where its answers come from; none: this process. choices: what was decided for the user, and why. recorded:
+    a resumed run's choices by name, which what is chosen later repeats as well. notes: what to know besides.
     """
 
     settings: Settings
@@ -72,6 +73,7 @@ class Plan:
     threads: int
     learning_rate: float
     critic_rate: float
+    shard: Shard
     rows: bool | None
     choices: tuple[Choice, ...]
     servers: tuple[Server, ...]
@@ -132,6 +134,7 @@ class Plan:
             "max_length": self.max_length,
             "tokens_per_microbatch": self.budget,
             "threads": self.threads,
+            "shard": self.shard,
             "learning_rate": self.learning_rate,
             "critic_learning_rate": self.critic_rate if roles.critic != "none" else None,
             "automatic": {"learning_rate": choices.automatic_rate(self.settings, adapted, self.parameters)},
@@ -238,6 +241,7 @@ def _planned(
     budget = settings.tokens_per_microbatch
     if budget == "auto":
         budget = int(picked(choices.choose_budget(settings, device, config_of(source), dtype)))
+    shard = picked.anew(choices.choose_shard(settings, device, parameters, dtype, scheme, adapter))
     roles = Roles(
         reference_of(settings, source, adapter),
         critic_of(settings, adapter is not None),
@@ -258,6 +262,7 @@ def _planned(
         threads=threads,
         learning_rate=rate,
         critic_rate=choices.critic_rate(settings, rate),
+        shard=shard,
         rows={"packed": True, "padded": False}.get(str(picked.recorded.get("rows", settings.attn))),
         choices=tuple(picked.choices),
         servers=servers_of(settings, adapter is not None),
@@ -278,7 +283,8 @@ def _left_out(source: Source, adapted: bool) -> tuple[str, ...]:
 def _that_fits(plan: Plan, device: Device) -> Plan:
     """The plan, with what to know of its memory. Raises ValueError where a frozen base does not fit."""
     held = plan.dtype if plan.adapter is not None else torch.float32
-    note = choices.enough_memory(plan.settings, plan.parameters, device, held, plan.scheme)
+    share = device.sharing(plan.shard) if device.kind != "cpu" else 1  # a processor reads all before it keeps a part
+    note = choices.enough_memory(plan.settings, plan.parameters / share, device, held, plan.scheme)
     return replace(plan, notes=plan.notes if note is None else (*plan.notes, note))
 
 

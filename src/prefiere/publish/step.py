@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from prefiere.methods import METHODS
 from prefiere.models.adapter import Adapter
@@ -38,11 +37,7 @@ def write_step(run: Run, step: int, out: Path, *, trust: bool = False) -> None:
     described = run.environment.get("plan", {}).get("adapter")
     adapter = Adapter.of(described) if described and source.adapter is None else None
     trunk, _ = load_policy(source, compute=torch.float32, adapter=adapter, packed=False)
-    weights = load_file(path / "trained.safetensors")
-    with torch.no_grad():
-        for name, p in trunk.named_parameters():
-            if p.requires_grad:
-                if name not in weights or weights[name].shape != p.shape:
-                    raise RunError(f"{path} does not fit {run.recipe['model']} (first difference: {name}).")
-                p.copy_(weights[name])
+    policy = {n: p for n, p in trunk.named_parameters() if p.requires_grad}
+    if odd := checkpoint.read_weights(path, policy, some=True):
+        raise RunError(f"{path} does not fit {run.recipe['model']} (first difference: {odd}).")
     checkpoint.save_model(trunk, load_tokenizer(source), out)

@@ -9,7 +9,7 @@ Suffixes: _P prompts, _R rows (answers that are being drawn), _T their tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -26,12 +26,21 @@ from prefiere.sample.shared_prefix import shareable
 
 
 class LocalRollouts:
-    """Answers of a model in this process, in the precision of the run's forwards (``autocast``; None: the weights')."""
+    """Answers of a model in this process, in the precision of the run's forwards (``autocast``; None: the weights').
+
+    whole: what holds the model's weights together meanwhile, where they are spread over processes.
+    """
 
     limit: float | None = None
 
-    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, autocast: torch.dtype | None = None):
-        self._model, self._vocabulary, self._autocast = model, vocabulary, autocast
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: Vocabulary,
+        autocast: torch.dtype | None = None,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
+        self._model, self._vocabulary, self._autocast, self._whole = model, vocabulary, autocast, whole
 
     def check(self, trunk: nn.Module) -> str:
         """Nothing to check: the weights that answer are the weights that train. How far the two forwards are apart,
@@ -52,7 +61,7 @@ class LocalRollouts:
     ) -> list[Sample]:
         """Answers from the weights as they are now, whichever ``version`` that is (see `Rollouts`)."""
         device = next(self._model.parameters()).device
-        with torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
+        with self._whole(), torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
             made = generate(self._model, prompts, sampling, self._vocabulary, numbers=numbers, progress=progress)
         return [replace(s, version=version) for s in made]
 

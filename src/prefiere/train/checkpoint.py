@@ -1,6 +1,8 @@
 """Checkpoints: everything that makes a resumed run equal an uninterrupted one, written so that a kill cannot harm it.
 
-A checkpoint is a folder ``checkpoints/step-00000010``, written atomically: one that has this name is whole.
+A checkpoint is a folder ``checkpoints/step-00000010``, written atomically: one that has this name is whole. A sharded
+run writes its weights and the optimizer's moments in parts, one file for each process (`shard.store`); any other writes
+them whole. A run takes up either kind.
 """
 
 from __future__ import annotations
@@ -8,12 +10,15 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.files import atomic_folder, clean, remove_folder, seal, sealed
@@ -22,36 +27,61 @@ from prefiere.models.configuration import save_whole
 from prefiere.models.load import without_bars
 from prefiere.models.reference import REWRITES_BASE
 from prefiere.models.score_head import save_normalisation
+from prefiere.models.shard import store
+from prefiere.models.shard.spread import gathered, in_parts, like, sharded, weights_of
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 from prefiere.train.engine import Engine
+
+WHOLE = "trained.safetensors"
 
 
 def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path:
     """Write a checkpoint of the trained weights, optimizer, schedule, scaler, torch's random state (nothing else draws
     from a global one) and ``state`` (JSON).
 
-    Every process calls it; the first writes. Raises OSError when it cannot be written, leaving earlier ones whole.
+    Every process calls it; the first writes, and of a sharded run each its part. Raises OSError when it cannot be
+    written, leaving earlier ones whole.
     """
     final = folder / f"step-{step:08d}"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     random = engine.world.gather([{"cpu": torch.get_rng_state(), "cuda": cuda}])
-    if engine.world.main:
-        folder.mkdir(exist_ok=True)
-        with atomic_folder(final) as temporary:
+    with ExitStack() as whole:
+        temporary = None
+        if engine.world.main:
+            folder.mkdir(exist_ok=True)
+            temporary = whole.enter_context(atomic_folder(final))
+        if sharded(engine.trunk):
+            there = engine.world.broadcast(temporary)
+            assert there is not None
+            store.write_parts(there, _spread_tensors(engine))
+        if temporary is not None:
             _fill(temporary, engine, random, {**state, "step": step})
     engine.world.barrier()
     return final
 
 
+def _spread_tensors(engine: Engine) -> dict[str, Tensor]:
+    """The trained weights by name, and the optimizer's moments under theirs: ``exp_avg/NAME``."""
+    named = {n: p for n, p in engine.trunk.named_parameters() if p.requires_grad}
+    states = engine.optimizer.state
+    moments = {f"{k}/{n}": x for n, p in named.items() for k, x in states.get(p, {}).items() if in_parts(x)}
+    return {n: p.detach() for n, p in named.items()} | moments
+
+
 def _fill(folder: Path, engine: Engine, random: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Write the files of a checkpoint. random: torch's random state in each process."""
+    """Write the files of a checkpoint that one process writes. random: torch's random state in each process."""
     for rank, one in enumerate(random):
         torch.save(one, folder / f"rng-{rank}.pt")
-    weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
-    save_file(weights, folder / "trained.safetensors")
+    optimizer = engine.optimizer.state_dict()
+    if sharded(engine.trunk):
+        parts = {i: {k: None if in_parts(x) else x for k, x in of.items()} for i, of in optimizer["state"].items()}
+        optimizer = {**optimizer, "state": parts}
+    else:
+        weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
+        save_file(weights, folder / WHOLE)
     torch.save(
         {
-            "optimizer": engine.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scheduler": engine.scheduler.state_dict(),
             "scaler": engine.scaler.state_dict(),
         },
@@ -106,15 +136,33 @@ def rotate(folder: Path, step: int, keep: int, best: int | None) -> None:
 
 
 def load_weights(path: Path, engine: Engine) -> None:
-    """Put a checkpoint's trained weights back into the trunk."""
-    weights = load_file(path / "trained.safetensors", device=str(engine.trunk.device))
+    """Put a checkpoint's trained weights back into the trunk. All processes call it."""
     trained = {n: p for n, p in engine.trunk.named_parameters() if p.requires_grad}
-    if weights.keys() != trained.keys():
-        odd = sorted(weights.keys() ^ trained.keys())[0]
+    if odd := read_weights(path, trained):
         raise ValueError(f"{path} does not fit this model (first difference: {odd}). Start over with --fresh.")
-    with torch.no_grad():
+
+
+@torch.no_grad()
+def read_weights(path: Path, trained: Mapping[str, Tensor], *, some: bool = False) -> str | None:
+    """Copy a checkpoint's trained weights into tensors by their names; the first name that does not fit, or None.
+
+    some: it may hold others as well.
+    """
+    whole = path / WHOLE
+    names = {n for n in store.tensor_names(path) if "/" not in n}
+    if odd := trained.keys() - names if some else trained.keys() ^ names:
+        return sorted(odd)[0]
+    if not whole.is_file() or any(map(in_parts, trained.values())):
+        store.read_parts(path, {n: p.detach() for n, p in trained.items()})
+        return None
+    device = str(next(iter(trained.values())).device)
+    with safe_open(whole, framework="pt", device=device) as file:
         for name, p in trained.items():
-            p.copy_(weights[name])
+            tensor = file.get_tensor(name)
+            if tensor.shape != p.shape:
+                return name
+            p.copy_(tensor)
+    return None
 
 
 _MISSHAPEN = (pickle.UnpicklingError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, EOFError)
@@ -137,7 +185,9 @@ def restore(path: Path, engine: Engine) -> dict[str, Any]:
 def _restored(path: Path, engine: Engine) -> dict[str, Any]:
     load_weights(path, engine)
     # weights_only: a checkpoint folder can come from anywhere, and a pickle can run code.
-    optimizer = torch.load(path / "optimizer.pt", map_location=engine.trunk.device, weights_only=True)
+    where = "cpu" if sharded(engine.trunk) else engine.trunk.device
+    optimizer = torch.load(path / "optimizer.pt", map_location=where, weights_only=True)
+    _place_moments(path, engine, optimizer["optimizer"]["state"])
     engine.optimizer.load_state_dict(optimizer["optimizer"])
     engine.scheduler.load_state_dict(optimizer["scheduler"])
     engine.scaler.load_state_dict(optimizer["scaler"])
@@ -160,21 +210,49 @@ def _restored(path: Path, engine: Engine) -> dict[str, Any]:
     return state
 
 
+def _place_moments(path: Path, engine: Engine, states: dict[int, dict[str, Any]]) -> None:
+    """Make the optimizer's moments those of this process: read from parts, or cut out of whole ones."""
+    named = {id(p): n for n, p in engine.trunk.named_parameters()}
+    parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
+    parts = dict[str, Tensor]()
+    for i, state in states.items():
+        p = parameters[i]
+        for kind, value in state.items():
+            if value is None:
+                state[kind] = parts[f"{kind}/{named[id(p)]}"] = torch.zeros_like(p.detach())
+            elif isinstance(value, Tensor) and value.shape == p.shape and value.ndim:
+                state[kind] = like(p, value)
+    if parts:
+        store.read_parts(path, parts)
+
+
 def save_model(
-    trunk: Trunk, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype | None = None
+    trunk: Trunk,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    main: bool = True,
 ) -> None:
     """The trained model or adapter with its tokenizer, as transformers and PEFT load them; written whole or not.
 
-    dtype: of a whole model's weights (None: as the checkpoint that it began from). An adapter stays fp32.
+    dtype: of a whole model's weights (None: as the checkpoint that it began from). An adapter stays fp32. main: whether
+    this is the process that writes; of a sharded trunk all processes call it.
     """
     model: Any = trunk.model
+    weights: dict[str, Tensor] | None = None
+    if sharded(trunk):
+        kept = ((n, x) for n, x in weights_of(model).items() if x.requires_grad or not trunk.adapted)
+        weights = gathered(kept, keep=main)
+    if not main:
+        return
     with atomic_folder(folder) as temporary, without_bars():
         if not trunk.adapted:
-            save_whole(model, temporary, dtype)
+            save_whole(model, temporary, dtype, weights)
         elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
             _save_as_lora(trunk, temporary)
         else:
-            save_adapter(model, temporary, selected_adapters=[POLICY])
+            save_adapter(model, temporary, selected_adapters=[POLICY], state_dict=weights)
         tokenizer.save_pretrained(temporary)
         save_normalisation(trunk, temporary)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prefiere.models.measure import Budget, Found, autocast, measure
+from prefiere.models.shard.spread import full, own, sharded
 from prefiere.models.trunk import Trunk
 from prefiere.processes.gradients import GradientSums
 from prefiere.run import Stop
@@ -88,11 +89,12 @@ class Engine:
         self.parameters = [p for p in trunk.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
         self.backoffs = 0
-        self._sums = GradientSums(self.parameters) if world.size > 1 else None
+        # The gradients of a sharded trunk are summed by itself, as its backward goes.
+        self._sums = GradientSums(self.parameters) if world.size > 1 and not sharded(trunk) else None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward of the run is computed in."""
-        return autocast(self.trunk.device, self.compute)
+        return autocast(self.trunk.device, self.compute, cached=not sharded(self.trunk))
 
     def forward(self, objective: Objective, batch: PackedBatch) -> Any:
         """What an objective needs of the trunk, in the run's precision."""
@@ -114,9 +116,9 @@ class Engine:
             if self._finite(update.loss + update.grad_norm, store, members, objectives):
                 break
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.parameters, self.max_grad_norm, torch.tensor(update.grad_norm, device=self.trunk.device)
-            )
+            norm = torch.tensor(update.grad_norm, device=self.trunk.device)
+            scale = torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_([own(p.grad) for p in self.parameters if p.grad is not None], scale)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,7 +153,7 @@ class Engine:
         if self._sums is not None:
             self._sums.finish()
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = full(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         # Everything that the host wants to know of an update, read at once: nothing before this waits for the device.
         single = [part for parts in kept.values() for part in parts]
         found = torch.cat([torch.stack([self.world.sum(total), norm.double()]), *sums.values(), *single]).tolist()
@@ -197,8 +199,9 @@ class Engine:
             counts = store.counts(np.asarray([i]))
             losses = [sum_terms(o(self.forward(o, batch), batch).terms, counts) for o in objectives]
             torch.stack(losses).sum().backward()
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            if not all(bool(torch.isfinite(t).all()) for t in (*losses, *gradients)):
+            gradients = [own(p.grad) for p in self.parameters if p.grad is not None]
+            odd = [not bool(torch.isfinite(t).all()) for t in (*losses, *gradients)]
+            if self._total(any(odd)):  # of a sharded trunk, each process sees a part
                 bad.append(store[int(i)].source or f"example {i}")
         self.optimizer.zero_grad(set_to_none=True)
         names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")

@@ -338,9 +338,9 @@ class Loop:
         usable = stop is None or stop.usable
         if usable:
             self.algorithm.complete(put_back=put_back)
-        if usable and self.main:
+            session = self.session
             checkpoint.save_model(
-                self.session.trunk, self.session.tokenizer, self.run_folder.model, self.session.plan.saved_dtype
+                session.trunk, session.tokenizer, self.run_folder.model, session.plan.saved_dtype, main=self.main
             )
         if self.main:
             self._status("finished" if ended else "stopped", reason, stop)

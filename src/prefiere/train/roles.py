@@ -34,15 +34,18 @@ def opener(
 def load_rewards(
     plan: Plan,
     trunk: Trunk,
-    products: Choice,
+    beside: Callable[[str], RewardModel],
     notice: Callable[[str], None],
     functions: Mapping[str, Function],
     example: Answered | None,
 ) -> Judge:
-    """What answers are rewarded by, each asked once before anything else. Raises ValueError where one does not work."""
+    """What answers are rewarded by, each asked once before anything else. beside: loads one that stands on its own.
+
+    Raises ValueError where one does not work.
+    """
     settings = plan.settings
     assert isinstance(settings, PolicyGradient)
-    beside, trust = opener(plan, trunk.device, products, notice), settings.trust_remote_code
+    trust = settings.trust_remote_code
     roles = {r.name: REWARD if i == 0 else f"{REWARD}_{i + 1}" for i, r in enumerate(plan.roles.mounted)}
     trained_on = {r.name: r.source.quantize for r in plan.roles.mounted if r.source is not None}
 

@@ -23,9 +23,10 @@ from prefiere.models.check.weights import ids_fit
 from prefiere.models.classifier import load_reward
 from prefiere.models.configuration import no_dropout, published
 from prefiere.models.load import fingerprint, load_policy
-from prefiere.models.reference import model_key, token_logps
+from prefiere.models.reference import Reference, model_key, token_logps
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.score_head import settle_padding
+from prefiere.models.shard.spread import mesh_of, shard, whole
 from prefiere.models.trunk import Trunk
 from prefiere.plan.choices import Choice, describe_quantization
 from prefiere.plan.examples import ExampleData, PromptData
@@ -33,7 +34,7 @@ from prefiere.plan.plan import Plan
 from prefiere.plan.reading import Reader, updates_of
 from prefiere.plan.rhythm import Rhythm, choose_rhythm
 from prefiere.plan.together import read_together
-from prefiere.run import Run
+from prefiere.run import Run, RunError
 from prefiere.sample.local import LocalRollouts
 from prefiere.sample.plain import set_way
 from prefiere.sample.sampling import Rollouts, Sample, Sampling, Vocabulary
@@ -56,7 +57,8 @@ CHECK, DECODING = "check", "decoding"
 @dataclass
 class Session:
     """One run's parts, built from its plan. found: what only building could tell, with reasons.
-    manner: how its model reads text. given: what a call in Python brought."""
+    manner: how its model reads text. given: what a call in Python brought. reference: where one is kept.
+    reward_fingerprints: of each reward model by name, before anything is trained; a function has none."""
 
     plan: Plan
     run: Run
@@ -76,6 +78,8 @@ class Session:
     found: list[Choice] = field(default_factory=list)
     manner: Manner = field(default_factory=Manner)
     given: InMemory = field(default_factory=InMemory)
+    reference: Reference | None = None
+    reward_fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -91,12 +95,6 @@ class Session:
     def reference_key(self) -> dict[str, str]:
         """What the reference's log-probs depend on besides the data. To be read before the first update."""
         return model_key(self.trunk)
-
-    @cached_property
-    def reward_fingerprints(self) -> dict[str, str]:
-        """The fingerprint of each reward model by name; a function has none. Taken before anything is trained."""
-        scorers = self.reward.scorers if self.reward is not None else {}
-        return {name: m.fingerprint() for name, m in scorers.items() if isinstance(m, RewardModel)}
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of an answer."""
@@ -128,7 +126,8 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     judge = Judge.load(settings.judge, model=opened, functions=functions, example=example) if settings.judge else None
     torch.manual_seed(settings.seed)
     display.say(in_words("progress.loading", model=settings.model, size=f"{plan.parameters / 1e6:,.1f}"))
-    trunk, found = load_trunk(plan, device, typed=reader.typed)
+    first = torch.device("cpu") if plan.shard != "none" else device  # of what is spread, a GPU sees its part alone
+    trunk, found = load_trunk(plan, first, typed=reader.typed)
     apply_products(trunk, str(products.value))
     found += [products, *reader.choices]
     if plan.scores:
@@ -139,12 +138,17 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     start = fingerprint(trunk.model)
     reward = None
     if plan.method.family == "policy":
-        reward = load_rewards(plan, trunk, products, display.say, functions, example)
+        reward = load_rewards(plan, trunk, opened, display.say, functions, example)
         if plan.roles.critic != "none":
             found.append(give_critic(plan, trunk, reward))
         no_dropout(trunk)  # an adapter may have been trained with it, the policy's own or one that is mounted
+    scorers = reward.scorers if reward is not None else {}
+    marks = {name: m.fingerprint() for name, m in scorers.items() if isinstance(m, RewardModel)}
+    reference = Reference(trunk) if plan.roles.reference != "none" else None
     if settings.torch_compile:
         trunk.compile(dynamic=True)
+    if plan.shard != "none":
+        _spread(plan, run, world, trunk, reference.copied if reference is not None else None)
     steps = updates_of(settings, len(data.train))
     engine = engine_of(plan, trunk, steps, world, display)
     rhythm, _, chosen = choose_rhythm(plan, data)
@@ -152,7 +156,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     rollouts = rollouts_of(plan, run, world, engine, reader, data)
     return Session(
         plan, run, display, world, reader.tokenizer, trunk, engine, rollouts, data, reader.eos_ids, judge, reward,
-        steps, rhythm, start, found, reader.manner, given,
+        steps, rhythm, start, found, reader.manner, given, reference, marks,
     )  # fmt: skip
 
 
@@ -163,7 +167,7 @@ def rollouts_of(
     trunk, vocabulary = engine.trunk, Vocabulary.of(reader.tokenizer, reader.eos_ids)
     settings = plan.settings
     if not plan.servers:
-        return LocalRollouts(trunk.lm, vocabulary, plan.compute)
+        return LocalRollouts(trunk.lm, vocabulary, plan.compute, partial(whole, trunk))
     assert isinstance(settings, PolicyGradient)
     assert isinstance(data, PromptData)
 
@@ -194,6 +198,20 @@ def make_ready(session: Session, step: int) -> None:
     if said := session.rollouts.check(session.trunk):
         session.display.say(f"  {said}")
         session.found.append(Choice("rollouts", session.rollouts.limit, said))
+
+
+def _spread(plan: Plan, run: Run, world: World, *trunks: Trunk | None) -> None:
+    """Spread these trunks over the processes. Raises RunError where one of them does not see the run folder."""
+    assert plan.shard != "none"
+    if blind := [rank for rank, seen in enumerate(world.gather([(run.folder / ".lock").is_file()])) if not seen]:
+        raise RunError(
+            f"{run.folder}: process {blind[0]} is on a node that does not see it, and each process writes its part of "
+            "a checkpoint there: put out on a file system that all nodes share, or set shard=none"
+        )
+    mesh = mesh_of(world.device, world.size, world.nodes, plan.shard)
+    for trunk in trunks:
+        if trunk is not None:
+            shard(trunk, mesh)
 
 
 def _example(data: ExampleData | PromptData) -> Answered | None:

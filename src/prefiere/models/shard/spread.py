@@ -1,0 +1,152 @@
+"""A trunk's weights, gradients and optimizer state spread over processes: the only user of torch's `fully_shard`.
+
+Each process holds a part of each weight. A decoder layer is put together on every process when its forward or backward
+comes, and let go of after it, so that what a run computes is what one process would compute. All processes therefore
+run equally many forwards and backwards (`measure.measure` runs fillers). What does not, such as sampling, runs while
+the weights are `whole`.
+
+Zhao et al. 2023 (PyTorch FSDP); Rajbhandari et al. 2020 (ZeRO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from prefiere.models.trunk import Trunk
+
+Sharing = Literal["full", "hybrid"]
+ENTRIES = ("states", "values", "scores", "settle")
+"""Ways into a trunk besides its forward."""
+
+
+def mesh_of(device: torch.device, size: int, nodes: int, how: Sharing) -> DeviceMesh:
+    """The processes of a run: all of them share the weights (full), or those of each node do, and nodes hold copies
+    (hybrid)."""
+    if how == "full":
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(trunk: Trunk, mesh: DeviceMesh) -> None:
+    """Let each process keep its part of every weight of a trunk; gradients become sums over all processes.
+
+    Parameters are other objects afterwards: an optimizer is made after it. A sharded trunk cannot be copied.
+    """
+    for layer in layers_of(trunk):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(trunk, mesh=mesh)
+    for name in ENTRIES:
+        register_fsdp_forward_method(trunk, name)
+    for part in _parts(trunk):
+        part.set_gradient_divide_factor(1.0)  # the engine has divided by the counts of the whole update
+        if mesh.device_type != "cuda":  # gloo can only add
+            part.set_force_sum_reduction_for_comms(True)
+    _keep(trunk, False)
+    trunk.settle()  # the trunk is the root of all its layers, whatever runs first
+
+
+def layers_of(trunk: Trunk) -> list[nn.Module]:
+    """The layers of a trunk's models, as their classes name them: what is put together at a time."""
+    found = list[nn.Module]()
+    for model in (trunk.lm, *(cast(Trunk, body).lm for body in trunk.bodies.values())):
+        names = set(getattr(model, "_no_split_modules", None) or ())
+        inside = (m for m in model.modules() if isinstance(m, nn.ModuleList))
+        found += [m for each in inside for m in each if type(m).__name__ in names]
+    return found
+
+
+def sharded(trunk: nn.Module) -> bool:
+    """Whether a trunk's weights are spread over processes."""
+    return isinstance(trunk, FSDPModule)
+
+
+@contextmanager
+def whole(trunk: nn.Module) -> Iterator[None]:
+    """Every process holds all weights of a trunk meanwhile, and may run forwards of its own, without gradients.
+
+    All processes begin it together. It costs the memory of the weights in the dtype that they are held in.
+    """
+    if not isinstance(trunk, FSDPModule) or _kept(trunk):
+        yield
+        return
+    _keep(trunk, True)
+    for part in _parts(trunk):
+        part.unshard()
+    try:
+        yield
+    finally:
+        _keep(trunk, False)
+        for part in _parts(trunk):
+            part.reshard()
+
+
+def _parts(trunk: nn.Module) -> Iterator[FSDPModule]:
+    return (m for m in trunk.modules() if isinstance(m, FSDPModule))
+
+
+_KEPT = "_prefiere_kept"
+
+
+def _kept(trunk: nn.Module) -> bool:
+    return bool(vars(trunk).get(_KEPT, False))
+
+
+def _keep(trunk: nn.Module, on: bool) -> None:
+    """Whether weights stay together after a forward. By default the trunk's own would, and be old after an update that
+    did not go through a backward, such as a checkpoint that is read."""
+    cast(FSDPModule, trunk).set_reshard_after_forward(not on)
+    setattr(trunk, _KEPT, on)
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def in_parts(tensor: object) -> bool:
+    """Whether something is a tensor of which each process holds a part."""
+    return isinstance(tensor, DTensor)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor in full, of whatever is spread over processes, all of which call it; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, whole_tensor: Tensor) -> Tensor:
+    """A tensor that every process has in full, spread as ``tensor`` is."""
+    if not isinstance(tensor, DTensor):
+        return whole_tensor
+    return distribute_tensor(whole_tensor, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """Tensors by name, in full and on the processor where ``keep`` says so, else nothing. All processes call it.
+
+    A tensor that stands under two names stays one. One at a time is put together on the device.
+    """
+    made: dict[int, Tensor] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in named:
+        if id(tensor) not in made:
+            found = full(tensor.detach())
+            made[id(tensor)] = found.cpu() if keep else found.new_empty(0)
+        out[name] = made[id(tensor)]
+    return out if keep else {}
+
+
+def weights_of(model: nn.Module) -> Mapping[str, Tensor]:
+    """A model's weights and buffers by the names that they are saved under, each as the object that it is."""
+    found: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return found

@@ -1,0 +1,203 @@
+"""Weights spread over two processes: whole runs against one process, and checkpoints that either kind takes up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import runs
+from prefiere.console import Display
+from prefiere.launch import launch
+from prefiere.models.shard import store
+from prefiere.publish.step import write_step
+from prefiere.run import Run
+from prefiere.settings import DPO, SFT, Reward, Settings
+from prefiere.train import checkpoint
+from prefiere.train.engine import Engine
+from prefiere.world import leave_group
+
+QUIET = Display(quiet=True)
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sft": (SFT, {"model": "tied", "gradient_checkpointing": True}),
+    "dpo": (DPO, {"tokens_per_microbatch": 120, "save_steps": 2, "max_steps": 4}),
+    "kto": (DPO, {"loss_type": "kto", "tokens_per_microbatch": 120, "lora": True, "gradient_checkpointing": True}),
+    "reward": (Reward, {}),
+    "reward-lora": (Reward, {"lora": True, "model": "tied"}),
+    "ppo": ("ppo", {"model": "ragged", "num_ppo_epochs": 1}),
+    "ppo-lora": ("ppo", {"lora": True, "num_ppo_epochs": 1, "reward": "mounted"}),
+    "grpo": ("grpo", {"model": "ragged", "batch_size": 3, "gradient_checkpointing": True}),
+}
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it: what a kill leaves behind."""
+
+
+def given(tmp: Path, name: str, **options: Any) -> Settings:
+    method, own = CASES[name]
+    own = {"max_steps": 2, **own, **options}
+    for key in ("model", "reward"):
+        if own.get(key) in ("tied", "ragged", "mounted"):
+            own[key] = str(tmp / own[key])
+    made: Settings = (runs.policy_settings if isinstance(method, str) else runs.settings)(tmp, method, **own)
+    return made
+
+
+def models(tmp: Path) -> None:
+    """What the cases train: a model, one whose answers end early, one whose head is its embeddings, and an adapter of
+    the first that rewards."""
+    runs.model_folder(tmp / "model")
+    runs.ragged_folder(tmp / "ragged")
+    runs.model_folder(tmp / "tied", tie_word_embeddings=True)
+    made = launch(runs.settings(tmp, Reward, lora=True, max_steps=1, out=str(tmp / "rewarding")), display=QUIET).run
+    made.model.rename(tmp / "mounted")
+
+
+def killed(s: Settings, at: int) -> None:
+    """Begin a run, and end it like a kill in its update number ``at``."""
+    real = Engine.update
+
+    def update(self: Engine, *args: Any) -> Any:
+        if self.scheduler.last_epoch >= at:
+            raise Killed
+        return real(self, *args)
+
+    Engine.update = update  # type: ignore[method-assign]
+    try:
+        launch(s, display=QUIET)
+    except Killed:
+        pass
+    finally:
+        Engine.update = real  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case as run by one process, and by two that share its weights; both as killed after a checkpoint."""
+    tmp = tmp_path_factory.mktemp("sharded")
+    models(tmp)
+    for name in CASES:
+        launch(given(tmp, name, out=str(tmp / f"{name}-one")), display=QUIET)
+    killed(given(tmp, "dpo", out=str(tmp / "dpo-plain")), 3)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHERE": str(tmp)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert (tmp / "done").exists(), done.stderr[-6000:]
+    assert done.returncode != 0, "the last process was to be killed"
+    return tmp
+
+
+def _in_a_process_group() -> None:
+    tmp = Path(os.environ["WHERE"])
+    for name in CASES:
+        launch(given(tmp, name, out=str(tmp / f"{name}-two"), shard="full"), display=QUIET)
+    killed(given(tmp, "dpo", out=str(tmp / "dpo-parts"), shard="full"), 3)
+    if os.environ["RANK"] == "0":
+        shutil.copytree(tmp / "dpo-parts", tmp / "dpo-across")
+    for name in ("dpo-parts", "dpo-plain"):
+        launch(given(tmp, "dpo", out=str(tmp / name), shard="full"), display=QUIET)
+    (tmp / "done").touch()
+    real, written = store.write_parts, list[int]()
+
+    def write(*args: Any) -> None:
+        written.append(1)
+        if len(written) == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+
+    checkpoint.store.write_parts = write
+    launch(given(tmp, "dpo", out=str(tmp / "dpo-shot"), shard="full"), display=QUIET)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {n: x for path in sorted(folder.glob("*.safetensors")) for n, x in load_file(path).items()}
+
+
+def assert_near(one: Run, two: Run, tolerance: float) -> None:
+    """Rows, samples and weights of two runs agree."""
+    for a, b in zip(one.metrics, two.metrics, strict=True):
+        assert a.keys() == b.keys()
+        for name in ("loss", "eval_loss", "grad_norm", "rewards/margins", "reward", "weights/moved"):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=20 * tolerance, abs=tolerance), name
+    assert [r["completion"] for r in one.samples] == [r["completion"] for r in two.samples]
+    a, b = weights(one.model), weights(two.model)
+    assert a.keys() == b.keys()
+    whole = sum(float(x.norm()) ** 2 for x in a.values()) ** 0.5
+    assert sum(float((x - b[n]).norm()) ** 2 for n, x in a.items()) ** 0.5 <= tolerance * whole
+    assert sorted(p.name for p in one.model.iterdir()) == sorted(p.name for p in two.model.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_that_share_the_weights_equal_one(tmp: Path, name: str) -> None:
+    one, two = Run.open(tmp / f"{name}-one"), Run.open(tmp / f"{name}-two")
+    assert two.environment["plan"]["shard"] == "full"
+    assert one.environment["plan"]["shard"] == "none"
+    assert_near(one, two, 1e-6)
+    for row in two.metrics[1:]:
+        assert row.get("val/ratio", 1.0) == 1.0, "on a first pass nothing has changed yet"
+
+
+@pytest.mark.long
+def test_what_was_shared_loads_in_plain_transformers_and_peft(tmp: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tmp / "sft-two" / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp / "model")
+    PeftModel.from_pretrained(base, tmp / "kto-two" / "model")
+
+
+@pytest.mark.long
+def test_stopped_and_resumed_by_two_is_uninterrupted_to_the_last_bit(tmp: Path) -> None:
+    runs.assert_same_run(Run.open(tmp / "dpo-two"), Run.open(tmp / "dpo-parts"))
+
+
+@pytest.mark.long
+def test_a_shared_run_goes_on_alone_and_the_other_way_round(tmp: Path) -> None:
+    one = Run.open(tmp / "dpo-one")
+    assert_near(one, Run.open(tmp / "dpo-plain"), 1e-6)
+    alone = launch(given(tmp, "dpo", out=str(tmp / "dpo-across"), shard="full"), display=QUIET).run
+    assert_near(one, alone, 1e-6)
+
+
+@pytest.mark.long
+def test_a_kill_while_parts_are_written_leaves_the_checkpoint_before(tmp: Path) -> None:
+    shot = Run.open(tmp / "dpo-shot")
+    assert [p.name for p in checkpoint.found(shot.checkpoints)] == ["step-00000002"]
+    assert checkpoint.damage(shot.checkpoints / "step-00000002") is None
+    assert_near(Run.open(tmp / "dpo-one"), launch(given(tmp, "dpo", out=str(shot.folder)), display=QUIET).run, 1e-6)
+
+
+@pytest.mark.long
+def test_a_step_of_a_shared_run_is_written_as_a_model(tmp: Path) -> None:
+    for kind in ("one", "two"):
+        write_step(Run.open(tmp / f"dpo-{kind}"), 2, tmp / f"step-{kind}")
+    one, two = weights(tmp / "step-one"), weights(tmp / "step-two")
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(x, two[n], atol=1e-6) for n, x in one.items())
+
+
+@pytest.mark.long
+def test_no_code_lies_in_the_parts(tmp: Path) -> None:
+    """torch's own format keeps the places of parts in a pickle."""
+    step = checkpoint.found(Run.open(tmp / "dpo-two").checkpoints)[-1]
+    kinds = {p.name: p.suffix for p in step.iterdir()}
+    assert set(kinds.values()) == {".json", ".pt", ".safetensors"}
+    assert len([n for n in kinds if n.startswith("shard-")]) == 2
+    assert json.loads((step / "manifest.json").read_text())["files"].keys() == kinds.keys() - {"manifest.json"}
+
+
+if __name__ == "__main__":
+    _in_a_process_group()
+    leave_group()
