@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedConfig
 
 import quantized
 import runs
@@ -167,6 +167,14 @@ def test_the_budget_keeps_activations_within_two_gibibytes(tmp_path: Path) -> No
     assert begins(replace(CPU, memory=2**28)) == 256
     assert begins(CPU, gradient_checkpointing=True) == 4096
     assert begins(GPU) == 16384
+
+
+def test_sizes_that_differ_by_layer_or_are_not_said_stop_no_run(tmp_path: Path) -> None:
+    """Gemma 3n has an inner size for each layer; a stranger's configuration may say nothing."""
+    even = PreTrainedConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    uneven = PreTrainedConfig(hidden_size=64, intermediate_size=[32, 96], num_hidden_layers=2)
+    assert activation_bytes(uneven, torch.float32, False) == activation_bytes(even, torch.float32, False)
+    assert choose_budget(runs.settings(tmp_path), CPU, PreTrainedConfig(), torch.float32).value == 4096
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -32,6 +32,7 @@ class Played:
     def silence(self, n: int) -> None:
         """As SIGSTOP or SIGKILL do: it says nothing more, not even why."""
         self.hearts[n]._over.set()
+        self.hearts[n]._thread.join()  # a beat may be on its way
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_full_fine_tuning_of_a_quantized_base_is_an_error(tmp_path) -> None:
 def free_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Let this machine have so many free bytes."""
     here = Device.of(torch.device("cpu"))
-    monkeypatch.setattr(Device, "of", lambda device: replace(here, memory=size))
+    monkeypatch.setattr(Device, "of", lambda device, **of_run: replace(here, memory=size, **of_run))
 
 
 def test_too_little_memory_is_said_before_loading(tmp_path, monkeypatch) -> None:

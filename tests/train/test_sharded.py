@@ -19,8 +19,13 @@ from transformers import AutoModelForCausalLM
 
 import runs
 from prefiere.console import Display
+from prefiere.estimate.estimate import estimate
+from prefiere.estimate.simulate import simulate
+from prefiere.estimate.workload import longest, workload
 from prefiere.launch import launch
 from prefiere.models.shard import store
+from prefiere.models.shard.spread import own
+from prefiere.plan.device import Device
 from prefiere.publish.step import write_step
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, Reward, Settings
@@ -46,12 +51,12 @@ class Killed(BaseException):
 
 
 def given(tmp: Path, name: str, **options: Any) -> Settings:
-    method, own = CASES[name]
-    own = {"max_steps": 2, **own, **options}
+    method, asked = CASES[name]
+    asked = {"max_steps": 2, **asked, **options}
     for key in ("model", "reward"):
-        if own.get(key) in ("tied", "ragged", "mounted"):
-            own[key] = str(tmp / own[key])
-    made: Settings = (runs.policy_settings if isinstance(method, str) else runs.settings)(tmp, method, **own)
+        if asked.get(key) in ("tied", "ragged", "mounted"):
+            asked[key] = str(tmp / asked[key])
+    made: Settings = (runs.policy_settings if isinstance(method, str) else runs.settings)(tmp, method, **asked)
     return made
 
 
@@ -83,6 +88,25 @@ def killed(s: Settings, at: int) -> None:
         Engine.update = real  # type: ignore[method-assign]
 
 
+def weighed(s: Settings, out: Path) -> None:
+    """A run that writes down, after each update, how many bytes this process holds: of the trunk's weights, and of the
+    optimizer's moments."""
+    real = Engine.update
+
+    def update(self: Engine, *args: Any) -> Any:
+        found = real(self, *args)
+        held = sum(own(p).nbytes for p in self.trunk.parameters())
+        moments = sum(own(x).nbytes for state in self.optimizer.state.values() for x in state.values() if x.ndim)
+        out.write_text(json.dumps([held, moments]))
+        return found
+
+    Engine.update = update  # type: ignore[method-assign]
+    try:
+        launch(s, display=QUIET)
+    finally:
+        Engine.update = real  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case as run by one process, and by two that share its weights; both as killed after a checkpoint."""
@@ -102,7 +126,7 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _in_a_process_group() -> None:
     tmp = Path(os.environ["WHERE"])
     for name in CASES:
-        launch(given(tmp, name, out=str(tmp / f"{name}-two"), shard="full"), display=QUIET)
+        weighed(given(tmp, name, out=str(tmp / f"{name}-two"), shard="full"), tmp / f"{name}-{os.environ['RANK']}.json")
     killed(given(tmp, "dpo", out=str(tmp / "dpo-parts"), shard="full"), 3)
     if os.environ["RANK"] == "0":
         shutil.copytree(tmp / "dpo-parts", tmp / "dpo-across")
@@ -186,6 +210,19 @@ def test_a_step_of_a_shared_run_is_written_as_a_model(tmp: Path) -> None:
     one, two = weights(tmp / "step-one"), weights(tmp / "step-two")
     assert one.keys() == two.keys()
     assert all(torch.allclose(x, two[n], atol=1e-6) for n, x in one.items())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["dpo", "sft", "reward-lora"])
+def test_an_estimate_books_what_each_process_holds(tmp: Path, name: str) -> None:
+    device = Device("cpu", 2**34, False, processes=2)
+    work = workload(given(tmp, name, out=str(tmp / "new"), shard="full"), device, QUIET)
+    sim, booked = simulate(work, longest(work)[0], 1), estimate(work, None).memory
+    held, moments = zip(*(json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
+    assert sum(held) == pytest.approx(sim.trunk, rel=0.02), "buffers are on each"
+    assert max(held) == pytest.approx(booked.weights - sim.beside - sim.reference / 2, rel=0.1)
+    assert sum(moments) == 8 * sim.trained
+    assert max(moments) == pytest.approx(booked.trained, rel=0.1)
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from prefiere.asked.language import TONGUES, Tongue, other_words
@@ -11,7 +12,7 @@ from prefiere.asked.language import TONGUES, Tongue, other_words
 def asked_for(words: Sequence[str]) -> str | None:
     """The language that the words of a command line ask for, before anything reads them: help is shown before options
     are. None where they ask for none, or for one that there is not, which the command refuses."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = pairwise([*words, ""])
     found = [after if word == "--lang" else word.removeprefix("--lang=") for word, after in pairs if "--lang" in word]
     return next((said for said in reversed(found) if said in TONGUES), None)
 

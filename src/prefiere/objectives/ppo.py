@@ -67,6 +67,7 @@ def truncated_weight(logp: Tensor, sampled: Tensor) -> Tensor:
     under pi and mu. Any shape. Truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly
     brings you off-policy RL training".
     """
+    same_shape(logp=logp, sampled=sampled)
     return log_ratio(logp, sampled).exp().clamp(max=WEIGHT_LIMIT)
 
 

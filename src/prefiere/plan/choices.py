@@ -88,13 +88,20 @@ def activation_bytes(config: Any, dtype: torch.dtype, checkpointing: bool) -> in
     """Bytes that the layers keep of one token between forward and backward, about, from a model's configuration.
 
     A layer keeps some 12 vectors of the hidden size (both norms, queries, keys and values before and after their
-    rotation, what attention gives, both sums) and 5 of its inner size; checkpointing keeps a layer's input alone.
+    rotation, what attention gives, both sums) and 5 of its inner size; checkpointing keeps a layer's input alone. A
+    configuration that does not say its size keeps nothing.
     """
     text = config.get_text_config()
-    hidden, layers = int(text.hidden_size), int(text.num_hidden_layers)
-    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-    inner *= int(getattr(text, "num_experts_per_tok", None) or 1)
+    hidden, layers = _largest(text, "hidden_size"), _largest(text, "num_hidden_layers")
+    inner = (_largest(text, "intermediate_size") or 4 * hidden) * (_largest(text, "num_experts_per_tok") or 1)
     return layers * dtype.itemsize * (hidden if checkpointing else 12 * hidden + 5 * inner)
+
+
+def _largest(config: Any, name: str) -> int:
+    """A size of a configuration; of one for each layer, the largest. 0 where it has none."""
+    value = getattr(config, name, None)
+    sizes = value if isinstance(value, list | tuple) else [value]
+    return max((int(size) for size in sizes if isinstance(size, int | float)), default=0)
 
 
 def choose_budget(settings: Settings, device: Device, config: Any, dtype: torch.dtype) -> Choice:

@@ -72,7 +72,8 @@ class Heartbeat:
         self._over, self._word = threading.Event(), threading.Lock()
         self._meetings = 0
         keys.set(f"who/{rank}", f"pid {os.getpid()} on {socket.gethostname()}")
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
 
     def stop(self, error: BaseException | None = None) -> None:
         """Beat no more; the others are told of an error that ends this process, unless they know."""

@@ -1,0 +1,55 @@
+"""What an estimate says of several GPUs: each holds all, they share, or it does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import runs
+from prefiere.console import Display
+from prefiere.estimate.cards import card_of
+from prefiere.estimate.estimate import estimate, forecast, until_it_fits
+from prefiere.estimate.workload import workload
+from prefiere.plan.device import Device
+from prefiere.settings import DPO
+
+QUIET = Display(quiet=True)
+
+
+def test_a_small_model_is_whole_on_each(tmp_path: Path) -> None:
+    found = forecast(runs.settings(tmp_path, DPO), "h100", QUIET, gpus=4, nodes=2)
+    assert found.fits
+    assert found.shard == "none"
+    assert found.spread == "8 GPUs, 4 on each of 2 nodes: each holds all weights and the optimizer (shard=none)"
+
+
+@pytest.mark.parametrize(
+    ("room", "how", "fits"), [(1.3, "none", True), (0.95, "hybrid", True), (0.75, "full", True), (0.02, "full", False)]
+)
+def test_what_does_not_fit_on_one_is_shared(tmp_path: Path, room: float, how: str, fits: bool) -> None:
+    """Room, in what a process needs that holds all of it. Two GPUs of a node share 12.5 of its 20.9 MB, and put two
+    layers and the ends together meanwhile (18.4 MB); on two nodes four do (14.2 MB)."""
+    card, model = card_of("h100"), runs.model_folder(tmp_path / "wide", hidden_size=256, intermediate_size=512)
+    device = Device("cuda", 2**40, True, processes=4, nodes=2)
+    settings = runs.settings(tmp_path, model=str(model), lora=False, sample_steps=0, tokens_per_microbatch=64)
+    whole = estimate(workload(settings, device, QUIET), card).memory.peak
+    small = replace(device, memory=int(room * whole))
+    _, work, _, enough = until_it_fits(workload(settings, small, QUIET), card, small.memory)
+    assert (work.plan.shard, enough) == (how, fits)
+
+
+def test_shares_of_weights_and_moments_add_up(tmp_path: Path) -> None:
+    card, alone = card_of("h100"), Device("cuda", 2**40, True)
+    one = estimate(workload(runs.settings(tmp_path, DPO), alone, QUIET), card).memory
+    for processes, nodes, shard, parts in [
+        (4, 1, "full", 4),
+        (4, 2, "hybrid", 2),
+        (4, 2, "full", 4),
+        (4, 2, "none", 1),
+    ]:
+        device = replace(alone, processes=processes, nodes=nodes)
+        each = estimate(workload(runs.settings(tmp_path, DPO, shard=shard), device, QUIET), card).memory
+        assert each.weights == pytest.approx(one.weights / parts, abs=8)
+        assert each.trained == pytest.approx(one.trained / parts, abs=8)
