@@ -249,9 +249,10 @@ class Forecast:
     def pace(self) -> str:
         """How often it measures, and what that takes of its work, in words."""
         r, share = self.estimate.rhythm, self.estimate.overhead
+        often = [f"every {n} updates" if n > 1 else "every update" for n in (r.validate, r.answer, r.save)]
         return (
-            f"validates every {r.validate} updates, answers every {r.answer}, saves every {r.save}: {share:.0%} of its "
-            "work is neither updates nor reference"
+            f"validates {often[0]}, answers {often[1]}, saves {often[2]}: {share:.0%} of its work is neither updates "
+            "nor reference"
         )
 
     @property
