@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 help:
 	@echo "make demo       train, align and compare a small bilingual model, ending in a report"
 	@echo "make test       the test suite"
-	@echo "make test-long  the tests that take five seconds or more each"
+	@echo "make test-long  the tests that take some seconds each"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make check      formatter, linter, type checker"

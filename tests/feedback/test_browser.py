@@ -151,6 +151,7 @@ def test_skip_ideal_keys_and_dead_time(chromium, sqlite_store):
     assert [a["content"] for a in rows(sqlite_store, schema.answer) if a["author_id"]] == ["a 1 2 b: mine"]
 
 
+@pytest.mark.long
 def test_a_vote_without_connection_is_sent_again(chromium, sqlite_store):
     fill(sqlite_store, 2)
     with serving(sqlite_store) as url, page_at(chromium, url) as page:
@@ -164,6 +165,7 @@ def test_a_vote_without_connection_is_sent_again(chromium, sqlite_store):
     assert [v.score for v in valid(sqlite_store)] in ([2], [-2])
 
 
+@pytest.mark.long
 def test_by_touch_on_a_phone_in_spanish(chromium, sqlite_store):
     fill(sqlite_store, 3)
     with (
@@ -185,6 +187,7 @@ def test_by_touch_on_a_phone_in_spanish(chromium, sqlite_store):
     assert (event["score"], event["input"]) == (2, "touch")
 
 
+@pytest.mark.long
 def test_without_javascript_the_form_works(chromium, sqlite_store):
     fill(sqlite_store, 2)
     with serving(sqlite_store) as url, page_at(chromium, url, java_script_enabled=False) as page:
@@ -194,6 +197,7 @@ def test_without_javascript_the_form_works(chromium, sqlite_store):
     assert len(valid(sqlite_store)) == 2
 
 
+@pytest.mark.long
 def test_a_question_is_asked_with_one_key(chromium, sqlite_store):
     sampler = echo("modelo")
     with (

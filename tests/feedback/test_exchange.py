@@ -154,6 +154,7 @@ def learnt(store):
 
 
 @pytest.mark.parametrize("how", ["leave_out", "forget"])
+@pytest.mark.long
 def test_without_somebody_is_as_if_they_had_never_been(tmp_path, how):
     with_her, never = built(tmp_path / "a.db", ["beto", "ana", "caro"]), built(tmp_path / "b.db", ["beto", "caro"])
     before = learnt(with_her)
@@ -219,6 +220,7 @@ def run(*words):
     return CliRunner().invoke(app, list(words))
 
 
+@pytest.mark.long
 def test_the_commands(tmp_path):
     store = built(tmp_path / "votes.db", ["ana", "beto"])
     store.close()

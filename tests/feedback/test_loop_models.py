@@ -112,6 +112,7 @@ def whole(request, tmp_path_factory):
     return request.param, end_of(folder), folder
 
 
+@pytest.mark.long
 def test_each_round_leaves_a_model_and_its_provenance(whole):
     rounds, end, _ = whole
     assert [(r["n"], r["state"]) for r in end["round"]] == [(n, "closed") for n in range(1, rounds + 1)]

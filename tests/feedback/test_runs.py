@@ -120,6 +120,7 @@ def test_parts_are_sent_again_only_when_a_run_has_grown(sqlite_store, tmp_path, 
         assert f"{step} / 40" in later.text
 
 
+@pytest.mark.long
 def test_a_strangers_folder_takes_one_line_and_nothing_else(sqlite_store, tmp_path, monkeypatch):
     """Links, bombs, code that is named, wrong shapes: the sound run beside them is shown, and nothing is imported."""
     folder, private = tmp_path / "runs", tmp_path / "private.json"
@@ -189,6 +190,7 @@ def test_text_of_a_run_is_text(sqlite_store, tmp_path):
         assert "⟨U+202E⟩" in html.unescape(shown.text)
 
 
+@pytest.mark.long
 def test_what_a_run_shows_is_said_in_the_readers_language(sqlite_store, tmp_path):
     """Each browser in its own, whoever looked first."""
     make(tmp_path / "runs" / "a", train=PERFECT, answers=RUINED)

@@ -72,6 +72,7 @@ def test_a_run_grows_while_its_page_is_open(chromium, sqlite_store, tmp_path, mo
 
 
 @pytest.mark.parametrize("csp", [True, False])
+@pytest.mark.long
 def test_a_hostile_run_does_nothing_on_the_page_or_in_its_report(chromium, sqlite_store, tmp_path, monkeypatch, csp):
     if not csp:
         monkeypatch.setitem(security.HEADERS, "Content-Security-Policy", "upgrade-insecure-requests")

@@ -72,6 +72,7 @@ def test_each_method_learns_from_a_store(tmp_path, method, options, examples):
 
 
 @pytest.mark.parametrize("how", ["leave_out", "forget"])
+@pytest.mark.long
 def test_a_run_without_somebody_has_the_weights_of_one_that_never_had_them(tmp_path, how):
     never = voted(tmp_path / "never.db", ["beto", "caro"])
     had = voted(tmp_path / "had.db", ["beto", "ana", "caro"])
@@ -87,6 +88,7 @@ def test_a_run_without_somebody_has_the_weights_of_one_that_never_had_them(tmp_p
     assert weights(redone) == weights(alone) != with_her
 
 
+@pytest.mark.long
 def test_a_resumed_run_keeps_its_snapshot_whatever_is_voted_meanwhile(tmp_path):
     store = voted(tmp_path / "votes.db", ["beto"])
     options = {"max_steps": 4, "save_steps": 1, "eval_size": 2, "sample_steps": 2}
