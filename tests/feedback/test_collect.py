@@ -117,6 +117,7 @@ def test_judges_of_comparisons_are_corrected_by_people(sqlite_store):
 BASE = str(Path(__file__).parents[2] / "src" / "prefiere" / "demo" / "assets" / "base")
 
 
+@pytest.mark.long
 def test_the_commands_with_the_demos_model(tmp_path):
     where, prompts = str(tmp_path / "votes.db"), tmp_path / "p.txt"
     prompts.write_text("¿Qué es un perro?\nWhat is a cat?\n¿Qué es una mesa?\n")

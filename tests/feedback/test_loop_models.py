@@ -124,6 +124,7 @@ def test_each_round_leaves_a_model_and_its_provenance(whole):
     assert {p["round_id"] for p in end["pair"]} == set(range(1, rounds + 1))
 
 
+@pytest.mark.long
 def test_what_people_say_of_the_comparison_is_in_the_runs_report(whole, monkeypatch):
     _, _, folder = whole
     monkeypatch.chdir(folder)

@@ -92,6 +92,7 @@ def test_the_blind_comparison_of_a_run_is_its_own(sqlite_store, tmp_path):
     assert blind_comparison(sqlite_store, tmp_path / "another") is None
 
 
+@pytest.mark.long
 def test_the_report_says_who_said_so_from_the_folder_alone_and_forget_finds_it(store, tmp_path):
     fill(store, 3, overlap=2)
     vote(store, "ana<b>", [2, 2, 0])
