@@ -169,6 +169,7 @@ def test_settings_that_no_server_can_follow_are_refused_in_a_line() -> None:
         GRPO(**some, rollouts_folder="x")
 
 
+@pytest.mark.long
 def test_one_step_off_answers_are_asked_for_while_the_run_learns(tmp_path, server) -> None:
     """Answers of step t + 1 come from the weights of step t, which train meanwhile; a run that goes on begins anew."""
     settings = {"max_staleness": 1, "max_steps": 4}

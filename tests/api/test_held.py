@@ -112,6 +112,7 @@ def test_a_run_that_was_stopped_goes_on_from_the_same_rows(place: Path, tmp_path
     assert again.already
 
 
+@pytest.mark.long
 def test_rows_of_a_run_that_was_replaced_go_with_it(place: Path, tmp_path: Path) -> None:
     pairs, given = rows(place / "pairs.jsonl"), {"model": str(place / "model"), "out": tmp_path / "run", **SHORT}
     prefiere.dpo(data=pairs, **given)
@@ -164,6 +165,7 @@ def test_whatever_is_refused_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
+@pytest.mark.long
 def test_no_setting_given_a_data_set_makes_an_error_of_its_size(name: str, tmp_path: Path) -> None:
     pairs = [{"prompt": f"question {i}", "chosen": "x" * 100, "rejected": "y"} for i in range(5000)]
     wants = {"reward": "rewarding:letters"} if METHODS[name].family == "policy" else {}

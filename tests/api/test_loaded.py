@@ -40,6 +40,7 @@ def held(place: Path) -> dict[str, Any]:
     return {"model": model, "tokenizer": AutoTokenizer.from_pretrained(place / "model")}
 
 
+@pytest.mark.long
 def test_a_run_from_a_loaded_model_is_the_run_from_its_folder(place: Path, tmp_path: Path) -> None:
     given = {"data": place / "pairs.jsonl", **SHORT}
     folder = prefiere.dpo(model=place / "model", out=tmp_path / "folder", **given)

@@ -125,6 +125,7 @@ def test_several_rewards_with_weights_are_their_sum_and_each_is_logged(place: Pa
         trained(place, tmp_path / "three", reward=[by_column, vowels], reward_weights=[1])
 
 
+@pytest.mark.long
 def test_a_prompt_that_stands_twice_with_another_answer_counts_twice(place: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}", "answer": a} for i in range(6) for a in "ab"]
     counted = trained(place, tmp_path / "column", data=rows, reward=by_column, max_steps=1).data["prompts"]
@@ -248,6 +249,7 @@ def test_a_mark_is_the_same_in_every_process() -> None:
     assert len(told) == 1
 
 
+@pytest.mark.long
 def test_a_finished_run_takes_no_other_function_for_its_own(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_finding_that_no_table_has_is_said_in_its_own_words(spoken: str) -> No
         assert (said.headline, said.meaning) == (own, own)
 
 
+@pytest.mark.long
 def test_a_report_speaks_the_language_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path / "run", train=PERFECT, answers=RUINED)
     monkeypatch.setenv("LC_ALL", "es_ES.UTF-8")

@@ -303,6 +303,7 @@ def test_hostile_names_and_settings_beside_the_frontier(tmp_path: Path) -> None:
     assert "<img src=x>0 PPO" in p.text
 
 
+@pytest.mark.long
 def test_ids_are_unique_on_the_page(tmp_path: Path) -> None:
     runs = [make(tmp_path / "run", steps=10), make_policy(tmp_path / "ppo"), make_reward(tmp_path / "rm")]
     ids = page(tmp_path, *runs).ids()
