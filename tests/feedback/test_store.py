@@ -183,6 +183,7 @@ def test_rebuilding_a_parent_table_loses_no_child(store, tmp_path):
             assert c.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
+@pytest.mark.long
 def test_a_killed_migration_leaves_the_store_as_it_was(store, tmp_path):
     with store.write() as c:
         people.add(c, "ana")
