@@ -248,7 +248,7 @@ def _prepare(
     if before is not None:
         loop.resume()
     refused.callback(session.rollouts.close)
-    if loop.state.stop is None and loop.state.step < session.total_steps:
+    if loop.state.goes_on(session.total_steps):
         make_ready(session, loop.state.step)
     return Prepared(run, world, display, before, loop)
 

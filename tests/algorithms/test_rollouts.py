@@ -4,8 +4,10 @@ that can be checked."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,12 @@ from torch import nn
 
 import runs
 from prefiere.algorithms.rollout import Rollout, shares, step_seed
+from prefiere.asked.endpoint import EndpointError
 from prefiere.console import Display
 from prefiere.launch import launch
 from prefiere.models.trunk import Trunk
 from prefiere.sample.local import LocalRollouts
-from prefiere.sample.sampling import Rollouts, Sample, Sampling
+from prefiere.sample.sampling import Rollouts, Sample, Sampling, by_all
 from prefiere.tokens.schedule import members
 from prefiere.train.engine import TrainingError
 from prefiere.train.loop import Loop
@@ -217,3 +220,30 @@ def test_every_answer_is_drawn_by_one_process_and_all_draw_alike(groups, k, size
     assert max(map(len, each)) - min(map(len, each)) <= 1
     whole = [p.tolist() for rank in range(size) for p, _, n in shares(groups, k, rank, size, split=False) if n == k]
     assert sorted(p for part in whole for p in part) == list(range(groups)), "of a server, prompts are never split"
+
+
+@dataclass
+class Two:
+    """What a world of two threads does."""
+
+    meeting: Barrier
+    said: list[str]
+
+    def barrier(self) -> None:
+        self.meeting.wait(timeout=20)
+
+    def gather(self, items: list[str]) -> list[str]:
+        self.said += items
+        self.meeting.wait(timeout=20)
+        return self.said
+
+
+def test_what_fails_one_process_stops_all() -> None:
+    world: Any = Two(Barrier(2), [])
+
+    def failing() -> int:
+        raise EndpointError("no answer")
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(by_all, world, draw) for draw in (failing, lambda: 1)]
+    assert [str(end.exception()) for end in ends] == ["no answer"] * 2

@@ -137,6 +137,30 @@ def test_a_failing_server_stops_the_run_and_a_mended_one_continues_it(tmp_path, 
         runs.assert_same_run(done.run, whole.run)
 
 
+def test_a_run_goes_on_where_a_server_failed_the_answers_along_it(tmp_path, server) -> None:
+    """Before the first update, after one in the middle, and after the last one: nothing is drawn twice or left out."""
+    options: dict[str, Any] = {"sample_steps": 1, "samples_per_prompt": 2, "guard": False}
+    whole = run(tmp_path, server, out=str(tmp_path / "whole"), **options)
+    real = server._reply
+    for step in (0, 2, 3):
+
+        def dead(route: str, body: dict[str, Any], step: int = step) -> Reply:
+            along = route == "completions" and body["n"] == 2 and body["model"].endswith(f"-v{step}")
+            return (503, b"gone") if along else real(route, body)
+
+        server._reply = dead  # type: ignore[method-assign]
+        stopped = run(tmp_path, server, **options)
+        assert stopped.stopped is not None
+        assert stopped.stopped.kind == "rollouts"
+        assert "no answer after 5 tries (503" in stopped.stopped.text
+        assert (stopped.run.status["state"], stopped.run.status["step"]) == ("stopped", step)
+        assert not stopped.run.model.exists()
+    server._reply = real  # type: ignore[method-assign]
+    done = run(tmp_path, server, **options)
+    assert done.run.status["state"] == "finished"
+    runs.assert_same_run(done.run, whole.run)
+
+
 def test_a_server_of_another_model_is_refused_before_anything_is_written(tmp_path, server) -> None:
     server.model = runs.ragged_folder(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match=r"nats per token off what training says of them.*the run's model"):

@@ -5,7 +5,6 @@ Algorithms differ in how rewards become advantages and in whether there is a cri
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -110,15 +109,12 @@ class OnPolicy:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Update:
-        """A rollout and the updates on it."""
+        """A rollout and the updates on it. Raises EndpointError, before any of them, where a server's answers are none
+        to learn from."""
         s = self.settings
         first = self._minibatches(step, 0)
-        try:
-            rollout = self._rollout(step, first)
-        except EndpointError as e:
-            return _nothing(str(e))
-        if (off := self._too_far(rollout)) is not None:
-            return _nothing(off)
+        rollout = self._rollout(step, first)
+        self._near(rollout)
         unscaled = self.scale.std is None
         score_C = self.scale(rollout.reward_C, rollout.ended_C, s)
         assert self.kl is not None
@@ -183,16 +179,15 @@ class OnPolicy:
         mine = self._chosen(step)[world.rank :: world.size].tolist()
         return Request([self.prompts.ids[i] for i in mine], mine, self._sampling(step))
 
-    def _too_far(self, rollout: Rollout) -> str | None:
-        """Why these answers are not learnt from, where training says something else of them than the server that drew
-        them. Of answers from weights of before nothing is known: then each version was tried as it was published."""
+    def _near(self, rollout: Rollout) -> None:
+        """Raise EndpointError where training says something else of these answers than the server that drew them. Of
+        answers from weights of before nothing is known: then each version was tried as it was published."""
         limit = self.session.rollouts.limit
         if limit is None or rollout.behind_C.any():
-            return None
+            return
         drift = float(np.abs(rollout.tokens["sampled"] - rollout.tokens["logp"]).mean())
-        if drift <= limit:
-            return None
-        return others_weights("the rollout server", drift, limit)
+        if drift > limit:
+            raise EndpointError(others_weights("the rollout server", drift, limit))
 
     def _says_itself(self, parts: Sequence[np.ndarray]) -> bool:
         """Whether the policy's log-probs before the update are those of the update: there is one, on all of the
@@ -318,11 +313,6 @@ class OnPolicy:
 
     def complete(self, *, put_back: bool) -> None:
         """The policy needs no more before it is written."""
-
-
-def _nothing(why: str) -> Update:
-    """No update: the rollouts failed."""
-    return Update(math.nan, {}, math.nan, 0, 0, stop=Stop("rollouts", why))
 
 
 def _names(updates: Sequence[Update]) -> list[str]:

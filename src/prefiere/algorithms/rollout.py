@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from prefiere.algorithms.ahead import Ahead
-from prefiere.asked.endpoint import EndpointError
 from prefiere.models.measure import Found
 from prefiere.models.reference import Reference
 from prefiere.models.trunk import CRITIC
-from prefiere.sample.sampling import Rollouts, Sample, Sampling
+from prefiere.sample.sampling import Rollouts, Sample, Sampling, by_all
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.pack import PackedBatch
 from prefiere.train.engine import Engine, TrainingError
@@ -140,22 +139,19 @@ def collect(
     began = time.perf_counter()
     # The answers of one prompt split where they come from the trunk: a server draws them all from one seed.
     mine = shares(len(prompts), sampling.samples, engine.world.rank, engine.world.size, split=rollouts.limit is None)
-    drawn, failed = list[tuple[int, Sample]](), ""
-    try:
+
+    def draw() -> list[tuple[int, Sample]]:
         rollouts.publish(engine.trunk, version)
-        waiting = ahead.take(version) if ahead is not None else None
+        waiting, found = ahead.take(version) if ahead is not None else None, list[tuple[int, Sample]]()
         for at, first, count in mine:
             how, asked = replace(sampling, samples=count, first=first), [prompts[i] for i in at]
             own = waiting or rollouts.sample(asked, how, version=version, numbers=number_G[at].tolist())
-            drawn += [(int(at[s.prompt]), replace(s, sample=first + s.sample)) for s in own]
+            found += [(int(at[s.prompt]), replace(s, sample=first + s.sample)) for s in own]
         if ahead is not None:
             ahead.ask(version + 1, version)
-    except EndpointError as e:
-        failed = str(e)
-    engine.world.barrier()  # one may wait longer for its answers than another
-    failures = [said for said in engine.world.gather([failed]) if said]
-    if failures:  # all processes stop together
-        raise EndpointError(failures[0])
+        return found
+
+    drawn = by_all(engine.world, draw)
     sampled = time.perf_counter()
     each = score([int(number_G[i]) for i, _ in drawn], [s.tokens for _, s in drawn])
     parts = [(i, s, one) for (i, s), one in zip(drawn, each, strict=True)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from prefiere.evaluate.rows import flat
 from prefiere.models.measure import Budget
 from prefiere.models.reference import Reference, sequence_logps
 from prefiere.models.trunk import Trunk
-from prefiere.sample.sampling import Rollouts, Sample, Sampling
+from prefiere.sample.sampling import Rollouts, Sample, Sampling, by_all
 from prefiere.tokens.groups import PromptGroup
 from prefiere.tokens.schedule import cut_for, longest_first
 from prefiere.world import World
@@ -122,8 +123,8 @@ class AnswerEvaluator:
             return self.rollouts.sample(self.prompts, self.sampling, version=version, progress=progress)
         mine = range(self.world.rank, len(self.prompts), self.world.size)
         asked, numbers = [self.prompts[i] for i in mine], list(mine)
-        own = self.rollouts.sample(asked, self.sampling, version=version, numbers=numbers, progress=progress)
-        self.world.barrier()  # one may have longer answers than another
+        draw = partial(self.rollouts.sample, asked, self.sampling, version=version, numbers=numbers, progress=progress)
+        own = by_all(self.world, draw)
         answers = self.world.gather([replace(s, prompt=mine[s.prompt]) for s in own])
         return sorted(answers, key=lambda s: (s.prompt, s.sample))
 

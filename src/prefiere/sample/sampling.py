@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from prefiere.asked.endpoint import EndpointError
+from prefiere.world import World
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +121,20 @@ class Rollouts(Protocol):
 
     def close(self) -> None:
         """The run is over: give back whatever was held."""
+
+
+def by_all(world: World, draw: Callable[[], T]) -> T:
+    """What this process draws, once every process has drawn its own.
+
+    Raises EndpointError, in every process, where a server fails one of them.
+    """
+    found: list[T] = []
+    failed: list[str] = []
+    try:
+        found.append(draw())
+    except EndpointError as e:
+        failed.append(str(e))
+    world.barrier()  # one may wait longer for its answers than another
+    if failures := world.gather(failed):  # all processes stop together
+        raise EndpointError(failures[0])
+    return found[0]

@@ -12,6 +12,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,33 @@ from prefiere.models.score_head import save_normalisation
 from prefiere.models.shard import store
 from prefiere.models.shard.spread import gathered, in_parts, like, sharded, weights_of
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
+from prefiere.run import Stop
 from prefiere.train.engine import Engine
 
 WHOLE = "trained.safetensors"
+
+
+@dataclass
+class State:
+    """Everything of the loop that a checkpoint must remember (JSON). owed: gradient norm and rate of an update after
+    which not everything that is due was done."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    stop: Stop | None = None
+    owed: list[float] | None = None
+    baseline: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, list[float]] = field(default_factory=dict)
+    pending_tokens: int = 0
+    pending_seconds: float = 0.0
+
+    def goes_on(self, total: int) -> bool:
+        """Whether there is something left to do of a run of so many steps."""
+        return self.stop is None and (self.owed is not None or self.step < total)
 
 
 def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path:

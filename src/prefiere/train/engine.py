@@ -21,7 +21,6 @@ from prefiere.models.measure import Budget, Found, autocast, measure
 from prefiere.models.shard.spread import full, own, sharded
 from prefiere.models.trunk import Trunk
 from prefiere.processes.gradients import GradientSums
-from prefiere.run import Stop
 from prefiere.stats import Moments
 from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import PackedBatch, pack
@@ -40,8 +39,7 @@ class TrainingError(ValueError):
 @dataclass
 class Update:
     """What one update did: its loss, merged metrics, gradient norm before clipping, tokens computed, micro-batches, and
-    what its objectives keep for each group (`Objective.logged`), before it: values [n] of these groups [n].
-    stop: why there was no update, and the weights are as they were."""
+    what its objectives keep for each group (`Objective.logged`), before it: values [n] of these groups [n]."""
 
     loss: float
     metrics: dict[str, Moments]
@@ -50,7 +48,6 @@ class Update:
     microbatches: int
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     each: dict[str, np.ndarray] = field(default_factory=dict)
-    stop: Stop | None = None
 
 
 @dataclass

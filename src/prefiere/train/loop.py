@@ -7,14 +7,15 @@ one that can be resumed from its last checkpoint as if nothing had happened.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from prefiere.asked.endpoint import EndpointError
 from prefiere.asked.language import in_words
 from prefiere.evaluate.guards import degenerate, exploited
 from prefiere.evaluate.moved import WeightsMoved
@@ -30,28 +31,12 @@ from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
 from prefiere.train import checkpoint, previous, trackers
 from prefiere.train.algorithm import Algorithm
+from prefiere.train.checkpoint import State
 from prefiere.train.engine import TrainingError
 from prefiere.train.interrupt import Interrupt
 from prefiere.train.logs import cut_logs, noted, spoken, sync_logs
 from prefiere.train.optimizer import peak_memory_mb
 from prefiere.train.setup import Session
-
-
-@dataclass
-class State:
-    """Everything of the loop that a checkpoint must remember (JSON)."""
-
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    best: float | None = None
-    best_step: int | None = None
-    stale: int = 0
-    stop: Stop | None = None
-    baseline: dict[str, float] = field(default_factory=dict)
-    pending: dict[str, list[float]] = field(default_factory=dict)
-    pending_tokens: int = 0
-    pending_seconds: float = 0.0
 
 
 class Loop:
@@ -77,51 +62,61 @@ class Loop:
 
     def run(self) -> Stop | None:
         """Train to the last step."""
-        s, total, display = self.state, self.session.total_steps, self.session.display
+        s = self.state
         if s.stop:  # it had ended, and was killed before it could say so
             return s.stop
+        try:
+            stop = self._train()
+        except EndpointError as e:  # there were no answers, and the run can go on from where they were asked for
+            stop = Stop("rollouts", str(e))
+        if stop and s.step > 0:
+            with self.interrupt:
+                self._save()
+                self._note(last=True)  # after the checkpoint: where the run goes on, it was not the last one
+        return stop
+
+    def _train(self) -> Stop | None:
+        s, total, display = self.state, self.session.total_steps, self.session.display
         if s.step == 0:
             self._begin()
         with self.interrupt, display.stage(in_words("progress.training"), total, s.step, opening=False) as advance:
             self._began = time.perf_counter(), s.step
-            while s.step < total:
-                began = time.perf_counter()
-                rate = float(self.engine.scheduler.get_last_lr()[0])
-                update = self.algorithm.step(s.step)
-                if update.stop is not None:  # the run can go on from here
-                    if s.step > 0:
-                        self._save()
-                        self._note(last=True)
-                    return update.stop
-                self.engine.scheduler.step()
-                s.step += 1
-                s.pending_tokens += update.tokens
-                s.tokens += update.tokens
-                elapsed = time.perf_counter() - began
-                s.pending_seconds += elapsed
-                s.seconds += elapsed
-                self._collect(update.metrics)
-                advance(1, note=noted(update.metrics, self.algorithm.shown, METHODS[self.settings.method].family))
-                s.stop = self._after(update.grad_norm, rate)
+            while s.goes_on(total):
+                s.owed = s.owed or self._update(advance)
+                s.stop = self._after(*s.owed)
                 interrupted = self._stop_asked()
                 if s.stop or interrupted:
-                    self._save()
-                    self._note(last=True)  # after the checkpoint: where the run goes on, it was not the last one
                     return s.stop or Stop("interrupted", "interrupted")
         return None
+
+    def _update(self, advance: Callable[..., None]) -> list[float]:
+        """One step; returns its gradient norm and rate."""
+        s, began = self.state, time.perf_counter()
+        rate = float(self.engine.scheduler.get_last_lr()[0])
+        update = self.algorithm.step(s.step)
+        self.engine.scheduler.step()
+        s.step += 1
+        s.pending_tokens += update.tokens
+        s.tokens += update.tokens
+        elapsed = time.perf_counter() - began
+        s.pending_seconds += elapsed
+        s.seconds += elapsed
+        self._collect(update.metrics)
+        advance(1, note=noted(update.metrics, self.algorithm.shown, METHODS[self.settings.method].family))
+        return [update.grad_norm, rate]
 
     def _after(self, grad_norm: float, rate: float) -> Stop | None:
         """Everything that is due after an update; returns why to stop, if there is a reason."""
         s, last = self.state, self.state.step == self.session.total_steps
         due = {n: last or s.step % n == 0 for n in (self.log_every, self.eval_every, self.save_every)}
         sample = self.evaluator is not None and (last or s.step % self.sample_every == 0)
+        answers, s.owed = self._sample() if sample else {}, None  # first: without answers, all of this stays owed
         stop, best = None, False
         if due[self.log_every] or due[self.eval_every] or sample:
             row = self._row() | self._training_columns() | {"grad_norm": grad_norm, "learning_rate": rate}
             if due[self.eval_every]:
                 row |= self.algorithm.validate() | {"weights/moved": self.moved.share()}
-            if sample:
-                row |= self._sample()
+            row |= answers
             of_samples = (self.settings.metric_for_best_model or "").startswith("samples/")
             if sample if of_samples else due[self.eval_every]:
                 best, stop = self._watch_best(row)
