@@ -408,10 +408,17 @@ def test_numbers(value: float, key: str, text: str) -> None:
         (Level(0.0121, 0.0119, 0.0122), "", "0.0121 (0.0119 to 0.0122)"),
         (Level(0.0003, 0.0, 0.0006), "samples/repetition", "0.0% (0.0% to 0.1%)"),
         (Level(0.71, 0.66, 0.76), "samples/eos_rate", "71% (66% to 76%)"),
+        (Level(0.6875, 0.504, 0.828), "eval_rewards/accuracies", "68.8% (50.4% to 82.8%)"),  # more than half
+        (Level(0.3125, 0.172, 0.496), "eval_rewards/accuracies", "31.2% (17.2% to 49.6%)"),  # less than half
+        (Level(0.68, 0.496, 0.83), "eval_rewards/accuracies", "68% (50% to 83%)"),  # perhaps half
+        (Level(0.7, 0.5 + 1e-12, 0.8), "eval_rewards/accuracies", "70% (50% to 80%)"),
+        (Level(0.7, 0.504, 0.8), "", "0.70 (0.50 to 0.80)"),  # no share
         (Level(1e-8, -1e-9, 2e-8), "", "0.00"),
     ],
 )
-def test_an_interval_has_so_many_digits_that_its_ends_differ(level: Level, key: str, text: str) -> None:
+def test_an_interval_has_so_many_digits_that_its_ends_differ_and_leave_out_what_it_leaves_out(
+    level: Level, key: str, text: str
+) -> None:
     assert with_interval(level, key) == text
 
 

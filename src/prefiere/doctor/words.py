@@ -32,7 +32,8 @@ def number(value: float, key: str = "", more: int = 0) -> str:
 
 
 def with_interval(level: Level, key: str = "") -> str:
-    """``0.41 (0.36 to 0.46)``: a mean and its 95% interval, in so many digits that its ends differ."""
+    """``0.41 (0.36 to 0.46)``: a mean and its 95% interval, in so many digits that its ends differ, and that half is
+    not among a share's where the interval leaves it out."""
     return str(interval(level, key))
 
 
@@ -41,10 +42,15 @@ def with_ends(level: Level, key: str) -> tuple[str, ...]:
     if not level.known or level.low == level.high:
         return (number(level.mean, key),)
     low, high = (max(0.0, level.low), min(1.0, level.high)) if column(key).share else (level.low, level.high)
+    told: tuple[str, ...] = ()
     for more in range(_MOST_DIGITS):
-        if (least := number(low, key, more)) != (most := number(high, key, more)):
+        least, most, half = (number(value, key, more) for value in (low, high, 0.5))
+        if least == most:
+            continue
+        told = told or (number(level.mean, key, more), least, most)
+        if not (column(key).share and ((level.above(0.5) and least == half) or (level.below(0.5) and most == half))):
             return number(level.mean, key, more), least, most
-    return (number(level.mean, key),)
+    return told or (number(level.mean, key),)
 
 
 def line(key: str, /, **values: str | Worded) -> Worded:
