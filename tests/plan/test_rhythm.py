@@ -13,6 +13,7 @@ import runs
 from prefiere.console import Display
 from prefiere.estimate.workload import workload
 from prefiere.launch import launch
+from prefiere.plan import rhythm as rhythm_module
 from prefiere.plan.device import Device
 from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm, share_out
 from prefiere.settings import DPO, Reward
@@ -34,6 +35,28 @@ def test_what_the_budget_leaves_is_shared_out() -> None:
 def test_where_nothing_is_left_only_the_last_update_is_measured() -> None:
     work = Costs(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
     assert share_out(work, 12, LARGE) == {"save_steps": 12, "eval_steps": 12, "sample_steps": 12}
+
+
+def test_a_metric_that_chooses_the_best_step_has_ten_to_choose_from() -> None:
+    """Once and the last of each kind leave 1,490 of a budget of 3,000. Nine further validations of 500 take more, and
+    the others have their last alone. Without the metric, checkpoints take 90, answers 400 of half of the rest, and
+    validations have 1,000: two more, three in all."""
+    work = Costs(updates=9000, validation=500, answers=400, checkpoint=10, once=600)
+    assert share_out(work, 100, LARGE, "eval_steps") == {"eval_steps": 10, "save_steps": 100, "sample_steps": 100}
+    assert share_out(work, 100, LARGE, "sample_steps")["sample_steps"] == 10
+    assert share_out(work, 100, LARGE)["eval_steps"] == 34
+
+
+def test_early_stopping_can_stop_a_run_whose_budget_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a rate that moves nothing, no validation is better than the first: the fourth of ten is the third in vain."""
+    monkeypatch.setattr(rhythm_module, "UNRATIONED", 0.0)
+    watched = {"metric_for_best_model": "eval_rewards/margins", "early_stopping_patience": 3}
+    asked = runs.settings(tmp_path, max_steps=20, learning_rate=1e-30, **watched)
+    run = launch(asked, display=QUIET).run
+    assert [r["step"] for r in run.metrics if "eval_loss" in r] == [0, 2, 4, 6, 8]
+    assert run.status["stop"]["kind"] == "early"
+    said = {c["name"]: c for c in json.loads((run.folder / "environment.json").read_text())["choices"]}
+    assert "eval_rewards/margins chooses among them" in said["eval_steps"]["why"]
 
 
 @pytest.mark.parametrize("validation", [1, 7, 33, 150, 800])

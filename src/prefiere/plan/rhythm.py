@@ -61,11 +61,19 @@ class Rhythm:
         return beside / (beside + work.updates)
 
 
-def share_out(work: Costs, steps: int, parameters: int) -> dict[str, int]:
+def chosen_by(settings: Settings) -> str | None:
+    """The setting that says how often `metric_for_best_model` is looked at, where there is one."""
+    if settings.metric_for_best_model is None:
+        return None
+    return "sample_steps" if settings.metric_for_best_model.startswith("samples/") else "eval_steps"
+
+
+def share_out(work: Costs, steps: int, parameters: int, chooser: str | None = None) -> dict[str, int]:
     """Updates between two events of each kind, by setting, where all are automatic.
 
     What the budget leaves after ``once`` and the last event of each kind is shared out equally, cheap kinds first: what
-    one of them does not need is there for the others.
+    one of them does not need is there for the others. chooser: the kind among whose events the best step is chosen; it
+    comes first and as often as any may, whatever it costs, for a single one leaves no choice and stops no run early.
     """
     cost = {"eval_steps": work.validation, "sample_steps": work.answers, "save_steps": work.checkpoint}
     whole = work.once + MOST_EVENTS * sum(cost.values())
@@ -73,9 +81,10 @@ def share_out(work: Costs, steps: int, parameters: int) -> dict[str, int]:
         return {name: max(1, steps // MOST_EVENTS) for name in cost}
     left = OVERHEAD / (1 - OVERHEAD) * work.updates - work.once - sum(cost.values())
     found = {}
-    for at, name in enumerate(sorted(cost, key=cost.__getitem__)):
+    for at, name in enumerate(sorted(cost, key=lambda n: (n != chooser, cost[n]))):
         fair = max(0.0, left) / (len(cost) - at)
-        further = min(MOST_EVENTS - 1, int(fair / cost[name])) if cost[name] else MOST_EVENTS - 1
+        rationed = cost[name] and name != chooser
+        further = min(MOST_EVENTS - 1, int(fair / cost[name])) if rationed else MOST_EVENTS - 1
         left -= further * cost[name]
         found[name] = max(1, -(-steps // (1 + further)))
     return found
@@ -85,7 +94,8 @@ def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, C
     """The rhythm of a run on this data, its work, and what was automatic, with reasons; a resumed run's as it began."""
     steps = updates_of(plan.settings, len(data.train))
     work = work_of(plan, data, steps)
-    automatic = share_out(work, steps, plan.parameters)
+    chooser = chosen_by(plan.settings)
+    automatic = share_out(work, steps, plan.parameters, chooser)
     chosen, taken = list[Choice](), dict[str, int]()
     cost = {"eval_steps": work.validation, "sample_steps": work.answers, "save_steps": work.checkpoint}
     for name, tokens in cost.items():
@@ -94,6 +104,8 @@ def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, C
             taken[name] = int(asked)
             continue
         why = f"once takes {tokens / max(work.updates, 1):.1%} of the work of all {steps:,} updates"
+        if name == chooser:
+            why += f"; {plan.settings.metric_for_best_model} chooses among them"
         found = Choice(name, automatic[name], why)
         if name in plan.recorded:
             found = Choice(name, plan.recorded[name], "as when this run began")

@@ -26,6 +26,7 @@ from prefiere.evaluate.start import of_own_answers
 from prefiere.kernels.memory import out_of_memory
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, column, measured_again
+from prefiere.plan.rhythm import chosen_by
 from prefiere.run import Stop
 from prefiere.stats import Moments, wilson
 from prefiere.tokens.schedule import updates_per_epoch
@@ -117,8 +118,7 @@ class Loop:
             if due[self.eval_every]:
                 row |= self.algorithm.validate() | {"weights/moved": self.moved.share()}
             row |= answers
-            of_samples = (self.settings.metric_for_best_model or "").startswith("samples/")
-            if sample if of_samples else due[self.eval_every]:
+            if sample if chosen_by(self.settings) == "sample_steps" else due[self.eval_every]:
                 best, stop = self._watch_best(row)
             self._write(row, due[self.eval_every] or sample)
             self._note(held=due[self.eval_every])
