@@ -236,7 +236,8 @@ def _prepare(
     if finished:
         return Prepared(run, world, display, before, None)
     recorded = run.choices if before is not None else {}
-    plan = resolve(settings, Device.of(world.device, processes=world.size, nodes=world.nodes), recorded)
+    own = Device.of(world.device, processes=world.size, nodes=world.nodes)
+    plan = resolve(settings, Device.least(world.gather([own])), recorded)
     session = build_session(plan, run, display, world=world, given=given)
     if before:
         same_as_before(session, before)

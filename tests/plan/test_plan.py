@@ -211,6 +211,14 @@ def test_weights_are_shared_where_they_do_not_fit(
     assert resolve(settings, CPU, again).shard == "none", "it suits the machine that a resumed run is on"
 
 
+def test_processes_decide_for_what_all_of_their_devices_have() -> None:
+    """One has less free, and the other fewer threads and no products in bfloat16."""
+    one = Device("cpu", 2**34, bf16=False, threads=2, processes=2)
+    two = Device("cpu", 2**30, bf16=True, threads=4, processes=2)
+    assert Device.least([one, two]) == Device("cpu", 2**30, bf16=False, threads=2, processes=2)
+    assert Device.least([two, one]) == Device.least([one, two])
+
+
 def test_what_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
     four = replace(GPU, processes=4)
     for options, why in (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import psutil
@@ -36,3 +37,12 @@ class Device:
             return cls("cuda", free, bf16, torch.get_num_threads(), **count)
         bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
         return cls(device.type, int(psutil.virtual_memory().available), bf16, torch.get_num_threads(), **count)
+
+    @classmethod
+    def least(cls, devices: Sequence[Self]) -> Self:
+        """What all of these devices are at least, one of each process: the run is decided for it, once and for all.
+
+        Decided for each, two processes would disagree on it wherever less is free on one of them.
+        """
+        least = {name: min(getattr(d, name) for d in devices) for name in ("memory", "bf16", "threads")}
+        return replace(devices[0], **least)
