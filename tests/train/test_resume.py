@@ -508,6 +508,38 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, killed_a
     assert contents(tmp_path / "run") == before
 
 
+MADE_ELSEWHERE = {
+    "no header": ("trained.safetensors", b"x"),
+    "a header larger than the file": ("trained.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
+    "no JSON": ("state.json", b'{"step": 4'),
+}
+
+
+@pytest.mark.parametrize("what", MADE_ELSEWHERE)
+def test_a_checkpoint_that_was_sealed_around_nonsense_is_one_line(tmp_path, killed_at_5, what) -> None:
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    step, (name, held) = tmp_path / "run" / "checkpoints" / "step-00000004", MADE_ELSEWHERE[what]
+    (step / name).write_bytes(held)
+    (step / files.MANIFEST).unlink()
+    files.seal(step)
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^[^\n]*step-00000004[^\n]*(restore it from a copy|--fresh starts over\.)$"):
+        launch(going_on(tmp_path, killed_at_5), display=QUIET)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_checkpoint_with_a_link_that_its_seal_does_not_name_is_damaged(tmp_path, killed_at_5) -> None:
+    """Tensors are found by the names of files: a link would be read as one of them."""
+    shutil.copytree(killed_at_5, tmp_path, dirs_exist_ok=True)
+    step = tmp_path / "run" / "checkpoints" / "step-00000004"
+    (step / "trained.safetensors").rename(tmp_path / "elsewhere")
+    (step / files.MANIFEST).unlink()
+    files.seal(step)
+    (step / "more.safetensors").symlink_to(tmp_path / "elsewhere")
+    assert checkpoint.damage(step) == "more.safetensors"
+    runs.assert_same_run(Run.open(tmp_path / "whole"), launch(going_on(tmp_path, killed_at_5), display=QUIET).run)
+
+
 def going_on(tmp_path: Path, folder: Path) -> DPO:
     """The settings of the run of ``killed_at_5``, whose copy lies in ``tmp_path``."""
     given = {"model": str(folder / "model"), "data": str(folder / "pairs.jsonl")}

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prefiere.files import atomic_folder, clean, remove_folder, seal, sealed
+from prefiere.files import atomic_folder, clean, first_link_out, remove_folder, seal, sealed
 from prefiere.models.adapter import save_adapter
 from prefiere.models.configuration import save_whole
 from prefiere.models.load import without_bars
@@ -123,8 +123,10 @@ def found(folder: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """The name of a file of a checkpoint that is not as it was written, or None."""
-    return sealed(path)[1]
+    """The name of a file of a checkpoint that is not as it was written, or None. No checkpoint is written with a link
+    out of it."""
+    link = first_link_out(path)
+    return link.name if link is not None else sealed(path)[1]
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -190,7 +192,10 @@ def read_weights(path: Path, trained: Mapping[str, Tensor], *, some: bool = Fals
     return None
 
 
-_MISSHAPEN = (pickle.UnpicklingError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, EOFError)
+_MISSHAPEN = (
+    pickle.UnpicklingError, json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
+    EOFError,
+)  # fmt: skip
 
 
 def restore(path: Path, engine: Engine) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -19,11 +19,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 
 def tensor_names(folder: Path) -> set[str]:
-    """The names of all tensors of a folder's files."""
+    """The names of all tensors of a folder's files. Raises ValueError for a file that is no safetensors."""
     found = set[str]()
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            found |= set(file.keys())
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= set(file.keys())
+        except SafetensorError as e:
+            raise ValueError(f"{path} holds no tensors ({e}): restore it from a copy") from e
     return found
 
 
@@ -50,4 +53,4 @@ def read_parts(folder: Path, into: Mapping[str, Tensor]) -> None:
             checkpoint.load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except CheckpointException as e:
         rank, (error, _) = min(e.failures.items())
-        raise ValueError(f"process {rank}: {error}") from e
+        raise ValueError(f"{folder} holds other tensors (process {rank}: {error}): restore it from a copy") from e
