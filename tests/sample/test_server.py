@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from threading import Event, current_thread
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from prefiere.asked import endpoint
 from prefiere.asked.endpoint import EndpointError
 from prefiere.sample.sampling import Sampling, Vocabulary
-from prefiere.sample.server import SERVER_KEY, Server
+from prefiere.sample.served import all_answers
+from prefiere.sample.server import SERVER_KEY, Completed, Server
 from serving import RolloutServer
 
 PROMPT = np.asarray([5, 6, 7], np.int32)
@@ -129,3 +131,22 @@ def test_its_key_is_sent_and_its_address_holds_none(server, monkeypatch) -> None
         with pytest.raises(EndpointError, match=said) as e:
             Server.named(wrong)
         assert "u:p" not in str(e.value)
+
+
+def test_nobody_waits_for_answers_that_are_on_their_way() -> None:
+    """Neither where one of them fails, nor at the end of the process; and no more are asked for."""
+    asked, hangs, answered = [], Event(), []
+
+    def ask(place: int, number: int) -> list[Completed]:
+        asked.append((place, number, current_thread().daemon))
+        if place == 1:
+            answered.append(hangs.wait(10))
+        while len(asked) < 2:
+            hangs.wait(0.001)
+        raise EndpointError("gone")
+
+    with pytest.raises(EndpointError, match="gone"):
+        all_answers(ask, [7, 8, 9, 10], 2, 0, None)
+    assert not answered
+    hangs.set()
+    assert sorted(asked) == [(0, 7, True), (1, 8, True)]

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -165,7 +167,7 @@ class ServedRollouts:
             return self._asked(self._servers[i % len(self._servers)], name, prompts[i], sampling, number)
 
         called = list(numbers if numbers is not None else range(len(prompts)))
-        return _together(ask, called, IN_FLIGHT * len(self._servers), version, progress)
+        return all_answers(ask, called, IN_FLIGHT * len(self._servers), version, progress)
 
     def _asked(self, server: Server, name: str, prompt: np.ndarray, sampling: Sampling, number: int) -> list[Completed]:
         """Answers to one prompt; the seed depends on its number and not on the others."""
@@ -251,13 +253,13 @@ class ServedModel:
             return self._server.complete(self._name, prompts[i], sampling, self._vocabulary, size=self._size, seed=seed)
 
         called = list(numbers if numbers is not None else range(len(prompts)))
-        return _together(ask, called, IN_FLIGHT, version, progress)
+        return all_answers(ask, called, IN_FLIGHT, version, progress)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _together(
+def all_answers(
     ask: Callable[[int, int], list[Completed]],
     numbers: Sequence[int],
     most: int,
@@ -265,19 +267,36 @@ def _together(
     progress: Callable[[int], None] | None,
 ) -> list[Sample]:
     """The answers to all prompts, in order, of which so many are asked at once. ask: takes a prompt's place and number.
-    Raises what the first of them raises, and asks no more then."""
+
+    Raises what the first of them raises, and asks no more then. Neither this nor the end of the process waits for
+    answers that are on their way: the threads are daemons, which those of a ThreadPoolExecutor are not.
+    """
     found: list[Sample] = []
-    with ThreadPoolExecutor(most) as pool:
-        waiting = [pool.submit(ask, i, number) for i, number in enumerate(numbers)]
-        try:
-            for i, answers in enumerate(waiting):
-                new = _samples(i, answers.result(), version)
-                found += new
-                if progress:
-                    progress(len(new))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting = [Future[list[Completed]]() for _ in numbers]
+    asking = deque(enumerate(numbers))
+
+    def work() -> None:
+        while True:
+            try:
+                i, number = asking.popleft()
+            except IndexError:
+                return
+            try:
+                waiting[i].set_result(ask(i, number))
+            except Exception as e:  # whatever it is, it is raised where the answers are waited for
+                asking.clear()
+                waiting[i].set_exception(e)
+
+    for _ in range(min(most, len(numbers))):
+        Thread(target=work, daemon=True).start()
+    try:
+        for i, answers in enumerate(waiting):
+            new = _samples(i, answers.result(), version)
+            found += new
+            if progress:
+                progress(len(new))
+    finally:
+        asking.clear()
     return found
 
 

@@ -22,6 +22,7 @@ SERVER_KEY = "PREFIERE_ROLLOUTS_KEY"
 """The environment variable that holds the servers' key. It is sent, and written nowhere."""
 SERVER_EXAMPLE = "http://host:8000/v1"
 _SLOWEST = 3600.0  # seconds: an answer comes when its last token is drawn, and may have waited in a queue
+_LETTING_GO = 30.0  # seconds: a run that ends does not wait for a server that hangs
 _SMALL = 1 << 20  # bytes of an answer beyond its tokens
 _PER_TOKEN = 1024  # bytes of an answer for each of its tokens: id, text, log-prob, the likeliest tokens
 _LIKELIER = 1e-3  # how far above 0 rounding may put a log-prob, in nats
@@ -74,7 +75,7 @@ class Server:
 
     def unload(self, name: str) -> None:
         """Have it forget an adapter. Raises EndpointError."""
-        self._ask("unload_lora_adapter", {"lora_name": name}, _SMALL, tries=1)
+        self._ask("unload_lora_adapter", {"lora_name": name}, _SMALL, tries=1, slowest=_LETTING_GO)
 
     def complete(
         self, name: str, prompt: np.ndarray, sampling: Sampling, vocabulary: Vocabulary, *, size: int, seed: int
@@ -106,7 +107,8 @@ class Server:
         return found
 
     def _ask(self, route: str, body: dict[str, Any] | None, largest: int, **how: Any) -> bytes:
-        return self.address.ask(route, body, name=self.name, largest=largest, slowest=_SLOWEST, after=_AFTER, **how)
+        how = {"slowest": _SLOWEST} | how
+        return self.address.ask(route, body, name=self.name, largest=largest, after=_AFTER, **how)
 
 
 def _request(name: str, prompt: np.ndarray, sampling: Sampling, vocabulary: Vocabulary, seed: int) -> dict[str, Any]:
