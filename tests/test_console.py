@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from prefiere.asked.language import speaking
 from prefiere.console import Display, Terminal, command, table
 
 HOSTILE = {
@@ -142,6 +143,19 @@ def test_a_log_hears_of_long_parts_of_a_stage_and_of_no_short_one() -> None:
         "step 3",
         "training: 3 of 4, about 32 s left, loss 0.5",
     ]
+
+
+def test_on_eighty_columns_counts_and_times_of_a_part_are_whole() -> None:
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=80, highlight=False)
+    display = Display(console)
+    with speaking("es"), display.stage("entrenando", 1000) as advance:
+        advance(12, note="loss 0.003293  rewards/accuracies 100.0%")
+        with display.stage("muestreando respuestas", 128) as answered:
+            answered(64)
+            console.print("")  # the bars are drawn again below it
+    shown = STYLES.sub("", console.file.getvalue())
+    assert re.search(r"entrenando .* 12/1000 0:00:0\d quedan [-\d:]{7} loss 0\.0", shown)
+    assert re.search(r"muestreando respuestas .* 64/128 +0:00:0\d quedan [-\d:]{7}", shown)
 
 
 def test_a_part_of_a_stage_has_a_bar_that_goes_with_it() -> None:

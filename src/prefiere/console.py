@@ -27,13 +27,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from prefiere.asked.language import in_words, speaking
@@ -291,11 +292,8 @@ class Display:
             full = round(24 * done / total) if total else 24
             left = (self.clock() - began) / (done - start) * (total - done) if done > start else None
             time = f"  {in_words('progress.left', time=rough_time(left))}" if left and done < total else ""
-            return {
-                "text/plain": visible(
-                    f"{name}  {'█' * full}{'░' * (24 - full)} {done:,}/{total:,}{time}  {said}".rstrip()
-                )
-            }
+            text = f"{name}  {'█' * full}{'░' * (24 - full)} {done:,}/{total:,}{time}  {said}".rstrip()
+            return {"text/plain": visible(text)}
 
         shown = display(line(), raw=True, display_id=True)
 
@@ -312,7 +310,7 @@ class Display:
     def _bar(self, name: str, total: int, start: int) -> Iterator[Callable[..., None]]:
         outer = self._bars
         if outer is None:
-            with Progress(*_COLUMNS, console=self.console) as self._bars:
+            with Progress(*_columns(), console=self.console, expand=True) as self._bars:
                 try:
                     yield _moving(self._bars, self._bars.add_task(name, total=total, completed=start, note=""))
                 finally:
@@ -325,15 +323,17 @@ class Display:
             outer.remove_task(task)
 
 
-_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(bar_width=24),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TextColumn("left"),
-    TimeRemainingColumn(),
-    TextColumn("{task.fields[note]}", markup=False),
-)
+def _columns() -> tuple[ProgressColumn, ...]:
+    """What a bar's line shows; where it is narrow, the bar and the note give way, never the counts and the times."""
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn(in_words("progress.remaining")),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=4, no_wrap=True)),
+    )
 
 
 def _moving(bars: Progress, task: TaskID) -> Callable[..., None]:
