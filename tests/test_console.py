@@ -152,7 +152,7 @@ def test_on_eighty_columns_counts_and_times_of_a_part_are_whole() -> None:
         advance(12, note="loss 0.003293  rewards/accuracies 100.0%")
         with display.stage("muestreando respuestas", 128) as answered:
             answered(64)
-            console.print("")  # the bars are drawn again below it
+            display._bars.refresh()  # type: ignore[union-attr]
     shown = STYLES.sub("", console.file.getvalue())
     assert re.search(r"entrenando .* 12/1000 0:00:0\d quedan [-\d:]{7} loss 0\.0", shown)
     assert re.search(r"muestreando respuestas .* 64/128 +0:00:0\d quedan [-\d:]{7}", shown)

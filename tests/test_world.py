@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 import runs
 from prefiere.cli.main import app
+from prefiere.processes.errors import PeerError
+from prefiere.train.interrupt import Ending, Interrupt
 from prefiere.world import World, leave_group
 
 
@@ -70,6 +73,38 @@ def test_one_process_is_a_world() -> None:
     assert world.gather([1, 2]) == [1, 2]
     assert world.broadcast("x") == "x"
     world.barrier()
+
+
+class Asked:
+    """A heartbeat that knows who is missing."""
+
+    def __init__(self) -> None:
+        self.missing = PeerError("process 1 is not heard of any more")
+
+    def cause(self) -> ValueError:
+        return self.missing
+
+    def stop(self, error: BaseException) -> None:
+        self.told = error
+
+
+@pytest.mark.parametrize("broke", [True, False])
+def test_an_interrupt_over_a_broken_connection_is_no_wish_to_stop(broke) -> None:
+    """The launcher sends it to every process when one is gone, and it comes while this one is failing already."""
+
+    def fails() -> None:
+        try:
+            with Interrupt(print):
+                if broke:
+                    raise RuntimeError("Connection closed by peer")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    world = World.open(cpu=True)
+    heart = world._heart = Asked()  # type: ignore[assignment]
+    with Ending(), pytest.raises(KeyboardInterrupt) as e:
+        fails()
+    assert world.failed(e.value) is heart.told is (heart.missing if broke else e.value)
 
 
 def test_a_tracker_that_is_not_there_is_named() -> None:

@@ -93,6 +93,11 @@ class World:
         if self._heart is not None:
             self._heart.meet()
 
+    def hurry(self) -> None:
+        """Find out soon who is missing: this process is asked to end, which a launcher does where another one has."""
+        if self._heart is not None:
+            self._heart.hurry()
+
     def on_loss(self, then: Callable[[ValueError], None]) -> None:
         """What this process does before it ends where another one is gone or stuck. It is called in a thread."""
         if self._heart is not None:
@@ -101,12 +106,14 @@ class World:
     def failed(self, error: BaseException) -> BaseException:
         """Why this process fails: another one that is gone, where that is behind the error, else the error itself.
 
-        Libraries raise RuntimeError for a connection that broke. The others are told, and this process is on its own.
+        Libraries raise RuntimeError for a connection that broke; the launcher, which asks all processes to end where
+        one has, may interrupt this one over it. The others are told, and this process is on its own.
         """
         heart, self._heart = self._heart, None
         if heart is None:
             return error
-        why = (heart.cause() if isinstance(error, RuntimeError) else None) or error
+        first = error.__context__ if isinstance(error, KeyboardInterrupt) else error
+        why = (heart.cause() if isinstance(first, RuntimeError) else None) or error
         heart.stop(why)
         return why
 

@@ -51,6 +51,16 @@ def test_a_silent_process_is_named_by_the_first(played) -> None:
     assert "the same torchrun command again continues the run" in str(error)
 
 
+def test_who_is_asked_to_end_names_a_silent_one_soon() -> None:
+    """Ten minutes without a word are no loss yet; the launcher kills everybody after half one."""
+    both = Played(patience=600)
+    both.hearts[0].pause = 0.02
+    both.silence(1)
+    both.hearts[0].hurry()
+    assert isinstance(both.ended[0].get(timeout=30), PeerError)
+    both.hearts[0].stop()
+
+
 def test_a_silent_first_process_is_named_by_the_others(played) -> None:
     played.silence(0)
     error = played.ended[1].get(timeout=30)

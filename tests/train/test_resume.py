@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from prefiere.settings import DPO, SFT
 from prefiere.train import checkpoint, loop, previous
 from prefiere.train.engine import Engine, TrainingError
 from prefiere.train.interrupt import Ending, Interrupt, resume_command
+from prefiere.world import World
 
 QUIET = Display(quiet=True)
 
@@ -277,25 +279,44 @@ def test_two_at_once_is_refused(tmp_path) -> None:
         assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("writer", ["save_file", "torch.save"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, writer) -> None:
+    """Whatever the writing library makes of it: here no file may become longer than 300 bytes."""
     s = runs.settings(tmp_path, max_steps=6, save_steps=2)
-    real = checkpoint.save_file
+    home = {"save_file": checkpoint, "torch.save": torch}[writer]
+    name = writer.split(".")[-1]
+    real = getattr(home, name)
 
-    def full(tensors, path):
-        if "step-00000004" in str(path):
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        return real(tensors, path)
+    def full(held, path):
+        if "step-00000004" not in str(path):
+            return real(held, path)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+        try:
+            return real(held, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(TrainingError, match=r"No space left.*step-00000002 is whole"):
+    monkeypatch.setattr(home, name, full)
+    with pytest.raises(TrainingError, match=r"cannot write a checkpoint.*Free some space.*step-00000002 is whole"):
         launch(s, display=QUIET)
     run = Run.open(s.out)
     assert run.status["state"] == "failed"
     assert [p.name for p in checkpoint.found(run.checkpoints)] == ["step-00000002"]
     assert not list(run.checkpoints.glob(".*"))
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    monkeypatch.setattr(home, name, real)
     assert launch(s, display=QUIET).run.status["state"] == "finished"
+
+
+def test_a_connection_that_breaks_at_a_checkpoint_is_not_laid_to_the_disk(tmp_path, monkeypatch) -> None:
+    def broken(self: World, items: list[object]) -> list[object]:
+        if items and isinstance(items[0], dict) and "cpu" in items[0]:
+            raise RuntimeError("Connection closed by peer")
+        return items
+
+    monkeypatch.setattr(World, "gather", broken)
+    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"):
+        launch(runs.settings(tmp_path, max_steps=2, save_steps=1), display=QUIET)
 
 
 def test_checkpoints_are_rotated_and_the_best_is_kept_and_wins(tmp_path, monkeypatch) -> None:

@@ -24,6 +24,10 @@ from prefiere.processes.errors import PeerError, SaidOnce
 PAUSE = 2.0
 """Seconds between two beats, at most."""
 
+SOON = 5
+"""Rounds of silence after which a process counts as lost once the launcher asks all to end: it kills them after 30
+seconds, and who is missing has been said by then."""
+
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
@@ -82,6 +86,10 @@ class Heartbeat:
             with contextlib.suppress(RuntimeError):  # the store may be gone
                 self.keys.set(f"ended/{self.rank}", said.strip().partition("\n")[0])
         self._over.set()
+
+    def hurry(self) -> None:
+        """Count another one as lost soon: this process is asked to end, which a launcher does where one has."""
+        self.rounds = min(self.rounds, SOON)
 
     def meet(self) -> None:
         """Wait until every process is here, however long one that lives has to do before."""

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefiere.files import atomic_folder, clean, first_link_out, remove_folder, seal, sealed
+from prefiere.kernels.memory import out_of_memory
 from prefiere.models.adapter import save_adapter
 from prefiere.models.configuration import save_whole
 from prefiere.models.load import without_bars
@@ -95,26 +96,35 @@ def _spread_tensors(engine: Engine) -> dict[str, Tensor]:
 
 def _fill(folder: Path, engine: Engine, random: list[dict[str, Any]], state: dict[str, Any]) -> None:
     """Write the files of a checkpoint that one process writes. random: torch's random state in each process."""
-    for rank, one in enumerate(random):
-        torch.save(one, folder / f"rng-{rank}.pt")
     optimizer = engine.optimizer.state_dict()
     if sharded(engine.trunk):
         parts = {i: {k: None if in_parts(x) else x for k, x in of.items()} for i, of in optimizer["state"].items()}
         optimizer = {**optimizer, "state": parts}
     else:
         weights = {n: p.detach().contiguous() for n, p in engine.trunk.named_parameters() if p.requires_grad}
-        save_file(weights, folder / WHOLE)
-    torch.save(
-        {
-            "optimizer": optimizer,
-            "scheduler": engine.scheduler.state_dict(),
-            "scaler": engine.scaler.state_dict(),
-        },
-        folder / "optimizer.pt",
-    )
+        with _refused_by_the_disk():
+            save_file(weights, folder / WHOLE)
+    held = {
+        "optimizer": optimizer, "scheduler": engine.scheduler.state_dict(), "scaler": engine.scaler.state_dict(),
+    }  # fmt: skip
+    with _refused_by_the_disk():
+        torch.save(held, folder / "optimizer.pt")
+        for rank, one in enumerate(random):
+            torch.save(one, folder / f"rng-{rank}.pt")
     whole = {**state, "budget": engine.budget.tokens, "backoffs": engine.backoffs}
     (folder / "state.json").write_text(json.dumps(whole, indent=2))
     seal(folder)
+
+
+@contextmanager
+def _refused_by_the_disk() -> Iterator[None]:
+    """safetensors and torch raise errors of their own where a file cannot be written: raise OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as e:
+        if out_of_memory(e):
+            raise
+        raise OSError(str(e)) from e
 
 
 def found(folder: Path) -> list[Path]:

@@ -42,10 +42,10 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 class Interrupt:
-    """While entered, the first signal is noted in ``asked``; a second Ctrl-C is immediate."""
+    """While entered, the first signal is noted in ``asked``. ``heard`` is called then. A second Ctrl-C is immediate."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say, self.asked = say, False
+    def __init__(self, say: Callable[[str], None], heard: Callable[[], None] = lambda: None):
+        self.say, self.heard, self.asked = say, heard, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -61,6 +61,7 @@ class Interrupt:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        self.heard()
         self.say(in_words("progress.stopping"))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from prefiere.asked.endpoint import EndpointError
 from prefiere.asked.language import in_words
@@ -23,7 +22,6 @@ from prefiere.evaluate.rows import derived
 from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.evaluate.singles import KeptRows
 from prefiere.evaluate.start import of_own_answers
-from prefiere.kernels.memory import out_of_memory
 from prefiere.methods import METHODS
 from prefiere.metrics import BOUNDS, column, measured_again
 from prefiere.plan.rhythm import chosen_by
@@ -53,7 +51,7 @@ class Loop:
         self.eval_every, self.sample_every, self.save_every = rhythm.validate, rhythm.answer, rhythm.save
         self.kept = KeptRows(self.eval_every, total)
         self.main = session.world.main
-        self.interrupt = Interrupt(session.display.say)
+        self.interrupt = Interrupt(session.display.say, session.world.hurry)
         self.moved = WeightsMoved(session.trunk)  # before a checkpoint is taken up: from where the run began
         self._saved = -1  # the step of the checkpoint that was read or written last
         self._rows: dict[str, int] = {}
@@ -274,9 +272,7 @@ class Loop:
         state = asdict(s) | {"rows": rows, "waiting": self.kept.waiting, "method": self.algorithm.state()}
         try:
             checkpoint.save(folder, s.step, self.engine, state)
-        except (OSError, SafetensorError, RuntimeError) as e:
-            if out_of_memory(e):
-                raise
+        except OSError as e:
             whole = checkpoint.found(folder)
             kept = f"{whole[-1]} is whole" if whole else "there is no earlier one"
             raise TrainingError(f"cannot write a checkpoint to {folder}: {e}. Free some space; {kept}") from e
