@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import runs
 from prefiere.asked import hub
-from prefiere.asked.language import TONGUES, other_words, speaking
+from prefiere.asked.language import TONGUES, Tongue, other_words, speaking
 from prefiere.cli.main import app, main
 from prefiere.cli.models import show_comparison
 from prefiere.cli.train import how_it_went
 from prefiere.console import Display, Terminal
 from prefiere.evaluate.compare import Compared, Pairing
+from prefiere.launch import launch
 from prefiere.methods import METHODS
 from prefiere.train.logs import spoken as told_row
 from synthetic_runs import PERFECT, RUINED, make
@@ -150,3 +153,21 @@ def test_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for text in ("pregunta", "antes: uno", "después: otro", "según regla: 1 ganadas, 0 perdidas, 0 empatadas"):
         assert text in said
+
+
+def start_of(folder: Path, spoken: Tongue) -> tuple[list[str], list[dict[str, Any]]]:
+    """What a run of one update says before it, and the choices that it records; of the same data and model each time,
+    whose tokens the second run finds in the cache of the first."""
+    said = io.StringIO()
+    settings = runs.settings(folder, out=str(folder / spoken), max_steps=1, sample_steps=0, lora=True)
+    with speaking(spoken):
+        run = launch(settings, display=Display(Terminal(file=said, width=500))).run
+    return said.getvalue().splitlines(), run.environment["choices"]
+
+
+def test_every_choice_of_a_run_is_said_in_its_language(tmp_path: Path) -> None:
+    (english, first), (spanish, second) = start_of(tmp_path, "en"), start_of(tmp_path, "es")
+    assert [(c["name"], c["value"]) for c in first] == [(c["name"], c["value"]) for c in second]
+    assert not {c["why"] for c in first} & {c["why"] for c in second}
+    assert "  lora = True: as asked" in english
+    assert "  lora = True: como se pidió" in spanish

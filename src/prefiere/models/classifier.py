@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from prefiere.asked.language import in_words
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
 from prefiere.models import quantize
@@ -168,7 +169,7 @@ def _quiet() -> Iterator[None]:
 
 def _rows(base: PreTrainedModel, decoder: bool, packed: bool | None, max_length: int) -> tuple[bool, str]:
     if not decoder:
-        return False, f"padded rows: {type(base).__name__} reads an answer both ways"
+        return False, in_words("why.both_ways", model=type(base).__name__)
     if packed is None:
         weights = torch.randn(base.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
 
@@ -177,8 +178,8 @@ def _rows(base: PreTrainedModel, decoder: bool, packed: bool | None, max_length:
             return states @ weights.to(states.device)
 
         reason = probe(base, max_length, read)
-        return reason is None, f"padded rows: {reason}" if reason else "packed rows with shared prefixes"
-    return packed, "packed rows with shared prefixes" if packed else "padded rows, as asked"
+        return reason is None, in_words("why.padded", why=reason) if reason else in_words("why.packed")
+    return packed, in_words("why.packed" if packed else "why.padded_as_asked")
 
 
 def install_head(model: PreTrainedModel, source: Source) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prefiere.asked.language import in_words
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.trunk import CRITIC, POLICY, Trunk, activate, role_of
 
@@ -50,7 +51,7 @@ def attach_critic(trunk: Trunk, *, share: bool = False, start: RewardModel | Non
     if source is not None:
         _as_score(source, head)
     trunk.heads[CRITIC] = head
-    return "begins as the reward model" if source else "begins from the policy, with a new head"
+    return in_words("why.critic_as_reward" if source else "why.critic_as_policy")
 
 
 def rescale_critic(trunk: Trunk, std: float) -> bool:

@@ -13,6 +13,7 @@ import transformers
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from prefiere.asked.language import in_words
 from prefiere.files import atomic_folder
 from prefiere.kernels.memory import within_memory
 from prefiere.models.adapter import names_in, save_adapter
@@ -105,15 +106,16 @@ def export_model(
 
     if scheme is None:
         rounded = kept != torch.float32 and (merged or dtype is not None)
-        how = f"as transformers loads it, rounded to {str(kept).removeprefix('torch.')}" * rounded
-        found = [moved(how or "as transformers loads it", load_plain(out), not rounded)]
+        dtype_said = str(kept).removeprefix("torch.")
+        how = in_words("use.as_rounded", dtype=dtype_said) if rounded else in_words("use.as_loaded")
+        found = [moved(how, load_plain(out), not rounded)]
     elif merged:
-        found = [moved("as transformers loads it, in dense 16-bit weights", load_plain(out), False)]
+        found = [moved(in_words("use.as_dense"), load_plain(out), False)]
     else:
         here = replace(source, adapter=str(out) if source.adapter else None)
-        found = [moved(f"on its base in {scheme.name}, as it was trained", load_model(here), dtype is None)]
+        found = [moved(in_words("use.as_trained", scheme=scheme.name), load_model(here), dtype is None)]
         if scheme.config is None:  # the base is published dense: what happens to whoever does not quantize it
-            found.append(moved("on its base as published, not quantized", load_plain(out), False))
+            found.append(moved(in_words("use.as_published"), load_plain(out), False))
     return Export(out, what, held, len(answers), found)
 
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from prefiere.asked.language import in_words
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
 from prefiere.models import quantize
@@ -152,9 +153,9 @@ def load_policy(
     if packed is None:
         reason = probe(base, max_length)
         packed = reason is None
-        how = "packed rows with shared prefixes" if packed else f"padded rows: {reason}"
+        how = in_words("why.packed") if packed else in_words("why.padded", why=reason)
     else:
-        how = "packed rows with shared prefixes" if packed else "padded rows, as asked"
+        how = in_words("why.packed" if packed else "why.padded_as_asked")
     if packed:
         base.set_attn_implementation(attention.NAME)
     quantize.norms_in_fp32(base)

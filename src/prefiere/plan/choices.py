@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from prefiere.asked.language import in_words
 from prefiere.methods import METHODS
 from prefiere.models.adapter import Adapter
 from prefiere.models.quantize import Scheme, held
@@ -40,6 +41,11 @@ class Choice:
     why: str
 
 
+def as_it_began(name: str, recorded: Mapping[str, Any]) -> Choice:
+    """A choice that a resumed run takes over from its beginning."""
+    return Choice(name, recorded[name], in_words("why.began"))
+
+
 class Picked:
     """The automatic choices of a run, each noted as it is made; a resumed run's are given back as it recorded them."""
 
@@ -54,7 +60,7 @@ class Picked:
     def __call__(self, choice: Choice) -> Any:
         """Note a choice; returns its value."""
         if choice.name in self.recorded:
-            choice = Choice(choice.name, self.recorded[choice.name], "as when this run began")
+            choice = as_it_began(choice.name, self.recorded)
         self.choices.append(choice)
         return choice.value
 
@@ -62,26 +68,26 @@ class Picked:
 def choose_dtype(settings: Settings, device: Device, parameters: int) -> Choice:
     """The dtype of matrix products."""
     if settings.dtype != "auto":
-        return Choice("dtype", settings.dtype, "as asked")
+        return Choice("dtype", settings.dtype, in_words("why.asked"))
     if device.kind == "cuda":
         if device.bf16:
-            return Choice("dtype", "bfloat16", "this GPU computes in bfloat16")
-        return Choice("dtype", "float16", "this GPU has no bfloat16; the loss is scaled against underflow")
+            return Choice("dtype", "bfloat16", in_words("why.gpu_bf16"))
+        return Choice("dtype", "float16", in_words("why.gpu_fp16"))
     if parameters < SMALL_MODEL:
-        return Choice("dtype", "float32", "a model this small gains nothing from less")
+        return Choice("dtype", "float32", in_words("why.small_dtype"))
     if device.bf16:
-        return Choice("dtype", "bfloat16", "this processor has bfloat16 instructions")
-    return Choice("dtype", "float32", f"this {device.kind} has no fast bfloat16")
+        return Choice("dtype", "bfloat16", in_words("why.cpu_bf16"))
+    return Choice("dtype", "float32", in_words("why.no_bf16", device=device.kind))
 
 
 def choose_threads(device: Device, parameters: int) -> Choice:
     """Processor threads of one process."""
     now = device.threads
     if os.environ.get("OMP_NUM_THREADS"):
-        return Choice("threads", now, "OMP_NUM_THREADS says so")
+        return Choice("threads", now, in_words("why.omp"))
     if device.kind == "cpu" and parameters < SMALL_MODEL:
-        return Choice("threads", 1, "a model this small spends more on handing work out than on doing it")
-    return Choice("threads", now, "one for each core")
+        return Choice("threads", 1, in_words("why.small_threads"))
+    return Choice("threads", now, in_words("why.cores"))
 
 
 def activation_bytes(config: Any, dtype: torch.dtype, checkpointing: bool) -> int:
@@ -106,13 +112,13 @@ def _largest(config: Any, name: str) -> int:
 
 def choose_budget(settings: Settings, device: Device, config: Any, dtype: torch.dtype) -> Choice:
     """Tokens of a micro-batch to begin with."""
-    name, halved = "tokens_per_microbatch", "halved whenever memory runs out"
+    name, halved = "tokens_per_microbatch", in_words("why.halved")
     if device.kind == "cuda":
         return Choice(name, 16384, halved)
     each = activation_bytes(config, dtype, settings.gradient_checkpointing)
     room = min(ACTIVATIONS, device.memory // 4)
     found = next((n for n in (4096, 2048, 1024, 512) if n * each <= room), 256)
-    return Choice(name, found, f"a token's activations take about {each / 2**20:.2g} MiB; {halved}")
+    return Choice(name, found, in_words("why.activations", size=f"{each / 2**20:.2g}", halved=halved))
 
 
 def enough_memory(
@@ -129,17 +135,14 @@ def enough_memory(
     if needed <= available:
         if scheme is None or device.kind != "cpu":
             return None
-        return (
-            f"no GPU is here: the {scheme.name} base ({needed / gib:.1f} GiB) is unpacked by the processor for every "
-            "product, which is slow; prefiere estimate says how slow"
-        )
-    free = f"{available / gib:.1f} are free" + (" (no GPU is here)" if device.kind == "cpu" else "")
-    size = f"{settings.model} takes {needed / gib:.1f} GiB in {scheme.name if scheme else dtype}, and "
+        return in_words("why.unpacked", scheme=scheme.name, size=f"{needed / gib:.1f}")
     smaller = [n for n, b in (("int8", 8.6), ("nf4", 4.6)) if b < bits and parameters * b / 8 < 0.8 * available]
-    fits = f"{0.8 * available * 8 / bits / 1e9:.1f}B parameters would fit so"
+    fits = in_words("error.size_that_fits", size=f"{0.8 * available * 8 / bits / 1e9:.1f}")
     if scheme is None and smaller:
-        fits = f"quantize={smaller[0]} would fit"
-    raise ValueError(f"too little memory: {size}{free}: {fits}. prefiere estimate says more")
+        fits = in_words("error.bits_that_fit", scheme=smaller[0])
+    sizes = {"needed": f"{needed / gib:.1f}", "free": f"{available / gib:.1f}"}
+    key = "error.no_memory_and_no_gpu" if device.kind == "cpu" else "error.no_memory"
+    raise ValueError(in_words(key, model=settings.model, held=scheme.name if scheme else dtype, fits=fits, **sizes))
 
 
 def choose_shard(
@@ -156,71 +159,68 @@ def choose_shard(
     """
     asked, each = settings.shard, device.processes // device.nodes
     if device.processes == 1:
-        return Choice("shard", "none", "there is one process")
+        return Choice("shard", "none", in_words("why.one_process"))
     if odd := _never_spread(settings, dtype, scheme, adapter):
         if asked in ("full", "hybrid"):
-            raise ValueError(f"shard={asked}: {odd}: leave shard out, and each process holds all weights")
+            raise ValueError(in_words("error.no_shard", asked=asked, why=odd))
         return Choice("shard", "none", odd)
     if asked == "hybrid" and device.nodes == 1:
-        return Choice("shard", "full", "as asked: there is one node, which all processes are on")
+        return Choice("shard", "full", in_words("why.one_node"))
     if asked != "auto":
-        return Choice("shard", asked, "as asked")
+        return Choice("shard", asked, in_words("why.asked"))
     needed = parameters * (BYTES_FULL if adapter is None else dtype.itemsize)
     if adapter is None and isinstance(settings, PPO) and not settings.share_critic:
         needed += parameters * BYTES_CRITIC
     room = device.memory if device.kind != "cpu" else device.memory // each
-    sizes = f"{needed / 2**30:.1f} GiB of weights and optimizer, {room / 2**30:.1f} of memory for each process"
+    sizes = {"needed": f"{needed / 2**30:.1f}", "room": f"{room / 2**30:.1f}"}
     if needed <= 0.8 * room:
-        return Choice("shard", "none", f"each process holds all: {sizes}")
+        return Choice("shard", "none", in_words("why.each_process", **sizes))
     if device.nodes > 1 and needed / each <= 0.8 * room:
-        return Choice("shard", "hybrid", f"each node holds all: {sizes}")
-    return Choice("shard", "full", f"all processes share them: {sizes}")
+        return Choice("shard", "hybrid", in_words("why.each_node", **sizes))
+    return Choice("shard", "full", in_words("why.all_share", **sizes))
 
 
 def _never_spread(settings: Settings, dtype: torch.dtype, scheme: Scheme | None, adapter: Adapter | None) -> str | None:
     """Why the weights of a run cannot be spread over processes, in words; None where they can."""
     if scheme is not None:
-        return f"weights in {scheme.bits} bits are packed, and not spread"
+        return in_words("why.packed_bits", bits=scheme.bits)
     if dtype == torch.float16:
-        return "float16 scales its loss by what each process sees"
+        return in_words("why.fp16_scales")
     if isinstance(settings, PolicyGradient) and settings.rollouts:
-        return "a server of answers is given weights that one process holds (rollouts)"
+        return in_words("why.server_weights")
     if settings.torch_compile:
-        return "a model that is compiled as a whole is not spread (torch_compile)"
+        return in_words("why.compiled")
     if adapter is not None and rewrites_base(adapter):
-        return "an adapter that takes its start out of the base is not spread"
+        return in_words("why.rewrites_base")
     return None
 
 
 def describe_quantization(scheme: Scheme, model: PreTrainedModel) -> Choice:
     """What the loaded base really is, by how its weights are stored."""
     found = held(model)
-    whose = "of the checkpoint" if scheme.config is not None else "on the fly"
-    count = f"{found.layers} of {found.linear} linear layers hold {scheme.bits}-bit weights"
-    return Choice("quantization", scheme.name, f"{whose}: {count}, {found.share:.1%} of the weights without the ends")
+    key = "why.quantized_before" if scheme.config is not None else "why.quantized_here"
+    counts = {"layers": found.layers, "linear": found.linear, "bits": scheme.bits}
+    return Choice("quantization", scheme.name, in_words(key, share=f"{found.share:.1%}", **counts))
 
 
 def choose_lora(settings: Settings, parameters: int, available: int, scheme: Scheme | None = None) -> Choice:
     """Whether to train an adapter or every weight. Raises ValueError for every weight of a quantized base."""
     if scheme is not None:
         if settings.lora is False:
-            raise ValueError(
-                f"lora=false: {settings.model} is held as {scheme.name}, and quantized weights cannot be trained; an "
-                "adapter on them can. Leave lora out, or name the dense model."
-            )
-        return Choice("lora", True, f"the base is frozen, in {scheme.bits} bits")
+            raise ValueError(in_words("error.no_quantized_training", model=settings.model, scheme=scheme.name))
+        return Choice("lora", True, in_words("why.frozen_base", bits=scheme.bits))
     if settings.peft_config is not None:
-        return Choice("lora", True, "peft_config describes the adapter")
+        return Choice("lora", True, in_words("why.peft_config"))
     if settings.lora != "auto":
-        return Choice("lora", settings.lora, "as asked")
+        return Choice("lora", settings.lora, in_words("why.asked"))
     if parameters >= LORA_FROM:
-        return Choice("lora", True, f"{parameters / 1e9:.1f}B parameters: from 1B on, an adapter")
+        return Choice("lora", True, in_words("why.large", size=f"{parameters / 1e9:.1f}"))
     critic = isinstance(settings, PPO) and not settings.share_critic
     needed = parameters * (BYTES_FULL + (BYTES_CRITIC if critic else 0))
     if needed > 0.8 * available:
-        gib = 2**30
-        return Choice("lora", True, f"full training would take {needed / gib:.1f} of {available / gib:.1f} GiB")
-    return Choice("lora", False, f"{parameters / 1e6:,.1f}M parameters fit: every weight is trained")
+        sizes = {"needed": f"{needed / 2**30:.1f}", "free": f"{available / 2**30:.1f}"}
+        return Choice("lora", True, in_words("why.too_large", **sizes))
+    return Choice("lora", False, in_words("why.fits", size=f"{parameters / 1e6:,.1f}"))
 
 
 def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> Choice:
@@ -231,10 +231,10 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
     as much.
     """
     if settings.learning_rate != "auto":
-        return Choice("learning_rate", float(settings.learning_rate), "as asked")
-    kind = "an adapter" if adapter else "full fine-tuning"
+        return Choice("learning_rate", float(settings.learning_rate), in_words("why.asked"))
+    key = "why.rate_of_adapter" if adapter else "why.rate_of_all"
     rate = automatic_rate(settings, adapter, parameters)
-    return Choice("learning_rate", rate, f"suits {kind} of {parameters / 1e6:,.0f}M parameters")
+    return Choice("learning_rate", rate, in_words(key, size=f"{parameters / 1e6:,.0f}"))
 
 
 def automatic_rate(settings: Settings, adapter: bool, parameters: int) -> float:

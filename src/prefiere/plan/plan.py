@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from prefiere.asked.language import in_words
 from prefiere.data import sources
 from prefiere.data.splits import ReadFor
 from prefiere.methods import METHODS, Method, Reads
@@ -229,7 +230,7 @@ def _planned(
     source, scheme, parameters = policy.source, policy.scheme, policy.parameters
     max_length = settings.max_length
     if policy.limit is not None and max_length > policy.limit:
-        max_length = int(picked(Choice("max_length", policy.limit, f"the model takes {policy.limit} tokens")))
+        max_length = int(picked(Choice("max_length", policy.limit, in_words("why.model_takes", n=policy.limit))))
     threads = int(picked(choices.choose_threads(device, parameters)))
     dtype = TORCH_DTYPES[str(picked(choices.choose_dtype(settings, device, parameters)))]
     adapter = None
@@ -276,8 +277,7 @@ def _left_out(source: Source, adapted: bool) -> tuple[str, ...]:
     whole = larger_class(config_of(source))
     if whole is None:
         return ()
-    saved = f"the adapter fits {whole}" if adapted else "what is saved reads text only"
-    return (f"{source.base} is a {whole}, of which the language model alone is trained: {saved}.",)
+    return (in_words("why.adapter_of_larger" if adapted else "why.part_of_larger", model=source.base, whole=whole),)
 
 
 def _that_fits(plan: Plan, device: Device) -> Plan:

@@ -7,6 +7,7 @@ from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.asked.language import in_words
 from prefiere.console import Display
 from prefiere.models.classifier import ends
 from prefiere.models.load import load_tokenizer
@@ -38,8 +39,7 @@ class Reader:
     def choices(self) -> list[Choice]:
         """The day that the chat template prints, where it prints one."""
         day = self.manner["day"]
-        why = "the first day of the run, which its chat template prints as today"
-        return [] if day is None else [Choice(DAY, day.isoformat(), why)]
+        return [] if day is None else [Choice(DAY, day.isoformat(), in_words("why.first_day"))]
 
     @classmethod
     def of(cls, plan: Plan) -> Reader:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefiere.asked.language import in_words
 from prefiere.evaluate import start
 from prefiere.objectives.preference import LOSSES
-from prefiere.plan.choices import Choice
+from prefiere.plan.choices import Choice, as_it_began
 from prefiere.plan.examples import ExampleData, PromptData, Prompts
 from prefiere.plan.plan import Plan
 from prefiere.plan.reading import updates_of
@@ -103,12 +104,13 @@ def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, C
         if asked != "auto":
             taken[name] = int(asked)
             continue
-        why = f"once takes {tokens / max(work.updates, 1):.1%} of the work of all {steps:,} updates"
+        share = {"share": f"{tokens / max(work.updates, 1):.1%}", "steps": f"{steps:,}"}
+        why = in_words("why.once", **share)
         if name == chooser:
-            why += f"; {plan.settings.metric_for_best_model} chooses among them"
+            why = in_words("why.once_and_chooses", metric=plan.settings.metric_for_best_model, **share)
         found = Choice(name, automatic[name], why)
         if name in plan.recorded:
-            found = Choice(name, plan.recorded[name], "as when this run began")
+            found = as_it_began(name, plan.recorded)
         chosen.append(found)
         taken[name] = int(found.value)
     return Rhythm(taken["eval_steps"], max(1, taken["sample_steps"]), taken["save_steps"]), work, chosen

@@ -124,7 +124,7 @@ def _possible(source: Source, wanted: Wanted) -> None:
         try:
             validate_repo_id(wanted.push)
         except HFValidationError as e:
-            raise ModelError(f"--push {wanted.push}: write the repository as ORG/NAME.") from e
+            raise ModelError(in_words("use.odd_place", place=wanted.push)) from e
 
 
 def _prompts(folder: str, wanted: Wanted) -> list[Text]:
@@ -137,7 +137,7 @@ def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str]
     """Write and verify a GGUF file in a folder, with a Modelfile beside it."""
     file = out / f"model-{bits}.gguf"
     name = re.sub(r"[^a-z0-9._-]+", "-", out.resolve().name.lower()).strip("-") or "mine"  # as Ollama takes names
-    with console.status(f"writing {file.name}"):
+    with console.status(in_words("use.writing", file=file.name)):
         gguf_file.write_gguf(out, file, bits)
         found = gguf_file.verify(out, file, [p for p in ids if len(p) > 1], texts)
         try:
@@ -146,10 +146,10 @@ def _gguf(out: Path, bits: Bits, ids: Sequence[np.ndarray], texts: Sequence[str]
             file.unlink()
             raise
     (out / "Modelfile").write_text(modelfile(out, file.name, name), encoding="utf-8")
-    apart = f"log-probs of {found.tokens} tokens differ by {found.mean:.1g} nats on average, {found.most:.1g} at most"
-    say(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB; read back, {apart}", console)
+    apart = {"tokens": found.tokens, "mean": f"{found.mean:.1g}", "most": f"{found.most:.1g}"}
+    say(in_words("use.read_back", file=file, size=f"{file.stat().st_size / 2**20:,.0f}", **apart), console)
     if not found.same_ids:
-        say("  transformers reads its tokenizer otherwise; llama.cpp goes by the name of its splits", console)
+        say(f"  {in_words('use.other_tokenizer')}", console)
     say(in_words("use.ollama", command=f"cd {shlex.quote(str(out))} && ollama create {name} -f Modelfile"), console)
     return {"gguf": file, "gguf_apart": asdict(found)}
 
@@ -159,10 +159,7 @@ def _said(made: exporting.Export, source: Source, console: Console) -> None:
     out = made.folder
     for m in made.moved:
         if m.exact and m.most > exporting.EXACT:
-            raise ModelError(
-                f"{out} was written, but answers otherwise {m.how}: log-probs differ by up to {m.most:.3g} nats per "
-                "token. Do not use it; export without --merge."
-            )
+            raise ModelError(in_words("use.answers_otherwise", out=out, how=m.how, most=f"{m.most:.3g}"))
     base = in_words("use.of_base", held=made.held) if made.held else ""
     checked = in_words("use.checked", n=made.answers) if made.answers else in_words("use.not_checked")
     say(f"{out}: {in_words(f'use.made.{made.what}')}{base}. {checked}", console)
@@ -170,6 +167,6 @@ def _said(made: exporting.Export, source: Source, console: Console) -> None:
         shown = {"changed": f"{m.changed:.0%}", "mean": f"{m.mean:.1g}", "most": f"{m.most:.1g}"}
         say(f"  {m.how}: {in_words('use.moved', **shown)}", console)
     if made.what == "adapter" and given_as(source.base):
-        say(f"It needs {source.base}, which was given in Python: keep that run, or export with --merge.", console)
+        say(in_words("use.needs_given", base=source.base), console)
     if any(not m.exact for m in made.moved):
-        say("What moved is the price of other weights than those it was trained on.", console)
+        say(in_words("use.price"), console)

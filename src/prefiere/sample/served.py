@@ -22,6 +22,7 @@ import numpy as np
 from torch import nn
 
 from prefiere.asked.endpoint import EndpointError
+from prefiere.asked.language import in_words
 from prefiere.sample.sampling import Sample, Sampling, Vocabulary
 from prefiere.sample.server import Completed, Server
 from prefiere.world import World
@@ -190,10 +191,8 @@ class ServedRollouts:
                     "--logprobs-mode processed_logprobs, and with --dtype float32 to be exact"
                 )
         self.limit, self._checked = max(FLOOR, FACTOR * max(drift)), True
-        return (
-            f"answers come from {', '.join(server.name for server in self._servers)}, {max(drift):.2g} nats per token "
-            f"off training at the start; the run stops where they are more than {self.limit:.2g} off"
-        )
+        shown = {"off": f"{max(drift):.2g}", "limit": f"{self.limit:.2g}"}
+        return in_words("why.served", servers=", ".join(server.name for server in self._servers), **shown)
 
     def probe(self) -> list[float]:
         """How far each server's log-probs are off training's, in nats per token, on a few answers of the newest

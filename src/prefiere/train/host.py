@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prefiere.asked.language import in_words
 from prefiere.cache import entry
 from prefiere.kernels.linear import use_onednn
 from prefiere.kernels.matmul import measure_onednn
@@ -74,11 +75,12 @@ def choose_products(device: torch.device, dtype: torch.dtype) -> Choice:
     """The library of fp32 matrix products on a CPU: "onednn" or "default"."""
     name = "fp32_products"
     if device.type != "cpu" or dtype != torch.float32:
-        return Choice(name, "default", f"products run in {str(dtype).removeprefix('torch.')} on {device.type}")
+        held = str(dtype).removeprefix("torch.")
+        return Choice(name, "default", in_words("why.other_products", dtype=held, device=device.type))
     gain = onednn_gain()
     if gain >= WORTH:
-        return Choice(name, "onednn", f"measured {gain:.1f} times as fast as PyTorch's default here")
-    return Choice(name, "default", "oneDNN is no faster here" if gain else "oneDNN is not available")
+        return Choice(name, "onednn", in_words("why.onednn", gain=f"{gain:.1f}"))
+    return Choice(name, "default", in_words("why.onednn_no_faster" if gain else "why.no_onednn"))
 
 
 def apply_products(model: nn.Module, choice: str) -> None:

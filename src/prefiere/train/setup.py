@@ -28,7 +28,7 @@ from prefiere.models.reward_model import RewardModel
 from prefiere.models.score_head import settle_padding
 from prefiere.models.shard.spread import mesh_of, shard, whole
 from prefiere.models.trunk import Trunk
-from prefiere.plan.choices import Choice, describe_quantization
+from prefiere.plan.choices import Choice, as_it_began, describe_quantization
 from prefiere.plan.examples import ExampleData, PromptData
 from prefiere.plan.plan import Plan
 from prefiere.plan.reading import Reader, updates_of
@@ -115,7 +115,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     reader = Reader.of(plan)
     products = choose_products(device, plan.dtype)
     if products.name in plan.recorded:
-        products = Choice(products.name, plan.recorded[products.name], "as when this run began")
+        products = as_it_began(products.name, plan.recorded)
     opened = opener(plan, device, products, display.say)
     given = given or InMemory()
     named = [s.name for s in (*plan.roles.rewards, *plan.roles.judges) if s.where == "function"]
@@ -236,8 +236,7 @@ def load_trunk(plan: Plan, device: torch.device, *, typed: bool = False) -> tupl
     )
     found = [Choice("rows", "packed" if trunk.packed else "padded", how)]
     if published(trunk.lm).auxiliary:
-        left = "the loss of its routers that config.json asks for (output_router_logits) is not trained on"
-        found.append(Choice("auxiliary_loss", "left out", left))
+        found.append(Choice("auxiliary_loss", "left out", in_words("why.router_loss")))
     return trunk, [*found, *tried(plan, trunk)]
 
 
@@ -246,14 +245,13 @@ def tried(plan: Plan, trunk: Trunk) -> list[Choice]:
     if CHECK in plan.recorded:
         if DECODING in plan.recorded:
             set_way(trunk.lm, plan.recorded[DECODING])
-        again = "as when this run began"
-        return [Choice(n, plan.recorded[n], again) for n in (DECODING, CHECK) if n in plan.recorded]
+        return [as_it_began(n, plan.recorded) for n in (DECODING, CHECK) if n in plan.recorded]
     every = plan.settings.peft_config is None and plan.settings.lora_target_modules == "all-linear"
     hint = NAME_THEM if plan.adapter is not None and every else ""
     trial = (try_scores if plan.scores else try_policy)(trunk, plan.settings.model, compute=plan.compute, hint=hint)
     found = []
     if trial.way is not None:
-        found.append(Choice(DECODING, trial.way, trial.why or "sampled log-probs equal those of a plain forward"))
+        found.append(Choice(DECODING, trial.way, trial.why or in_words("why.sampled_equal")))
     return [*found, Choice(CHECK, "passed", trial.holds)]
 
 

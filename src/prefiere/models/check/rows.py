@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefiere.asked.language import in_words
 from prefiere.kernels import attention
 from prefiere.kernels.last_layer import untrim
 from prefiere.models.trunk import Trunk
@@ -62,7 +63,7 @@ def _compare(model: PreTrainedModel, max_length: int, read: Callable[[Trunk, Pac
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
-        return f"{type(model).__name__} does not take packed rows ({str(e).splitlines()[0]})"
+        return in_words("why.no_packed", model=type(model).__name__, why=str(e).splitlines()[0])
     finally:
         model.set_attn_implementation(before)
         model.train(was_training)
@@ -74,5 +75,5 @@ def _compare(model: PreTrainedModel, max_length: int, read: Callable[[Trunk, Pac
     worst = max(float(error[owners == c].median()) for c in range(batch.completions))
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
     if not worst <= tolerance * float(lost) + 1e-6:
-        return f"packed and plain forwards of {type(model).__name__} differ by {worst:.2g}"
+        return in_words("why.packed_differ", model=type(model).__name__, by=f"{worst:.2g}")
     return None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefiere.asked.language import in_words
 from prefiere.models.check.weights import not_a_number
 from prefiere.models.measure import autocast, out_of_memory
 from prefiere.models.source import ModelError
@@ -119,8 +120,7 @@ def try_policy(
         hot = max(1.0, -float(logp_N.mean()) / math.log(trunk.lm.config.get_text_config().vocab_size))
         with autocast(trunk.device, compute):
             way, why = _decoding(trunk.lm, plain, [g.prompt for g in groups], hot, scale / hot, name)
-    learnt = ", a backward goes through" if learns else ""
-    return Tried(way, why, f"no weight is missing, logits are finite, causal, the same in training{learnt}")
+    return Tried(way, why, in_words("why.holds" if learns else "why.holds_unlearnt"))
 
 
 def try_scores(
@@ -137,8 +137,7 @@ def try_scores(
             same_in_training(trunk, states, _states(trunk.train(), batch), float(states.std()), name)
         if learns:
             gradients_flow(trunk, lambda: trunk.scores(batch, POLICY), name, compute, hint)
-    learnt = ", a backward goes through" if learns else ""
-    return Tried(None, "", f"no weight is missing, scores are finite, the same in training{learnt}")
+    return Tried(None, "", in_words("why.scores_hold" if learns else "why.scores_hold_unlearnt"))
 
 
 def _states(trunk: Trunk, batch: PackedBatch) -> Tensor:
@@ -239,12 +238,12 @@ def _compared(lm: PreTrainedModel, plain: Trunk, prompts: Sequence[np.ndarray], 
     except FAILURES as e:
         if out_of_memory(e):
             raise
-        return f"{type(lm).__name__} does not take the prepared cache ({str(e).splitlines()[0]})"
+        return in_words("why.no_cache", model=type(lm).__name__, why=str(e).splitlines()[0])
     found = [[s for s in samples if s.prompt == i] for i in range(len(prompts))]
     ones = [tuple(np.ones(len(s.tokens), bool) for s in own) for own in found]
     groups = [PromptGroup(p, tuple(s.tokens for s in own), m) for p, own, m in zip(prompts, found, ones, strict=True)]
     logp_N = plain.eval()(pack(groups).to(plain.device), temperature=hot).logp_N.cpu().numpy()
     apart = float(np.abs(logp_N - np.concatenate([s.logp for s in samples])).max())
     if not apart <= 10 * tolerance(plain.model, scale):
-        return f"decoding with a cache and plain forwards of {type(lm).__name__} differ by {apart:.2g} nats"
+        return in_words("why.cache_differs", model=type(lm).__name__, by=f"{apart:.2g}")
     return None
