@@ -18,9 +18,14 @@ class Found:
     failed: str | None = None
 
 
-def run(module: str, *arguments: str, seconds: float, env: dict[str, str] | None = None) -> Found:
-    """``python -m benchmarks.MODULE ARGUMENTS``, at most so many seconds; what it prints before it fails counts."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+def run(module: str, *arguments: str, seconds: float, env: dict[str, str] | None = None, processes: int = 1) -> Found:
+    """``python -m benchmarks.MODULE ARGUMENTS``, at most so many seconds; what it prints before it fails counts.
+
+    processes: so many of it, under torchrun where it is more than one.
+    """
+    several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    launcher = several if processes > 1 else []
+    command = [sys.executable, "-m", *launcher, f"benchmarks.{module}", *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=seconds, env={**os.environ, **(env or {})}
@@ -36,5 +41,6 @@ def run(module: str, *arguments: str, seconds: float, env: dict[str, str] | None
 
 
 def say(**found: Any) -> None:
-    """In a child: one line for the parent."""
-    print(json.dumps(found), flush=True)
+    """In a child: one line for the parent, in one piece, as several processes may write to it."""
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()

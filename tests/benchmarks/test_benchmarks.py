@@ -165,3 +165,34 @@ def test_counted_work_is_what_pytorch_counts_less_what_could_be_spared(frozen: b
     extra = 2.0 * (2 if frozen else 3) * 2 * spared * model.config.hidden_size**2
     assert counted - layers * attended <= executed - extra <= 1.1 * counted - (layers - 1) * attended
     assert torch.is_tensor(embedded.grad)
+
+
+def test_ratios_of_more_processes_are_of_work_done_beside_a_perfect_one() -> None:
+    """Worked out by hand. Twice as many tokens in the same time is as good as the same in half of it."""
+    out = module("scale_out")
+    first = {"run": "weak", "rank": 0, "steps": [[2.0, 1.5, 400], [2.0, 2.0, 400]], "sampling": 0.0}
+    other = {"run": "weak", "rank": 1, "steps": [[2.1, 1.0, 400], [1.9, 1.5, 400]], "sampling": 0.0}
+    weak = out.added([other, first])
+    assert weak == out.Steps(2, 4.0, 6.0, 800)
+    measured = {
+        "one": out.Steps(2, 4.0, 4.0, 400), "strong": out.Steps(2, 2.5, 5.0, 400), "weak": weak,
+        "sharded": out.Steps(2, 5.0, 8.0, 400), "own": out.Steps(2, 3.0, 3.0, 50),
+        "served": out.Steps(2, 6.0, 3.0, 50, 4.0), "ahead": out.Steps(2, 5.0, 3.0, 50, 3.0),
+    }  # fmt: skip
+    rows = list(out.rows_of([measured], "some model"))
+    assert [row.ratio for row in rows] == pytest.approx([1.6, 2.0, 0.5, 0.5, 1.2])
+    assert (rows[3].ours, rows[3].peer) == (3.0, 1.5), "seconds of one step"
+    perfect = ["one: 2;", "one: 2;", "one: 1;", "one: 1;", "one: 1.50,"]  # 6 s, of which 4 s are the longer part
+    assert all(word in row.note for word, row in zip(perfect, rows, strict=True))
+    work = [row.note.partition("processes ")[2] for row in rows[:3]]
+    assert work == ["1.25 times", "0.75 times", "1.60 times"]
+
+
+@pytest.mark.slow
+def test_more_processes_are_measured_against_one_on_a_tiny_model() -> None:
+    command = [sys.executable, "-m", "benchmarks.scale_out", "--repeats", "1", "--steps", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = [x for x in done.stdout.splitlines() if x.startswith("| ")][2:]
+    assert len(table) == 5
+    assert "Something else used" in done.stdout

@@ -1,17 +1,18 @@
 """Hardware changes speed, never the result: micro-batches, padding, processes and precision against whole updates."""
 
-import copy
 import json
 import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import tiny
 from prefiere.algorithms.dpo import Pairs
@@ -19,6 +20,7 @@ from prefiere.algorithms.kto import Unpaired, mismatch
 from prefiere.algorithms.sft import Imitate
 from prefiere.kernels import attention
 from prefiere.kernels.memory import OutOfMemory
+from prefiere.models.shard.spread import full, mesh_of, own, shard
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
 from prefiere.processes import gradients as messages
@@ -30,13 +32,23 @@ GROUPS = {k: store(12, k, partly=True) for k in (1, 2)}
 
 
 def engine(
-    model=None, *, budget=10_000, packed=True, compute=None, max_grad_norm=None, adapt=False, **options
-) -> Engine:
+    model=None, *, budget=10_000, packed=True, compute=None, max_grad_norm=None, adapt=False, lora=False,
+    checkpointing=False, spread=False, **options,
+) -> Engine:  # fmt: skip
     model = model or tiny.model("llama")
     attention.register()
     if packed:
         model.set_attn_implementation(attention.NAME)
-    trunk = Trunk(model, packed=packed)
+    if lora:
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    trunk = Trunk(model, packed=packed).train()
+    if checkpointing:
+        trunk.checkpoint_gradients()
+        if lora:
+            trunk.lm.enable_input_require_grads()
+    if spread:
+        shard(trunk, mesh_of(trunk.device, 2, 1, "full"))
     # SGD with rate 1 makes the gradient visible as the change of the weights.
     optimizer = torch.optim.SGD([p for p in trunk.parameters() if p.requires_grad], lr=1.0)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -62,9 +74,20 @@ def objective(name: str):
 
 
 def step(e: Engine, groups, goal) -> tuple[float, dict[str, torch.Tensor]]:
-    before = copy.deepcopy(e.trunk.state_dict())
+    def weights() -> dict[str, torch.Tensor]:
+        return {n: full(p.detach()).clone() for n, p in e.trunk.named_parameters() if p.requires_grad}
+
+    before = weights()
     update = e.update(groups, np.arange(len(groups)), goal)
-    return update.metrics["loss"].mean, {n: before[n] - p for n, p in e.trunk.state_dict().items()}
+    return update.metrics["loss"].mean, {n: before[n] - p for n, p in weights().items()}
+
+
+SHARED = list(product(("sft", "sigmoid", "kto"), ("full", "lora"), ("plain", "checkpointed")))
+"""What is trained by two processes that share the weights: an objective, what of the model, and how."""
+
+
+def trainer(trained: str, how: str, **options) -> Engine:
+    return engine(budget=150, lora=trained == "lora", checkpointing=how == "checkpointed", **options)
 
 
 def assert_equal(one, two, tolerance: float = 1e-5) -> None:
@@ -133,6 +156,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert_equal((loss, gradients), (two["loss"], two["gradients"]), 2e-5)
         assert two["world_size"] == 2
         assert two["early"] > len(gradients) / 2, "more than half of them go out before the backward has ended"
+    for case in SHARED:
+        two = torch.load(tmp_path / f"{'-'.join(case)}.pt", weights_only=True)
+        assert two["part"] < 0.6, "a process holds about half of the weights"
+        one_process = step(trainer(*case[1:]), *objective(case[0]))
+        assert all(float(g.norm()) > 0 for g in one_process[1].values())
+        assert_equal(one_process, (two["loss"], two["gradients"]), 1e-5)
 
 
 def _in_a_process_group() -> None:
@@ -150,6 +179,14 @@ def _in_a_process_group() -> None:
         if e.world.main:
             saved = {"loss": loss, "gradients": gradients, "world_size": e.world.size, "early": max(early)}
             torch.save(saved, Path(os.environ["OUT"]) / f"{name}.pt")
+    for case in SHARED:
+        e = trainer(*case[1:], spread=True)
+        weights = list(e.trunk.parameters())
+        part = sum(own(p).numel() for p in weights) / sum(p.numel() for p in weights)
+        loss, gradients = step(e, *objective(case[0]))
+        if e.world.main:
+            saved = {"loss": loss, "gradients": gradients, "part": part}
+            torch.save(saved, Path(os.environ["OUT"]) / f"{'-'.join(case)}.pt")
     leave_group()
 
 
