@@ -42,7 +42,7 @@ from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, GroupWriter, PromptGroup
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
-WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling")
+WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling", "rl")
 """The files of this folder that measure something, in the order of the table."""
 PLANNED: dict[str, list[tuple[str, float]]] = {}
 

@@ -33,7 +33,7 @@ def rows(bench: Bench) -> Iterable[Row]:
     for shape in ["tiny"] if bench.quick else SIZES:
         bench.folder("tiny")
         folder = bench.folder(shape)
-        _reward(folder, bench.out / f"reward-{shape}")
+        reward_model(folder, bench.out / f"reward-{shape}")
         rounds = [
             [
                 bench.child("roles", who, size, str(data), str(bench.out))
@@ -47,7 +47,7 @@ def rows(bench: Bench) -> Iterable[Row]:
         yield Row.smaller(work, ppo, sft, goal=1.3, unit="MB", note=note)
 
 
-def _reward(base: Path, folder: Path) -> None:
+def reward_model(base: Path, folder: Path) -> Path:
     """A reward model of random weights: an adapter on this base with a score head."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -61,6 +61,7 @@ def _reward(base: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     # With its normalisation it is mounted on the policy's base; without, it would be a second model beside it.
     (folder / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0, "template": "auto"}))
+    return folder
 
 
 def _child(who: str, shape: str, data: str, out: str) -> dict[str, Any]:
