@@ -26,6 +26,10 @@ def main() -> None:
         "--data", type=Path, default=os.environ.get("PREFIERE_BENCH_DATA"),
         help="preference pairs such as hh-harmless-test.jsonl.gz ($PREFIERE_BENCH_DATA); without: generated ones",
     )  # fmt: skip
+    p.add_argument(
+        "--model", type=Path, default=os.environ.get("PREFIERE_BENCH_MODEL"),
+        help="a small real model's folder, for the kind real ($PREFIERE_BENCH_MODEL)",
+    )  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("runs/bench"), help="where results.json and results.md go")
     p.add_argument("--only", default=",".join(WORK), help="kinds of work, separated by commas")
     p.add_argument("--repeats", type=int, default=5)
@@ -35,7 +39,7 @@ def main() -> None:
     quiet()
     a.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="prefiere-bench-") as scratch:
-        bench = Bench(Path(scratch), a.data, a.quick, a.repeats, tuple(a.shapes.split(",")))
+        bench = Bench(Path(scratch), a.data, a.quick, a.repeats, tuple(a.shapes.split(",")), a.model)
         head = f"{about()}; {bench.data_name}" + ("; quick: sizes too small to mean anything" if a.quick else "")
         print(f"{head}\n\n{HEADER}", flush=True)
         found = []

@@ -42,7 +42,7 @@ from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, GroupWriter, PromptGroup
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
-WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling", "rl")
+WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling", "rl", "real")
 """The files of this folder that measure something, in the order of the table."""
 PLANNED: dict[str, list[tuple[str, float]]] = {}
 
@@ -136,13 +136,15 @@ def line(row: Row) -> str:
 
 @dataclass
 class Bench:
-    """One run of the benchmarks: where its data comes from, how thorough it is, where its files go."""
+    """One run of the benchmarks: where its data comes from, how thorough it is, where its files go.
+    model: a real model's folder."""
 
     out: Path
     data: Path | None = None
     quick: bool = False
     repeats: int = 5
     shapes: tuple[str, ...] = tuple(SHAPES)
+    model: Path | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
     def alternate(self, contenders: Mapping[str, Contender], size: int) -> dict[str, Seconds]:
