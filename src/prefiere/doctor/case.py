@@ -29,7 +29,8 @@ class Finding:
     new to the field, ``seen`` holds the numbers with their intervals, in every language (``evidence``: in English),
     ``remedy`` what to try next time, and ``remedies`` the same with the settings that it changes. cause: whether it
     names why a run went wrong, not only that it did. about: the setting, word or file that it is about. lines: which
-    lines of the data it means. values: what its words in other languages are filled in with (`plain`)."""
+    lines of the data it means. values: what its words in other languages are filled in with (`plain`). said_as: the row
+    of the plain words that says it, where that is not ``key``."""
 
     key: str
     title: str
@@ -42,6 +43,7 @@ class Finding:
     about: str = ""
     lines: tuple[str, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict)
+    said_as: str = ""
 
     @property
     def evidence(self) -> tuple[str, ...]:

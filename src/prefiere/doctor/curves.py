@@ -15,7 +15,7 @@ from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Seen
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths
-from prefiere.doctor.standstill import few_held_out, pairs_needed, still, stuck
+from prefiere.doctor.standstill import gained, pairs_needed, still, stuck
 from prefiere.doctor.words import interval, line, number, with_interval
 
 
@@ -39,11 +39,11 @@ def learnt(case: Case) -> Finding | None:
         if loss is None or not loss.change.falls():
             return None
         on = "on answers it never saw" if loss.held_out else "on its training answers"
-        return Finding(
-            "learnt",
-            f"The model learnt to answer like the examples: {on} the loss fell from "
-            f"{number(loss.change.before.mean)} to {with_interval(loss.change.after)}.",
-            "good" if loss.held_out and not few_held_out(case) else "info",
+        return gained(
+            case,
+            "The model learnt to answer like the examples",
+            f"{on} the loss fell from {number(loss.change.before.mean)} to {with_interval(loss.change.after)}",
+            loss.key,
             "The loss is how surprised the model is by each next token of a good answer, in nats. Lower is better; "
             "half a nat less means that each right token became 1.6 times as likely.",
             _evidence(case, "loss", "mean_token_accuracy"),
@@ -55,18 +55,19 @@ def learnt(case: Case) -> Finding | None:
         return None
     if accuracy is not None and accuracy.held_out and accuracy.change.after.known and accuracy.change.after.low <= 0.5:
         return None
-    gained = ("on comparisons it never saw" if margin.held_out else "on its training comparisons") + " "
+    measured = ("on comparisons it never saw" if margin.held_out else "on its training comparisons") + " "
     if accuracy is None:
-        gained += "the margin rose"
+        measured += "the margin rose"
     elif accuracy.change.after.mean > 0.5:
         share = with_interval(accuracy.change.after, accuracy.key)
-        gained += f"it ranks the preferred answer higher {share} of the time"
+        measured += f"it ranks the preferred answer higher {share} of the time"
     else:
         return None
-    return Finding(
-        "learnt",
-        f"The model learnt the preferences: {gained}.",
-        "good" if margin.held_out and not few_held_out(case) else "info",
+    return gained(
+        case,
+        "The model learnt the preferences",
+        measured,
+        margin.key,
         "The margin says how much more the model now favours the preferred answer over the other one than it did "
         "before. It began at zero and rose by more than chance explains.",
         _evidence(case, "rewards/margins", "rewards/accuracies")

@@ -8,7 +8,7 @@ of methods, and the verdict: one sentence over all findings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +33,11 @@ class Diagnosis:
         return any(f.key == key for f in self.findings)
 
     @property
+    def praise(self) -> Finding | None:
+        """What was learnt, where held-out examples enough show it."""
+        return praise(self.findings)
+
+    @property
     def cause(self) -> Finding | None:
         """The gravest finding that names why the run went wrong, if one does."""
         return next((f for f in self.findings if f.cause and f.severity in ("bad", "warning")), None)
@@ -40,7 +45,7 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         findings = [
-            {k: v for k, v in asdict(f).items() if k not in ("advice", "seen")}
+            {k: v for k, v in asdict(f).items() if k not in ("advice", "seen", "said_as")}
             | {"evidence": f.evidence, "remedies": [asdict(r) | {"text": str(r)} for r in f.remedies]}
             for f in self.findings
         ]
@@ -92,21 +97,28 @@ def _consistent(found: list[Finding]) -> list[Finding]:
     return [replace(f, advice=agreeing(f.remedies, push)) for f in found]
 
 
+def praise(found: Iterable[Finding]) -> Finding | None:
+    """The finding that praises, if one does: a verdict leads with no other that tells of something learnt."""
+    return next((f for f in found if f.severity == "good"), None)
+
+
 def _verdict(found: list[Finding]) -> tuple[str, Severity]:
-    """The gravest finding's title; what was learnt, with what to watch, where nothing is bad."""
+    """The gravest finding's title; praise, with what to watch, where nothing is bad."""
     by_key = {f.key: f for f in found}
     if found and found[0].severity == "bad":
         cause = next((f for f in found if f.cause and f.severity == "warning"), None)
         likely = "" if found[0].cause or cause is None else f" Likely cause: {_lower(cause.title)}"
         return found[0].title + likely, "bad"
     warnings = [f for f in found if f.severity == "warning"]
-    if "learnt" in by_key:
-        watch = f" But: {_lower(warnings[0].title)}" if warnings else ""
-        return by_key["learnt"].title + watch, "warning" if warnings else by_key["learnt"].severity
+    if (good := praise(found)) is not None:
+        return good.title + (
+            f" But: {_lower(warnings[0].title)}" if warnings else ""
+        ), "warning" if warnings else "good"
     if warnings:
         return warnings[0].title, "warning"
-    if "empty" in by_key:
-        return by_key["empty"].title, "info"
+    for key in ("empty", "learnt"):
+        if key in by_key:
+            return by_key[key].title, "info"
     return "The run shows neither harm nor a clear gain.", "info"
 
 
@@ -191,16 +203,19 @@ def unmeasured(case: Case) -> Finding | None:
     if not case.rows:
         return None
     missing = []
-    if case.family != "policy" and not len(case.series("eval_loss")):
+    none_held_out = (
+        standstill.examples_held_out(case) == 0 if case.family == "policy" else not len(case.series("eval_loss"))
+    )
+    if none_held_out:
         missing.append("No held-out data: nothing says whether what it learnt holds beyond the training data.")
     if case.family != "reward" and not len(case.series("samples/eos_rate")):
         missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
     if not missing:
         return None
     remedy = (Remedy("eval_size=0.1 and sample_steps=auto, the defaults, measure both"),)
-    if case.family == "policy":
+    if case.family == "policy" and not none_held_out:
         remedy = (Remedy("sample_steps=auto, the default, samples answers to held-out prompts"),)
-    elif case.family == "reward":
+    elif case.family in ("policy", "reward"):
         remedy = (Remedy("eval_size=0.1, the default, holds out prompts", "eval_size", 0.1),)
     return Finding(
         "unmeasured",

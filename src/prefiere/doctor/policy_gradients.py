@@ -34,20 +34,22 @@ def reward_learnt(case: Case) -> Finding | None:
     reward, score = case.seen("samples/reward"), case.change("samples/score")
     told = score is not None and score.rises()
     if told and score is not None:
-        title = f"The answers got better: the judge's score rose from {number(score.before.mean)} to "
-        title += with_interval(score.after)
+        key, praise = "samples/score", "The answers got better"
+        rise = f"the judge's score rose from {number(score.before.mean)} to {with_interval(score.after)}"
     elif score is None and reward is not None and reward.change.rises():
-        where = "on held-out prompts" if reward.held_out else "in training"
-        title = f"The policy earns more: {where} the reward rose from {number(reward.change.before.mean)} to "
-        title += with_interval(reward.change.after)
+        key, praise = reward.key, "The policy earns more"
+        where = "on held-out prompts" if reward.held_out and standstill.examples_held_out(case) != 0 else "in training"
+        rise = f"{where} the reward rose from {number(reward.change.before.mean)} to "
+        rise += with_interval(reward.change.after)
     else:
         return None
     kl = case.seen("samples/kl")
-    at = f", at a KL of {number(kl.change.after.mean)} nats per answer." if kl is not None else "."
-    return Finding(
-        "learnt",
-        title + at,
-        "good" if (told or (reward is not None and reward.held_out)) and not standstill.few_held_out(case) else "info",
+    at = f", at a KL of {number(kl.change.after.mean)} nats per answer" if kl is not None else ""
+    return standstill.gained(
+        case,
+        praise,
+        rise + at,
+        key,
         "The reward is what training pays for; the judge is asked besides, and was not paid. "
         "The KL is the price: how far the answers have moved from what the model would have written before. "
         "Much reward for little KL is what a good run looks like.",

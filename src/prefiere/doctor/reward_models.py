@@ -15,7 +15,7 @@ from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import labels
 from prefiere.doctor.series import Level
-from prefiere.doctor.standstill import few_held_out, pairs_needed
+from prefiere.doctor.standstill import gained, pairs_needed
 from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.stats import wilson
 
@@ -62,15 +62,16 @@ def scores_learnt(case: Case) -> Finding | None:
     if right is None:
         if trained is None or not trained.after.above(0.5):
             return None
-        title, severity = f"{with_interval(trained.after, ACCURACY)} of the time on its training comparisons.", "info"
+        key, share = ACCURACY, f"{with_interval(trained.after, ACCURACY)} of the time on its training comparisons"
     elif right.above(0.5):
-        title, severity = f"{with_interval(right, ACCURACY)} of the time on comparisons it never saw.", "good"
+        key, share = f"eval_{ACCURACY}", f"{with_interval(right, ACCURACY)} of the time on comparisons it never saw"
     else:
         return None
-    return Finding(
-        "learnt",
-        "The reward model learnt the preferences: it scores the preferred answer higher " + title,
-        "good" if severity == "good" and not few_held_out(case) else "info",
+    return gained(
+        case,
+        "The reward model learnt the preferences",
+        f"it scores the preferred answer higher {share}",
+        key,
         "Choosing at random is right half the time. Two people who judge the same pair agree about three times in "
         "four, so on people's judgements nothing gets near 100%.",
         (*_evidence(case, ACCURACY, "rewards/margins", "loss"), *_length(case)),

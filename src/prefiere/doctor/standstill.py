@@ -1,4 +1,5 @@
-"""What cannot be concluded from curves: the model stood still, moved by a hair, or was held against too little."""
+"""What can be concluded from curves, and what not: the model stood still, moved by a hair, or was held against too
+little for praise."""
 
 from __future__ import annotations
 
@@ -8,24 +9,64 @@ from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import line
+from prefiere.metrics import measured_again
 
 MORE = Remedy("more updates: a larger num_train_epochs, or a smaller batch_size", push=1)
 FEW_HELD_OUT = 20
 """Held-out examples, below which nothing is called good."""
+ENOUGH_ROWS = 10
+"""Training rows, below which an end is fewer than five of them, so that a single update decides what is seen."""
+
+
+def examples_held_out(case: Case) -> int | None:
+    """How many held-out examples (policy gradients: prompts) were measured; None where no row says.
+
+    Answers are sampled to training prompts where no prompt is held out: that is 0.
+    """
+    policy = case.family == "policy"
+    keys = (
+        ("samples/reward", "samples/score") if policy else ("eval_rewards/margins", "eval_rewards/chosen", "eval_loss")
+    )
+    counts = [int(s.n.max()) for k in keys if len(s := case.series(k)) and s.n.max() > 0]
+    if case.family == "reward" and isinstance(n := case.calibration.get("n"), int):
+        counts.append(n)
+    if not counts:
+        return None
+    asked = case.recipe.get("sample_prompts")  # rows count answers, of which a prompt may have several
+    bounds = (asked, case.account("examples").get("eval")) if policy and not isinstance(asked, str) else ()
+    return min([max(counts), *(n for n in bounds if isinstance(n, int))])
+
+
+def _kind(case: Case) -> str:
+    return "prompts" if case.family == "policy" else "examples"
+
+
+def gained(case: Case, praise: str, measured: str, key: str, meaning: str, seen: tuple[Worded, ...]) -> Finding | None:
+    """What a run learnt: ``praise: measured.``, where `FEW_HELD_OUT` held-out examples or more show it.
+
+    On fewer, or on training data alone, what was measured is told as information and nothing is praised; where a
+    single training row decides, it is not told. key: the metric that shows it. measured: what it shows.
+    """
+    count = examples_held_out(case)
+    if not measured_again(key) or count == 0:
+        if not measured_again(key) and len(case.series(key)) < ENOUGH_ROWS:
+            return None
+        alone = "Nothing that was held out shows whether this holds for other data."
+        return Finding("learnt", f"In training alone: {measured}.", "info", alone, seen, said_as="learnt_in_training")
+    if count is not None and count < FEW_HELD_OUT:
+        luck, kind = "Others may show the opposite: so few show no more than themselves.", _kind(case)
+        return Finding(
+            "learnt", f"Seen on {count} held-out {kind} only: {measured}.", "info", luck, seen, said_as="learnt_on_few"
+        )
+    return Finding("learnt", f"{praise}: {measured}.", "good", meaning, seen)
 
 
 def few_held_out(case: Case) -> Finding | None:
     """Fewer than 20 held-out examples (or prompts that are sampled): whatever they say could be luck."""
-    keys = (
-        ("samples/reward", "samples/score")
-        if case.family == "policy"
-        else ("eval_rewards/margins", "eval_rewards/chosen", "eval_loss")
-    )
-    seen = [s for k in keys if len(s := case.series(k)) and s.n.max() > 0]
-    count = int(max((s.n.max() for s in seen), default=0))
-    if not seen or count >= FEW_HELD_OUT:
+    count = examples_held_out(case)
+    if not count or count >= FEW_HELD_OUT:  # none at all: see `unmeasured`
         return None
-    kind = "prompts" if case.family == "policy" else "examples"
+    kind = _kind(case)
     return Finding(
         "few_held_out",
         f"Too few held-out {kind} to tell: {count}.",
@@ -84,6 +125,8 @@ def barely(case: Case) -> Finding | None:
     if margin is None or accuracy is None or not case.has_reference or still(case):
         return None
     if not (accuracy.change.after.above(0.8) and 0 <= margin.change.after.mean < 0.1):
+        return None
+    if not accuracy.held_out or few_held_out(case):
         return None
     return Finding(
         "barely",

@@ -56,7 +56,7 @@ class _Filled(dict[str, str]):
 def told(finding: Finding, tongue: Tongue) -> Told:
     """A finding in a language; a key that no table has is said in the finding's own words."""
     headline, meaning = finding.title, finding.meaning
-    if (known := plain_words(tongue).findings.get(finding.key)) is not None:
+    if (known := plain_words(tongue).findings.get(finding.said_as or finding.key)) is not None:
         headline, meaning = (text.format_map(_Filled(finding.values)) for text in known)
     seen = tuple(within(line, tongue) for line in finding.seen)
     return Told(finding, headline, meaning, seen, _tries(finding, tongue))
@@ -83,11 +83,11 @@ def plain_verdict(diagnosis: Diagnosis, tongue: Tongue) -> str:
     words, found = plain_words(tongue).around, diagnosis.findings
     by_key = {f.key: told(f, tongue).headline for f in found}
     grave = [f for f in found if f.severity in ("bad", "warning")]
-    if "learnt" in by_key:
+    if (good := diagnosis.praise) is not None:
         more = f" {words['but']}: {_lower(by_key[grave[0].key])}" if grave else ""
-        return by_key["learnt"] + more
+        return by_key[good.key] + more
     if not grave:
-        return by_key.get("empty", words["nothing"])
+        return by_key.get("empty", by_key.get("learnt", words["nothing"]))
     cause = diagnosis.cause
     likely = f" {words['cause']}: {_lower(by_key[cause.key])}" if cause is not None and not grave[0].cause else ""
     return by_key[grave[0].key] + likely

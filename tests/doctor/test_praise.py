@@ -1,0 +1,136 @@
+"""Nothing praises a run that too little was held out of, nor one of which a single update decides, in any words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefiere.asked.language import TONGUES
+from prefiere.cli.train import how_it_went
+from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.plain.tell import plain_verdict, told, translated
+from prefiere.report.page import report_html
+from prefiere.run import Run
+from synthetic_runs import make, make_policy, make_reward, sound_calibration, to
+
+PRAISE = re.compile(
+    r"it worked|learnt the preferences|learnt to answer|got better|earns more|which answer is better|ranks the answers "
+    r"correctly|funcionó|mejoraron|gana más|sabe qué respuesta",
+    re.IGNORECASE,
+)
+STRONG: dict[str, Any] = {"rewards/accuracies": lambda t: 0.5 if t == 0 else 1.0, "rewards/margins": to(6.0)}
+BY_A_HAIR = STRONG | {"rewards/margins": to(0.08)}
+IMITATED: dict[str, Any] = {"loss": to(0.4, 2.4), "mean_token_accuracy": to(0.9, 0.4)}
+NO_PAIRS = ("rewards", "logps", "eval_rewards", "eval_logps")
+SFT: dict[str, Any] = {"method": "sft", "loss_type": None, "beta": None}
+EARNED: dict[str, Any] = {"samples/reward": to(9.0), "samples/score": to(1.0, 0.1)}
+
+
+def scored(folder: Path, n: int) -> Run:
+    return make_reward(folder, calibration=sound_calibration(1.0, n), pairs=n)
+
+
+KINDS: dict[str, Callable[[Path, int], Run]] = {
+    "dpo": lambda folder, n: make(folder, train=STRONG, pairs=n),
+    "by a hair": lambda folder, n: make(folder, train=BY_A_HAIR, pairs=n, spread=0.02),
+    "sft": lambda folder, n: make(folder, train=IMITATED, drop=NO_PAIRS, recipe=SFT, pairs=n),
+    "reward": scored,
+    "judged": lambda folder, n: make_policy(folder, answers=EARNED, prompts=n),
+    "paid": lambda folder, n: make_policy(folder, answers=EARNED, prompts=n, drop=("samples/score",)),
+}
+"""Runs that show a perfect result on n held-out examples."""
+
+
+def said(d: Diagnosis) -> Iterator[str]:
+    """Every sentence of a diagnosis that is short: headlines, titles, verdicts in every language, and --json."""
+    yield d.headline
+    for tongue in TONGUES:
+        yield plain_verdict(d, tongue)
+        yield translated(d, tongue).headline
+        yield from (told(f, tongue).headline for f in d.findings)
+    yield from (f.title for f in d.findings)
+    yield from (f["title"] for f in json.loads(json.dumps(d.to_dict()))["findings"])
+
+
+def praising(d: Diagnosis) -> list[str]:
+    return [text for text in said(d) if PRAISE.search(text)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [4, 9, 19])
+def test_below_20_held_out_examples_nothing_praises(tmp_path: Path, kind: str, n: int) -> None:
+    d = diagnose(KINDS[kind](tmp_path, n))
+    assert praising(d) == []
+    assert d.severity == "warning"
+    assert "few_held_out" in d
+    assert "good" not in {f.severity for f in d.findings}
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "by a hair"])
+def test_from_20_on_the_same_result_is_praised(tmp_path: Path, kind: str) -> None:
+    d = diagnose(KINDS[kind](tmp_path, 20))
+    assert d.severity == "good"
+    assert PRAISE.search(d.headline)
+    assert plain_verdict(d, "es").startswith("Funcionó")
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft", "reward"])
+def test_where_nothing_was_held_out_nothing_praises(tmp_path: Path, kind: str) -> None:
+    held = ("eval_", "samples/")
+    made = {
+        "dpo": lambda: make(tmp_path, train=STRONG, drop=held),
+        "sft": lambda: make(tmp_path, train=IMITATED, drop=(*NO_PAIRS, *held), recipe=SFT),
+        "reward": lambda: make_reward(tmp_path, calibration={}, drop=held),
+    }
+    d = diagnose(made[kind]())
+    assert praising(d) == []
+    assert d.severity == "info"
+    assert "learnt" in d
+
+
+def test_prompts_that_are_trained_on_are_not_held_out(tmp_path: Path) -> None:
+    """With eval_size=0 answers are sampled to training prompts."""
+    run = make_policy(tmp_path, answers=EARNED, drop=("samples/score",), recipe={"sample_prompts": 32})
+    run.data = {"examples": {"train": 200, "eval": 0}}
+    d = diagnose(run)
+    assert praising(d) == []
+    assert "held-out prompts" not in d.headline
+    (missing,) = (f for f in d.findings if f.key == "unmeasured")
+    assert "No held-out data" in missing.meaning
+
+
+def test_several_answers_to_a_prompt_are_one_prompt(tmp_path: Path) -> None:
+    """32 answers to 8 prompts, of which 200 are held out: 8 prompts were measured."""
+    run = make_policy(tmp_path, answers=EARNED, prompts=32, recipe={"sample_prompts": 8, "samples_per_prompt": 4})
+    run.data = {"examples": {"train": 900, "eval": 200}}
+    d = diagnose(run)
+    assert praising(d) == []
+    assert d.headline == "Too few held-out prompts to tell: 8."
+
+
+@pytest.mark.parametrize("steps", [2, 4, 9])
+def test_a_few_updates_have_earned_nothing(tmp_path: Path, steps: int) -> None:
+    """Each end of the training rewards is one update's, or a few: of other prompts, with luck of their own."""
+    run = make_policy(
+        tmp_path, method="grpo", steps=steps, noise=0.01, rollouts={"reward": to(9.0)}, drop=("samples/",)
+    )
+    d = diagnose(run)
+    assert "learnt" not in d
+    assert praising(d) == []
+
+
+def test_a_page_and_a_terminal_say_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = KINDS["dpo"](tmp_path, 9)
+    for spoken in ("es_ES.UTF-8", "C"):
+        monkeypatch.setenv("LC_ALL", spoken)
+        assert not PRAISE.search(report_html([run]))
+        assert not PRAISE.search(json.dumps(how_it_went(run)))
+        assert not PRAISE.search("".join(capsys.readouterr()))
+    assert not PRAISE.search(repr(run) + repr(diagnose(run)))
