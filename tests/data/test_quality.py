@@ -7,7 +7,7 @@ import pytest
 
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.quality.faults import Faults
-from prefiere.data.quality.leaks import known_answers, together
+from prefiere.data.quality.leaks import known, known_answers, together
 from prefiere.data.schema import Judgement, PreferencePair
 
 
@@ -115,4 +115,6 @@ def test_not_much_more_is_held_out_than_was_asked_for() -> None:
 
 
 def test_known_answers_are_counted() -> None:
-    assert known_answers(np.asarray([1, 2, 3, 0]), np.asarray([2, 2, 9, 0])) == {"examples": 2, "of": 4}
+    train, held = np.asarray([1, 2, 3, 0]), np.asarray([2, 2, 9, 0])
+    assert known_answers(train, held) == {"examples": 2, "of": 4}
+    assert known(train, held).tolist() == [True, True, False, False]

@@ -150,6 +150,9 @@ def test_held_out_answers_that_stand_in_training_are_no_praise(tmp_path: Path) -
     assert d.severity == "warning"
     assert "But: 100% of the held-out examples were trained on" in d.headline
     assert diagnose(planned(make(tmp_path / "b"), known_answers={"examples": 3, "of": 101})).severity == "good"
+    some = {"examples": 2, "of": 9, "sources": ["held.jsonl:1", "held.jsonl:4"]}
+    d = diagnose(planned(make(tmp_path / "c"), known_answers=some))
+    assert told(d, "known_answers").lines == ("held.jsonl:1", "held.jsonl:4")
 
 
 def test_one_side_alone_is_no_margin(tmp_path: Path) -> None:
@@ -324,6 +327,14 @@ def test_ties_are_no_evidence_of_swapped_labels(tmp_path: Path) -> None:
     margins = np.where(tie, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
     run = with_pairs(make(tmp_path), margins, labels=np.where(tie, 0.5, 1.0))
     assert "labels_swapped" not in keys(run)
+
+
+@pytest.mark.parametrize(("share", "named"), [(3e-6, False), (0.009, True)])
+def test_a_model_that_was_not_trained_says_nothing_of_its_labels(tmp_path: Path, share: float, named: bool) -> None:
+    """Its margins are rounding, in two clouds or not."""
+    margins = np.where(np.arange(200) % 5 == 0, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    run = moved(with_pairs(make(tmp_path), margins), share)
+    assert ("labels_swapped" in keys(run)) is named
 
 
 def test_labels_without_a_pattern(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_prompts_of_eval_data_that_are_also_in_data_are_said_and_recorded(model:
     train, other = pairs(tmp_path / "a.jsonl", range(20)), pairs(tmp_path / "b.jsonl", range(15, 25))
     found, said = read("dpo", model, train, eval_data=str(other))
     assert found.account["overlap"] == {"prompts": 5, "of": 10}
+    lines = [f"{other}:{n}" for n in range(1, 6)]
+    assert found.account["known_answers"] == {"examples": 5, "of": 10, "sources": lines}
     assert "5 of 10 prompts of eval_data are also in data" in said
     found, said = read("dpo", model, train, eval_data=str(pairs(tmp_path / "c.jsonl", range(20, 24))))
     assert found.account["overlap"] == {"prompts": 0, "of": 4}

@@ -61,6 +61,7 @@ def _number(account: Mapping[str, Any], name: str) -> int:
 def not_held_out(case: Case) -> Finding | None:
     """Prompts of eval_data that are also trained on: from a tenth of them on it is a warning."""
     both, of = (_number(case.account("overlap"), name) for name in ("prompts", "of"))
+    listed = case.account("known_answers").get("sources")
     known, examples = (_number(case.account("known_answers"), name) for name in ("examples", "of"))
     if examples and known >= 0.1 * examples and known / examples > (both / of if of else 0.0):
         return Finding(
@@ -75,6 +76,7 @@ def not_held_out(case: Case) -> Finding | None:
                 Remedy("eval_size instead of eval_data, which keeps them together"),
             ),
             cause=True,
+            lines=tuple(map(str, listed)) if isinstance(listed, list) else (),
             values={"share": f"{100 * known / examples:.0f}%"},
         )
     if not both or not of:

@@ -41,11 +41,15 @@ def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
 def known_answers(train: np.ndarray, held: np.ndarray) -> dict[str, int]:
     """How many held-out examples have the answers of a training example. Keys of answers: int64 [n] each."""
-    both = np.concatenate([train, held])
-    telling = _telling(both)
-    seen = telling[: len(train)]
-    mine = telling[len(train) :]
-    return {"examples": int(np.isin(mine[mine >= 0], seen[seen >= 0]).sum()), "of": len(held)}
+    return {"examples": int(known(train, held).sum()), "of": len(held)}
+
+
+def known(train: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which held-out examples those are: bool [n of held]."""
+    telling = _telling(np.concatenate([train, held]))
+    seen, mine = telling[: len(train)], telling[len(train) :]
+    found: np.ndarray = np.isin(mine, seen[seen >= 0])
+    return found
 
 
 def _telling(answers: np.ndarray) -> np.ndarray:

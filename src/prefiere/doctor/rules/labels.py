@@ -126,7 +126,10 @@ def _first_epoch(case: Case, rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def swapped(case: Case) -> Finding | None:
-    """Held-out margins, and those of training pairs that were not learnt from yet, lie in two clouds."""
+    """Held-out margins, and those of training pairs that were not learnt from yet, lie in two clouds. Those of a model
+    that has not been trained are rounding, and say nothing of its labels."""
+    if moved(case) is False:
+        return None
     held, training = last_held_out(case), unseen(case)
     seen = held.joined(training)
     low, high = wilson(seen.against * len(seen), len(seen))
@@ -202,19 +205,22 @@ def no_pattern(case: Case) -> Finding | None:
     word = "scores" if case.family == "reward" else "favours"
     return Finding(
         "no_pattern",
-        "The labels follow no pattern that the model could find: they contradict each other, or are random.",
+        "The model found no pattern in the labels: they are random, contradict each other, or are too hard for it.",
         "warning",
         f"It was trained with a rate that suits it and its weights moved, yet on pairs it never saw it {word} the "
         "preferred answer no more often than a coin does. A higher rate would only teach it the training pairs by "
         "heart. Either the labels are noise, or about half of them are swapped, or what people looked at cannot be "
-        "seen in the text.",
+        "seen in the text, or not by a model of this size from so many pairs. The curves are the same in each case.",
         (
             *case.evidence("eval_rewards/accuracies", "eval_rewards/margins", "rewards/accuracies"),
             line("weights_moved", share=number(float(case.series("weights/moved").values[-1]))),
         ),
-        (Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),),
+        (
+            Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),
+            Remedy("where those are fine: a larger model, or more pairs"),
+        ),
         cause=True,
-        sure="likely",
+        sure="possible",
     )
 
 
