@@ -28,11 +28,12 @@ from prefiere.estimate.workload import longest, workload
 from prefiere.launch import launch
 from prefiere.models.shard import store
 from prefiere.models.shard.spread import own
+from prefiere.models.trunk import Trunk
 from prefiere.plan.device import Device
 from prefiere.publish.step import write_step
 from prefiere.run import Run
 from prefiere.settings import DPO, SFT, Reward, Settings
-from prefiere.train import checkpoint
+from prefiere.train import checkpoint, setup
 from prefiere.train.engine import Engine
 from prefiere.world import leave_group
 
@@ -110,22 +111,26 @@ def short_of_memory() -> Iterator[None]:
 
 
 def weighed(s: Settings, out: Path) -> None:
-    """A run that writes down, after each update, how many bytes this process holds: of the trunk's weights, and of the
-    optimizer's moments."""
-    real = Engine.update
+    """A run that writes down, after each update, how many bytes this process holds: of the trunk's weights, of the
+    optimizer's moments, and of the weights before they were spread."""
+    real, spread, read = Engine.update, setup.shard, list[int]()
 
     def update(self: Engine, *args: Any) -> Any:
         found = real(self, *args)
         held = sum(own(p).nbytes for p in self.trunk.parameters())
         moments = sum(own(x).nbytes for state in self.optimizer.state.values() for x in state.values() if x.ndim)
-        out.write_text(json.dumps([held, moments]))
+        out.write_text(json.dumps([held, moments, read[0]]))
         return found
 
-    Engine.update = update  # type: ignore[method-assign]
+    def noted(trunk: Trunk, mesh: Any, **options: Any) -> None:
+        read.append(sum(p.nbytes for p in trunk.parameters() if not p.is_meta))
+        spread(trunk, mesh, **options)
+
+    Engine.update, setup.shard = update, noted  # type: ignore[method-assign]
     try:
         launch(s, display=QUIET)
     finally:
-        Engine.update = real  # type: ignore[method-assign]
+        Engine.update, setup.shard = real, spread  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +246,20 @@ def test_an_estimate_books_what_each_process_holds(tmp: Path, name: str) -> None
     device = Device("cpu", 2**34, False, processes=2)
     work = workload(given(tmp, name, out=str(tmp / "new"), shard="full"), device, QUIET)
     sim, booked = simulate(work, longest(work)[0], 1), estimate(work, None).memory
-    held, moments = zip(*(json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
+    held, moments, _ = zip(*(json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
     assert sum(held) == pytest.approx(sim.trunk, rel=0.02), "buffers are on each"
     assert max(held) == pytest.approx(booked.weights - sim.beside - sim.reference / 2, rel=0.1)
     assert sum(moments) == 8 * sim.trained
     assert max(moments) == pytest.approx(booked.trained, rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "both"), [("dpo", False), ("kto", False), ("sft", False), ("ppo", True)])
+def test_the_first_process_alone_reads_the_weights(tmp: Path, name: str, both: bool) -> None:
+    """But where others join them, such as a critic's."""
+    (_, _, first), (_, _, second) = (json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
+    assert first > 0
+    assert second == (first if both else 0)
 
 
 @pytest.mark.long

@@ -78,7 +78,8 @@ def base_scheme(source: Source) -> quantize.Scheme | None:
 def loaded(
     source: Source, dtype: torch.dtype, device: torch.device | str, kind: Any = AutoModelForCausalLM, **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The base of a source as a model of this ``kind``, without dropout, and the names of weights that it lacks.
+    """The base of a source as a model of this ``kind``, without dropout, and the names of weights that it lacks. On
+    torch's meta device nothing is read, and its weights have no contents.
 
     Raises ModelError where it cannot be loaded, and for a language model that lacks any.
     """
@@ -93,6 +94,12 @@ def loaded(
         if stored is not None:
             options["config"].quantization_config = stored
     model: PreTrainedModel
+    if torch.device(device).type == "meta":
+        with torch.device(device):
+            model = kind.from_config(options["config"], dtype=dtype, trust_remote_code=source.trust)
+        remember(model, said)
+        no_dropout(model)
+        return model, set()
     with readable(source.base), without_bars():
         model, info = kind.from_pretrained(
             source.base,
@@ -171,7 +178,7 @@ def load_policy(
     route(model)
     trunk = Trunk(model, packed=packed)
     if adapted:
-        if source.adapter is None:
+        if source.adapter is None and torch.device(device).type != "meta":
             with running(source.base, hint):
                 keep_start(trunk)
         for name, p in model.named_parameters():

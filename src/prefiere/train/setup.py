@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from prefiere.models.load import fingerprint, load_policy
 from prefiere.models.reference import Reference, model_key, token_logps
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.score_head import settle_padding
+from prefiere.models.shard.hand_out import described, is_empty
 from prefiere.models.shard.spread import mesh_of, shard, whole
 from prefiere.models.trunk import Trunk
 from prefiere.plan.choices import Choice, as_it_began, describe_quantization
@@ -126,8 +127,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     judge = Judge.load(settings.judge, model=opened, functions=functions, example=example) if settings.judge else None
     torch.manual_seed(settings.seed)
     display.say(in_words("progress.loading", model=settings.model, size=f"{plan.parameters / 1e6:,.1f}"))
-    first = torch.device("cpu") if plan.shard != "none" else device  # of what is spread, a GPU sees its part alone
-    trunk, found = load_trunk(plan, first, typed=reader.typed)
+    trunk, found = load_together(plan, world, typed=reader.typed)
     apply_products(trunk, str(products.value))
     found += [products, *reader.choices]
     if plan.scores:
@@ -135,7 +135,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     ids_fit(trunk.lm, reader.tokenizer, settings.model)
     if plan.scheme is not None:
         found.append(describe_quantization(plan.scheme, trunk.lm))
-    start = fingerprint(trunk.model)
+    start = world.broadcast(fingerprint(trunk.model) if world.main else "")
     reward = None
     if plan.method.family == "policy":
         reward = load_rewards(plan, trunk, opened, display.say, functions, example)
@@ -211,7 +211,7 @@ def _spread(plan: Plan, run: Run, world: World, *trunks: Trunk | None) -> None:
     mesh = mesh_of(world.device, world.size, world.nodes, plan.shard)
     for trunk in trunks:
         if trunk is not None:
-            shard(trunk, mesh)
+            shard(trunk, mesh, from_first=any(world.gather([is_empty(trunk)])))
 
 
 def _example(data: ExampleData | PromptData) -> Answered | None:
@@ -220,6 +220,32 @@ def _example(data: ExampleData | PromptData) -> Answered | None:
     if not len(prompts):
         return None
     return Answered(prompts.texts[:1], ["a"], [np.zeros(1, np.int32)], prompts.columns[:1])
+
+
+def load_together(plan: Plan, world: World, *, typed: bool) -> tuple[Trunk, list[Choice]]:
+    """The model to train, in each process, and what was found on the way.
+
+    Where its weights are to be spread, the first process reads them and tries the model out; the others make it
+    without contents, and `_spread` gives each its part. Each reads all where other weights join them (critic, rewards,
+    an adapter to go on from), and where it cannot be made alike without them.
+    """
+    if plan.shard == "none":
+        return load_trunk(plan, world.device, typed=typed)
+    cpu = torch.device("cpu")  # a GPU sees its part alone
+    if plan.scores or plan.method.family == "policy" or plan.policy.adapter is not None:
+        return load_trunk(plan, cpu, typed=typed)
+    trunk, found = load_trunk(plan, cpu, typed=typed) if world.main else (None, [])
+    told = world.broadcast((found, described(trunk), torch.get_rng_state()) if trunk is not None else None)
+    assert told is not None
+    found, alike, random = told
+    if trunk is None:
+        known = {c.name: c.value for c in found}
+        same = replace(plan, rows=known["rows"] == "packed", recorded={**plan.recorded, **known})
+        trunk, _ = load_trunk(same, torch.device("meta"), typed=typed)
+        if described(trunk) != alike:
+            trunk, _ = load_trunk(same, cpu, typed=typed)
+    torch.set_rng_state(random)  # as if each had made the model with contents
+    return trunk, found
 
 
 def load_trunk(plan: Plan, device: torch.device, *, typed: bool = False) -> tuple[Trunk, list[Choice]]:

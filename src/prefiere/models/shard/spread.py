@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from prefiere.models.shard.hand_out import hand_out
 from prefiere.models.trunk import Trunk
 
 Sharing = Literal["full", "hybrid"]
@@ -35,14 +36,18 @@ def mesh_of(device: torch.device, size: int, nodes: int, how: Sharing) -> Device
     return init_device_mesh(device.type, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(trunk: Trunk, mesh: DeviceMesh) -> None:
+def shard(trunk: Trunk, mesh: DeviceMesh, *, from_first: bool = False) -> None:
     """Let each process keep its part of every weight of a trunk; gradients become sums over all processes.
 
-    Parameters are other objects afterwards: an optimizer is made after it. A sharded trunk cannot be copied.
+    from_first: its part of the first one's weights, where that one alone has read them (`hand_out`). Parameters are
+    other objects afterwards: an optimizer is made after it. A sharded trunk cannot be copied.
     """
+    put_in = hand_out(trunk, mesh) if from_first else None
     for layer in layers_of(trunk):
         fully_shard(layer, mesh=mesh)
     fully_shard(trunk, mesh=mesh)
+    if put_in is not None:
+        put_in()
     for name in ENTRIES:
         register_fsdp_forward_method(trunk, name)
     for part in _parts(trunk):
