@@ -14,14 +14,17 @@ from typer.testing import CliRunner
 
 import runs
 from prefiere.asked import hub
-from prefiere.asked.language import TONGUES, Tongue, other_words, speaking
+from prefiere.asked.language import TONGUES, Tongue, other_words, speaking, words
+from prefiere.asked.words import account
 from prefiere.cli.main import app, main
 from prefiere.cli.models import show_comparison
 from prefiere.cli.train import how_it_went
 from prefiere.console import Display, Terminal
+from prefiere.data import formats
 from prefiere.evaluate.compare import Compared, Pairing
 from prefiere.launch import launch
 from prefiere.methods import METHODS
+from prefiere.tokens.truncation import WHAT
 from prefiere.train.logs import spoken as told_row
 from synthetic_runs import PERFECT, RUINED, make
 
@@ -62,6 +65,8 @@ def test_what_was_seen_in_data(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     done = CALL.invoke(app, ["data", str(tmp_path / "pairs.jsonl"), "--lang", "es"])
     assert "    - de 40 pares cuyas respuestas difieren en longitud\n" in done.output
+    for line in ("Forma     TRL standard (por prompt, chosen, rejected)", "Registros 40 leídos, 40 conservados"):
+        assert f"{line}\n" in done.output
 
 
 def test_the_end_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,3 +176,37 @@ def test_every_choice_of_a_run_is_said_in_its_language(tmp_path: Path) -> None:
     assert not {c["why"] for c in first} & {c["why"] for c in second}
     assert "  lora = True: as asked" in english
     assert "  lora = True: como se pidió" in spanish
+    of = str(tmp_path / "pairs.jsonl")
+    assert f"{of}: TRL standard (by prompt, chosen, rejected); 24 read, 24 kept" in english
+    assert f"{of}: TRL standard (por prompt, chosen, rejected); 24 leídos, 24 conservados" in spanish
+    assert not {line for line in english if line} & {line for line in spanish if line}
+
+
+def test_rows_that_are_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": "a"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "chosen": ""}])))
+    read = formats.read(tmp_path / "pairs.jsonl", kind="pairs")
+    assert len(list(read)) == 1
+    told = "3 leídos, 1 conservados, 1 descartados ({}), 1 descartados ({})"
+    with speaking("es"):
+        assert str(read.counts) == told.format("la elegida es igual a la rechazada", "respuesta elegida vacía")
+        assert account.encoded({"examples": 2, "groups": 1, "tokens": 9, "notes": [], "identical": {"count": 0},
+                                "no_room": {"count": 1, "sources": ["f:2"]}}) == [
+            "2 ejemplos, 1 conservados, 9 tokens",
+            "1 descartados: en max_length no cabe una respuesta junto al final de su pregunta (los primeros: f:2)",
+        ]  # fmt: skip
+
+
+def test_each_thing_that_happens_to_an_example_has_its_words() -> None:
+    for spoken in TONGUES:
+        said = words("prefiere.asked.words", spoken)
+        assert [key.removeprefix("account.of.") for key in said if key.startswith("account.of.")] == list(WHAT)
+
+
+def test_the_reasons_of_the_table_are_given_somewhere() -> None:
+    """Whole, or as a reason and the name of a column."""
+    room = Path(formats.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in room.rglob("*.py"))
+    for why in other_words("prefiere.asked.words", "reasons", "es"):
+        head, _, name = why.rpartition(" ")
+        assert f'"{why}"' in code or f'"{head} {{' in code or f"_name}} {head.split()[-1]} {{" in code, name

@@ -13,6 +13,7 @@ from feedback.test_votes import NOW, Desk
 from prefiere.cli.main import app
 from prefiere.data import formats
 from prefiere.feedback import exchange, items, people, schema, snapshot, trace
+from prefiere.feedback.figures import figures
 from prefiere.feedback.store import Store, StoreError
 from prefiere.feedback.votes import Said
 
@@ -101,6 +102,18 @@ def test_hard_text_comes_out_as_it_went_in(store, tmp_path):
     exchange.read_in(store, str(path))
     (back,) = formats.read_comparisons(store.name)
     assert (back.prompt, back.answer_a, back.annotator) == (hard, "x\x00", "Ana ☕")
+
+
+def test_votes_of_a_file_without_times_are_none_of_the_last_hour(sqlite_store, tmp_path, monkeypatch):
+    """They have the time at which they were read, and nobody has voted then."""
+    fill(sqlite_store, 1)
+    vote(sqlite_store, "ana", [-2])
+    path = tmp_path / "said.jsonl"
+    path.write_text('{"prompt": "q", "answer_a": "x", "answer_b": "y", "preference": "a", "annotator": "ana"}')
+    monkeypatch.setattr("time.time", lambda: NOW)
+    exchange.read_in(sqlite_store, str(path))
+    found = figures(sqlite_store, NOW + 60)
+    assert (found.votes, found.last_hour) == (2, 1)
 
 
 def test_votes_of_a_file_come_out_again(sqlite_store, tmp_path):

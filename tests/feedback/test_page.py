@@ -219,6 +219,22 @@ def test_every_answer_carries_the_headers(sqlite_store, monkeypatch):
     assert not re.search(r"<script(?! src=\"/static/page.js\")|<style|\son\w+=|style=", browser.get("/").text)
 
 
+def test_whatever_a_page_loads_is_there(sqlite_store):
+    """Its icon, too: a browser that is told of none asks for /favicon.ico, which is not."""
+    fill(sqlite_store, 1)
+    browser = client(sqlite_store)
+    said = browser.get("/").text
+    kinds = {
+        path: browser.get(path).headers["content-type"] for path in re.findall(r'(?:href|src)="(/static/[^"]+)', said)
+    }
+    assert kinds == {
+        "/static/icon.svg": "image/svg+xml",
+        "/static/page.css": "text/css; charset=utf-8",
+        "/static/page.js": "text/javascript; charset=utf-8",
+    }
+    assert '<link rel="icon" href="/static/icon.svg">' in said
+
+
 def test_a_full_disk_says_that_the_vote_was_not_stored(sqlite_store):
     fill(sqlite_store, 2)
     browser = client(sqlite_store)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from prefiere.asked.words.account import encoded
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.groups import GroupStore, PromptGroup
@@ -434,7 +435,7 @@ def test_an_answer_to_nothing_is_left_out() -> None:
     groups, report = encode(LETTERS, pair("ghijk", "lmn", "op", source="f:1"), truncation=Truncation(2))
     assert not groups
     assert report.counts["no_room"] == 1
-    assert report.lines()[1].startswith("1 dropped: max_length has no room for an answer")
+    assert encoded(report.to_dict())[1].startswith("1 dropped: max_length has no room for an answer")
 
 
 @pytest.mark.parametrize("style", [False, "chatml", "llama2", "zephyr"])
@@ -560,8 +561,8 @@ def test_report() -> None:
     assert told["completion_lengths"] == [4] * 5
     assert told["empty_completions"] == {"count": 30, "sources": [f"f:{i}" for i in range(0, 40, 2)]}
     assert told["refused"] == {"count": 0, "sources": []}
-    assert report.lines()[0] == "60 examples, 30 kept, 300 tokens"
-    assert report.lines()[1:] == ["30 dropped: an answer says nothing (first: f:0, f:2, f:4)"]
+    assert encoded(report.to_dict())[0] == "60 examples, 30 kept, 300 tokens"
+    assert encoded(report.to_dict())[1:] == ["30 dropped: an answer says nothing (first: f:0, f:2, f:4)"]
     json.dumps(EncodeReport().to_dict())
 
 

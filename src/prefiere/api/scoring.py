@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from prefiere.asked.language import in_words
+from prefiere.asked.words.account import happened
 from prefiere.console import Display
 from prefiere.evaluate import calibration
 from prefiere.evaluate.calibration import AnswerScores
@@ -21,7 +22,6 @@ from prefiere.kernels.memory import within_memory
 from prefiere.models.reward_model import RewardModel
 from prefiere.models.source import ModelError
 from prefiere.run import called
-from prefiere.tokens.truncation import WHAT
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def _one(
     with display.phase(in_words("progress.scoring", model=name)):
         scored = calibration.score_data(model, data, **reading)
     tokens = scored.account["tokens"]
-    dropped = [f"{tokens[what]['count']:,} {words}" for what, words in WHAT.items() if tokens[what]["count"]]
-    for line in [*dropped, *tokens["notes"]]:
+    for line in [*happened(tokens), *tokens["notes"]]:
         display.say(f"{name}: {line}")
     return scored, model.normalisation.std
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text as Styled
 
+from prefiere.asked.language import in_words
+from prefiere.asked.words.account import encoded
 from prefiere.data import formats
 from prefiere.data.audit import Auditor
 from prefiere.data.convert import AnyRecord
@@ -42,26 +44,26 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     shown, for --json. Raises DataError or FileNotFoundError where there is nothing to read, or no record can be used.
     """
     source = open_source(settings)
-    console.print(Styled.assemble(("Layout  ", "bold"), str(source.layout)))
-    console.print(Styled.assemble(("Files   ", "bold"), ", ".join(source.files)), soft_wrap=True)
+    console.print(Styled.assemble((in_words("seen.layout"), "bold"), str(source.layout)))
+    console.print(Styled.assemble((in_words("seen.files"), "bold"), ", ".join(source.files)), soft_wrap=True)
     auditor, faults = Auditor(), Faults()
-    with console.status(f"reading {settings.data}"):
+    with console.status(in_words("progress.reading", data=settings.data)):
         for record in source:
             auditor.add(record)
             faults.add(record)
     found = auditor.found()
     read = source.describe()
     for line in source.unread_lines():
-        console.print(Styled.assemble(("Unread  ", "bold"), line), soft_wrap=True)
+        console.print(Styled.assemble((in_words("seen.unread"), "bold"), line), soft_wrap=True)
     if source.kind == "prompts" and (better := _as_pairs(read["unread_columns"])) is not None:
-        said = f"two of these look like a preferred answer and another; as pairs: {better}"
-        console.print(Styled.assemble(("Perhaps ", "bold"), said), soft_wrap=True)
-    console.print(Styled.assemble(("Records ", "bold"), str(source.counts)))
+        said = in_words("seen.as_pairs", columns=better)
+        console.print(Styled.assemble((in_words("seen.perhaps"), "bold"), said), soft_wrap=True)
+    console.print(Styled.assemble((in_words("seen.records"), "bold"), str(source.counts)))
     for line in [*found.lines()[1:], *source.problems]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     result: dict[str, Any] = {"read": read, "audit": found.to_dict() | {"faults": faults.to_dict()}}
     if not source.counts.kept:
-        raise DataError(f"{settings.data}: no record can be used ({source.counts})")
+        raise DataError(in_words("seen.none", data=settings.data, why=source.counts))
     row: dict[str, float] = {}
     if model is None:
         shown: list[Styled] = [as_text(record) for record in islice(source, EXAMPLES)]
@@ -76,7 +78,7 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     result["examples"] = [str(example) for example in shown]
     result |= say_findings(result, row, source.kind in ("pairs", "judgements"), console)
     if model is None:
-        console.print("\nWith --model M the examples are shown in tokens, with the scored ones in colour.", style="dim")
+        console.print(f"\n{in_words('seen.with_model')}", style="dim")
     return result
 
 
@@ -237,7 +239,7 @@ def tokenized(
         on_bad="drop",
     )
     report, shown, kept, every = EncodeReport(), list[Styled](), list[Any](), 1
-    with console.status(f"tokenizing {settings.data}"):
+    with console.status(in_words("seen.tokenizing", data=settings.data)):
         for i, group in enumerate(encoder.encode(source, report)):
             if len(shown) < EXAMPLES:
                 shown.append(describe(group, tokenizer))
@@ -245,11 +247,11 @@ def tokenized(
                 kept.append(group)
             if len(kept) > SPREAD:
                 kept, every = kept[::2], 2 * every
-    console.print(Styled("Tokens", "bold"))
-    for line in report.lines():
+    console.print(Styled(in_words("seen.tokens"), "bold"))
+    for line in (lines := encoded(report.to_dict())):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     if not report.groups:
-        raise DataError(f"{settings.data}: no example is left to learn from ({'; '.join(report.lines())})")
+        raise DataError(in_words("seen.none_left", data=settings.data, why="; ".join(lines)))
     return shown, report.to_dict(), kept
 
 
@@ -277,21 +279,21 @@ def measured(
     try:
         parameters, size = count_parameters(found), int(config_of(found).get_text_config().vocab_size)
         if device.kind == "cpu" and parameters > ON_A_PROCESSOR:
-            why = f"a processor takes long over {parameters / 1e9:.1f}B parameters. A run measures it at its start"
+            why = in_words("seen.takes_long", size=f"{parameters / 1e9:.1f}")
         else:
             dtype = getattr(torch, str(choose_dtype(settings, device, parameters).value))
             sampling = Sampling(
                 1, settings.sample_temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
             )
-            with console.status(f"measuring {model}"):
+            with console.status(in_words("seen.measuring", model=model)):
                 row = before_a_run(
                     found, load_tokenizer(found), groups, sampling, dtype=dtype, max_length=settings.max_length
                 )
     except (ModelError, OutOfMemory) as e:  # the data was read all the same
         why = str(e)
-    console.print(Styled("Model", "bold"))
+    console.print(Styled(in_words("seen.model"), "bold"))
     if not row:
-        console.print(f"  not measured on the data: {why}", markup=False, soft_wrap=True)
+        console.print(f"  {in_words('seen.not_measured', why=why)}", markup=False, soft_wrap=True)
     for key in (*(c.name for c in START), "samples/ref_logp"):
         if (level := at_step_0(row, key)) is not None:
             told = column(key)

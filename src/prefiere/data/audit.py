@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from prefiere.asked.language import in_words
+from prefiere.asked.words.account import said_reason
 from prefiere.data.convert import AnyRecord, check_content
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Text
 from prefiere.data.values import BadRow
@@ -122,20 +124,19 @@ class Audit:
 
     def lines(self) -> list[str]:
         """The findings in plain language, one line each."""
-        said = [f"{self.records:,} records with {self.prompts:,} different prompts"]
+        said = [in_words("account.prompts", n=f"{self.records:,}", prompts=f"{self.prompts:,}")]
         counts = {
-            "repeat an earlier record": self.duplicates,
-            "answers are preferred both ways": self.contradictions,
-            "are ties": self.ties,
-            **self.unusable,
-            "have a prompt that is also in the other data": self.in_both or 0,
+            in_words("account.repeated"): self.duplicates,
+            in_words("account.both_ways"): self.contradictions,
+            in_words("account.ties"): self.ties,
+            **{said_reason(why): n for why, n in self.unusable.items()},
+            in_words("account.in_both"): self.in_both or 0,
         }
         said += [f"{n:,} {what}" for what, n in counts.items() if n]
         if self.shorter_preferred and self.shorter_preferred.n:
             s = self.shorter_preferred
-            said.append(
-                f"the shorter answer is preferred in {s.value:.1%} ({s.low:.1%} to {s.high:.1%} of {s.n:,} pairs)"
-            )
+            shares = {"share": f"{s.value:.1%}", "low": f"{s.low:.1%}", "high": f"{s.high:.1%}"}
+            said.append(in_words("account.shorter", n=f"{s.n:,}", **shares))
         return said
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from prefiere.asked.language import in_words
+from prefiere.asked.words.account import unread
 from prefiere.data import convert, sources
 from prefiere.data.convert import PairsPerPrompt
 from prefiere.data.layouts.columns import Layout, Native, under_system, without_repeated_prompt
@@ -124,8 +125,7 @@ class Records(Generic[R]):
 
     def unread_lines(self) -> list[str]:
         """What of the source is not read, in plain language."""
-        said = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
-        return [*said, *([f"files not read: {', '.join(self.beside)}"] if self.beside else []), *self.remarks]
+        return unread(self.describe())
 
     def key(self) -> dict[str, Any]:
         """Everything that the records depend on, as plain values: the contents of the files, and how they are read."""

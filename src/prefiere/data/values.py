@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from prefiere.asked.words.account import counted
+
 Row = dict[str, Any]
 
 
@@ -184,7 +186,4 @@ class Counts:
         return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped), "changed": dict(self.changed)}
 
     def __str__(self) -> str:
-        parts = [f"{self.read:,} read", f"{self.kept:,} kept"]
-        parts += [f"{n:,} dropped ({why})" for why, n in self.dropped.most_common()]
-        parts += [f"{n:,} changed ({why})" for why, n in self.changed.most_common()]
-        return ", ".join(parts)
+        return counted(self.to_dict())

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from prefiere.asked.words.account import encoded
 from prefiere.data import formats
 from prefiere.data.schema import Demonstration, Judgement
 from prefiere.evaluate.pairs import PairScores, Reading, paired
@@ -147,7 +148,9 @@ def score_data(
     report = EncodeReport()
     store = GroupStore.build(model.encoder.encode(records, report), 2)
     if not len(store):
-        raise ValueError(f"{called(data)} holds no pair to score ({records.counts}; {'; '.join(report.lines())})")
+        raise ValueError(
+            f"{called(data)} holds no pair to score ({records.counts}; {'; '.join(encoded(report.to_dict()))})"
+        )
     account = {"data": called(data), "read": records.describe(), "tokens": report.to_dict()}
     return paired(store, model.score_groups(store, progress), account)
 

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import torch
 
+from prefiere.asked.words.account import encoded
 from prefiere.data import formats
 from prefiere.evaluate.manner import manner_of
 from prefiere.models.load import load_policy, load_tokenizer
@@ -152,7 +153,7 @@ def _read(source: Source, data: str | Path, reading: Reading) -> tuple[GroupStor
     report = EncodeReport()
     store = GroupStore.build(encoder.encode(records, report), 2)
     if not len(store):
-        raise ValueError(f"{data} holds no pair to score ({records.counts}; {'; '.join(report.lines())})")
+        raise ValueError(f"{data} holds no pair to score ({records.counts}; {'; '.join(encoded(report.to_dict()))})")
     return store, {"data": str(data), "read": records.describe(), "tokens": report.to_dict()}
 
 

@@ -19,6 +19,7 @@ from prefiere.data.writers import can_be_written
 from prefiere.feedback import items, people, schema
 from prefiere.feedback.schema import Purpose
 from prefiere.feedback.store import Store, hidden
+from prefiere.feedback.votes import FROM_A_FILE
 
 As: TypeAlias = Literal["votes", "pairs", "gold"]
 _CHUNK = 200  # rows a transaction: others who write wait for one chunk only
@@ -108,7 +109,7 @@ def _vote(c: sa.Connection, r: Comparison, pair_id: int, turned: bool, name: str
     score = -score if turned and score else score
     items.insert(
         c, schema.event, lease_id=lease_id, seq=0, kind="vote", score=score, both_bad=r.preference == "both_bad",
-        input="file", at=at,
+        input=FROM_A_FILE, at=at,
     )  # fmt: skip
     return True
 

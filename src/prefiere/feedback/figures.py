@@ -106,7 +106,7 @@ def figures(store: Store, now: float) -> Figures:
         votes=len(human),
         asked=len({v.pair_id for v in human}),
         open_slots=opened,
-        last_hour=sum(v.at > now - 3600 for v in human),
+        last_hour=sum(v.at > now - 3600 and not v.read_in for v in human),
         seconds=_median([v.ms for v in human]),
         ties=sum(v.side == "tie" for v in human),
         both_bad=sum(v.both_bad for v in human),

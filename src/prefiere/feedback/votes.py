@@ -137,9 +137,14 @@ def _same(c: sa.Connection, earlier: sa.RowMapping, said: Said) -> bool:
 # -- what is in force -------------------------------------------------------------------------------------------------
 
 
+FROM_A_FILE = "file"
+"""How a vote came in that was read from a file; where the file has no time, it has that of the reading."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A vote in force, turned to the pair's own sides: ``score`` -3 is answer a by far, 3 answer b by far."""
+    """A vote in force, turned to the pair's own sides: ``score`` -3 is answer a by far, 3 answer b by far.
+    read_in: from a file, and not given here."""
 
     event_id: int
     pair_id: int
@@ -153,6 +158,7 @@ class Vote:
     random: bool
     ms: int | None
     at: float
+    read_in: bool
     ideal_id: int | None
 
     @property
@@ -170,11 +176,13 @@ def in_force(c: sa.Connection, *, counted: bool = True) -> list[Vote]:
     """
     later = event.alias()
     last = sa.select(sa.func.max(later.c.seq)).where(later.c.lease_id == lease.c.id).correlate(lease).scalar_subquery()
+    read_in = sa.func.coalesce(event.c.input, "") == FROM_A_FILE
     rows = (
         sa.select(
             event.c.id.label("event_id"), lease.c.pair_id, pair.c.prompt_id, pair.c.purpose, lease.c.person_id,
             (person.c.kind == "judge").label("judge"), event.c.score, event.c.both_bad, lease.c.swapped,
-            lease.c.random, event.c.ms, event.c.at, note.c.ideal_answer_id.label("ideal_id"),
+            lease.c.random, event.c.ms, event.c.at,
+            read_in.label("read_in"), note.c.ideal_answer_id.label("ideal_id"),
         )
         .join(lease, lease.c.id == event.c.lease_id)
         .join(pair, pair.c.id == lease.c.pair_id)

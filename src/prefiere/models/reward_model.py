@@ -13,6 +13,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.asked.words.account import encoded
 from prefiere.data.schema import Text
 from prefiere.models.check.trial import try_scores
 from prefiere.models.check.weights import ids_fit
@@ -180,7 +181,7 @@ class RewardModel:
         cut = sum(self.report.counts[n] for n in ("truncated_prompts", "truncated_completions"))
         if cut and not self._told:
             self._told = True
-            self._notice(f"{self.name}: {'; '.join(self.report.lines()[1:])}")
+            self._notice(f"{self.name}: {'; '.join(encoded(self.report.to_dict())[1:])}")
         return self.score_groups(groups)[:, 0]
 
     def score_groups(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefiere.asked.language import in_words
+from prefiere.asked.words.account import counted, encoded, unread
 from prefiere.cache import digest_of, entry
 from prefiere.console import Display
 from prefiere.data import formats
@@ -137,11 +138,7 @@ def overlap_of(train: np.ndarray, validation: np.ndarray) -> dict[str, int]:
 def overlap_line(overlap: dict[str, int]) -> str | None:
     """The same in words; None where no prompt is on both sides."""
     both, of = overlap["prompts"], overlap["of"]
-    return (
-        f"{both:,} of {of:,} prompts of eval_data are also in data: what is measured on them is no test"
-        if both
-        else None
-    )
+    return in_words("account.overlap", both=f"{both:,}", of=f"{of:,}") if both else None
 
 
 @cache
@@ -184,15 +181,14 @@ def _tokenized(
                         if len(writer) % 1000 == 0:
                             at(in_words("progress.read", data=called(name), n=f"{len(writer):,}"))
                 if not len(writer):
-                    what = f"{source.counts}; {'; '.join(report.lines())}"
+                    what = f"{source.counts}; {'; '.join(encoded(report.to_dict()))}"
                     raise ValueError(in_words("data.no_example", data=called(name), why=what))
-                said = [f"{called(name)}: {source.layout}; {source.counts}"]
-                said += [f"  {line}" for line in (*source.unread_lines(), *report.lines()[1:])]
-                about |= {"said": said, "read": source.describe(), "tokens": report.to_dict()}
+                about |= {"read": source.describe(), "tokens": report.to_dict()}
                 about |= {"audit": auditor.found().to_dict() | {"faults": faults.to_dict()}}
-    for line in kept.about["said"]:
-        display.say(line)
-    account = {"data": name, "read": kept.about["read"], "tokens": kept.about["tokens"], "audit": kept.about["audit"]}
+    account: dict[str, Any] = {"data": name, **{of: kept.about[of] for of in ("read", "tokens", "audit")}}
+    display.say(f"{called(name)}: {source.layout}; {counted(account['read'])}")
+    for line in (*unread(account["read"]), *encoded(account["tokens"])[1:]):
+        display.note(line)
     if source.votes is not None:  # of this store and this moment: no part of what is kept by contents
         account["votes"] = source.votes
     return GroupStore.open(kept.folder, k), account

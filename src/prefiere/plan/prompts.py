@@ -56,9 +56,7 @@ def read_prompts(
     elif settings.eval_size:
         train_at, eval_at = split_by_prompt(_keys(read), held_out(settings.eval_size, len(read)), settings.seed)
         if not len(train_at) or not len(eval_at):
-            raise ValueError(
-                f"{called(settings.data)} has too few prompts to hold some out: set eval_size=0, or give eval_data"
-            )
+            raise ValueError(in_words("data.too_few_to_answer", data=called(settings.data)))
         train, validation = read.select(train_at), read.select(eval_at)
     accounts["examples"] = accounts["prompts"] = {"train": len(train), "eval": len(validation)}
     accounts["fingerprint"] = {"train": _fingerprint(train), "eval": _fingerprint(validation)}
@@ -106,13 +104,13 @@ def _tokenized(
             f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
         )
     kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
-    display.say(f"{called(name)}: {source.layout}; {len(kept):,} distinct prompts")
+    display.say(f"{called(name)}: {source.layout}; {in_words('account.distinct', n=f'{len(kept):,}')}")
     for line in source.unread_lines():
         display.note(line)
     if long:
-        display.say(f"  {len(long):,} left out: longer than {room} tokens ({whole.sources[long[0]]}, ...)")
+        display.note(in_words("account.too_long", n=f"{len(long):,}", room=room, first=whole.sources[long[0]]))
     if not len(kept):
-        raise ValueError(f"{called(name)} holds no prompt to answer ({source.counts})")
+        raise ValueError(in_words("data.no_prompt", data=called(name), why=source.counts))
     dropped = {"too_long": len(long), "sources": [whole.sources[i] for i in long[:10]]}
     return kept, {"data": name, "read": source.describe(), "distinct": len(kept), "dropped": dropped}
 

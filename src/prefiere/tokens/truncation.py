@@ -1,7 +1,4 @@
-"""How much of an example is kept, and the account of what became of all of them.
-
-Kept apart from the encoding itself so that the policy and the words for it can be read in one place.
-"""
+"""How much of an example is kept, and the account of what became of all of them, apart from the encoding itself."""
 
 from __future__ import annotations
 
@@ -13,28 +10,29 @@ import numpy as np
 
 from prefiere.tokens.groups import PromptGroup
 
-WHAT = {
-    "truncated_prompts": "prompts cut from the left",
-    "truncated_completions": "examples with a completion cut from the right, which then has no end token",
-    "empty_prompts": "dropped: the prompt has no tokens",
-    "empty_completions": "dropped: an answer says nothing",
-    "identical": "dropped: chosen and rejected are the same tokens, after truncation",
-    "unscored": "dropped: truncation left no token to score",
-    "no_room": "dropped: max_length has no room for an answer beside the end of its prompt",
-    "refused": "dropped: the chat template refuses the conversation",
-    "left_out": "dropped: the chat template leaves out the answer, or what it answers",
-    "rewritten": "dropped: the chat template writes the prompt differently once the answer follows",
-    "already_rendered": "examples that the chat template had written before: taken as they are",
-    "reasoning_left_out": "examples whose reasoning the chat template does not write",
-    "tools_left_out": "examples whose tools the chat template does not write",
-    "calls_left_out": "examples with earlier calls of tools that the chat template does not write",
-    "results_left_out": "examples with results of tools that the chat template does not write",
-    "system_left_out": "examples whose system message the chat template does not write",
-    "developer_left_out": "examples whose developer message the chat template does not write",
-    "split_by_turn": "conversations learnt turn by turn, as the chat template rewrites earlier turns or ends none",
-    "control_tokens": "examples that spell out control tokens, read as ordinary text (raw text: as control tokens)",
-    "end_added": "examples to which an end token was added, as the chat template writes none of the model's",
-}
+WHAT = (
+    "truncated_prompts",
+    "truncated_completions",
+    "empty_prompts",
+    "empty_completions",
+    "identical",
+    "unscored",
+    "no_room",
+    "refused",
+    "left_out",
+    "rewritten",
+    "already_rendered",
+    "reasoning_left_out",
+    "tools_left_out",
+    "calls_left_out",
+    "results_left_out",
+    "system_left_out",
+    "developer_left_out",
+    "split_by_turn",
+    "control_tokens",
+    "end_added",
+)
+"""What can happen to an example; what each means stands in asked/words (``account.of``)."""
 _DROPS = ("empty_prompts", "empty_completions", "identical", "unscored", "no_room", "refused", "left_out", "rewritten")
 _SHOWN = 20
 
@@ -81,7 +79,7 @@ class Truncation:
 
 @dataclass
 class EncodeReport:
-    """What became of the examples: counts, the first sources of each, lengths. ``WHAT`` explains the names."""
+    """What became of the examples: counts by ``WHAT``, the first sources of each, lengths."""
 
     examples: int = 0
     tokens: int = 0
@@ -112,14 +110,6 @@ class EncodeReport:
     def dropped(self) -> int:
         """Examples (or turns of a conversation learnt turn by turn) that were dropped."""
         return sum(self.counts[name] for name in _DROPS)
-
-    def lines(self) -> list[str]:
-        """The account in plain language, one line for each thing that happened."""
-        head = f"{self.examples:,} examples, {self.groups:,} kept, {self.tokens:,} tokens"
-        told = [
-            f"{n:,} {WHAT[what]} (first: {', '.join(self.sources[what][:3])})" for what, n in self.counts.items() if n
-        ]
-        return [head, *told, *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json. Quantiles of lengths are in tokens at 0, 50, 90, 99 and 100 percent."""

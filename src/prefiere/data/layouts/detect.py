@@ -161,9 +161,10 @@ def detect(
         told = {"kind": in_words(f"data.kind.{kind}"), "layout": found.name, "fields": fields, "holds": holds}
         raise DataError(in_words("data.no_kind", where=where, **told))
     best = able[0]
-    how = "as told" if layout else f"by {', '.join(best.fields) or 'columns that end in .responses'}"
+    fields = ", ".join(best.fields) or in_words("account.by_responses")
+    how = in_words("account.as_told") if layout else in_words("account.by", fields=fields)
     if columns:
-        how += ", with " + ", ".join(f"{f}={c}" for f, c in columns.items())
+        how = in_words("account.with", how=how, columns=", ".join(f"{f}={c}" for f, c in columns.items()))
     return Detected(best, how)
 
 

@@ -192,7 +192,7 @@ def alive(site: Here, who: Sender, lease: Annotated[str, Form()]) -> Response:
 
 @vote_router.get("/static/{name}")
 def file(site: Here, name: str) -> Response:
-    """The style and the script: nothing else is there."""
+    """The style, the script and the icon: nothing else is there."""
     if name not in site.static:
         raise Refused(404, "e404")
     kind, contents = site.static[name]

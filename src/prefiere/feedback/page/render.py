@@ -85,5 +85,5 @@ def jinja_environment() -> jinja2.Environment:
 
 def static() -> dict[str, tuple[str, bytes]]:
     """name -> (media type, contents) of the files that a page loads: these, and nothing else, can be asked for."""
-    kinds = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+    kinds = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
     return {p.name: (kinds[p.suffix], p.read_bytes()) for p in (_HERE / "static").iterdir() if p.suffix in kinds}
