@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import typer
+from typer import rich_utils
 from typer.testing import CliRunner
 
 import runs
-from prefiere.asked import hub
+from prefiere.asked import hub, spoken_help
 from prefiere.asked.language import TONGUES, Tongue, other_words, speaking, words
 from prefiere.asked.words import account
 from prefiere.cli.main import app, main
@@ -95,8 +96,24 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("COLUMNS", "200")
     assert run_as(monkeypatch, "dpo", *asked, "--help") == 0
     said = capsys.readouterr().out
+    for text in ("Uso: ", "dpo [OPTIONS]", "─ Argumentos ─", "─ Opciones ─"):
+        assert text in said
     for text in ("Optimiza las preferencias", "La carpeta del entrenamiento.", "pasadas por los datos", "de fábrica"):
         assert text in said
+
+
+def test_headings_of_typer_are_its_own_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a command in Spanish, and in English they are what typer says."""
+    theirs = {name: getattr(rich_utils, name) for name in spoken_help.HEADINGS}
+    assert run_as(monkeypatch, "serve", "--lang", "es", "--help") == 0
+    said = capsys.readouterr().out
+    assert "[obligatorio]" in said
+    assert "[de fábrica: 127.0.0.1]" in said
+    with speaking("en"), spoken_help.spoken_headings():
+        assert {name: getattr(rich_utils, name) for name in spoken_help.HEADINGS} == theirs
+    assert {name: getattr(rich_utils, name) for name in spoken_help.HEADINGS} == theirs
 
 
 def test_help_of_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from prefiere.asked.language import TONGUES, Tongue, other_words
+from typer import rich_utils
+
+from prefiere.asked.language import TONGUES, Tongue, in_words, other_words
+
+HEADINGS = {
+    "ARGUMENTS_PANEL_TITLE": "arguments",
+    "OPTIONS_PANEL_TITLE": "options",
+    "COMMANDS_PANEL_TITLE": "commands",
+    "ERRORS_PANEL_TITLE": "error",
+    "DEFAULT_STRING": "default_is",
+    "REQUIRED_LONG_STRING": "required",
+}
+"""Typer's names of its headings, and the keys of their words."""
 
 
 def asked_for(words: Sequence[str]) -> str | None:
@@ -22,10 +35,34 @@ def help_said(text: str, spoken: Tongue) -> str:
     return other_words("prefiere.asked.words", "help", spoken).get(text, text)
 
 
+@contextmanager
+def spoken_headings() -> Iterator[None]:
+    """Within it, typer's own headings of help and of errors are in the language that is spoken."""
+    before = {name: getattr(rich_utils, name) for name in HEADINGS}
+    try:
+        for name, key in HEADINGS.items():
+            setattr(rich_utils, name, in_words(f"help.{key}", at="{}"))
+        yield
+    finally:
+        for name, text in before.items():
+            setattr(rich_utils, name, text)
+
+
+def _with_usage(context: Any) -> Any:
+    """A class of contexts of click whose line of usage is in the language that is spoken."""
+
+    class Formatter(context.formatter_class):
+        def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
+            super().write_usage(prog, args, prefix or f"{in_words('help.usage')}: ")
+
+    return type("SpokenContext", (context,), {"formatter_class": Formatter})
+
+
 def speak(command: Any, spoken: Tongue) -> None:
     """Put the help of a command of click, of its options and of all that are under it into a language."""
     if spoken == "en":
         return
+    command.context_class = _with_usage(command.context_class)
     for shown in (command, *command.params):
         if getattr(shown, "help", None):
             shown.help = help_said(shown.help, spoken)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from prefiere.asked.language import in_words, speaking, tongue
-from prefiere.asked.spoken_help import asked_for, speak
+from prefiere.asked.spoken_help import asked_for, speak, spoken_headings
 from prefiere.cli import doctor, env, estimate, feedback, recipe, train, votes
 from prefiere.cli.train import SettingsCommand
 from prefiere.console import Json, command, console, hush, progress, say
@@ -42,7 +42,8 @@ def main() -> None:
     with speaking(asked_for(sys.argv[1:])):
         shown = typer.main.get_command(app)
         speak(shown, tongue())
-        shown()
+        with spoken_headings():
+            shown()
 
 
 @app.command()
