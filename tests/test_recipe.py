@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -61,6 +62,17 @@ def test_defaults_then_recipe_then_flags_then_overrides(tmp_path: Path) -> None:
 )
 def test_a_value_is_read_as_meant(text: str, key: str, value: object) -> None:
     assert getattr(dpo(text), key) == value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_none_is_taken_by_every_setting_that_has_such_a_word(method: str) -> None:
+    """Of REINFORCE, ``baseline`` is mean or none, where none is a word and not the absence of a value."""
+    fields = METHODS[method].settings.model_fields
+    worded = [key for key, field in fields.items() if "none" in get_args(field.annotation)]
+    needs = {"reward": "r"} if "reward" in fields else {}
+    made = recipe.load(method, None, {**BASE, **needs}, [f"{key}=none" for key in worded])
+    assert {key: getattr(made, key) for key in worded} == dict.fromkeys(worded, "none")
+    assert ("baseline" in worded) == (method == "reinforce")
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def _check(model: type[Settings], key: str, value: Any) -> Any:
         raise RecipeError(f"{key} must be {kinds}, not {str(value).lower()}.")
     if isinstance(value, list) and len(value) == 1 and "a list" not in kinds:  # TRL's loss_type: [sigmoid]
         return _check(model, key, value[0])
-    return None if isinstance(value, str) and value.lower() == "none" and kinds.endswith("none") else value
+    may_be_nothing = NoneType in get_args(get_type_hints(model)[key])  # where "none" is a word of its own, it stays
+    return None if isinstance(value, str) and value.lower() == "none" and may_be_nothing else value
 
 
 def _merged(method: str, levels: Iterable[Iterable[Setting]]) -> tuple[dict[str, Setting], list[Problem]]:
