@@ -103,6 +103,19 @@ def test_pairs_needed_by_hand(tmp_path: Path) -> None:
     assert "about 410 held-out pairs instead of 50" in finding.meaning
 
 
+def test_pairs_needed_are_those_of_what_is_within_the_noise(tmp_path: Path) -> None:
+    """Of five pairs the margin rose beyond the noise, and the accuracy did not: from 0.5 to 0.75 with half-width 0.4,
+    (0.4/0.25 * 2.8/1.96)^2 * 5 = 26.1, rounded up to 27."""
+    run = Run.create(tmp_path)
+    run.recipe = {"method": "dpo"}
+    for step, margin, accuracy, half in ((0, 0.0, 0.5, 0.0), (10, 4.0, 0.75, 0.4)):
+        of = {"eval_rewards/margins": margin, "eval_rewards/accuracies": accuracy}
+        bounds = {f"{key}_{end}": x + s * half for key, x in of.items() for end, s in (("low", -1), ("high", 1))}
+        run.log({"step": step} | of | {f"{key}_n": 5 for key in of} | bounds)
+    (finding,) = (f for f in diagnose(run).findings if f.key == "within_noise")
+    assert "about 27 held-out pairs instead of 5" in finding.meaning
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_stuck_at_ln_2(tmp_path: Path, seed: int) -> None:
     # An adapter that hardly moves: rewards, and their spread, stay near zero.

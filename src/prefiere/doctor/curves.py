@@ -195,7 +195,7 @@ def within_noise(case: Case) -> Finding | None:
         return None
     if still(case):
         return None
-    change = seen[0].change
+    change = next((s.change for s in seen if not s.change.moves()), seen[0].change)  # what is within the noise
     half = max(change.diff - change.low, 0.0)
     needed = ""
     if change.diff and change.after.n:
