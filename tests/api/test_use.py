@@ -94,6 +94,7 @@ def test_prompts_of_a_table_are_its_prompts(place: Path) -> None:
         return [0.0 for _ in completions]
 
     found = prefiere.compare(place / "model", place / "run", prompts=table, judge=judge, max_new_tokens=2)
+    assert repr(found) == str(found)  # a cell of a notebook shows what print does
     assert [p.prompt for p in found.pairings] == texts
     assert set(seen) == set(zip(texts, "01", strict=True))
 
@@ -163,6 +164,7 @@ def test_export_chat_estimate_and_diagnose(place: Path, tmp_path: Path) -> None:
     told = command("estimate", "--gpu", "t4", "-m", place / "model", "-d", place / "pairs.jsonl", "batch_size=8")
     pairs = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
     found = prefiere.estimate("dpo", model=place / "model", data=pairs, batch_size=8, gpu="t4", quiet=True)
+    assert repr(found) == str(found)
     assert (found.estimate.memory.peak, found.fits) == (told["peak"], told["fits"])
     assert prefiere.diagnose(place / "run") == run.diagnose()
     assert run.diagnose().headline

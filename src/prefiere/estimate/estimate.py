@@ -217,6 +217,8 @@ class Forecast:
         spread = [self.spread] if self.spread else []
         return "\n".join([*(f"set {change}" for change in self.changes), *spread, self.verdict, self.duration])
 
+    __repr__ = __str__  # what a notebook shows of a cell
+
     @property
     def named(self) -> str:
         """The card's name, or this processor."""

@@ -87,6 +87,8 @@ class Compared:
             )
         return "\n".join(lines)
 
+    __repr__ = __str__  # what a notebook shows of a cell
+
 
 def sides(before: str | os.PathLike[str], after: str | os.PathLike[str] | None) -> tuple[str, str, Run | None]:
     """The two models to compare: both named, or those before and after a run. Raises ValueError otherwise."""
