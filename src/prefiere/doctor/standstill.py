@@ -52,7 +52,9 @@ def gained(case: Case, praise: str, measured: str, key: str, meaning: str, seen:
         if not measured_again(key) and len(case.series(key)) < ENOUGH_ROWS:
             return None
         alone = "Nothing that was held out shows whether this holds for other data."
-        return Finding("learnt", f"Nothing held out was measured: {measured}.", "info", alone, seen, said_as="learnt_in_training")
+        return Finding(
+            "learnt", f"Nothing held out was measured: {measured}.", "info", alone, seen, said_as="learnt_in_training"
+        )
     if count is not None and count < FEW_HELD_OUT:
         luck, kind = "Others may show the opposite: so few show no more than themselves.", _kind(case)
         return Finding(
