@@ -114,6 +114,8 @@ def test_pairs_needed_are_those_of_what_is_within_the_noise(tmp_path: Path) -> N
         run.log({"step": step} | of | {f"{key}_n": 5 for key in of} | bounds)
     (finding,) = (f for f in diagnose(run).findings if f.key == "within_noise")
     assert "about 27 held-out pairs instead of 5" in finding.meaning
+    assert "the accuracy could as well have shown no change" in finding.meaning
+    assert "the margin moved" in finding.meaning
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -17,11 +17,16 @@ from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths
 from prefiere.doctor.standstill import gained, pairs_needed, still, stuck
 from prefiere.doctor.words import interval, line, number, with_interval
+from prefiere.metrics import column
 
 
 def _evidence(case: Case, *names: str) -> tuple[Worded, ...]:
     """One line per metric that was measured twice: on held-out data, and in training."""
     return case.evidence(*(k for name in names for k in (f"eval_{name}", name)))
+
+
+def _called(seen: Seen) -> str:
+    return column(seen.key).words
 
 
 def _rises(seen: Seen | None) -> bool:
@@ -195,7 +200,9 @@ def within_noise(case: Case) -> Finding | None:
         return None
     if still(case):
         return None
-    change = next((s.change for s in seen if not s.change.moves()), seen[0].change)  # what is within the noise
+    noisy = next((s for s in seen if not s.change.moves()), seen[0])
+    change, name = noisy.change, _called(noisy)
+    other = next((s for s in seen if s is not noisy and s.change.moves()), None)
     half = max(change.diff - change.low, 0.0)
     needed = ""
     if change.diff and change.after.n:
@@ -204,12 +211,15 @@ def within_noise(case: Case) -> Finding | None:
             f" To see a change of this size reliably takes about {pairs_needed(change.after.n, half, change.diff):,}"
         )
         needed += f" held-out {kind} instead of {change.after.n:,}."
+    shown = (
+        f" That the {_called(other)} moved says that the model changed, not that it chooses better." if other else ""
+    )
     return Finding(
         "within_noise",
         "Nothing can be concluded yet: the change is within the noise.",
         "warning",
-        "Measured again on other examples, the result could as well have been no change, or the opposite one: the "
-        "95% intervals before and after overlap." + needed,
+        f"Measured again on other examples, the {name} could as well have shown no change, or the opposite one: its "
+        f"95% intervals before and after overlap.{shown}{needed}",
         _evidence(case, *names),
         (
             Remedy("a larger eval_size, or more data"),
