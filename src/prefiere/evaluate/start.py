@@ -1,7 +1,7 @@
 """What a model and its pairs are to each other before any update: does the prompt matter, and are the answers alike?
 
-Measured on a few examples (`few`), so that it costs a hundredth of a run. What is wrong with data, or with how it is
-written for the model, shows here before anything is spent.
+Measured on a few examples (`few`): about a twentieth of the work of a hundred updates. What is wrong with data, or with
+how it is written for the model, shows here before anything is spent.
 
 Suffixes: _N scored tokens, _C completions.
 """
