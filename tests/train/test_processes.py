@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from prefiere.cli.main import main
 from prefiere.console import Display
 from prefiere.launch import launch
 from prefiere.plan import examples, together
+from prefiere.plan.choices import Choice
 from prefiere.run import Run
 from prefiere.tokens import groups
+from prefiere.train import setup
 from prefiere.train.loop import Loop
 
 QUIET = Display(quiet=True)
@@ -32,16 +35,22 @@ def torchrun(*options: str) -> list[str]:
     return [*command, *options, __file__]
 
 
+def products(name: str) -> Callable[..., Choice]:
+    """A measurement of libraries that comes out so."""
+    return lambda device, dtype: Choice("fp32_products", name, "for this test")
+
+
 def words(s: object) -> list[str]:
     """These settings as words of a command."""
     return [f"{k}={v}" for k, v in s.model_dump(exclude_unset=True).items() if k != "method"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.long
-def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tmp_path: Path) -> None:
+def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tmp_path: Path, monkeypatch) -> None:
     """The second process is killed before its last update; torchrun starts both again, and nobody else has to. Each has
     a home of its own, as on two machines: the first alone reads the data, and together they compute the reference of
-    each pair once, over both lives."""
+    each pair once, over both lives. The first alone finds oneDNN faster: neither takes it."""
+    monkeypatch.setattr(setup, "choose_products", products("default"))
     options = {"max_steps": 3, "save_steps": 1, "tokens_per_microbatch": 120}
     one = launch(runs.settings(tmp_path, out=str(tmp_path / "one"), **options), display=QUIET).run
     s = runs.settings(tmp_path, out=str(tmp_path / "two"), **options)
@@ -65,6 +74,7 @@ def test_a_killed_process_is_started_again_and_the_run_is_that_of_one_process(tm
     two = Run.open(s.out)
     assert two.status["state"] == "finished"
     assert two.environment["world_size"] == 2
+    assert two.choices["fp32_products"] == "default"
     assert (two.folder / "report.html").is_file()
     for a, b in zip(one.metrics, two.metrics, strict=True):
         for name in ("loss", "eval_loss", "rewards/margins", "eval_rewards/margins", "grad_norm", "eval_loss_n"):
@@ -97,6 +107,7 @@ def _in_a_process_group() -> None:
         real(self, metrics)  # type: ignore[arg-type]
 
     offline.sequence_logps = asked
+    setup.choose_products = products("onednn" if os.environ["RANK"] == "0" else "default")
     if os.environ["RANK"] == "1":  # it sees neither the data nor the first one's home
         examples._tokenized = None  # type: ignore[assignment]
         groups._reopened = lambda path, dtype: groups._Stretches(homes / "home-1" / path.parent.name / path.name, dtype)

@@ -114,9 +114,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     keep_freed_memory(device)
     keep_few_kernels(device)
     reader = Reader.of(plan)
-    products = choose_products(device, plan.dtype)
-    if products.name in plan.recorded:
-        products = as_it_began(products.name, plan.recorded)
+    products = products_together(plan, world)
     opened = opener(plan, device, products, display.say)
     given = given or InMemory()
     named = [s.name for s in (*plan.roles.rewards, *plan.roles.judges) if s.where == "function"]
@@ -212,6 +210,14 @@ def _spread(plan: Plan, run: Run, world: World, *trunks: Trunk | None) -> None:
     for trunk in trunks:
         if trunk is not None:
             shard(trunk, mesh, from_first=any(world.gather([is_empty(trunk)])))
+
+
+def products_together(plan: Plan, world: World) -> Choice:
+    """The library of fp32 products, one for all processes: each measures on its own processor, and oneDNN is taken
+    where it is faster for all of them."""
+    each = world.gather([choose_products(world.device, plan.dtype)])
+    found = next((c for c in each if c.value == "default"), each[0])
+    return as_it_began(found.name, plan.recorded) if found.name in plan.recorded else found
 
 
 def _example(data: ExampleData | PromptData) -> Answered | None:
