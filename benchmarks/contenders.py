@@ -78,6 +78,24 @@ class Ours:
         return self.reference(steps) + self.train(steps)
 
 
+def stopwatch() -> Any:
+    """A callback for TRL's trainers: ``seconds`` from the first step's begin to the last one's end, without set-up."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Of one trainer."""
+
+        seconds = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.began = clock()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = clock() - self.began
+
+    return Watch()
+
+
 class Trl:
     """TRL's DPOTrainer on the same batches of the same token ids, in the order given.
 
@@ -93,7 +111,7 @@ class Trl:
     ):  # fmt: skip
         import datasets
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
         from transformers.utils import logging
         from trl import DPOConfig, DPOTrainer
 
@@ -105,17 +123,6 @@ class Trl:
 
             def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
                 return dataset
-
-        class Watch(TrainerCallback):
-            """Time from the first step's begin to the last one's end: without TRL's set-up."""
-
-            seconds = 0.0
-
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                self.began = clock()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.seconds = clock() - self.began
 
         order = np.concatenate(batches)
         rows = [store[int(i)] for i in order]
@@ -143,7 +150,7 @@ class Trl:
             gradient_checkpointing=checkpointing, report_to=[], save_strategy="no", max_steps=len(batches),
             train_sampling_strategy="sequential", disable_tqdm=True, learning_rate=1e-6,
         )  # fmt: skip
-        self.watch = Watch()
+        self.watch = stopwatch()
         self.trainer = TokenIds(
             model, args=arguments, train_dataset=datasets.Dataset.from_dict(columns), callbacks=[self.watch],
             processing_class=_tokenizer(folder), peft_config=LoraConfig(**LORA) if lora else None,

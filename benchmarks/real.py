@@ -120,7 +120,7 @@ def _until(said: str, arguments: list[Any]) -> float:
 
 
 def _share(bench: Bench, model: Path, data: Path) -> Row:
-    """Peer: reference and updates of the same run."""
+    """Peer: the whole run."""
     steps = 3 if bench.quick else UPDATES
     found = bench.child("real", "share", str(model), str(data), str(bench.out / "whole"), str(steps))
     run = f"a whole default run, {steps} updates of 16, LoRA, {model.name}"

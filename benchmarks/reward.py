@@ -6,13 +6,12 @@ import contextlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.common import Bench, Row, clock
-from benchmarks.contenders import BUDGET, Apart, installed
+from benchmarks.contenders import BUDGET, Apart, installed, stopwatch
 from benchmarks.workload import BATCH, SHAPES, window
 from prefiere.algorithms.reward import Scores
 from prefiere.models.classifier import load_reward
@@ -73,23 +72,12 @@ class Trl:
 
     def __init__(self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, scratch: Path):
         import datasets
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
         from trl import RewardConfig, RewardTrainer
 
         datasets.disable_progress_bars()
         logging.set_verbosity_error()
-
-        class Watch(TrainerCallback):
-            """Time from the first step's begin to the last one's end: without TRL's set-up."""
-
-            seconds = 0.0
-
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                self.began = clock()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.seconds = clock() - self.began
 
         pairs = [store[int(i)] for i in np.concatenate(batches)]
         columns = {
@@ -101,7 +89,7 @@ class Trl:
             use_cpu=True, gradient_checkpointing=False, report_to=[], save_strategy="no", max_steps=len(batches),
             train_sampling_strategy="sequential", disable_tqdm=True, learning_rate=1e-6, disable_dropout=True,
         )  # fmt: skip
-        self.watch = Watch()
+        self.watch = stopwatch()
         self.trainer = RewardTrainer(
             AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1), args=arguments,
             train_dataset=datasets.Dataset.from_dict(columns), callbacks=[self.watch],

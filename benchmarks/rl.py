@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bench, Contender, Row, clock
-from benchmarks.contenders import LORA, Apart, installed
+from benchmarks.contenders import LORA, Apart, installed, stopwatch
 from benchmarks.roles import reward_model
 from benchmarks.workload import SHAPES
 from prefiere.algorithms.on_policy import OnPolicy
@@ -156,22 +156,11 @@ class Trl:
         import datasets
         import trl
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         datasets.disable_progress_bars()
         logging.set_verbosity_error()
-
-        class Watch(TrainerCallback):
-            """Time from the first step's begin to the last one's end: without TRL's set-up."""
-
-            seconds = 0.0
-
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                self.began = clock()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.seconds = clock() - self.began
 
         arguments = getattr(trl, f"{method.upper()}Config")(
             output_dir=str(scratch / "trl"), per_device_train_batch_size=answers,
@@ -180,7 +169,7 @@ class Trl:
             bf16=half == torch.bfloat16, gradient_checkpointing=False, report_to=[], save_strategy="no",
             max_steps=STEPS, disable_tqdm=True, learning_rate=1e-6, logging_steps=1000,
         )  # fmt: skip
-        self.watch = Watch()
+        self.watch = stopwatch()
         with contextlib.redirect_stdout(io.StringIO()):
             self.trainer = getattr(trl, f"{method.upper()}Trainer")(
                 AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), reward_funcs=distinct,

@@ -248,10 +248,25 @@ def resealed(folder: Path) -> None:
     seal(folder)
 
 
+def odd(name: str, value: object) -> Callable[[Path], object]:
+    """A state in which this stands under this name."""
+
+    def write(step: Path) -> None:
+        state = json.loads((step / "state.json").read_text())
+        (step / "state.json").write_text(json.dumps(state | {name: value}))
+
+    return write
+
+
+ODD = {
+    "step": "2", "owed": [1], "best": {}, "baseline": [1], "pending": {"loss": [1.0, 2.0]}, "rows": {"a": "b"},
+    "waiting": [1], "method": {"noise": "loud"}, "budget": 0, "backoffs": ESCAPE, "seconds": "soon",
+}  # fmt: skip
 CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "a pickle for an optimizer": lambda p: (p / "optimizer.pt").write_bytes(pickle.dumps({"optimizer": Bomb()})),
     "a state that is a list": lambda p: (p / "state.json").write_text("[]"),
     "a state that is empty": lambda p: (p / "state.json").write_text("{}"),
+    **{f"a state whose {name} is another kind of thing": odd(name, value) for name, value in ODD.items()},
     "random numbers that are a pickle": lambda p: (p / "rng-0.pt").write_bytes(pickle.dumps(Bomb())),
     "weights of another model": lambda p: save_file({"x": torch.zeros(2)}, p / "trained.safetensors"),
 }

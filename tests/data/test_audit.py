@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefiere.asked.language import speaking
 from prefiere.data.audit import audit, folds_by_prompt, prompt_key, share, split_by_prompt
 from prefiere.data.formats import Prompt, read
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Message, PreferencePair
@@ -20,6 +22,14 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 def pair(prompt, chosen, rejected, **more):
     return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, **more)
+
+
+def test_reasons_that_a_language_calls_alike_are_all_told():
+    """Of an empty completion and of an empty answer, Spanish says the same."""
+    found = replace(audit([]), unusable={"empty completion": 2, "empty answer": 3})
+    with speaking("es"):
+        told = found.lines()
+    assert [line for line in told if "respuesta vacía" in line] == ["2 respuesta vacía", "3 respuesta vacía"]
 
 
 def test_counts_by_hand():

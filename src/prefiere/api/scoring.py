@@ -100,7 +100,7 @@ def _one(
     with display.phase(in_words("progress.scoring", model=name)):
         scored = calibration.score_data(model, data, **reading)
     tokens = scored.account["tokens"]
-    for line in [*happened(tokens), *tokens["notes"]]:
+    for line in [*(what for what, _ in happened(tokens)), *tokens["notes"]]:
         display.say(f"{name}: {line}")
     return scored, model.normalisation.std
 

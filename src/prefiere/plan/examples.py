@@ -19,7 +19,7 @@ from prefiere.data import formats
 from prefiere.data.audit import Auditor, split_by_prompt
 from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.quality.faults import Faults, looked_through
-from prefiere.data.quality.leaks import known, known_answers, together
+from prefiere.data.quality.leaks import known_answers, together
 from prefiere.data.schema import Kind, Text
 from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
@@ -110,10 +110,9 @@ def read_data(
     else:
         train, validation = store, None
     if validation is not None:
-        at = np.flatnonzero(known(train.answer_keys, validation.answer_keys))
-        account["known_answers"] = known_answers(train.answer_keys, validation.answer_keys) | {
-            "sources": [validation[int(i)].source for i in at]
-        }
+        at = np.flatnonzero(known_answers(train.answer_keys, validation.answer_keys))
+        sources = [validation[int(i)].source for i in at]
+        account["known_answers"] = {"examples": len(at), "of": len(validation), "sources": sources}
     account["examples"] = {"train": len(train), "eval": len(validation) if validation else 0}
     account["prompts"] = {
         "train": len(np.unique(train.prompt_keys)),

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError, create_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,12 +37,14 @@ from prefiere.run import Stop
 from prefiere.train.engine import Engine
 
 WHOLE = "trained.safetensors"
+_Two = Annotated[list[float], Field(min_length=2, max_length=2)]
+_Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 @dataclass
 class State:
     """Everything of the loop that a checkpoint must remember (JSON). owed: gradient norm and rate of an update after
-    which not everything that is due was done."""
+    which not everything that is due was done. pending: `Moments` of each metric since the last row."""
 
     step: int = 0
     seconds: float = 0.0
@@ -50,15 +53,26 @@ class State:
     best_step: int | None = None
     stale: int = 0
     stop: Stop | None = None
-    owed: list[float] | None = None
+    owed: _Two | None = None
     baseline: dict[str, float] = field(default_factory=dict)
-    pending: dict[str, list[float]] = field(default_factory=dict)
+    pending: dict[str, _Three] = field(default_factory=dict)
     pending_tokens: int = 0
     pending_seconds: float = 0.0
 
     def goes_on(self, total: int) -> bool:
         """Whether there is something left to do of a run of so many steps."""
         return self.stop is None and (self.owed is not None or self.step < total)
+
+
+_Number: TypeAlias = float | int | bool | None
+_OfState = {name: (hint, None) for name, hint in get_type_hints(State, include_extras=True).items()}
+_Beside = {
+    "step": (Annotated[int, Field(ge=0)], ...), "stop": (Any, ...), "budget": (Annotated[int, Field(ge=1)], ...),
+    "backoffs": (int, ...), "method": (dict[str, _Number | dict[str, _Number]], ...), "rows": (dict[str, int], {}),
+    "waiting": (list[dict[str, Any]], []),
+}  # fmt: skip
+_Written = create_model("_Written", __config__=ConfigDict(strict=True), **(_OfState | _Beside))  # type: ignore[call-overload]
+"""What state.json holds."""
 
 
 def save(folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> Path:
@@ -203,20 +217,24 @@ def read_weights(path: Path, trained: Mapping[str, Tensor], *, some: bool = Fals
 
 
 _MISSHAPEN = (
-    pickle.UnpicklingError, json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
-    EOFError,
+    pickle.UnpicklingError, json.JSONDecodeError, ValidationError, KeyError, TypeError, AttributeError, IndexError,
+    RuntimeError, EOFError,
 )  # fmt: skip
 
 
-def restore(path: Path, engine: Engine) -> dict[str, Any]:
-    """Put everything back as it was; returns the ``state`` that `save` was given, with ``step``.
+def restore(path: Path, engine: Engine, method: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Put everything back as it was; returns the ``state`` that `save` was given, with ``step``. method: takes what the
+    algorithm kept.
 
     Raises ValueError for a checkpoint of another model, or of another shape than ours.
     """
     try:
-        return _restored(path, engine)
+        state = _restored(path, engine)
+        method(state["method"])
+        return state
     except _MISSHAPEN as e:
-        said = " ".join(str(e).split())[:200]
+        first = e.errors()[0] if isinstance(e, ValidationError) else None
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else " ".join(str(e).split())[:200]
         raise ValueError(
             f"{path} is no checkpoint of this run ({type(e).__name__}: {said}). --fresh starts over."
         ) from e
@@ -232,9 +250,7 @@ def _restored(path: Path, engine: Engine) -> dict[str, Any]:
     engine.scheduler.load_state_dict(optimizer["scheduler"])
     engine.scaler.load_state_dict(optimizer["scaler"])
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    lacking = {"step", "stop", "method", "backoffs", "budget"} - state.keys()
-    if lacking:
-        raise KeyError(f"state.json lacks {sorted(lacking)[0]}")
+    _Written.model_validate(state)
     random = path / f"rng-{engine.world.rank}.pt"
     if random.is_file():
         rng = torch.load(random, map_location="cpu", weights_only=True)

@@ -292,13 +292,12 @@ class Loop:
         )
         if path is None:
             return
-        saved = checkpoint.restore(path, self.engine)
+        saved = checkpoint.restore(path, self.engine, self.algorithm.restore)
         names = State.__dataclass_fields__
         self.state = State(**{k: v for k, v in saved.items() if k in names} | {"stop": Stop.read(saved["stop"])})
         lifted = self.state.stop is not None and self.state.stop.kind in ("degenerate", "exploited")
         if lifted and not self.settings.guard:
             self.state.stop = None
-        self.algorithm.restore(saved["method"])
         self._saved, self._rows = self.state.step, dict(saved.get("rows", {}))
         self.kept.waiting = list(saved.get("waiting", ()))
         self.session.display.say(in_words("progress.continuing", step=self.state.step, total=self.session.total_steps))

@@ -37,12 +37,12 @@ def encoded(tokens: Mapping[str, Any]) -> list[str]:
     happened."""
     totals = {"examples": tokens["examples"], "kept": tokens["groups"], "tokens": tokens["tokens"]}
     said = [in_words("account.examples", **{name: f"{n:,}" for name, n in totals.items()})]
-    for what, sources in happened(tokens).items():
+    for what, sources in happened(tokens):
         said.append(in_words("account.first", what=what, sources=", ".join(sources[:3])))
     return [*said, *tokens["notes"]]
 
 
-def happened(tokens: Mapping[str, Any]) -> dict[str, list[str]]:
+def happened(tokens: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """How many examples something happened to and what, with the first of them."""
     found = {name: of for name, of in tokens.items() if isinstance(of, Mapping) and of["count"]}
-    return {f"{of['count']:,} {in_words(f'account.of.{name}')}": of["sources"] for name, of in found.items()}
+    return [(f"{of['count']:,} {in_words(f'account.of.{name}')}", of["sources"]) for name, of in found.items()]

@@ -39,13 +39,8 @@ def together(prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return held_by
 
 
-def known_answers(train: np.ndarray, held: np.ndarray) -> dict[str, int]:
-    """How many held-out examples have the answers of a training example. Keys of answers: int64 [n] each."""
-    return {"examples": int(known(train, held).sum()), "of": len(held)}
-
-
-def known(train: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Which held-out examples those are: bool [n of held]."""
+def known_answers(train: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which held-out examples have the answers of a training example: bool [n of held]. Keys of answers: int64 [n]."""
     telling = _telling(np.concatenate([train, held]))
     seen, mine = telling[: len(train)], telling[len(train) :]
     found: np.ndarray = np.isin(mine, seen[seen >= 0])
