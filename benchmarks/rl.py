@@ -117,18 +117,18 @@ def ours(
     from prefiere.world import World
 
     charged = {"kl_loss_coef": 0.04} if method == "grpo" else {"kl_coef": 0.04}
-    answers = {} if method == "ppo" else {"num_generations": ANSWERS}
-    batch = PROMPTS * ANSWERS if method == "ppo" else PROMPTS
     settings = METHODS[method].settings(
-        model=str(model), data=str(prompts), out=str(out), reward=reward, lora=lora, batch_size=batch,
+        model=str(model), data=str(prompts), out=str(out), reward=reward, lora=lora, batch_size=PROMPTS,
         dtype=str(half).removeprefix("torch."), max_new_tokens=TOKENS, num_ppo_epochs=1, learning_rate=1e-6,
-        eval_size=0, sample_steps=0, max_steps=1000, **charged, **answers,
+        eval_size=0, sample_steps=0, max_steps=1000, num_generations=ANSWERS, **charged,
     )  # fmt: skip
     world = World.open(cpu=True)
     session = build_session(
         resolve(settings, Device.of(world.device)), Run.create(settings.out), Display(quiet=True), world=world
     )
-    return import_module(METHODS[method].home).build(session)  # type: ignore[no-any-return]
+    algorithm: OnPolicy = import_module(METHODS[method].home).build(session)
+    assert algorithm.examples == PROMPTS, "a step is of all prompts"
+    return algorithm
 
 
 def _steps(algorithm: OnPolicy, seconds: dict[str, float]) -> Contender:
