@@ -95,6 +95,39 @@ def test_a_broken_connection_has_a_cause(played) -> None:
     assert str(played.hearts[0].cause()).startswith("process 1 (pid")
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_process_ends_well_while_its_heartbeat_is_in_the_store(stopped) -> None:
+    """A thread that comes out of a library without the interpreter's lock, and finds no interpreter, aborts it all."""
+    program = f"""
+import sys, threading, time
+from contextlib import suppress
+from datetime import timedelta
+from torch.distributed import DistStoreError, HashStore
+from prefiere.processes.heartbeat import Heartbeat
+
+class Slow(HashStore):
+    def add(self, key, n):
+        inside.set()
+        with suppress(DistStoreError):
+            self.wait(["never"], timedelta(seconds=0.5))
+        return super().add(key, n)
+
+class EndsSlowly:
+    def __del__(self, sleep=time.sleep):
+        sleep(1.5)
+
+inside = threading.Event()
+sys.ends = EndsSlowly()
+heart = Heartbeat(Slow(), 0, 2, patience=10.0)
+inside.wait()
+if {stopped}:
+    heart.stop()
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
 def test_they_meet_however_late_one_is(played) -> None:
     order = list[str]()
 

@@ -8,6 +8,7 @@ of them again. No torch.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -78,14 +79,22 @@ class Heartbeat:
         keys.set(f"who/{rank}", f"pid {os.getpid()} on {socket.gethostname()}")
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
+        atexit.register(self.stop)
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Beat no more; the others are told of an error that ends this process, unless they know."""
+        """Beat no more; the others are told of an error that ends this process, unless they know.
+
+        The thread is waited for: one that comes back from the store into an interpreter that has ended aborts the
+        process. A store whose machine went silent is waited for no longer than a few beats.
+        """
         if not self._over.is_set() and error is not None and (not self.rank or not isinstance(error, SaidOnce)):
             said = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {error}"
             with contextlib.suppress(RuntimeError):  # the store may be gone
                 self.keys.set(f"ended/{self.rank}", said.strip().partition("\n")[0])
         self._over.set()
+        atexit.unregister(self.stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(SOON * self.pause)
 
     def hurry(self) -> None:
         """Count another one as lost soon: this process is asked to end, which a launcher does where one has."""
