@@ -2,8 +2,8 @@
 against GRPO.
 
 Both sides sample for the same prompts until the last token that is allowed (random weights end nothing), score with the
-same function of token ids, and charge the KL to the reference. TRL runs without checkpointing, in the fastest of the
-ways of `WAYS` for each row; it lives in a process of its own. Products are in bf16 where the processor has them, else
+same function of token ids, and charge the KL to the reference. TRL runs without checkpointing, in the way of `WAYS` that
+was the faster to warm up in; it lives in a process of its own. Products are in bf16 where the processor has them, else
 everything is in fp32, on both sides.
 """
 
@@ -21,12 +21,16 @@ import torch
 
 from benchmarks.common import Bench, Contender, Row, clock
 from benchmarks.contenders import LORA, Apart, installed, stopwatch
+from benchmarks.peak import QUICK, matmul_peak, step_flops
 from benchmarks.roles import reward_model
 from benchmarks.workload import SHAPES
 from prefiere.algorithms.on_policy import OnPolicy
+from prefiere.tokens.groups import PromptGroup
+from prefiere.tokens.pack import pack
 
 PROMPTS, ANSWERS, TOKENS, LONGEST = 16, 4, 64, 256
-STEPS = 2
+STEPS = {"10m": 2}
+"""Steps of a round, where it is more than one."""
 WAYS = {"in one forward": PROMPTS * ANSWERS, "two prompts a forward": 2 * ANSWERS}
 """Answers in one forward of TRL's."""
 CASES = [("grpo", "60m", False), ("grpo", "60m", True), ("grpo", "10m", False), ("rloo", "60m", False)]
@@ -62,16 +66,43 @@ def _against_trl(bench: Bench, method: str, shape: str, lora: bool, half: torch.
         return
     mine = ours(method, folder, prompts, bench.out / f"{method}-{shape}-{lora}", lora=lora, half=half)
     seconds: dict[str, float] = {}
-    contenders: dict[str, Contender] = {"ours": _steps(mine, seconds)}
     same = {"method": method, "folder": folder, "prompts": prompts, "lora": lora, "half": half, "scratch": bench.out}
     peers = Apart({way: (Trl, {**same, "answers": n}) for way, n in WAYS.items()})
-    contenders |= {way: peers.call(way, "train") for way in WAYS}
-    t = bench.alternate(contenders, 1 if bench.quick else STEPS)
+    best: list[str] = []
+    peaks: list[float] = []
+
+    def peak(_: int) -> float:
+        peaks.append(matmul_peak(half, sizes=QUICK if bench.quick else None))
+        return 1.0
+
+    steps = STEPS.get(shape, 1)
+    t = bench.alternate({"ours": _steps(mine, seconds), "trl": _fastest(peers, best), "peak": peak}, steps)
     peers.close()
-    best = min(WAYS, key=lambda way: float(np.median(t[way])))
-    each = {name: [x / (1 if bench.quick else STEPS) for x in found] for name, found in t.items()}
+    each = {name: [x / steps for x in found] for name, found in t.items()}
     parts = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
-    yield Row.faster(work, each["ours"], each[best], goal=GOAL, note=f"of ours (s): {parts}; TRL {best}")
+    products = _flops(mine, lora) / float(np.median(peaks[1:])) / 1e9
+    most = f"were products at the matmul peak all there is: {float(np.median(each['trl'])) / products:.1f}"
+    yield Row.faster(work, each["ours"], each["trl"], goal=GOAL, note=f"of ours (s): {parts}; TRL {best[0]}; {most}")
+
+
+def _fastest(peers: Apart, best: list[str]) -> Contender:
+    """TRL, which warms up in every way of `WAYS` and goes on in the fastest; ``best`` gets its name."""
+
+    def run(steps: int) -> float:
+        seconds = {way: peers.call(way, "train")(steps) for way in best or WAYS}
+        best[:] = [min(seconds, key=lambda way: seconds[way])]
+        return seconds[best[0]]
+
+    return run
+
+
+def _flops(algorithm: OnPolicy, lora: bool) -> float:
+    """Operations of the products of a step: the answers are drawn, measured by the reference, and learnt from."""
+    answer = np.zeros(TOKENS, np.int32)
+    answers, masks = (answer,) * ANSWERS, (answer == 0,) * ANSWERS
+    batch = pack([PromptGroup(ids, answers, masks) for ids in algorithm.prompts.ids])
+    config = algorithm.session.trunk.lm.config
+    return 2 * step_flops(config, batch, backward=False) + step_flops(config, batch, weights=not lora)
 
 
 def _against_grpo(bench: Bench, shape: str, half: torch.dtype) -> Row:
@@ -80,7 +111,7 @@ def _against_grpo(bench: Bench, shape: str, half: torch.dtype) -> Row:
     reward = reward_model(folder, bench.out / f"reward-{shape}")
     given: dict[str, Any] = {"lora": True, "half": half, "reward": str(reward)}
     made = {m: ours(m, folder, prompts, bench.out / f"{m}-roles-{shape}", **given) for m in ("ppo", "grpo")}
-    t = bench.alternate({m: _steps(a, {}) for m, a in made.items()}, 1 if bench.quick else STEPS)
+    t = bench.alternate({m: _steps(a, {}) for m, a in made.items()}, STEPS.get(shape, 1))
     work = f"{_title('PPO', shape, True, half)}, four roles: share of GRPO's time"
     return Row.smaller(work, t["ppo"], t["grpo"], goal=PPO_GOAL, unit="s", note="one pass each, one reward model")
 
@@ -167,7 +198,7 @@ class Trl:
             gradient_accumulation_steps=PROMPTS * ANSWERS // answers, num_generations=ANSWERS,
             max_completion_length=TOKENS, temperature=1.0, beta=0.04, num_iterations=1, use_cpu=True,
             bf16=half == torch.bfloat16, gradient_checkpointing=False, report_to=[], save_strategy="no",
-            max_steps=STEPS, disable_tqdm=True, learning_rate=1e-6, logging_steps=1000,
+            disable_tqdm=True, learning_rate=1e-6, logging_steps=1000,
         )  # fmt: skip
         self.watch = stopwatch()
         with contextlib.redirect_stdout(io.StringIO()):
