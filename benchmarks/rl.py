@@ -2,8 +2,8 @@
 against GRPO.
 
 Both sides sample for the same prompts until the last token that is allowed (random weights end nothing), score with the
-same function of token ids, and charge the KL to the reference. TRL runs without checkpointing, in the way of `WAYS` that
-was the faster to warm up in; it lives in a process of its own. Products are in bf16 where the processor has them, else
+same function of token ids, and charge the KL to the reference. TRL runs without checkpointing, in the faster of `WAYS`,
+which its warm-up tells; it lives in a process of its own. Products are in bf16 where the processor has them, else
 everything is in fp32, on both sides.
 """
 
