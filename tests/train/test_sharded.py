@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "ppo": ("ppo", {"model": "ragged", "num_ppo_epochs": 1}),
     "ppo-lora": ("ppo", {"lora": True, "num_ppo_epochs": 1, "reward": "mounted"}),
     "grpo": ("grpo", {"model": "ragged", "batch_size": 3, "gradient_checkpointing": True}),
+    "dpo-on": (DPO, {"model": "adapter"}),
 }
 
 ALONE_SHORT = "sft"
@@ -61,20 +62,22 @@ def given(tmp: Path, name: str, **options: Any) -> Settings:
     method, asked = CASES[name]
     asked = {"max_steps": 2, **asked, **options}
     for key in ("model", "reward"):
-        if asked.get(key) in ("tied", "ragged", "mounted"):
+        if asked.get(key) in ("tied", "ragged", "mounted", "adapter"):
             asked[key] = str(tmp / asked[key])
     made: Settings = (runs.policy_settings if isinstance(method, str) else runs.settings)(tmp, method, **asked)
     return made
 
 
 def models(tmp: Path) -> None:
-    """What the cases train: a model, one whose answers end early, one whose head is its embeddings, and an adapter of
-    the first that rewards."""
+    """What the cases train: a model, one whose answers end early, one whose head is its embeddings, and two adapters of
+    the first: one that rewards, and one to go on from."""
     runs.model_folder(tmp / "model")
     runs.ragged_folder(tmp / "ragged")
     runs.model_folder(tmp / "tied", tie_word_embeddings=True)
     made = launch(runs.settings(tmp, Reward, lora=True, max_steps=1, out=str(tmp / "rewarding")), display=QUIET).run
     made.model.rename(tmp / "mounted")
+    made = launch(runs.settings(tmp, SFT, lora=True, max_steps=1, out=str(tmp / "tuning")), display=QUIET).run
+    made.model.rename(tmp / "adapter")
 
 
 def killed(s: Settings, at: int) -> None:
@@ -254,12 +257,15 @@ def test_an_estimate_books_what_each_process_holds(tmp: Path, name: str) -> None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "both"), [("dpo", False), ("kto", False), ("sft", False), ("ppo", True)])
-def test_the_first_process_alone_reads_the_weights(tmp: Path, name: str, both: bool) -> None:
-    """But where others join them, such as a critic's."""
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_process_alone_reads_the_weights(tmp: Path, name: str) -> None:
+    """But where others join them: a critic's. An adapter to go on from, which is the reference too, each may read."""
     (_, _, first), (_, _, second) = (json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
     assert first > 0
-    assert second == (first if both else 0)
+    if name.startswith("ppo"):
+        assert second == first
+    else:
+        assert second <= (2 * sum(x.nbytes for x in weights(tmp / "adapter").values()) if name == "dpo-on" else 0)
 
 
 @pytest.mark.long

@@ -232,13 +232,13 @@ def load_together(plan: Plan, world: World, *, typed: bool) -> tuple[Trunk, list
     """The model to train, in each process, and what was found on the way.
 
     Where its weights are to be spread, the first process reads them and tries the model out; the others make it
-    without contents, and `_spread` gives each its part. Each reads all where other weights join them (critic, rewards,
-    an adapter to go on from), and where it cannot be made alike without them.
+    without contents, and `_spread` gives each its part. Each reads all where other weights join them (a critic's, a
+    mounted reward model's), and where it cannot be made alike without them.
     """
     if plan.shard == "none":
         return load_trunk(plan, world.device, typed=typed)
     cpu = torch.device("cpu")  # a GPU sees its part alone
-    if plan.scores or plan.method.family == "policy" or plan.policy.adapter is not None:
+    if plan.roles.mounted or plan.roles.critic != "none":
         return load_trunk(plan, cpu, typed=typed)
     trunk, found = load_trunk(plan, cpu, typed=typed) if world.main else (None, [])
     told = world.broadcast((found, described(trunk), torch.get_rng_state()) if trunk is not None else None)
