@@ -92,7 +92,7 @@ def reads_itself(settings: Settings) -> None:
         if not name or not Path(name).exists() or (given_as(name) and Path(name).resolve().parent == out / INPUTS):
             continue
         if Path(name).resolve().is_relative_to(out):
-            raise RunError(f"{key.split()[0]}: {name} lies in the folder that the run writes to. Choose another --out.")
+            raise RunError(in_words("met.in_the_run", key=key.split()[0], name=name))
 
 
 def as_begun(run: Run, settings: Settings) -> Settings:
@@ -259,7 +259,7 @@ def _train(prepared: Prepared, on_end: Callable[[Run], None]) -> Outcome:
     run, world, loop = prepared.run, prepared.world, prepared.loop
     if loop is None:
         world.leave()
-        prepared.display.say(in_words("console.finished", run=run.folder, steps=run.status.get("step")))
+        prepared.display.say(in_words("console.finished", run=run.folder, n=run.status.get("step")))
         if world.main:
             _report(prepared, on_end)
         return Outcome(run, already=True)

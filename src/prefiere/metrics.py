@@ -15,6 +15,8 @@ HELD_OUT = "eval_"
 BOUNDS = ("_low", "_high", "_n")
 """After a column's name: the ends of its 95% interval, and how many values it is the mean of."""
 
+ROUNDED_ZERO = 1e-6
+
 Better = Literal["higher", "lower"]
 Interval = Literal["none", "mean", "share", "seen"]
 
@@ -50,6 +52,12 @@ class Column:
     def measured_in(self) -> str:
         """The unit, or what a figure's axis says in its stead."""
         return self.axis or self.unit
+
+    @property
+    def rounding(self) -> float:
+        """What is nearer to zero is the rounding of a zero. A log-probability of an answer, some hundred nats, is
+        rounded in float32 to 2^-24 of itself, 1e-5. A rate is as it was set, however small."""
+        return 0.0 if self.name == "learning_rate" else 1e-5 if "nats" in self.measured_in else ROUNDED_ZERO
 
     @property
     def sampled(self) -> bool:
@@ -162,7 +170,7 @@ GIVEN = tuple(replace(c, held_out=True) for c in (
 SAMPLES = (
     C("samples/score", "judge's score", "", "answer", UP, "What the judge thinks of answers sampled along the way, "
       "always to the same prompts with the same seeds.", "Judge's score", "score", interval="seen"),
-    C("samples/reward", "reward on held-out prompts", "", "answer", UP, "What the policy is paid for. It should rise; "
+    C("samples/reward", "reward of sampled answers", "", "answer", UP, "What the policy is paid for. It should rise; "
       "whether the answers got better is for the judge to say.", "Reward", "score", rollouts="reward"),
     C("samples/reward_disagreement", "disagreement of the reward models", "", "answer", DOWN, "How far the reward "
       "models are apart about the same answer. A rise means that it is unlike anything they were trained on.",

@@ -122,7 +122,7 @@ def read_keys(path: str | Path) -> dict[str, tuple[Any, str]]:
             found[key] = loader.construct_object(value_node, deep=True), where
         return found
     except (FileNotFoundError, IsADirectoryError) as e:
-        raise FileNotFoundError(f"{path}: there is no such recipe file. Settings are written key=value.") from e
+        raise FileNotFoundError(in_words("met.no_recipe", path=path)) from e
     except UnicodeDecodeError as e:
         raise RecipeError(f"{path}: not UTF-8 text at byte {e.start}.") from e
     except PermissionError as e:

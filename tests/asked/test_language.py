@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefiere.asked.columns import phrases, spoken_column
-from prefiere.asked.language import TONGUES, Worded, saying, speaking, tongue, within, words
+from prefiere.asked.language import TONGUES, Worded, count_of, in_words, saying, speaking, tongue, within, words
 from prefiere.methods import METHODS
 from prefiere.metrics import COLUMNS, column
 
@@ -75,6 +75,29 @@ def test_what_is_found_first_and_said_later() -> None:
     assert within("as it is", "es") == "as it is"
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_sentences_of_two_forms_have_both_and_say_how_many(room: str) -> None:
+    for spoken in TONGUES:
+        table = words(room, spoken)
+        ones = {key.removesuffix(".one") for key in table if key.endswith(".one")}
+        assert ones == {key.removesuffix(".many") for key in table if key.endswith(".many")}
+        assert not [key for key in ones if "{n}" not in table[f"{key}.many"] or key in table]
+
+
+def test_one_thing_and_several() -> None:
+    said = {spoken: [] for spoken in TONGUES}  # type: dict[str, list[str]]
+    for spoken in TONGUES:
+        with speaking(spoken):
+            said[spoken] = [in_words("account.ties", n=n) for n in ("0", "1", "21", "1,000")]
+    assert said["en"] == ["0 are ties", "1 is a tie", "21 are ties", "1,000 are ties"]
+    assert said["es"] == ["0 son empates", "1 es un empate", "21 son empates", "1,000 son empates"]
+    assert saying("prefiere.doctor.plain", "evidence.differ_in_length", n="1") == Worded(
+        ("of 1 pair whose answers differ in length", "de 1 par cuyas respuestas difieren en longitud")
+    )
+    assert [count_of(n, "vote") for n in (0, 1, 2000)] == ["0 votes", "1 vote", "2,000 votes"]
+    assert [count_of(n, "reply", "replies") for n in (1, 2)] == ["1 reply", "2 replies"]
+
+
 def test_a_language_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")
     with speaking("es"):
@@ -99,6 +122,7 @@ def test_each_word_of_the_report_is_said_somewhere() -> None:
     """A key that no code names is dead, unless code joins its section to what follows the dot."""
     room = SRC / "prefiere" / "report"
     code = "".join(p.read_text(encoding="utf-8") for p in [*room.glob("*.py"), room / "template.html"])
-    unnamed = [key for key in words("prefiere.report.words", "en") if f'"{key}"' not in code]
+    known = {k.removesuffix(".one").removesuffix(".many") for k in words("prefiere.report.words", "en")}
+    unnamed = [key for key in known if f'"{key}"' not in code]
     joins = ('f"{}.{{', '"{}." ~', 'outlined("{}")')
     assert not [k for k in unnamed if not any(join.format(k.split(".")[0]) in code for join in joins)]

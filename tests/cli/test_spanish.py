@@ -14,17 +14,21 @@ from typer import rich_utils
 from typer.testing import CliRunner
 
 import runs
+from prefiere.api.scoring import Scores
 from prefiere.asked import hub, spoken_help
 from prefiere.asked.language import TONGUES, Tongue, other_words, speaking, words
 from prefiere.asked.words import account
 from prefiere.cli.main import app, main
 from prefiere.cli.models import show_comparison
+from prefiere.cli.score import _show_pairs
 from prefiere.cli.train import how_it_went
 from prefiere.console import Display, Terminal
 from prefiere.data import formats
 from prefiere.evaluate.compare import Compared, Pairing
+from prefiere.evaluate.judges import JudgeError, load_scorer
 from prefiere.launch import launch
 from prefiere.methods import METHODS
+from prefiere.tokens import encoder
 from prefiere.tokens.truncation import WHAT
 from prefiere.train.logs import spoken as told_row
 from synthetic_runs import PERFECT, RUINED, make
@@ -49,6 +53,25 @@ def test_errors_that_are_met_first(tmp_path: Path, words: tuple[str, ...], told:
     assert told in done.output
 
 
+def test_errors_that_are_met_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make(tmp_path / "run")
+    (tmp_path / "mine.py").write_text("other = 1\n")
+    (tmp_path / "report.html").write_text("somebody's")
+    for command, told in (
+        (("score", "max_length=8", "--data", "d.jsonl"), "nombra al menos un modelo de recompensa"),
+        (("compare", "m", "n"), "hace falta --prompts"),
+        (("chat", str(tmp_path / "run")), "es un entrenamiento que aún no tiene modelo"),
+        (("report", str(run.folder), str(run.folder)), "report.html ya existe y no es un informe de prefiere"),
+        (("dpo", "no.yaml", "--out", "o"), "no.yaml: no hay tal archivo de receta"),
+    ):
+        done = CALL.invoke(app, [*command, "--lang", "es"])
+        assert done.exit_code == 2, done.output
+        assert told in " ".join(done.output.split())
+    with speaking("es"), pytest.raises(JudgeError, match="el módulo mine no tiene ninguna función 'score'"):
+        load_scorer("mine:score")
+
+
 def test_a_model_and_data_that_are_nowhere() -> None:
     with speaking("es"):
         assert str(hub.why_no_model("nowhere/m")).startswith("aquí no hay ninguna carpeta nowhere/m")
@@ -65,7 +88,8 @@ def test_what_was_seen_in_data(tmp_path: Path) -> None:
     pairs = [{"prompt": f"p{i}", "chosen": f"red {i}", "rejected": f"blue {i}"} for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     done = CALL.invoke(app, ["data", str(tmp_path / "pairs.jsonl"), "--lang", "es"])
-    assert "    - de 40 pares cuyas respuestas difieren en longitud\n" in done.output
+    seen = "  Qué se vio:\n    - de 40 pares cuyas respuestas difieren en longitud\n"
+    assert f"{seen}  Qué probar:\n    - pares de respuestas de longitud parecida\n" in done.output
     for line in ("Forma     TRL standard (por prompt, chosen, rejected)", "Registros 40 leídos, 40 conservados"):
         assert f"{line}\n" in done.output
 
@@ -130,7 +154,8 @@ FIRST += ("sample", "export", "serve", "score", "demo")
 def test_the_first_commands_have_all_their_help_in_every_language() -> None:
     """Those of the first hour with their options, every command's own line, and the settings to look at first."""
     root: Any = typer.main.get_command(app)
-    wanted = {root.help, *(c.help for c in root.commands.values())}
+    wanted = {root.help, *(c.help for c in root.commands.values()), *(p.help for p in root.params)}
+    wanted.add(root.get_help_option(root.context_class(root)).help)
     wanted |= {p.help for name in FIRST for p in root.commands[name].params if getattr(p, "help", None)}
     wanted |= {row.settings.model_fields[key].description for row in METHODS.values() for key in row.matters}
     for spoken in TONGUES:
@@ -173,7 +198,7 @@ def test_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     with speaking("es"):
         show_comparison(found, Terminal(width=120))
     said = capsys.readouterr().out
-    for text in ("pregunta", "antes: uno", "después: otro", "según regla: 1 ganadas, 0 perdidas, 0 empatadas"):
+    for text in ("pregunta", "antes: uno", "después: otro", "según regla: ganadas 1, perdidas 0, empatadas 0"):
         assert text in said
 
 
@@ -199,31 +224,87 @@ def test_every_choice_of_a_run_is_said_in_its_language(tmp_path: Path) -> None:
     assert not {line for line in english if line} & {line for line in spanish if line}
 
 
+def test_labels_judged_blind_and_data_cleaned(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": f"red {i}", "rejected": f"blue {i}"} for i in range(4)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    given = ["data", str(tmp_path / "d.jsonl"), "--lang", "es"]
+    asked = CALL.invoke(app, [*given, "--check"], input="1\n" * 5).output
+    for text in (
+        "1 de 5\n",
+        "pregunta: p",
+        "¿Cuál es mejor, 1 o 2? (otra cosa: no se puede decir)",
+        " de 5; por puro azar",
+    ):
+        assert text in asked
+    done = CALL.invoke(app, [*given, "--clean", str(tmp_path / "c.jsonl")])
+    assert done.output.splitlines() == [
+        f"4 registros escritos en {tmp_path / 'c.jsonl'}",
+        f"  fuera 1: repiten un registro anterior (los primeros: {tmp_path / 'd.jsonl'}:5)",
+    ]
+    again = CALL.invoke(app, [*given, "--clean", str(tmp_path / "c.jsonl")])
+    assert again.output == f"error: {tmp_path / 'c.jsonl'} ya existe. Nombra un archivo nuevo.\n"
+
+
+def test_figures_of_a_reward_model(capsys: pytest.CaptureFixture[str]) -> None:
+    share = [0.5, 0.25, 0.75]
+    bins = [{"low": -1, "high": -1, "accuracy": share, "n": 2}, {"low": 0, "high": 3, "accuracy": share, "n": 1}]
+    sure = {
+        "low": 0.5,
+        "high": 0.6,
+        "predicted": 0.55,
+        "observed": 0.5,
+        "observed_low": 0.2,
+        "observed_high": 0.8,
+        "n": 1,
+    }
+    told = {"n": 1, "accuracy": share, "log_loss": share, "ece": 0.1, "mean": 1.0, "std": 2.0, "reliability": [sure],
+            "length": {"rule": "longer", "baseline": share, "by_difference": bins}}  # fmt: skip
+    apart = {"split": share, "accuracy_agreed": share, "accuracy_split": share}
+    with speaking("es"):
+        _show_pairs(Scores("d", {"m": told}, apart, {}, [], True), Terminal(width=120))
+    said = capsys.readouterr().out
+    assert said.startswith("1 par ")
+    for text in ("aciertos", "eligiendo siempre la respuesta más larga: 50.0%", "seguro al", "50% a 60%", "0 a +3",
+                 "su media acierta en el 50.0%"):  # fmt: skip
+        assert text in said
+    assert "-1 a" not in said  # a bin of one value
+
+
+def test_progress_of_a_run_that_holds_nothing_out() -> None:
+    """Answers to prompts that are trained on are sampled, not held out; a margin of rounding alone is none."""
+    row = {"step": 0, "reward": 1.0, "samples/reward": 0.5, "rewards/margins": -1.2e-6}
+    with speaking("es"):
+        assert told_row(row, 4, "reward", "policy", None) == "paso 0/4  reward 1  muestreado: samples/reward 0.5"
+        assert told_row(row, 4, "rewards/margins", "preference", None).startswith("paso 0/4  rewards/margins 0")
+
+
 def test_rows_that_are_left_out(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": "a"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "chosen": ""}])))
     read = formats.read(tmp_path / "pairs.jsonl", kind="pairs")
     assert len(list(read)) == 1
-    told = "3 leídos, 1 conservados, 1 descartados ({}), 1 descartados ({})"
+    told = "3 leídos, 1 conservado, 1 descartado ({}), 1 descartado ({})"
     with speaking("es"):
         assert str(read.counts) == told.format("la elegida es igual a la rechazada", "respuesta elegida vacía")
         assert account.encoded({"examples": 2, "groups": 1, "tokens": 9, "notes": [], "identical": {"count": 0},
                                 "no_room": {"count": 1, "sources": ["f:2"]}}) == [
-            "2 ejemplos, 1 conservados, 9 tokens",
-            "1 descartados: en max_length no cabe una respuesta junto al final de su pregunta (los primeros: f:2)",
+            "2 ejemplos, 1 conservado, 9 tokens",
+            "1 descartado: en max_length no cabe una respuesta junto al final de su pregunta (los primeros: f:2)",
         ]  # fmt: skip
 
 
 def test_each_thing_that_happens_to_an_example_has_its_words() -> None:
     for spoken in TONGUES:
         said = words("prefiere.asked.words", spoken)
-        assert [key.removeprefix("account.of.") for key in said if key.startswith("account.of.")] == list(WHAT)
+        for form in ("one", "many"):
+            keys = [key for key in said if key.startswith("account.of.") and key.endswith(f".{form}")]
+            assert [key.split(".")[2] for key in keys] == list(WHAT)
 
 
 def test_the_reasons_of_the_table_are_given_somewhere() -> None:
     """Whole, or as a reason and the name of a column."""
     room = Path(formats.__file__).parent
-    code = "".join(path.read_text(encoding="utf-8") for path in room.rglob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in room.rglob("*.py")) + f'"{encoder.NO_TEMPLATE}"'
     for why in other_words("prefiere.asked.words", "reasons", "es"):
         head, _, name = why.rpartition(" ")
         assert f'"{why}"' in code or f'"{head} {{' in code or f"_name}} {head.split()[-1]} {{" in code, name

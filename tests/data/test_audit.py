@@ -29,7 +29,7 @@ def test_reasons_that_a_language_calls_alike_are_all_told():
     found = replace(audit([]), unusable={"empty completion": 2, "empty answer": 3})
     with speaking("es"):
         told = found.lines()
-    assert [line for line in told if "respuesta vacía" in line] == ["2 respuesta vacía", "3 respuesta vacía"]
+    assert [line for line in told if "respuesta vacía" in line] == ["respuesta vacía: 2", "respuesta vacía: 3"]
 
 
 def test_counts_by_hand():

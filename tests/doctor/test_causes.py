@@ -377,6 +377,7 @@ def test_what_was_wrong_before_training(tmp_path: Path, key: str, start: dict[st
     [
         {"prompt_matters": 2.4, "prompt_in_own": 2.5},
         {"prompt_matters": 0.05, "prompt_in_own": 0.1},  # a weak model: neither depends on the prompt
+        {"prompt_matters": 0.2, "prompt_in_own": 2.5},  # from 0.1 to 0.3: most answers are stock, the rest belong
         {"prompt_matters": 0.4},  # nothing to hold it against
         {"chosen_logp": -2.0},
         {"likeness": -0.4},

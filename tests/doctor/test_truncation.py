@@ -53,7 +53,8 @@ def test_prompts_that_are_trained_on_and_validated_on_are_said(tmp_path: Path, b
     run.data = account() | {"overlap": {"prompts": both, "of": 40}}
     found = [f for f in diagnose(run).findings if f.key == "not_held_out"]
     assert [f.severity for f in found] == ([severity] if severity else [])
-    assert all(f.evidence == (f"{both} of 40 prompts of eval_data are also in data",) for f in found)
+    verb = "is" if both == 1 else "are"
+    assert all(f.evidence == (f"{both} of 40 prompts of eval_data {verb} also in data",) for f in found)
 
 
 def test_a_reward_model_is_asked_too(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_none_leaves_an_answer_to_the_others() -> None:
     ("function", "said"),
     [
         (lambda completions, solution, **kwargs: [1.0] * 2, "f needs solution, and the data has no such column"),
-        (lambda prompts, completions: [1.0], "f returned 1 scores for 2 answers: it must return one each."),
+        (lambda prompts, completions: [1.0], "f returned 1 score for 2 answers: it must return one each."),
         (lambda prompts, completions: 3, "f returned int: it must return a list of numbers."),
         (lambda prompts, completions: [1.0, math.nan], "f returned nan for an answer to '3+3=': scores must be finite"),
         (lambda prompts, completions: 1 / 0, "ZeroDivisionError: division by zero"),

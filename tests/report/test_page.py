@@ -395,6 +395,10 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
         (0.00043, "", "0.00043"),
         (float("nan"), "", "?"),
         (0.734, "eval_rewards/accuracies", "73%"),
+        (-1.2e-6, "eval_rewards/margins", "0.00"),  # two log-probs that differ by rounding alone
+        (8e-6, "samples/kl", "0.00"),
+        (0.000012, "samples/kl", "1.2e−05"),
+        (5e-7, "learning_rate", "5.0e−07"),
     ],
 )
 def test_numbers(value: float, key: str, text: str) -> None:

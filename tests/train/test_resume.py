@@ -592,7 +592,7 @@ def test_rows_that_are_gone_are_said(tmp_path, monkeypatch, killed_at_5) -> None
     display = Display(quiet=True)
     monkeypatch.setattr(display, "say", told.append)
     run = launch(going_on(tmp_path, killed_at_5), display=display).run
-    assert any("2 rows of metrics.jsonl up to step 4 are missing or damaged" in line for line in told)
+    assert any("missing or damaged: 2 rows of metrics.jsonl up to step 4" in line for line in told)
     assert [row["step"] for row in run.metrics] == [0, 3, 4, 5, 6]
 
 

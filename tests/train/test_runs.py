@@ -156,7 +156,7 @@ def test_examples_that_are_dropped_or_cut_are_in_the_account(tmp_path, capsys) -
     run = launch(runs.settings(tmp_path, max_length=64), display=Display()).run
     said = capsys.readouterr().err
     assert "2 dropped" in said or "1 dropped" in said
-    assert "1 examples with a completion cut from the right" in said
+    assert "1 example with a completion cut from the right" in said
     account = run.data["train"]
     assert sum(account["read"]["dropped"].values()) == 2
     assert any("pairs.jsonl:4" in p for p in account["read"]["problems"])

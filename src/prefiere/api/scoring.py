@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from prefiere.asked.language import in_words
-from prefiere.asked.words.account import happened
+from prefiere.asked.words.account import happened, notes_said
 from prefiere.console import Display
 from prefiere.evaluate import calibration
 from prefiere.evaluate.calibration import AnswerScores
@@ -100,7 +100,7 @@ def _one(
     with display.phase(in_words("progress.scoring", model=name)):
         scored = calibration.score_data(model, data, **reading)
     tokens = scored.account["tokens"]
-    for line in [*(what for what, _ in happened(tokens)), *tokens["notes"]]:
+    for line in [*(what for what, _ in happened(tokens)), *notes_said(tokens)]:
         display.say(f"{name}: {line}")
     return scored, model.normalisation.std
 

@@ -1,7 +1,8 @@
 """Which language a command or a page speaks: the one that was asked for, else the one that the environment names.
 
 Words stand in tables, a file for each language beside the code that says them (`report/words/es.yaml`), with the same
-keys and the same braces in every language, which a test holds. What is found first and said later is a `Worded`.
+keys and the same braces in every language, which a test holds. What is found first and said later is a `Worded`. A
+sentence about ``{n}`` things that has two forms stands there twice, as ``one`` and as ``many``.
 """
 
 from __future__ import annotations
@@ -52,14 +53,15 @@ def speaking(asked: str | None) -> Iterator[None]:
 
 @cache
 def words(room: str, spoken: Tongue) -> Mapping[str, str]:
-    """The table of a package (``prefiere.report.words``) in a language; keys within a section: ``section.key``."""
-    read = yaml.safe_load(files(room).joinpath(f"{spoken}.yaml").read_text(encoding="utf-8"))
+    """The table of a package (``prefiere.report.words``) in a language, of one file or several (``es.yaml``,
+    ``es.commands.yaml``); keys within a section: ``section.key``."""
+    found = [f for f in files(room).iterdir() if f.name.startswith(f"{spoken}.") and f.name.endswith(".yaml")]
 
     def flat(part: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
         for key, value in part.items():
             yield from flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [(before + key, value)]
 
-    return dict(flat(read, ""))
+    return dict(pair for file in found for pair in flat(yaml.safe_load(file.read_text(encoding="utf-8")), ""))
 
 
 @cache
@@ -71,9 +73,27 @@ def other_words(room: str, table: str, spoken: Tongue) -> Mapping[str, str]:
     return dict(yaml.safe_load(files(room).joinpath(f"{table}_{spoken}.yaml").read_text(encoding="utf-8")))
 
 
+def count_of(n: int, one: str, many: str = "") -> str:
+    """So many things in an English text: ``0 votes``, ``1 vote``, ``2,000 votes``. many: the plural of ``one`` where it
+    does not end in s alone."""
+    return f"{n:,} {_form(n, one, many or f'{one}s')}"
+
+
+def _form(n: object, one: str, many: str) -> str:
+    """Which of two forms goes with a number, as it is or as it is written: the same in every language of `TONGUES`."""
+    return one if str(n) == "1" else many
+
+
+def sentence_of(room: str, key: str, spoken: Tongue, values: Mapping[str, object]) -> str:
+    """A sentence of a table in a language, its braces filled in; of two forms the one that goes with ``n``."""
+    table = words(room, spoken)
+    said = table[key] if key in table else _form(values["n"], table[f"{key}.one"], table[f"{key}.many"])
+    return said.format(**values)
+
+
 def in_words(key: str, /, **values: object) -> str:
     """A sentence of the console or of an error (words/), in the language that is spoken, its braces filled in."""
-    return words("prefiere.asked.words", tongue())[key].format(**values)
+    return sentence_of("prefiere.asked.words", key, tongue(), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +113,9 @@ class Worded:
 def saying(room: str, key: str, /, **values: str | Worded) -> Worded:
     """A sentence of a table in every language, its braces filled in."""
 
-    def text(spoken: Tongue) -> str:
-        return words(room, spoken)[key].format(**{k: within(v, spoken) for k, v in values.items()})
-
-    return Worded(tuple(text(spoken) for spoken in TONGUES))
+    return Worded(
+        tuple(sentence_of(room, key, spoken, {k: within(v, spoken) for k, v in values.items()}) for spoken in TONGUES)
+    )
 
 
 def within(text: str | Worded, spoken: Tongue) -> str:

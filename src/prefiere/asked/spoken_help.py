@@ -58,13 +58,16 @@ def _with_usage(context: Any) -> Any:
     return type("SpokenContext", (context,), {"formatter_class": Formatter})
 
 
-def speak(command: Any, spoken: Tongue) -> None:
-    """Put the help of a command of click, of its options and of all that are under it into a language."""
+def speak(command: Any, spoken: Tongue, parent: Any = None) -> None:
+    """Put the help of a command of click, of its options and of all that are under it into a language. parent: the
+    context of the command that it is under."""
     if spoken == "en":
         return
     command.context_class = _with_usage(command.context_class)
-    for shown in (command, *command.params):
+    context = command.context_class(command, parent=parent, **command.context_settings)
+    own = command.get_help_option(context)  # --help, made when it is first asked for
+    for shown in (command, *command.params, own):
         if getattr(shown, "help", None):
             shown.help = help_said(shown.help, spoken)
     for under in getattr(command, "commands", {}).values():
-        speak(under, spoken)
+        speak(under, spoken, context)

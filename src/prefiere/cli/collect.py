@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from prefiere.asked.endpoint import names_endpoint
+from prefiere.asked.language import count_of, in_words
+from prefiere.asked.words.account import made
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.schema import Text
@@ -47,9 +49,9 @@ class Answering:
         """See `feedback.collect.Answerer`."""
         sampling = Sampling(samples, how.temperature, how.top_p, how.max_new_tokens, how.seed)
         ids: list[np.ndarray] = self._encoder.encode_prompts(prompts)
-        made = self._rollouts.sample(ids, sampling, version=0, numbers=numbers)
+        drawn = self._rollouts.sample(ids, sampling, version=0, numbers=numbers)
         said: list[list[str]] = [[] for _ in prompts]
-        for s in made:
+        for s in drawn:
             said[s.prompt].append(self._encoder.decode(s.tokens))
         return said
 
@@ -67,7 +69,7 @@ def run_collect(
         raise ModelError(f"{models[0]} and {models[1]} are the same model, weight for weight: name another.")
     with display.stage("sampling", 2 * len(asked)) as advance:
         counts = collect.collect_pairs(store, loaded, asked, how, queueing, advance)
-    display.say(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
+    display.say(made(dict(sorted(counts.items()))))
     return {"counts": dict(counts), "store": store.name}
 
 
@@ -87,13 +89,13 @@ def run_compare(
     elif run is not None:
         asked = [(text, str(run.folder)) for text in validation_prompts(run, limit)]
     else:
-        raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
+        raise ValueError(in_words("met.which_prompts"))
     loaded = [Answering(name, trust=trust) for name in (first, second)]
     if loaded[0].fingerprint == loaded[1].fingerprint:
         raise ModelError(f"{first} and {second} are the same model, weight for weight: there is nothing to compare.")
     with display.stage("sampling", 2 * len(asked)) as advance:
         counts = collect.collect_pairs(store, loaded, asked, how, Queueing(purpose="compare", seed=how.seed), advance)
-    display.say(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
+    display.say(made(dict(sorted(counts.items()))))
     return {"before": first, "after": second, "counts": dict(counts), "store": store.name}
 
 
@@ -111,7 +113,7 @@ class Voter:
             done = vote_by(store, self.name, self.compare, limit=limit, round_id=round_id, progress=advance,
                            at_once=1 if asks else 64)  # fmt: skip
         if asks is not None and asks.unread:
-            said = f"{asks.unread:,} answers of {self.name} were no verdict and do not count, the first: "
+            said = f"answers of {self.name} that were no verdict and do not count: {asks.unread:,}, the first: "
             display.say(said + repr(visible(asks.example)))
         return done
 
@@ -133,8 +135,8 @@ def run_judge(store: Store, judge: Voter, *, limit: int | None, display: Display
     """Let a judge vote on pairs that it has not had. Returns how many it did, and how often it gave no verdict."""
     done = judge.vote(store, display, limit=limit)
     display.say(
-        f"{done:,} votes of {judge.name}, a person of kind judge: `prefiere votes people {hidden(store.name)}` shows "
-        "its worth."
+        f"{count_of(done, 'vote')} of {judge.name}, a person of kind judge: "
+        f"`prefiere votes people {hidden(store.name)}` shows its worth."
     )
     unread = judge.compare.unread if isinstance(judge.compare, Endpoint) else 0
     return {"votes": done, "judge": judge.name, "unread": unread}

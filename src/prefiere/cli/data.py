@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text as Styled
 
-from prefiere.asked.language import in_words
-from prefiere.asked.words.account import encoded
+from prefiere.asked.language import in_words, tongue
+from prefiere.asked.words.account import encoded, said_reason
 from prefiere.data import formats
 from prefiere.data.audit import Auditor
 from prefiere.data.convert import AnyRecord
@@ -87,9 +87,8 @@ def say_findings(
 ) -> dict[str, Any]:
     """What the doctor says of the data before a run is begun, in plain words. row: what was measured with a model.
     ruined: whether a run on it would be."""
-    from prefiere.asked.language import tongue
-    from prefiere.cli.doctor import STYLES
-    from prefiere.doctor.plain.tell import told
+    from prefiere.cli.doctor import STYLES, show_reasons
+    from prefiere.doctor.plain.tell import plain_words, told
     from prefiere.doctor.rules.data import findings_of
     from prefiere.doctor.rules.start import before_run
 
@@ -100,11 +99,8 @@ def say_findings(
     for finding in found:
         said = told(finding, spoken)
         console.print()
-        console.print(Styled.assemble((said.headline, STYLES[finding.severity]), f"\n  {said.meaning}"), soft_wrap=True)
-        for line in (*said.seen, *finding.remedy):
-            console.print(f"    - {line}", markup=False, soft_wrap=True)
-        if finding.lines:
-            console.print(f"    {', '.join(finding.lines)}", markup=False, soft_wrap=True)
+        console.print(Styled(said.headline, STYLES[finding.severity]), soft_wrap=True)
+        show_reasons(said, plain_words(spoken).around, console)
     keys = [{"key": f.key, "severity": f.severity, "title": f.title, "lines": list(f.lines)} for f in found]
     return {"findings": keys, "ruined": any(f.severity == "bad" for f in found)}
 
@@ -116,21 +112,17 @@ def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[st
     """
     source = open_source(settings)
     if source.kind != "pairs":
-        raise DataError(f"{settings.data} holds {source.kind}, not pairs: there is nothing to choose between")
+        kind = in_words(f"data.kind.{source.kind}")
+        raise DataError(in_words("check.no_pairs", data=settings.data, kind=kind))
     shown, chosen = drawn(source, settings.seed), list[bool | None]()
     for n, pair in enumerate(shown, 1):
-        console.print(f"\n{n} of {len(shown)}", style="bold")
-        for name, text in zip(("asked", "1", "2"), (pair.pair.prompt, *pair.answers), strict=True):
+        console.print(f"\n{in_words('check.number', i=n, all=len(shown))}", style="bold")
+        for name, text in zip((in_words("check.asked"), "1", "2"), (pair.pair.prompt, *pair.answers), strict=True):
             console.print(Styled.assemble((f"{name}: ", "bold"), visible(spoken(text))[:SHOWN]), soft_wrap=True)
-        chosen.append({"1": True, "2": False}.get(ask("Which is better, 1 or 2? (anything else: cannot say) ").strip()))
+        chosen.append({"1": True, "2": False}.get(ask(in_words("check.which")).strip()))
     found = blind_verdict(shown, chosen)
-    said = {
-        "fine": "The labels say what you say.",
-        "swapped": "The labels say the opposite of what you say: chosen and rejected are swapped.",
-        "noise": "The labels agree with you about as often as a coin: they are noise, or you look at other things.",
-    }[found.says]
-    console.print(f"\n{said}", style="bold")
-    console.print(f"You agreed on {found.of and found.agreed} of {found.of}; by chance alone so: {found.chance:.1%}.")
+    console.print(f"\n{in_words(f'check.says.{found.says}')}", style="bold")
+    console.print(in_words("check.agreed", agreed=found.agreed, of=found.of, chance=f"{found.chance:.1%}"))
     return {"says": found.says, "agreed": found.agreed, "of": found.of, "chance": found.chance}
 
 
@@ -142,22 +134,23 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     from other data.
     """
     if out.exists():
-        raise DataError(f"{out} is there already. Name a new file.")
+        raise DataError(in_words("clean.there_already", out=out))
     source, left, swapped = open_source(settings), RecordsLeftOut(), None
     if run is not None:
         from prefiere.doctor.rules.labels import swapped_in
 
         swapped = swapped_in(run)
     kept = write(_staying(source, left, swapped, settings.data), out)
-    console.print(f"{kept:,} records written to {out}", markup=False, soft_wrap=True)
+    console.print(in_words("clean.written", n=f"{kept:,}", out=out), markup=False, soft_wrap=True)
     if swapped is not None and not swapped.lines:
-        console.print(f"  {run} names no line whose label looks swapped", markup=False, soft_wrap=True)
+        console.print(f"  {in_words('clean.no_line', run=run)}", markup=False, soft_wrap=True)
     dropped = source.counts.dropped.total()
-    lost = [f"the reader left out {dropped:,} rows: {source.counts}", *source.problems] if dropped else []
-    changed = [f"changed: {n:,} ({why})" for why, n in source.counts.changed.most_common()]
+    lost = [in_words("clean.by_reader", n=f"{dropped:,}", counts=source.counts), *source.problems] if dropped else []
+    of = source.counts.changed.most_common()
+    changed = [in_words("clean.changed", n=f"{n:,}", why=said_reason(why)) for why, n in of]
     if _voted(settings, source):
-        changed.append("written as pairs: who voted, and when, is not")
-    for line in [*([*left.lines(), *lost, *changed] or ["nothing was left out"]), *source.unread_lines()]:
+        changed.append(in_words("clean.no_voters"))
+    for line in [*([*left.lines(), *lost, *changed] or [in_words("clean.nothing")]), *source.unread_lines()]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     left_out = left.counts | ({"dropped": dropped} if dropped else {})
     return {"written": str(out), "kept": kept, "left_out": left_out, "sources": left.sources, "read": source.describe()}
@@ -182,17 +175,14 @@ def _staying(
         empty = False
         yield record
     if swapped is not None and (other := swapped.of_other_data(source.counts.read, left.missing)) is not None:
-        raise DataError(f"{name}: nothing is written, for {other}")
+        raise DataError(in_words("clean.refused", data=name, why=other))
     if source.kind == "prompts" and source.unread:
         hidden = map_to_give(dict.fromkeys(source.unread))
-        raise DataError(
-            f"{name}: nothing is written, for of these rows the prompt alone is read ({source.layout}), and "
-            f"{', '.join(source.unread)} would be lost. Say what these columns are with columns={{...}}, or that they "
-            f"may go: {hidden}"
-        )
+        told = {"layout": source.layout, "columns": ", ".join(source.unread), "hidden": hidden}
+        raise DataError(in_words("clean.prompts_alone", data=name, **told))
     if empty:
         why = "; ".join([*left.lines(), *source.problems[:1]])
-        raise DataError(f"{name}: nothing is written, for no record stays ({source.counts}). {why}")
+        raise DataError(in_words("clean.none_stays", data=name, counts=source.counts, why=why))
 
 
 def _as_pairs(columns: Sequence[str]) -> str | None:
@@ -262,8 +252,9 @@ def measured(
     knows; nothing, and why in a line, where that is for a run to say."""
     import torch
 
+    from prefiere.asked.columns import spoken_column
     from prefiere.doctor.rules.start import at_step_0
-    from prefiere.doctor.words import with_interval
+    from prefiere.doctor.words import interval
     from prefiere.evaluate.start import before_a_run
     from prefiere.kernels.memory import OutOfMemory
     from prefiere.metrics import START, column
@@ -296,9 +287,10 @@ def measured(
         console.print(f"  {in_words('seen.not_measured', why=why)}", markup=False, soft_wrap=True)
     for key in (*(c.name for c in START), "samples/ref_logp"):
         if (level := at_step_0(row, key)) is not None:
-            told = column(key)
-            words = told.words if key != "samples/ref_logp" else "log-probability of the model's own answers"
-            console.print(f"  {words}: {with_interval(level)} {told.unit}".rstrip(), markup=False, soft_wrap=True)
+            told = spoken_column(column(key), tongue())
+            words = told.words if key != "samples/ref_logp" else in_words("example.own_answers")
+            shown = interval(level).within(tongue())
+            console.print(f"  {words}: {shown} {told.unit}".rstrip(), markup=False, soft_wrap=True)
     return row, size
 
 
@@ -318,7 +310,7 @@ def as_text(record: Any) -> Styled:
         whole = visible(spoken(text))
         out.append(whole[:SHOWN], style)
         if len(whole) > SHOWN:
-            out.append(f" … ({len(whole) - SHOWN:,} more characters)", "dim")
+            out.append(in_words("example.more_characters", n=f"{len(whole) - SHOWN:,}"), "dim")
     return out
 
 

@@ -81,6 +81,11 @@ def _finding(t: Told, words: dict[str, str], to: Console) -> None:
     mark = Styled.assemble((f"{words[t.finding.severity]}  ", STYLES[t.finding.severity]), (t.headline, "bold"))
     mark.append(f"  ({words[t.finding.sure]})", "dim")
     to.print(mark, soft_wrap=True)
+    show_reasons(t, words, to)
+
+
+def show_reasons(t: Told, words: dict[str, str], to: Console) -> None:
+    """What stands below a finding's headline: what it means, what was seen, what to try, which lines."""
     to.print(f"  {t.meaning}", markup=False, soft_wrap=True)
     for name, lines in ((words["saw"], t.seen), (words["try"], t.tries)):
         if lines:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prefiere.api import training
 from prefiere.api.run import Run
+from prefiere.asked.words.account import made
 from prefiere.cli.collect import Answering, open_judge
 from prefiere.console import Display
 from prefiere.data import formats
@@ -46,7 +47,7 @@ class Models:
             raise ModelError(f"{models[1]} has the weights of {models[0]}: its run changed nothing. Train it longer.")
         with self._display.stage("sampling", 2 * len(asked)) as advance:
             counts = collect_pairs(self._store, loaded, asked, how, queueing, advance)
-        self._display.say("  " + ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())))
+        self._display.say(f"  {made(dict(sorted(counts.items())))}")
         del loaded  # training needs the memory
         gc.collect()
         torch.cuda.empty_cache()

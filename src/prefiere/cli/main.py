@@ -266,7 +266,7 @@ def score(
     words = arguments.as_settings(rest, others=True)
     models = words.others
     if not models:
-        words.problems.append("name at least one reward model: prefiere score RM --data D.")
+        words.problems.append(in_words("met.which_reward_model"))
     flags = {"model": next(iter(models), "?"), "data": data, "out": ""}
     settings = recipe.load("reward", words.recipe, flags, words.settings, words.problems)
     given = settings.model_dump(include=settings.model_fields_set - {"method", "model", "data", "out"})
@@ -334,7 +334,7 @@ def report(
     if out is None:
         out = Path(opened[0].folder if len(opened) == 1 else ".") / "report.html"
         if len(opened) > 1 and out.exists() and not is_report(out):
-            raise RunError(f"{out} is there already and is no report of prefiere. Name another file with --out.")
+            raise RunError(in_words("met.no_report", out=out))
     if ask is not None:
         from prefiere.cli.feedback import keep_blind
 

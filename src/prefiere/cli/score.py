@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from prefiere.api.scoring import Scores, scores_of_data
+from prefiere.asked.language import in_words
 from prefiere.console import Display, table
 
 
@@ -30,7 +31,7 @@ def score(
     (_show_pairs if found.pairs else _show_answers)(found, console)
     if out is not None:
         found.write(out)
-        console.print(f"{len(found.rows):,} rows: {out}", markup=False)
+        console.print(in_words("score.rows", n=f"{len(found.rows):,}", path=out), markup=False)
     return {**found.to_dict(), "out": out}
 
 
@@ -40,30 +41,29 @@ def _show_pairs(found: Scores, console: Console) -> None:
         for n, d in found.models.items()
     ]
     some = next(iter(found.models.values()))
-    console.print(table(f"{some['n']:,} pairs", ("", "right", "log loss", "ECE", "score: mean, std"), rows))
+    columns = ("", *(in_words(f"score.{key}") for key in ("right", "log_loss", "calibration", "spread")))
+    console.print(table(in_words("score.pairs", n=f"{some['n']:,}"), columns, rows))
     length = some["length"]
-    console.print(f"always choosing the {length['rule']} answer: {_share(length['baseline'])} right", markup=False)
+    console.print(in_words(f"score.always.{length['rule']}", share=_share(length["baseline"])), markup=False)
     last = list(found.models)[-1]
     console.print(_by_length(found.models[last], last))
     console.print(_reliability(found.models[last], last))
     if (apart := found.disagreement) is not None:
-        console.print(f"the models choose different answers in {_share(apart['split'])} of the pairs", markup=False)
-        console.print(
-            f"their mean is right in {_share(apart['accuracy_agreed'])} where they agree, "
-            f"in {_share(apart['accuracy_split'])} where they do not",
-            markup=False,
-        )
+        console.print(in_words("score.apart", share=_share(apart["split"])), markup=False)
+        right = {key: _share(apart[f"accuracy_{key}"]) for key in ("agreed", "split")}
+        console.print(in_words("score.together", **right), markup=False)
 
 
 def _show_answers(found: Scores, console: Console) -> None:
     some = next(iter(found.models.values()))
     judged = "auc" in some
-    columns = ["", "mean", "std", *(("desirable", "undesirable", "AUC") if judged else ())]
+    named = ["mean", "deviation", *(("desirable", "undesirable") if judged else ())]
+    columns = ["", *(in_words(f"score.{key}") for key in named), *(["AUC"] if judged else ())]
     rows = []
     for name, d in found.models.items():
         more = [_figure(d["desirable"]), _figure(d["undesirable"]), f"{d['auc']:.3f}"] if judged else []
         rows.append([name, _figure(d["mean"]), f"{d['std']:.3f}", *more])
-    console.print(table(f"{some['n']:,} answers", columns, rows))
+    console.print(table(in_words("score.answers", n=f"{some['n']:,}"), columns, rows))
 
 
 def _normal(described: dict[str, Any]) -> str:
@@ -72,23 +72,30 @@ def _normal(described: dict[str, Any]) -> str:
 
 def _by_length(described: dict[str, Any], name: str) -> Any:
     rows = [
-        (f"{b['low']:+d} to {b['high']:+d}", _share(b["accuracy"]), b["n"])
-        for b in described["length"]["by_difference"]
+        (_to(b["low"], b["high"], "+d"), _share(b["accuracy"]), b["n"]) for b in described["length"]["by_difference"]
     ]
-    return table(f"{name}: by tokens of chosen less rejected", ("longer by", "right", "pairs"), rows)
+    columns = [in_words(f"score.{key}") for key in ("longer_by", "right", "counted")]
+    return table(in_words("score.by_length", model=name), columns, rows)
 
 
 def _reliability(described: dict[str, Any], name: str) -> Any:
     rows = [
         (
-            f"{b['low']:.0%} to {b['high']:.0%}",
+            _to(b["low"], b["high"], ".0%"),
             f"{b['predicted']:.1%}",
             _share([b["observed"], b["observed_low"], b["observed_high"]]),
             b["n"],
         )
         for b in described["reliability"]
     ]
-    return table(f"{name}: how sure, and how right", ("sure", "on average", "right", "pairs"), rows)
+    columns = [in_words(f"score.{key}") for key in ("sure", "on_average", "right", "counted")]
+    return table(in_words("score.how_sure", model=name), columns, rows)
+
+
+def _to(low: float, high: float, form: str) -> str:
+    """``+1 to +3``; of a bin of one value, that value; a length of no difference has no sign."""
+    first, last = (f"{v:{form}}" if v else f"{v:{form.removeprefix('+')}}" for v in (low, high))
+    return first if first == last else in_words("score.to", low=first, high=last)
 
 
 def _share(e: Sequence[float]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from prefiere.asked.language import count_of, in_words
 from prefiere.console import Json, command, console, say, table
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     with opened(store) as s:
         f = figures(s, time.time())
     low, high = PUBLISHED
-    say(f"{f.votes:,} votes on {f.asked:,} pairs ({f.ties:,} ties, {f.both_bad:,} both bad); {f.open_slots:,} open")
+    say(
+        f"{count_of(f.votes, 'vote')} on {count_of(f.asked, 'pair')} "
+        f"({count_of(f.ties, 'tie')}, {f.both_bad:,} both bad); {f.open_slots:,} open"
+    )
     names = {
         "share": "same side",
         "cohen": "Cohen's kappa",
@@ -103,7 +107,8 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
     rows = [(names[k], _range(m.value, m.low, m.high)) for k, m in f.agreement.items()]
     rows += [("left side", _range(*f.left)), ("longer answer", _range(f.longer.mean, f.longer.low, f.longer.high))]
     console().print(table("", ("of the votes", "value (95%)"), rows))
-    say(f"{f.doubled:,} pairs have two votes or more; people elsewhere take the same side in {low:.0%} to {high:.0%}")
+    doubled = count_of(f.doubled, "pair has", "pairs have")
+    say(f"{doubled} two votes or more; people elsewhere take the same side in {low:.0%} to {high:.0%}")
     say(sentence(f.curve))
     if f.order is not None:
         say(brought_sentence(f.order))
@@ -115,7 +120,8 @@ def agree(store: Where, json: Json = False) -> dict[str, Any]:
             console().print(table(title, ("model", "log-odds (95%)", "votes"), shown))
     for name, j in f.judged.items():
         say(f"judge {visible(name)}: {_range(j.mean, j.low, j.high)} for b with people's correction, "
-            f"{_range(j.people, j.people_low, j.people_high)} by people alone ({j.n} pairs of both)")  # fmt: skip
+            f"{_range(j.people, j.people_low, j.people_high)} by people alone "
+            f"({count_of(j.n, 'pair')} of both)")  # fmt: skip
     return asdict(f)
 
 
@@ -142,8 +148,8 @@ def prioritise(
         features = learning.Features("hidden", partial(answer_features, model), learning.HIDDEN_WIDTH)
     with opened(store) as s:
         scored = learning.prioritise(s, features)
-    say(f"{scored:,} pairs in order" if scored else f"nothing in order yet: it takes votes on {FIRST_RANDOM} pairs, "
-        "and open pairs")  # fmt: skip
+    nothing = f"nothing in order yet: it takes votes on {FIRST_RANDOM} pairs, and open pairs"
+    say(f"{count_of(scored, 'pair')} in order" if scored else nothing)
     return {"scored": scored}
 
 
@@ -162,11 +168,12 @@ def import_(
     json: Json = False,
 ) -> dict[str, Any]:
     """Add the comparisons of a file: as votes, as pairs to ask about, or as gold to measure people by."""
+    from prefiere.asked.words.account import made
     from prefiere.feedback.exchange import read_in
 
     with opened(store, create=True) as s:
         counts = read_in(s, data, into=into, purpose=purpose, overlap=overlap)
-    say(", ".join(f"{n:,} {what}" for what, n in counts.items()) or "nothing in it")
+    say(made(counts) or in_words("made.nothing"))
     return {"counts": dict(counts)}
 
 
@@ -187,7 +194,7 @@ def export(
 
     with opened(store) as s:
         written = write_out(s, out, kind, snapshot)
-    say(f"{written:,} {kind}: {out}")
+    say(in_words(f"exported.{kind}", n=f"{written:,}", path=out))
     return {"records": written, "out": out}
 
 
@@ -220,7 +227,7 @@ def forget(
     with opened(store) as s:
         gone = forget(s, name)
     learnt = sorted({*gone.runs, *runs_that_hold(store, name, gone.snapshots, runs)})
-    say(f"{name}: forgotten, with {gone.votes:,} votes.")
+    say(f"{name}: forgotten, with {count_of(gone.votes, 'vote')}.")
     for what, holds in (("snapshot", gone.snapshots), ("export", gone.exports), ("run", learnt)):
         for one in holds:
             say(f"  {what} {one} held them" + ("; delete it yourself" if what != "snapshot" else "; it is cut"))

@@ -124,15 +124,12 @@ class Audit:
 
     def lines(self) -> list[str]:
         """The findings in plain language, one line each."""
-        said = [in_words("account.prompts", n=f"{self.records:,}", prompts=f"{self.prompts:,}")]
-        counts = [  # words of two reasons may be the same in a language
-            (self.duplicates, in_words("account.repeated")),
-            (self.contradictions, in_words("account.both_ways")),
-            (self.ties, in_words("account.ties")),
-            *((n, said_reason(why)) for why, n in self.unusable.items()),
-            (self.in_both or 0, in_words("account.in_both")),
-        ]
-        said += [f"{n:,} {what}" for n, what in counts if n]
+        prompts = in_words("account.distinct", n=f"{self.prompts:,}")
+        said = [in_words("account.prompts", n=f"{self.records:,}", prompts=prompts)]
+        counts = {"repeated": self.duplicates, "both_ways": self.contradictions, "ties": self.ties}
+        said += [in_words(f"account.{what}", n=f"{n:,}") for what, n in counts.items() if n]
+        said += [f"{said_reason(why)}: {n:,}" for why, n in self.unusable.items()]
+        said += [in_words("account.in_both", n=f"{self.in_both:,}")] if self.in_both else []
         if self.shorter_preferred and self.shorter_preferred.n:
             s = self.shorter_preferred
             shares = {"share": f"{s.value:.1%}", "low": f"{s.low:.1%}", "high": f"{s.high:.1%}"}

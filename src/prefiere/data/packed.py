@@ -15,6 +15,7 @@ from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prefiere.asked.language import count_of
 from prefiere.data.values import BadRow, DataError, Remark, Row
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -103,7 +104,9 @@ def _only_file(path: Path, archive: zipfile.ZipFile) -> str:
         if not i.is_dir() and not i.filename.startswith("__MACOSX/") and not Path(i.filename).name.startswith(".")
     ]
     if len(names) != 1:
-        raise DataError(f"{path}: {len(names)} files in this zip file ({', '.join(names[:3])}, ...); unpack it")
+        raise DataError(
+            f"{path}: {count_of(len(names), 'file')} in this zip file ({', '.join(names[:3])}, ...); unpack it"
+        )
     return names[0]
 
 
@@ -149,7 +152,7 @@ def sheet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow | Remark]]:
                     yield number, BadRow("line", "cut off by Excel", detail, content=True)
                     continue
                 if any(v is not None for v in values[len(names) :]):
-                    detail = f"expected {len(names)} cells, found {len(values)}; a column has no name"
+                    detail = f"expected {count_of(len(names), 'cell')}, found {len(values)}; a column has no name"
                     yield number, BadRow("line", "wrong number of cells", detail)
                     continue
                 yield number, dict(zip_longest(names, values[: len(names)]))

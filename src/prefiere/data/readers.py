@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from prefiere.asked.language import in_words
+from prefiere.asked.language import count_of, in_words
 from prefiere.data.packed import (
     DAMAGED,
     ZIP,
@@ -227,7 +227,7 @@ def _csv(f: io.BufferedReader, path: Path) -> Rows:
             if len(cells) == len(names):
                 yield start, {name: cell_text(cell) for name, cell in zip(names, cells, strict=True)}
             elif cells:
-                detail = f"expected {len(names)} cells, found {len(cells)}; is a quote missing?"
+                detail = f"expected {count_of(len(names), 'cell')}, found {len(cells)}; is a quote missing?"
                 yield start, BadRow("line", "wrong number of cells", detail)
             start = reader.line_num + skipped + 1
     except csv.Error as e:

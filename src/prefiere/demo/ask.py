@@ -21,6 +21,7 @@ from rich.console import Console
 from prefiere import recipe as recipes
 from prefiere.api.run import Run
 from prefiere.api.training import train
+from prefiere.asked.language import count_of
 from prefiere.cli.collect import Answering
 from prefiere.console import Display
 from prefiere.data.schema import Text
@@ -113,7 +114,7 @@ def _wait(store: Store, purpose: Purpose, console: Console) -> None:
         with store.read() as c:
             given = sum(v.purpose == purpose for v in in_force(c))
         if given != seen:
-            console.print(f"  {given} of {wanted} votes", markup=False)
+            console.print(f"  {given} of {count_of(wanted, 'vote')}", markup=False)
             seen = given
         if given >= wanted:
             return

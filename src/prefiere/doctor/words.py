@@ -11,8 +11,6 @@ from prefiere.asked.language import Worded, saying
 from prefiere.doctor.series import Change, Level
 from prefiere.metrics import column
 
-ROUNDED_ZERO = 1e-6
-"""What is nearer to zero is the rounding of a zero."""
 _MOST_DIGITS = 6
 
 
@@ -20,10 +18,10 @@ def number(value: float, key: str = "", more: int = 0) -> str:
     """A metric's value as people read it: two or three figures and ``more``, or per cent for a share."""
     if not math.isfinite(value):
         return "?"
-    if column(key).share:
+    told, size = column(key), abs(value)
+    if told.share:
         return f"{100 * value:.{more}f}%"
-    size = abs(value)
-    if size < ROUNDED_ZERO:
+    if size <= told.rounding:
         return "0.00"
     if size < 1e-4:
         return f"{value:.{1 + more}e}".replace("-", "−")

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 
+from prefiere.asked.language import count_of
 from prefiere.console import Display, rough_time
 from prefiere.estimate.cards import CALL, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Card, card_of, here, processor
 from prefiere.estimate.simulate import Simulation, cache, simulate
@@ -262,7 +263,8 @@ class Forecast:
         """How long it takes, in words."""
         e = self.estimate
         best = " at best, if none waits for another," if self.device.processes > 1 else ""
-        return f"about {rough_time(e.seconds)}{best} for {e.steps:,} updates, at most {e.tokens:,} tokens at once"
+        updates = count_of(e.steps, "update")
+        return f"about {rough_time(e.seconds)}{best} for {updates}, at most {e.tokens:,} tokens at once"
 
 
 def forecast(settings: Settings, gpu: str | None, display: Display, *, gpus: int = 1, nodes: int = 1) -> Forecast:

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefiere.asked.endpoint import EndpointError, names_endpoint
+from prefiere.asked.language import in_words
 from prefiere.data import formats
 from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.schema import Kind, Text
@@ -169,10 +170,10 @@ def _asked(
         rows = columns_at(places, str(prompts)) if with_columns else {}
         return [r.prompt for r in records], [rows.get(p, {}) for p in places] if with_columns else []
     if run is None:
-        raise ValueError("comparing two models needs --prompts: a file with one prompt a line, or any data file")
+        raise ValueError(in_words("met.which_prompts"))
     found = validation_places(run, limit)
     if not found:
-        raise ValueError(f"{run.folder} held out no prompts: name some with --prompts")
+        raise ValueError(in_words("met.no_prompts", run=run.folder))
     name, split = _read_from(run)
     rows = columns_at(list(found), name, **split) if with_columns else {}
     return list(found.values()), [rows.get(p, {}) for p in found] if with_columns else []
@@ -187,10 +188,8 @@ def _judge_of(run: Run) -> str | None:
             f"(compare(judge={str(judge)[1:-1]})). Without a judge: --judge none."
         )
     if judge is not None and names_function(str(judge)):
-        raise ValueError(
-            f"{run.folder} was judged by code, {judge}, which reading a run does not execute. "
-            f"If you trust it: --judge {shlex.quote(str(judge))}. Without a judge: --judge none."
-        )
+        quoted = shlex.quote(str(judge))
+        raise ValueError(in_words("met.judged_by_code", run=run.folder, judge=judge, quoted=quoted))
     return None if judge is None else str(judge)
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from prefiere.asked.language import count_of
 from prefiere.data.schema import Text, question
 from prefiere.files import short
 
@@ -104,10 +105,8 @@ class Function:
         except (TypeError, ValueError) as e:
             raise no_numbers from e
         if len(scores) != len(asked.completions):
-            raise JudgeError(
-                f"{self.name} returned {len(scores)} scores for {len(asked.completions)} answers: it must return one "
-                "each."
-            )
+            made, wanted = count_of(len(scores), "score"), count_of(len(asked.completions), "answer")
+            raise JudgeError(f"{self.name} returned {made} for {wanted}: it must return one each.")
         said = [0.0 if v is None else s for v, s in zip(values, scores, strict=True)]
         checked(np.asarray(said, np.float64), asked.prompts, self.name)
         return np.asarray(scores, np.float64)

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from prefiere.asked.language import in_words
 from prefiere.data.schema import Text, question
 from prefiere.evaluate.functions import Answered, Function, JudgeError, ScoreFunction, checked
 from prefiere.files import short
@@ -155,10 +156,10 @@ def load_scorer(name: str) -> ScoreFunction:
     try:
         found = getattr(importlib.import_module(module_name), function)
     except (ImportError, SystemExit) as e:
-        raise JudgeError(f"judge {name}: cannot import {module_name}: {e}. Write it as module:function.") from e
+        raise JudgeError(in_words("met.no_module", name=name, module=module_name, why=e)) from e
     except AttributeError as e:
-        raise JudgeError(f"judge {name}: module {module_name} has no function {function!r}.") from e
+        raise JudgeError(in_words("met.no_function", name=name, module=module_name, function=repr(function))) from e
     if not callable(found):
-        raise JudgeError(f"judge {name}: {function} is not a function.")
+        raise JudgeError(in_words("met.not_a_function", name=name, function=function))
     scorer: ScoreFunction = found
     return scorer

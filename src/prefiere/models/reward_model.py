@@ -13,6 +13,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.asked.language import in_words
 from prefiere.asked.words.account import encoded
 from prefiere.data.schema import Text
 from prefiere.models.check.trial import try_scores
@@ -112,9 +113,7 @@ class RewardModel:
         """
         source = find_model(name, trust=trust)
         if not is_classifier(source):
-            raise ModelError(
-                f"{name} is no reward model: it has no score head. Train one with `prefiere reward --model {name} ...`."
-            )
+            raise ModelError(in_words("met.is_no_reward_model", name=name))
         tokenizer = load_tokenizer(source)
         both_ways = not decodes(skeleton(source))
         limits = [n for n in (max_length, room(source, tokenizer) if both_ways else positions(source)) if n]

@@ -16,6 +16,7 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from prefiere.asked.hub import cached, why_no_model
+from prefiere.asked.language import in_words
 from prefiere.files import first_link_out, leads_out
 from prefiere.kernels.memory import OutOfMemory, out_of_memory
 from prefiere.models.weight_files import damaged_file
@@ -58,7 +59,7 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
     path = Path(name)
     if (path / "recipe.yaml").is_file():
         if not (path / "model").is_dir():
-            raise ModelError(f"{name} is a run that has no model yet: finish it, or name another model.")
+            raise ModelError(in_words("met.no_model_yet", name=name))
         if (link := first_link_out(path)) is not None:
             raise ModelError(f"{link} is a link that leads out of the run folder. Put what it points to in its place.")
         return replace(find_model(path / "model", trust=trust), quantize=quantization_of_run(path))
@@ -66,10 +67,10 @@ def find_model(name: str | Path, *, trust: bool = False) -> Source:
         if (path / "adapter_config.json").is_file():
             return Source(_base_of(path), str(path), trust, revision=adapter_config(str(path)).revision)
         if not (path / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has neither config.json nor adapter_config.json.")
+            raise ModelError(in_words("met.no_model_files", name=path))
         return Source(str(path.resolve()), None, trust)
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
-        raise ModelError(f"there is no model folder {name}. Give a folder, a hub id (owner/name), or a run.")
+        raise ModelError(in_words("met.no_model_folder", name=name))
     repository, _, named = str(name).partition("@")
     revision = named or None
     if (why := why_no_model(repository, revision)) is not None:
@@ -129,7 +130,7 @@ def writes_text(source: Source) -> None:
         config = config_of(source)
         reward = any(a.endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or [])
     if reward:
-        raise ModelError(f"{name} is a reward model: it scores answers and writes none. Name a language model.")
+        raise ModelError(in_words("met.is_reward_model", name=name))
 
 
 def quantization_of_run(folder: Path) -> str:

@@ -137,7 +137,7 @@ def overlap_of(train: np.ndarray, validation: np.ndarray) -> dict[str, int]:
 def overlap_line(overlap: dict[str, int]) -> str | None:
     """The same in words; None where no prompt is on both sides."""
     both, of = overlap["prompts"], overlap["of"]
-    return in_words("account.overlap", both=f"{both:,}", of=f"{of:,}") if both else None
+    return in_words("account.overlap", n=f"{both:,}", of=f"{of:,}") if both else None
 
 
 @cache

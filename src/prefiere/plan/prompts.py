@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefiere.asked.language import in_words
+from prefiere.asked.language import count_of, in_words
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
@@ -99,9 +99,9 @@ def _tokenized(
     long = [i for i, p in enumerate(whole.ids) if len(p) > room]
     if long and settings.on_bad != "drop":
         raise ValueError(
-            f"{whole.sources[long[0]]}: a prompt of {len(whole.ids[long[0]])} tokens, and "
+            f"{whole.sources[long[0]]}: a prompt of {count_of(len(whole.ids[long[0]]), 'token')}, and "
             f"{_limit(settings, max_length, room)} "
-            f"({len(long)} such prompts). Change that, shorten them, or leave them out: on_bad=drop"
+            f"({count_of(len(long), 'such prompt')}). Change that, shorten them, or leave them out: on_bad=drop"
         )
     kept = whole.select([i for i in range(len(whole)) if i not in set(long)])
     display.say(f"{called(name)}: {source.layout}; {in_words('account.distinct', n=f'{len(kept):,}')}")

@@ -104,10 +104,9 @@ def choose_rhythm(plan: Plan, data: ExampleData | PromptData) -> tuple[Rhythm, C
         if asked != "auto":
             taken[name] = int(asked)
             continue
-        share = {"share": f"{tokens / max(work.updates, 1):.1%}", "steps": f"{steps:,}"}
-        why = in_words("why.once", **share)
+        why = in_words("why.once", share=f"{tokens / max(work.updates, 1):.1%}", n=f"{steps:,}")
         if name == chooser:
-            why = in_words("why.once_and_chooses", metric=plan.settings.metric_for_best_model, **share)
+            why = in_words("why.once_and_chooses", once=why, metric=plan.settings.metric_for_best_model)
         found = Choice(name, automatic[name], why)
         if name in plan.recorded:
             found = as_it_began(name, plan.recorded)

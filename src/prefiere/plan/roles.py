@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from prefiere.asked.language import in_words
 from prefiere.evaluate.judges import names_function
 from prefiere.in_memory import is_given
 from prefiere.methods import METHODS
@@ -105,9 +106,7 @@ def scorers_of(names: str | Sequence[str], trust: bool) -> tuple[Scorer, ...]:
             continue
         source = find_model(name, trust=trust)
         if not is_classifier(source):
-            raise ModelError(
-                f"{name} is no reward model: it has no score head. Train one with `prefiere reward --model {name} ...`."
-            )
+            raise ModelError(in_words("met.is_no_reward_model", name=name))
         found.append(Scorer(name, "beside", source, Adapter.saved(source.adapter) if source.adapter else None))
     return tuple(found)
 

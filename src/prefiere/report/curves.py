@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from prefiere.doctor.case import Case
 from prefiere.doctor.series import Series
-from prefiere.doctor.words import ROUNDED_ZERO
+from prefiere.metrics import ROUNDED_ZERO
 from prefiere.report.panels import Panel
 from prefiere.report.say import phrase
 

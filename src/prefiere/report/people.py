@@ -42,11 +42,11 @@ def _facts(votes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     number = _count(votes.get("votes"))
     yield phrase("votes.store"), str(votes.get("store", ""))
     yield phrase("votes.snapshot"), f"{votes.get('snapshot', '')} @ {str(votes.get('digest', ''))[:12]}"
-    yield phrase("votes.votes"), phrase("votes.on_pairs", n=f"{number:,}", pairs=f"{_count(votes.get('pairs')):,}")
+    yield phrase("votes.votes"), phrase("votes.on_pairs", votes=f"{number:,}", n=f"{_count(votes.get('pairs')):,}")
     kinds = [p.get("kind") for p in _mappings(votes.get("people"))]
     judges = kinds.count("judge")
     persons = f"{len(kinds) - judges:,}"
-    yield phrase("votes.people"), phrase("votes.and_judges", n=persons, judges=f"{judges:,}") if judges else persons
+    yield phrase("votes.people"), phrase("votes.and_judges", persons=persons, n=f"{judges:,}") if judges else persons
     for key in ("ties", "both_bad"):
         share = f" ({_count(votes.get(key)) / number:.0%})" if number else ""
         yield phrase(f"votes.{key}"), f"{_count(votes.get(key)):,}{share}"

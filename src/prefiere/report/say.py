@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefiere.asked.columns import spoken_column
-from prefiere.asked.language import tongue, words
+from prefiere.asked.language import sentence_of, tongue, words
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval
 from prefiere.methods import METHODS
@@ -12,7 +12,7 @@ from prefiere.metrics import Column
 
 def phrase(key: str, /, **values: object) -> str:
     """A sentence of the report's table, its braces filled in."""
-    return words("prefiere.report.words", tongue())[key].format(**values)
+    return sentence_of("prefiere.report.words", key, tongue(), values)
 
 
 def method_title(name: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefiere.asked.language import count_of
 from prefiere.sample.draw import draw
 from prefiere.sample.kv_cache import PreparedCache
 from prefiere.sample.packed_weights import packed_weights
@@ -93,7 +94,9 @@ def generate(
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} has no tokens: there is nothing to continue")
         if len(prompt) >= limit:
-            raise ValueError(f"prompt {i} has {len(prompt)} tokens, and the model takes {limit}: shorten it")
+            raise ValueError(
+                f"prompt {i} has {count_of(len(prompt), 'token')}, and the model takes {limit}: shorten it"
+            )
     number_P = np.asarray(numbers if numbers is not None else range(len(prompts)), np.int64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     width = max(1, rows // sampling.samples)

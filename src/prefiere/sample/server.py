@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prefiere.asked.endpoint import Address, EndpointError
+from prefiere.asked.language import count_of
 from prefiere.files import short, visible
 from prefiere.sample.sampling import Sampling, Vocabulary
 
@@ -158,7 +159,7 @@ def _answer(choice: Any, most: int, vocabulary: Vocabulary, size: int) -> Comple
     if not isinstance(tokens, list) or not all(type(t) is int for t in tokens):
         raise _Malformed("its answers have no token_ids: vLLM gives them from 0.10.2 on")
     if not 1 <= len(tokens) <= most:
-        raise _Malformed(f"an answer has {len(tokens)} tokens, and 1 to {most} were asked")
+        raise _Malformed(f"an answer has {count_of(len(tokens), 'token')}, and 1 to {most} were asked")
     outside = [t for t in tokens if not 0 <= t < size or t in vocabulary.forbidden]
     if outside:
         raise _Malformed(f"token {outside[0]} of an answer is none that the model may write: it has {size}")
@@ -166,7 +167,7 @@ def _answer(choice: Any, most: int, vocabulary: Vocabulary, size: int) -> Comple
     logps = told.get("token_logprobs") if isinstance(told, dict) else None
     if not isinstance(logps, list) or len(logps) != len(tokens):
         count = len(logps) if isinstance(logps, list) else "no"
-        raise _Malformed(f"an answer of {len(tokens)} tokens has {count} log-probs")
+        raise _Malformed(f"an answer of {count_of(len(tokens), 'token')} has {count} log-probs")
     for x in logps:
         if type(x) not in (int, float) or not math.isfinite(x) or x > _LIKELIER:
             raise _Malformed(f"{short(x)} is no log-prob of a token that was drawn")

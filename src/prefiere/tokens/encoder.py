@@ -20,6 +20,9 @@ from prefiere.tokens.template import Renderer, Script, messages
 from prefiere.tokens.tokenizer import Tokens, contents, decode
 from prefiere.tokens.truncation import EncodeReport, Truncation
 
+NO_TEMPLATE = 'no chat template: messages are written as "\\n\\nHuman: ...\\n\\nAssistant: ..."'
+"""What is noted once where a tokenizer has no template."""
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -187,10 +190,9 @@ class Encoder:
             report.count("already_rendered", record.source)
         for what in sorted(script.left_out):
             report.count(what, record.source)
-        if script.raw and not script.already and not self._renderer.is_raw(record.prompt, *answers):
-            note = 'no chat template: messages are written as "\\n\\nHuman: ...\\n\\nAssistant: ..."'
-            if note not in report.notes:
-                report.notes.append(note)
+        written = script.raw and not script.already and not self._renderer.is_raw(record.prompt, *answers)
+        if written and NO_TEMPLATE not in report.notes:
+            report.notes.append(NO_TEMPLATE)
         yield record, script
 
     def _bad(self, what: str, record: Record, why: str, report: EncodeReport) -> None:

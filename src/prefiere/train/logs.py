@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefiere.asked.language import in_words
+from prefiere.asked.language import count_of, in_words
 from prefiere.console import rough_time
 from prefiere.files import atomic, sync
 from prefiere.methods import FIGURES, Family
@@ -56,7 +56,7 @@ def cut_logs(folder: Path, step: int, rows: Mapping[str, int]) -> list[str]:
             with atomic(path) as temporary, temporary.open("wb") as f:
                 f.writelines(islice((line for line, row in _lines(path) if _step(row) <= step), most))
         if (lost := (most or 0) - kept) > 0:
-            missing.append(f"{lost:,} rows of {name} up to step {step} are missing or damaged")
+            missing.append(f"missing or damaged: {count_of(lost, 'row')} of {name} up to step {step}")
     return missing
 
 
@@ -88,11 +88,12 @@ def spoken(row: Mapping[str, Any], total: int, shown: str, family: Family, left:
     """A row as one line for people: step, the metric ``shown``, the family's main figures, speed, seconds ``left``."""
     told = [column(name) for name in FIGURES[family]]
     trained = dict.fromkeys([shown, *(c.training for c in told)])
-    held = [f"eval_{shown}", *(c.measured for c in told)]
+    measured = dict.fromkeys([f"eval_{shown}", *(c.measured for c in told)])
     parts = [in_words("progress.step", step=f"{row['step']:,}", total=f"{total:,}")]
     parts += [_figure(key, row[key]) for key in trained if key and isinstance(row.get(key), int | float)]
-    if measured := [_figure(k, row[k]) for k in dict.fromkeys(held) if isinstance(row.get(k), int | float)]:
-        parts.append(in_words("progress.held_out", figures=", ".join(measured)))
+    for key, sampled in (("progress.held_out", False), ("progress.sampled", True)):
+        of = [k for k in measured if column(k).sampled == sampled and isinstance(row.get(k), int | float)]
+        parts += [in_words(key, figures=", ".join(_figure(k, row[k]) for k in of))] if of else []
     if isinstance(speed := row.get("tokens_per_second"), int | float):
         parts.append(f"{speed:,.0f} tokens/s")
     if left is not None and row["step"] < total:
@@ -108,5 +109,6 @@ def noted(metrics: Mapping[str, Moments], shown: str, family: Family) -> str:
 
 def _figure(key: str, value: float) -> str:
     name = key.removeprefix("eval_")
-    shown = value if abs(value) >= 1e-6 else 0.0  # rounding of a zero
-    return f"{name} {shown:.1%}" if column(key).share else f"{name} {shown:.4g}"
+    told = column(key)
+    shown = value if abs(value) > told.rounding else 0.0
+    return f"{name} {shown:.1%}" if told.share else f"{name} {shown:.4g}"

@@ -22,7 +22,8 @@ def counted(read: Mapping[str, Any]) -> str:
 
 
 def said_reason(why: str) -> str:
-    """Why a row was dropped or changed (words/reasons_es.yaml); one that no table has stays in English."""
+    """Why a row was dropped or changed, or what was done with it (words/reasons_es.yaml); what no table has stays in
+    English."""
     return other_words("prefiere.asked.words", "reasons", tongue()).get(why, why)
 
 
@@ -35,14 +36,24 @@ def unread(read: Mapping[str, Any]) -> list[str]:
 def encoded(tokens: Mapping[str, Any]) -> list[str]:
     """What became of examples, as `EncodeReport.to_dict` has it: their number, then a line for each thing that
     happened."""
-    totals = {"examples": tokens["examples"], "kept": tokens["groups"], "tokens": tokens["tokens"]}
-    said = [in_words("account.examples", **{name: f"{n:,}" for name, n in totals.items()})]
+    kept = in_words("account.kept", n=f"{tokens['groups']:,}")
+    said = [in_words("account.examples", n=f"{tokens['examples']:,}", kept=kept, tokens=f"{tokens['tokens']:,}")]
     for what, sources in happened(tokens):
         said.append(in_words("account.first", what=what, sources=", ".join(sources[:3])))
-    return [*said, *tokens["notes"]]
+    return [*said, *notes_said(tokens)]
+
+
+def notes_said(tokens: Mapping[str, Any]) -> list[str]:
+    """What is to know besides of how examples were written, as `EncodeReport.to_dict` has it."""
+    return [said_reason(note) for note in tokens["notes"]]
+
+
+def made(counts: Mapping[str, int]) -> str:
+    """What became of the pairs and votes that were added to a store, each as it is counted."""
+    return ", ".join(in_words(f"made.{what}", n=f"{n:,}") for what, n in counts.items())
 
 
 def happened(tokens: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """How many examples something happened to and what, with the first of them."""
     found = {name: of for name, of in tokens.items() if isinstance(of, Mapping) and of["count"]}
-    return [(f"{of['count']:,} {in_words(f'account.of.{name}')}", of["sources"]) for name, of in found.items()]
+    return [(in_words(f"account.of.{name}", n=f"{of['count']:,}"), of["sources"]) for name, of in found.items()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from prefiere.asked.language import count_of
 from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap
 from prefiere.data.layouts.names import words_of
@@ -76,7 +77,7 @@ def _of_lists(
     def read(row: RowMap) -> list[tuple[Any, Any]]:
         answers, values = need(row, column), need(row, numbers)
         if len(answers) != len(values):
-            what = f"{len(answers)} answers, and {len(values)} numbers in {numbers}"
+            what = f"{count_of(len(answers), 'answer')}, and {count_of(len(values), 'number')} in {numbers}"
             raise BadRow(column, "not a number for each answer", what)
         return list(zip(answers, values, strict=True))
 

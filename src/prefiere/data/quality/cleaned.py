@@ -6,20 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefiere.asked.language import in_words
 from prefiere.data.audit import pair_key
 from prefiere.data.convert import AnyRecord, check_content
 from prefiere.data.quality.faults import texts_faulty
 from prefiere.data.values import BadRow
-
-WHY = {
-    "unusable": "nothing to learn from (an empty answer, two equal ones)",
-    "markup": "marks of a chat template in the text",
-    "damaged": "letters of a wrong encoding",
-    "nearly_same": "the same words on both sides",
-    "contradictions": "the same two answers are preferred both ways",
-    "duplicates": "repeat an earlier record",
-    "swapped": "a run found the label the wrong way round",
-}
 
 
 @dataclass
@@ -38,9 +29,11 @@ class RecordsLeftOut:
 
     def lines(self) -> list[str]:
         """The account in words, a line for each reason."""
-        return [
-            f"{n:,} left out: {WHY[why]} (first: {', '.join(self.sources[why][:3])})" for why, n in self.counts.items()
-        ]
+        said = []
+        for why, n in self.counts.items():
+            first = ", ".join(self.sources[why][:3])
+            said.append(in_words("clean.left_out", n=f"{n:,}", why=in_words(f"clean.why.{why}"), sources=first))
+        return said
 
 
 def cleaned(

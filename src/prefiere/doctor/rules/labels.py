@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr, ndtr
 
+from prefiere.asked.language import count_of
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.words import line, number
@@ -256,8 +257,8 @@ class SwappedLabels:
             )
         if self.lines and self.rows not in (None, rows):
             return (
-                f"it has {rows:,} rows, and had {self.rows:,} when {self.run} learnt from it: its lines are others "
-                "now. Train a run on it as it is"
+                f"it has {count_of(rows, 'row')}, and had {self.rows:,} when {self.run} learnt from it: its lines are "
+                "others now. Train a run on it as it is"
             )
         return None
 

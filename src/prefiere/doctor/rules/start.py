@@ -77,14 +77,17 @@ def _no_language(row: Columns, size: Any) -> Finding | None:
 
 
 def elsewhere(case: Case) -> Finding | None:
-    """What their own prompt adds to the preferred answers, beside another one, is less than a quarter of what it adds
-    to the model's own answers, and that is half a nat per token or more."""
+    """What their own prompt adds to the preferred answers, beside another one, is nothing beyond noise and less than a
+    quarter of what it adds to the model's own answers, and that is half a nat per token or more. Where many prompts
+    share a stock answer it is little, but something: the other answers belong to theirs."""
     return _elsewhere(_first(case))
 
 
 def _elsewhere(row: Columns) -> Finding | None:
     data, own = at_step_0(row, "start/prompt_matters"), at_step_0(row, "start/prompt_in_own")
     if data is None or data.n < 8 or own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
+        return None
+    if data.low > 0:
         return None
     if (gap := _gap(row)) is not None and gap > 2 * FOREIGN:  # no language that it knows: no prompt would fit
         return None

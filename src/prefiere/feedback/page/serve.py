@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 import uvicorn
 
+from prefiere.asked.language import count_of
 from prefiere.feedback import people, schema
 from prefiere.feedback.page.app import create
 from prefiere.feedback.page.desk import LOCAL, waiting
@@ -54,7 +55,7 @@ def serve(
     address = f"http://{shown}:{bound}"
     with store.read() as c:
         open_slots = waiting(c)
-    say(f"Asking at {address}  ({open_slots:,} pairs wait). Ctrl-C stops.")
+    say(f"Asking at {address}  ({count_of(open_slots, 'vote')} wanted). Ctrl-C stops.")
     if tokens:
         say(_admin_link(store, address))
     server = uvicorn.Server(

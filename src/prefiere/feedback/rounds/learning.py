@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import sqlalchemy as sa
 
+from prefiere.asked.language import count_of
 from prefiere.data.schema import Text, question
 from prefiere.feedback.schema import answer, pair, prompt, text_of
 from prefiere.feedback.science.active import FIRST_RANDOM, Brought, Stopping, principal, priorities, stopping
@@ -184,7 +185,7 @@ def brought_sentence(found: Brought) -> str:
     points = f"{100 * found.gain:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     said = points if found.measurable else f"nothing measurable, {points}"
     return (
-        f"asking in an order of its own brought {said}, on {found.random:,} votes in random order, "
+        f"asking in an order of its own brought {said}, on {count_of(found.random, 'vote')} in random order, "
         f"with {found.ordered:,} in the other"
     )
 
@@ -192,12 +193,14 @@ def brought_sentence(found: Brought) -> str:
 def sentence(found: Stopping) -> str:
     """What a learning curve says, for people."""
     if found.gain != found.gain:
-        return f"stop? too early to tell: {found.votes:,} decided votes in random order, a curve takes {_FEWEST}"
+        return (
+            f"stop? too early to tell: {count_of(found.votes, 'decided vote')} in random order, a curve takes {_FEWEST}"
+        )
     what = (
         f"twice the votes would gain {100 * found.gain:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     )
     said = {"stop": "you can stop", "go_on": "go on", "too_early": "too early to tell"}[found.said]
-    return f"stop? {said}: {what}, from {found.votes:,} votes in random order"
+    return f"stop? {said}: {what}, from {count_of(found.votes, 'vote')} in random order"
 
 
 def prioritise(store: Store, features: Features = BY_WORDS) -> int:

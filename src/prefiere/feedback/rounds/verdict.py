@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
+from prefiere.asked.language import count_of
 from prefiere.feedback.schema import pair
 from prefiere.feedback.science import judges
 from prefiere.feedback.votes import Vote, in_force
@@ -55,7 +56,7 @@ def verdict_of(c: sa.Connection, round_id: int) -> Verdict:
     if not count:
         return Verdict(share, low, high, 0, "nobody compared the answers: nothing is known of the model after")
     interval = f" ({low:.0%} to {high:.0%})" if low == low else ""
-    sentence = f"the model after is preferred in {share:.0%}{interval} of {count:,} pairs, by {whose}"
+    sentence = f"the model after is preferred in {share:.0%}{interval} of {count_of(count, 'pair')}, by {whose}"
     return Verdict(share, low, high, count, sentence)
 
 

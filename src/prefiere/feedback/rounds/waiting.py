@@ -11,6 +11,7 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
+from prefiere.asked.language import count_of
 from prefiere.feedback.schema import Purpose, lease, pair
 from prefiere.feedback.store import Store, hidden
 from prefiere.feedback.votes import in_force
@@ -62,7 +63,9 @@ def wait_for_people(
     if _over(now, votes, deadline) or enough():
         return
     until = f", at the latest at {datetime.fromtimestamp(deadline):%Y-%m-%d %H:%M}" if deadline is not None else ""
-    display.say(f"{name}: waits for {wanted:,} votes{until}. `prefiere serve {hidden(store.name)}` asks people.")
+    display.say(
+        f"{name}: waits for {count_of(wanted, 'vote')}{until}. `prefiere serve {hidden(store.name)}` asks people."
+    )
     if not display.live:
         _look(store, round_id, purpose, votes, deadline, enough, _Lines(display, name, wanted, now.votes))
         return
@@ -111,5 +114,5 @@ class _Lines:
 
     def __call__(self, votes: int) -> None:
         if votes != self.shown and (time.monotonic() - self.at > _LINE or votes >= self.wanted):
-            self.display.say(f"{self.name}: {votes:,} of {self.wanted:,} votes")
+            self.display.say(f"{self.name}: {votes:,} of {count_of(self.wanted, 'vote')}")
             self.shown, self.at = votes, time.monotonic()
