@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 
@@ -247,7 +248,10 @@ def test_the_commands(tmp_path):
     assert run("votes", "leave-out", name, "ana").exit_code == 0
     assert json.loads(run("votes", "agree", name, "--json").stdout)["votes"] == 4
     assert run("votes", "people", name, "--restore", "ana").exit_code == 0
-    assert "beto" in run("votes", "why", name, "1").stdout
+    told = run("votes", "why", name, "1").stdout
+    assert "beto" in told
+    assert re.search(r"^learnt: .*label [\d.]+", told, re.M)
+    assert not re.search(r"\d\.\d{4}", told)  # figures, not what floats hold
     assert "forgotten, with 4 votes" in run("votes", "forget", name, "beto", "--runs", str(tmp_path)).stdout
     for wrong in (["people", "none.db"], ["forget", name, "nadie"], ["why", name, "x"]):
         assert run("votes", *wrong).exit_code == 2

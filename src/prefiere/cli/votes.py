@@ -275,7 +275,8 @@ def _show(found: dict[str, Any]) -> None:
     ]  # fmt: skip
     console().print(table("", columns, rows))
     for learnt in found["learnt"]:
-        say("learnt: " + ", ".join(f"{k} {visible(str(v))}" for k, v in learnt.items()))
+        figures = {k: f"{v:.3g}" if isinstance(v, float) else visible(str(v)) for k, v in learnt.items()}
+        say("learnt: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
 
 
 def _n(value: float | None) -> str:
