@@ -273,7 +273,7 @@ def test_data_says_which_columns_could_be_pairs(tmp_path: Path) -> None:
     path.write_text("Question,Good answer,Bad answer,Date\nWhat?,This,That,2026\nWhy?,So,Hm,2026\n")
     done = CliRunner().invoke(app, ["data", str(path)])
     assert done.exit_code == 0, done.output
-    given = """'columns={chosen: '"'"'Good answer'"'"', rejected: '"'"'Bad answer'"'"'}'"""
+    given = """'columns={chosen: "Good answer", rejected: "Bad answer"}'"""
     assert f"as pairs: {given}" in done.output.replace("\n", " ")
     mapped = CliRunner().invoke(app, ["data", str(path), *shlex.split(given), "--json"])
     assert json.loads(mapped.stdout)["read"]["kind"] == "pairs"

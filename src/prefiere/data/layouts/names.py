@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import shlex
 import unicodedata
@@ -163,12 +164,13 @@ def likely(field: str, columns: Sequence[str]) -> str | None:
 
 
 def map_to_give(columns: Mapping[str, str | None]) -> str:
-    """A column map as one writes it on a command line: ``'columns={prompt: question}'``."""
+    """A column map as one writes it on a command line: ``'columns={prompt: question, chosen: "Good answer"}'``."""
 
     def quoted(name: str | None) -> str:
         if name is None:
             return "none"
-        return name if re.fullmatch(r"[A-Za-z_<][\w<>.-]*", name) and name.lower() not in _YAML else repr(name)
+        plain = re.fullmatch(r"[A-Za-z_<][\w<>.-]*", name) and name.lower() not in _YAML
+        return name if plain else json.dumps(name, ensure_ascii=False)  # double quotes: a shell's are single
 
     return shlex.quote("columns={" + ", ".join(f"{k}: {quoted(v)}" for k, v in columns.items()) + "}")
 
