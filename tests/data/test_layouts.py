@@ -560,7 +560,7 @@ def test_other_words_call_it_nothing(tmp_path, said):
         ({"text_chosen": "it is x", "text_rejected": "it is y"}, "chosen: text_chosen, rejected: text_rejected"),
         (
             {"q": "q", "reply_x": "x", "reply_y": "y", "Which is better?": "A is slightly better"},
-            "preference: '\"'\"'Which is better?",
+            'preference: "Which is better?"',
         ),
         (
             {"orig_instruction": "q", "orig_response_A": "x", "orig_response_B": "y", "orig_preference": "A",
