@@ -95,6 +95,7 @@ class Settings(BaseModel):
     )
     torch_compile: bool = Field(False, description="compile the model")
     shard: Literal["auto", "none", "full", "hybrid"] = Field("auto", description="whether processes share the weights")
+    sequence_parallel_size: Count = Field(1, description="processes that share the tokens of each packed row (Ulysses)")
     attn: Literal["auto", "packed", "padded"] = Field(
         "auto",
         description="how rows run; auto: packed with shared prompts where a check at load time agrees, else padded",
@@ -124,8 +125,8 @@ class Settings(BaseModel):
 
     # What a resumed run may change: it alters neither the weights nor the order of anything.
     free: ClassVar[frozenset[str]] = frozenset({
-        "out", "report_to", "project", "run_name", "report_intervals", "logging_steps", "save_steps",
-        "save_total_limit", "guard", "tokens_per_microbatch", "gradient_checkpointing", "shard",
+        "out", "report_to", "project", "run_name", "report_intervals", "logging_steps", "save_steps", "shard",
+        "save_total_limit", "guard", "tokens_per_microbatch", "gradient_checkpointing", "sequence_parallel_size",
     })  # fmt: skip
 
     @field_validator("columns", mode="before")
@@ -220,12 +221,11 @@ class Reward(Settings):
 
     def disagreements(self) -> Iterator[str]:
         yield from super().disagreements()
-        fields = type(self).model_fields
-        for key in ("sample_steps", "sample_prompts", "samples_per_prompt", "sample_temperature", "max_new_tokens"):
-            if getattr(self, key) != fields[key].default:
+        for key in (
+            "sample_steps", "sample_prompts", "samples_per_prompt", "sample_temperature", "max_new_tokens", "judge",
+        ):  # fmt: skip
+            if getattr(self, key) != type(self).model_fields[key].default:
                 yield f"{key} has no effect: a reward model answers nothing. Leave it out"
-        if self.judge is not None:
-            yield "judge has no effect: a reward model answers nothing. Leave it out"
 
 
 class PolicyGradient(Settings):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from prefiere.processes.join import heartbeat, open_group
 from prefiere.processes.launchers import on_cpu, refuse_unread
+from prefiere.processes.team import Team
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ class World:
         self.size: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
         self.nodes: int = max(1, self.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
+        self.team = Team(self.rank, self.size)
         self._heart = heartbeat(self.rank, self.size)
 
     @classmethod
@@ -53,6 +56,10 @@ class World:
         open_group(cuda=not cpu)  # accelerate's own would be lost after a restart
         return cls(Accelerator(cpu=cpu, log_with=list(report_to) or None, project_dir=out))
 
+    def form_teams(self, size: int) -> None:
+        """From now on so many processes, those of neighbouring ranks, compute each micro-batch together."""
+        self.team = Team(self.rank, self.size, size)
+
     @property
     def main(self) -> bool:
         """Whether this is the first process, which owns the run folder."""
@@ -65,6 +72,10 @@ class World:
         total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
+
+    def sum_of_teams(self, found: np.ndarray) -> np.ndarray:
+        """The sum over all teams of what each has found, in its shape and dtype."""
+        return self.sum(torch.from_numpy(found if self.team.speaks else np.zeros_like(found))).numpy()
 
     def gather(self, items: list[T]) -> list[T]:
         """The items of all processes in one list, in the order of their ranks. Items are pickled."""

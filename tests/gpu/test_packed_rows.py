@@ -96,8 +96,8 @@ def test_the_probe_trusts_what_is_exact(family, window, dtype) -> None:
 def test_the_probe_catches_a_lost_prefix(monkeypatch) -> None:
     real = attention.plan_attention
 
-    def forgetful(segments, device="cpu", reads=()):
-        return real([s._replace(prefix_start=s.prefix_stop) for s in segments], device, reads)
+    def forgetful(segments, *how):
+        return real([s._replace(prefix_start=s.prefix_stop) for s in segments], *how)
 
     monkeypatch.setattr("prefiere.models.trunk.plan_attention", forgetful)
     assert "differ" in probe(tiny.model("llama", dtype=torch.bfloat16).cuda(), max_length=256)

@@ -128,8 +128,8 @@ def test_the_probe_catches_a_lost_prefix(monkeypatch) -> None:
     """Attention that forgets the shared prompt for all but the first completion must not be trusted."""
     real = attention.plan_attention
 
-    def forgetful(segments, device="cpu", reads=()):
-        return real([s._replace(prefix_start=s.prefix_stop) for s in segments], device, reads)
+    def forgetful(segments, *how):
+        return real([s._replace(prefix_start=s.prefix_stop) for s in segments], *how)
 
     monkeypatch.setattr("prefiere.models.trunk.plan_attention", forgetful)
     assert "differ" in probe(tiny.model("llama"), max_length=256)

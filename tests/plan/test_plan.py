@@ -234,3 +234,36 @@ def test_what_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"^shard=full: [^\n]*{why}[^\n]*: leave shard out[^\n]*$"):
             resolve(settings.model_copy(update={"shard": "full"}), four)
         assert resolve(settings.model_copy(update={"shard": "full"}), GPU).shard == "none", "one process shares nothing"
+
+
+def test_tokens_that_cannot_be_shared_are_refused_in_one_line(tmp_path: Path) -> None:
+    two = replace(CPU, processes=2)
+    linear = {"family": "qwen2", "layer_types": ["full_attention", "linear_attention"]}
+    dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+    assert resolve(runs.settings(tmp_path, sequence_parallel_size=2), two).settings.sequence_parallel_size == 2
+    cases = (
+        (1, {}, {}, r"1 processes do not divide into groups of 2: start a multiple of 2"),
+        (3, {}, {}, r"3 processes do not divide into groups of 2"),
+        (8, {}, {"sequence_parallel_size": 8}, r"share 4 attention heads: set one of 1, 2, 4$"),
+        (2, {}, {"attn": "padded"}, "packed rows alone are shared"),
+        (2, {}, {"torch_compile": True}, "a compiled model"),
+        (2, linear, {}, "linear_attention goes from one token to the next"),
+        (2, dynamic, {}, "dynamic positions depend on the longest row"),
+    )
+    for number, (processes, shape, options, why) in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        runs.model_folder(folder / "model", **{k: v for k, v in shape.items() if k != "layer_types"})
+        if "layer_types" in shape:
+            path = folder / "model" / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": shape["layer_types"]}))
+        settings = runs.settings(folder, **{"sequence_parallel_size": 2, **options})
+        with pytest.raises(ValueError, match=rf"^sequence_parallel_size=\d: [^\n]*{why}[^\n]*$"):
+            resolve(settings, replace(CPU, processes=processes))
+    with pytest.raises(ValueError, match=r"^sequence_parallel_size=2: grpo learns from answers[^\n]*$"):
+        resolve(runs.policy_settings(tmp_path, "grpo", sequence_parallel_size=2), two)
+    encoder = runs.settings(
+        tmp_path, Reward, model=str(runs.encoder_folder(tmp_path / "bert")), sequence_parallel_size=2
+    )
+    with pytest.raises(ValueError, match=r"^sequence_parallel_size=2: [^\n]*packed rows alone[^\n]*$"):
+        resolve(encoder, two)

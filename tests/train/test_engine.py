@@ -20,6 +20,7 @@ from prefiere.algorithms.kto import Unpaired, mismatch
 from prefiere.algorithms.sft import Imitate
 from prefiere.kernels import attention
 from prefiere.kernels.memory import OutOfMemory
+from prefiere.kernels.split import Split
 from prefiere.models.shard.spread import full, mesh_of, own, shard
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
@@ -84,6 +85,10 @@ def step(e: Engine, groups, goal) -> tuple[float, dict[str, torch.Tensor]]:
 
 SHARED = list(product(("sft", "sigmoid", "kto"), ("full", "lora"), ("plain", "checkpointed")))
 """What is trained by two processes that share the weights: an objective, what of the model, and how."""
+
+
+ROWS = [("sft", "full", "plain", False), ("kto", "lora", "checkpointed", False), ("sigmoid", "full", "plain", True)]
+"""What is trained by two processes that share the tokens of each row: as above, and whether they share the weights."""
 
 
 def trainer(trained: str, how: str, **options) -> Engine:
@@ -162,6 +167,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         one_process = step(trainer(*case[1:]), *objective(case[0]))
         assert all(float(g.norm()) > 0 for g in one_process[1].values())
         assert_equal(one_process, (two["loss"], two["gradients"]), 1e-5)
+    for number, (name, *trained, _) in enumerate(ROWS):
+        two, e = torch.load(tmp_path / f"rows-{number}.pt", weights_only=True), trainer(*trained)
+        measured = e.measure(*objective(name)).values["loss"]
+        np.testing.assert_allclose(two["measured"], measured, rtol=1e-5, atol=1e-5)
+        assert_equal(step(e, *objective(name)), (two["loss"], two["gradients"]), 1e-5)
+        assert two["tokens"] == GROUPS[objective(name)[0].k].lengths.sum(), "each token counts once"
 
 
 def _in_a_process_group() -> None:
@@ -187,7 +198,22 @@ def _in_a_process_group() -> None:
         if e.world.main:
             saved = {"loss": loss, "gradients": gradients, "part": part}
             torch.save(saved, Path(os.environ["OUT"]) / f"{'-'.join(case)}.pt")
+    for number, case in enumerate(ROWS):
+        _share_tokens(*case, Path(os.environ["OUT"]) / f"rows-{number}.pt")
     leave_group()
+
+
+def _share_tokens(name: str, trained: str, how: str, spread: bool, out: Path) -> None:
+    e, updates = trainer(trained, how, spread=spread), list[Any]()
+    e.world.form_teams(2)
+    team, real = e.world.team, e.update
+    e.trunk.split = Split(team.place, team.size, team.exchange, team.add)
+    e.update = lambda *given: updates.append(real(*given)) or updates[0]  # type: ignore[method-assign]
+    measured = e.measure(*objective(name)).values["loss"]
+    loss, gradients = step(e, *objective(name))
+    if e.world.main:
+        saved = {"loss": loss, "gradients": gradients, "measured": measured.tolist(), "tokens": updates[0].tokens}
+        torch.save(saved, out)
 
 
 def test_evaluation_over_uneven_batches_is_per_example() -> None:

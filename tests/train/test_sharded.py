@@ -1,4 +1,5 @@
-"""Weights spread over two processes: whole runs against one process, and checkpoints that either kind takes up."""
+"""Weights, or the tokens of rows, spread over two processes: whole runs against one process, and checkpoints that
+either kind takes up."""
 
 from __future__ import annotations
 
@@ -49,6 +50,9 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "grpo": ("grpo", {"model": "ragged", "batch_size": 3, "gradient_checkpointing": True}),
     "dpo-on": (DPO, {"model": "adapter"}),
 }
+
+ROWS = {"sft": "none", "dpo": "full", "kto": "none", "reward": "none"}
+"""What two processes run again, sharing the tokens of each row, and whether they share the weights as well."""
 
 ALONE_SHORT = "sft"
 """The case in which shard is not said, and the second process alone has too little memory for all weights."""
@@ -158,6 +162,8 @@ def _in_a_process_group() -> None:
         s = given(tmp, name, out=str(tmp / f"{name}-two"), shard="auto" if name == ALONE_SHORT else "full")
         with short_of_memory() if name == ALONE_SHORT and os.environ["RANK"] == "1" else nullcontext():
             weighed(s, tmp / f"{name}-{os.environ['RANK']}.json")
+    for name, shard in ROWS.items():
+        launch(given(tmp, name, out=str(tmp / f"{name}-rows"), shard=shard, sequence_parallel_size=2), display=QUIET)
     killed(given(tmp, "dpo", out=str(tmp / "dpo-parts"), shard="full"), 3)
     if os.environ["RANK"] == "0":
         shutil.copytree(tmp / "dpo-parts", tmp / "dpo-across")
@@ -204,6 +210,15 @@ def test_two_processes_that_share_the_weights_equal_one(tmp: Path, name: str) ->
     assert_near(one, two, 1e-6)
     for row in two.metrics[1:]:
         assert row.get("val/ratio", 1.0) == 1.0, "on a first pass nothing has changed yet"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ROWS)
+def test_two_processes_that_share_the_tokens_of_a_row_equal_one(tmp: Path, name: str) -> None:
+    one, two = Run.open(tmp / f"{name}-one"), Run.open(tmp / f"{name}-rows")
+    assert two.environment["world_size"] == 2
+    assert two.recipe["sequence_parallel_size"] == 2
+    assert_near(one, two, 1e-6)
 
 
 @pytest.mark.long

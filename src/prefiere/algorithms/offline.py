@@ -178,11 +178,11 @@ def reference_logps(session: Session, store: Any) -> np.ndarray:
                 store,
                 budget=engine.budget,
                 autocast=engine.compute,
-                cut=cut_for(world.rank, world.size),
+                cut=cut_for(world.team.number, world.team.count),
                 progress=advance,
             )
         world.barrier()  # one may be slower than another
-        return world.sum(torch.from_numpy(share)).numpy()
+        return world.sum_of_teams(share)
 
     # The weights of a sharded trunk are hashed by all processes together.
     key = session.reference_key if world.main or sharded(session.trunk) else {}

@@ -115,7 +115,7 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
     parts = (sim.update, sim.forwards, sim.prefill, sim.decode)
     update, forward, prefill, decode = (part.seconds(*pace) for part in parts)
     answers = prefill + s.max_new_tokens * decode
-    seen = work.steps * tokens / here / work.device.processes  # micro-batches
+    seen = work.steps * tokens / here / work.teams  # micro-batches
     if isinstance(s, PolicyGradient):
         turns = -(-s.batch_size * s.num_generations // (ROWS_AT_ONCE * work.device.processes))
         passes = 4 if plan.method.critic else 3  # policy, reference, critic, reward
@@ -124,7 +124,7 @@ def _seconds(work: Workload, sim: Simulation, card: Card | None, here: int, toke
     def at(between: int) -> int:
         return -(-work.steps // between)
 
-    each = here * work.device.processes
+    each = here * work.teams
     total = seen * update + (1 + at(work.rhythm.validate)) * work.held_out / each * forward
     if plan.method.reference(s):
         once = min(work.steps, updates_per_epoch(len(work.lengths), s.batch_size)) * tokens + work.held_out

@@ -13,6 +13,7 @@ from prefiere.estimate.counter import CostCounter
 from prefiere.estimate.meta_model import bytes_of, materialise, meta_scorer, meta_trunk
 from prefiere.estimate.spread import Units, let_go
 from prefiere.estimate.workload import ROWS_AT_ONCE, Workload
+from prefiere.kernels.split import Split
 from prefiere.models.source import config_of
 from prefiere.models.trunk import CRITIC, POLICY, Trunk
 from prefiere.plan.plan import Plan
@@ -39,6 +40,8 @@ def simulate(work: Workload, groups: list[PromptGroup], parts: int) -> Simulatio
         units = Units.of(trunk)
         if plan.shard != "none":
             let_go(trunk)
+        if (size := plan.settings.sequence_parallel_size) > 1:  # the last process has the most tokens
+            trunk.split = Split(size - 1, size, _exchanged, torch.clone)
         for _ in range(min(parts, 2)):  # with several, the gradients of the first are there during the second
             update.clear()
             backward(trunk, batch, plan, update)
@@ -99,6 +102,10 @@ def backward(trunk: Trunk, batch: PackedBatch, plan: Plan, ledger: CostCounter) 
             with torch.autocast("cpu", plan.dtype, enabled=mixed, cache_enabled=cached):
                 loss = trunk.values(batch, CRITIC).sum()
             loss.backward()
+
+
+def _exchanged(rows: torch.Tensor, give: list[int], take: list[int]) -> torch.Tensor:
+    return rows.new_empty(sum(take), *rows.shape[1:])
 
 
 def _answer(trunk: Trunk, rows: int, length: int) -> None:

@@ -45,6 +45,11 @@ class Workload:
         return np.asarray([g.length for g in self.store]) if isinstance(self.store, list) else self.store.lengths
 
     @property
+    def teams(self) -> int:
+        """Processes that compute different micro-batches; those that share one are a team."""
+        return self.device.processes // self.plan.settings.sequence_parallel_size
+
+    @property
     def rows(self) -> int:
         """Answers that are sampled at once; 0 for a run that samples none here."""
         s = self.plan.settings
@@ -85,7 +90,7 @@ def longest(work: Workload) -> tuple[list[PromptGroup], int, float]:
     totals = []
     for step in range(min(work.steps, STEPS)):
         chosen = members(len(lengths), s.batch_size, seed=s.seed, step=step)
-        parts = split(chosen, lengths, budget=work.plan.budget, world_size=work.device.processes).ranks[0]
+        parts = split(chosen, lengths, budget=work.plan.budget, world_size=work.teams).ranks[0]
         totals.append(int(lengths[chosen].sum()))
         for part in parts:
             total = int(lengths[list(part)].sum())

@@ -131,9 +131,9 @@ class AnswerEvaluator:
     def _logp(self, trunk: Trunk, samples: Sequence[Sample]) -> np.ndarray:
         """Log-probs [A] of whole answers, in nats, under the trunk's active role."""
         groups, world = [self.group(s) for s in samples], self.world
-        cut = cut_for(world.rank, world.size) if world else longest_first
+        cut = cut_for(world.team.number, world.team.count) if world else longest_first
         share = sequence_logps(trunk, groups, budget=self.budget, autocast=self.autocast, cut=cut)[:, 0]
-        return world.sum(torch.from_numpy(share)).numpy() if world else share
+        return world.sum_of_teams(share) if world else share
 
     def _judged(self, asked: Answered) -> dict[str, np.ndarray]:
         """The scores [A] of judge and reward, where there are any."""

@@ -23,6 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefiere.kernels.fused import capped, fits_varlen, fused_attention, has_varlen, varlen
 from prefiere.kernels.matmul import compute_dtype
+from prefiere.kernels.split import Split
 from prefiere.kernels.tiles import Tile, Tiles, bucketed, fits, plan_tiles, tiled_attention
 from prefiere.tokens.pack import Segment
 
@@ -68,7 +69,8 @@ class AttentionPlan:
     """How attention goes over one packed row: made once, and used by every layer in the form that it needs.
 
     size: tokens of the row. rows_M: the rows that queries are computed for, None for all; other rows of the output are
-    zero. last: the plan of the last layer, where it differs.
+    zero. last: the plan of the last layer, where it differs. split: how processes share the row's tokens, where several
+    do; rows_M then counts from this one's first.
     """
 
     segments: tuple[Segment, ...]
@@ -76,6 +78,7 @@ class AttentionPlan:
     device: torch.device | str
     rows_M: Tensor | None = None
     last: AttentionPlan | None = None
+    split: Split | None = None
     made: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
@@ -128,17 +131,24 @@ def trimmed(segments: Sequence[Segment], reads: Sequence[tuple[int, int]]) -> tu
 
 @torch.compiler.disable
 def plan_attention(
-    segments: Sequence[Segment], device: torch.device | str = "cpu", reads: Sequence[tuple[int, int]] = ()
+    segments: Sequence[Segment],
+    device: torch.device | str = "cpu",
+    reads: Sequence[tuple[int, int]] = (),
+    split: Split | None = None,
 ) -> AttentionPlan:
     """How attention goes over these segments of one row; with ``reads`` (`PackedBatch`: for each segment the first row
-    that is read and the one past the last), the last layer computes these rows alone."""
+    that is read and the one past the last), the last layer computes these rows alone; with ``split``, this process has
+    some of the row's tokens."""
     size = max(s.stop for s in segments)
+    split = split if split is not None and split.shares(size) else None
     last = None
     if reads:
         kept = trimmed(segments, reads)
-        rows = torch.cat([torch.arange(s.start, s.stop) for s in sorted(kept)]).to(device)
-        last = AttentionPlan(kept, size, device, rows)
-    return AttentionPlan(tuple(segments), size, device, last=last)
+        own = range(size) if split is None else range(size)[split.run(size)]
+        runs = [(max(s.start, own.start), min(s.stop, own.stop)) for s in sorted(kept)]
+        rows = torch.cat([torch.arange(start, max(start, stop)) for start, stop in runs]).to(device) - own.start
+        last = AttentionPlan(kept, size, device, rows, split=split)
+    return AttentionPlan(tuple(segments), size, device, last=last, split=split)
 
 
 def _in_buckets(segments: Sequence[Segment], size: int, device: torch.device | str) -> Buckets:
@@ -220,12 +230,21 @@ def segment_attention(
     # Rotary positions leave queries and keys in fp32 under autocast; rounded first, they are gathered at half the cost.
     compute = compute_dtype(value)
     q_T, k_T, v_T = (x[0].transpose(0, 1).to(compute) for x in (query, key, value))
-    if segments.flat is not None and softcap is None and fits_varlen(q_T, v_T):
-        return _one_call(q_T, k_T, v_T, segments.flat, sliding_window, scale)[None], None
-    if softcap is None and fits(segments.segments, q_T, v_T):
-        tiles = segments.tiles(q_T.shape[1], k_T.shape[1], sliding_window)
-        return tiled_attention(q_T, k_T, v_T, tiles, scale)[None], None
-    return _by_bucket(q_T, k_T, v_T, segments, sliding_window, scale, softcap)[None], None
+    if segments.split is None:
+        return _over_row(q_T, k_T, v_T, segments, sliding_window, scale, softcap)[None], None
+    parts = segments.split.to_heads(q_T, k_T, v_T, segments.size)
+    return segments.split.to_tokens(_over_row(*parts, segments, sliding_window, scale, softcap))[None], None
+
+
+def _over_row(
+    q_T: Tensor, k_T: Tensor, v_T: Tensor, plan: AttentionPlan, window: int | None, scale: float, softcap: float | None
+) -> Tensor:
+    """Attention over the segments of a row, in the form that suits: [T, heads, D]."""
+    if plan.flat is not None and softcap is None and fits_varlen(q_T, v_T):
+        return _one_call(q_T, k_T, v_T, plan.flat, window, scale)
+    if softcap is None and fits(plan.segments, q_T, v_T):
+        return tiled_attention(q_T, k_T, v_T, plan.tiles(q_T.shape[1], k_T.shape[1], window), scale)
+    return _by_bucket(q_T, k_T, v_T, plan, window, scale, softcap)
 
 
 def _by_bucket(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from prefiere.kernels.attention import AttentionPlan, plan_attention
 from prefiere.kernels.last_layer import trim
 from prefiere.kernels.linear import as_made, products_of
 from prefiere.kernels.logprobs import LogitTransform, TargetLogprobs, linear_logprobs, module_logprobs
+from prefiere.kernels.split import Split
 from prefiere.tokens.pack import PackedBatch, unpack
 
 POLICY = "default"
@@ -69,7 +71,8 @@ class Trunk(nn.Module):
     ``packed`` says whether rows run packed with shared prefixes; otherwise each completion runs as a padded row of a
     plain forward, with the model's own logits. The model is taken as it is: whoever loads it routes its layers
     (`models.load`). ``heads`` holds a linear map from hidden states to one number for each role that needs one (critic,
-    reward model), ``bodies`` the models of roles that do not share this one.
+    reward model), ``bodies`` the models of roles that do not share this one. ``split``: how processes share the tokens
+    of a packed row, where several do; they then call the trunk together, on the same batch.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool = True):
@@ -78,6 +81,7 @@ class Trunk(nn.Module):
         self.packed = packed
         self.heads = nn.ModuleDict()
         self.bodies = nn.ModuleDict()
+        self.split: Split | None = None
         self._role: str | None = POLICY
 
     @property
@@ -120,25 +124,29 @@ class Trunk(nn.Module):
         """Log-probs [N] of the batch's targets under the active role (see `TargetLogprobs`)."""
         if not self.packed:
             return self._padded(batch, temperature, entropy)
-        hidden = self.read(batch, batch.predictor_N, batch.reads, plan)
-        return self.head(hidden, batch.target_N, temperature=temperature, entropy=entropy)
+        own = self._own(batch, batch.predictor_N)
+        hidden = self.read(batch, batch.predictor_N[own], batch.reads, plan)
+        logp, correct, spread = self.head(hidden, batch.target_N[own], temperature=temperature, entropy=entropy)
+        whole = partial(self._whole, own=own, count=len(batch.target_N))
+        return TargetLogprobs(whole(logp), whole(correct), None if spread is None else whole(spread))
 
     def values(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
         """What a critic expects of each target's answer [N], before the target is chosen, in fp32."""
         body = self
         if role in self.bodies:
             body = cast(Trunk, self.bodies[role])
+        own = body._own(batch, batch.predictor_N)
         with body.role(role):
-            states = body._states(batch, batch.predictor_N, batch.owner_N, plan, batch.reads)
-        return self.number(states, role)
+            states = body._states(batch, batch.predictor_N[own], batch.owner_N[own], plan, batch.reads)
+        return body._whole(self.number(states, role), own, len(batch.owner_N))
 
     def scores(self, batch: PackedBatch, role: str, plan: AttentionPlan | None = None) -> Tensor:
         """A reward model's score of each completion [C], read at its last token, in fp32."""
-        own = torch.arange(batch.completions, device=batch.tokens_T.device)
+        own, every_C = self._own(batch, batch.last_C), torch.arange(batch.completions, device=batch.tokens_T.device)
         with self.role(role):
             ends = tuple((s.stop - 1, s.stop) for s in batch.segments)
-            states = self._states(batch, batch.last_C, own, plan, ends)
-        return self.number(states, role)
+            states = self._states(batch, batch.last_C[own], every_C[own], plan, ends)
+        return self._whole(self.number(states, role), own, batch.completions)
 
     def number(self, states_MH: Tensor, role: str) -> Tensor:
         """The head of a role applied to hidden states: [M], never rounded below fp32."""
@@ -160,10 +168,19 @@ class Trunk(nn.Module):
 
         reads: runs of rows that hold these places, one for each segment, where they are known (`PackedBatch`).
         """
-        return self._states(batch, place_M, owner_M, plan, reads)
+        own = self._own(batch, place_M)
+        return self._whole(self._states(batch, place_M[own], owner_M[own], plan, reads), own, len(place_M))
 
     def settle(self) -> None:
         """Nothing: a call of the trunk that computes nothing (`shard.spread`)."""
+
+    def _own(self, batch: PackedBatch, place_M: Tensor) -> Tensor | slice:
+        """Which of these places of a row this process computes."""
+        return slice(None) if self.split is None else self.split.own(place_M, batch.tokens_T.shape[0])
+
+    def _whole(self, said_O: Tensor, own: Tensor | slice, count: int) -> Tensor:
+        """What all processes say of ``count`` places, of what each says of its own."""
+        return said_O if self.split is None or isinstance(own, slice) else self.split.whole(said_O, own, count)
 
     # What a trunk's own functions call: of a sharded one, those that `spread.ENTRIES` names let go of the weights.
     def _states(
@@ -193,18 +210,24 @@ class Trunk(nn.Module):
     def read(
         self, batch: PackedBatch, place_M: Tensor, reads: tuple[tuple[int, int], ...], plan: AttentionPlan | None
     ) -> Tensor:
-        """The last hidden states [M, H] at places of a packed row; the last layer runs on the rows of ``reads``."""
-        plan = plan or plan_attention(batch.segments, batch.tokens_T.device, reads if trim(self.decoder) else ())
+        """The last hidden states [M, H] at places of a packed row, each of this process's where several share it; the
+        last layer runs on the rows of ``reads``."""
+        trimmed = reads if trim(self.decoder) else ()
+        plan = plan or plan_attention(batch.segments, batch.tokens_T.device, trimmed, self.split)
+        if self.split is not None:
+            place_M = place_M - self.split.run(plan.size).start
         if plan.last is not None and plan.last.rows_M is not None:
             place_M = torch.searchsorted(plan.last.rows_M, place_M)
         return self.hidden(batch, plan).index_select(0, place_M)
 
     def hidden(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
-        """The trunk's last hidden states of a packed row, or of the rows that the plan's last layer has."""
+        """The trunk's last hidden states of a packed row, or of the rows that the plan's last layer has; where several
+        processes share the row, of this one's tokens."""
+        run = slice(None) if self.split is None else self.split.run(plan.size)
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.tokens_T.device)  # 4D: taken as it is, unused
         out = self.decoder(
-            input_ids=batch.tokens_T[None],
-            position_ids=batch.positions_T[None],
+            input_ids=batch.tokens_T[None, run],
+            position_ids=batch.positions_T[None, run],
             attention_mask=no_mask,
             use_cache=False,
             segments=plan,

@@ -36,6 +36,7 @@ from prefiere.plan.roles import (
     scorers_of,
     servers_of,
 )
+from prefiere.plan.shared_rows import refuse_sharing
 from prefiere.sample.server import Server
 from prefiere.settings import PolicyGradient, Settings
 
@@ -228,6 +229,8 @@ def _planned(
     judges: tuple[Scorer, ...],
 ) -> Plan:
     source, scheme, parameters = policy.source, policy.scheme, policy.parameters
+    rows = {"packed": True, "padded": False}.get(str(picked.recorded.get("rows", settings.attn)))
+    refuse_sharing(settings, device.processes, config_of(source), packed=rows is not False and not policy.both_ways)
     max_length = settings.max_length
     if policy.limit is not None and max_length > policy.limit:
         max_length = int(picked(Choice("max_length", policy.limit, in_words("why.model_takes", n=policy.limit))))
@@ -264,7 +267,7 @@ def _planned(
         learning_rate=rate,
         critic_rate=choices.critic_rate(settings, rate),
         shard=shard,
-        rows={"packed": True, "padded": False}.get(str(picked.recorded.get("rows", settings.attn))),
+        rows=rows,
         choices=tuple(picked.choices),
         servers=servers_of(settings, adapter is not None),
         recorded=picked.recorded,

@@ -134,17 +134,18 @@ class Engine:
         for n, indices in enumerate(mine, 1):
             # A filler gives every process gradients of the same parameters: any group, at weight zero.
             batch = self.pack(store, indices or members[:1])
+            counted = bool(indices) and self.world.team.speaks
             for objective in objectives:
                 result = objective(self.forward(objective, batch), batch)
                 loss = sum_terms(result.terms, counts)
                 with self._sending(n == len(mine) and objective is objectives[-1]):
                     self.scaler.scale(loss * float(bool(indices))).backward()
-                if indices:
+                if counted:
                     total += loss.detach()
                     add_metrics(sums, result.metrics)
                     for name in objective.logged:
                         kept.setdefault(name, []).append(result.metrics[name].values_G.detach().double())
-            if indices:
+            if counted:
                 groups += indices
                 tokens += int(batch.tokens_T.shape[0])
         if self._sums is not None:
@@ -247,11 +248,12 @@ class Engine:
             self.trunk, store, forward, work,
             budget=self.budget, compute=self.compute, members=members, cut=self._mine, progress=progress,
         )  # fmt: skip
-        return self.world.gather(found)
+        return self.world.gather(found if self.world.team.speaks else [])
 
     def _mine(self, members: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[tuple[int, ...]]:
-        """This process's micro-batches of an update."""
-        return split(members, lengths, budget=budget, world_size=self.world.size).ranks[self.world.rank]
+        """The micro-batches of an update that this process's team computes."""
+        team = self.world.team
+        return split(members, lengths, budget=budget, world_size=team.count).ranks[team.number]
 
     def _over(self, objective: Objective) -> Over:
         def over(

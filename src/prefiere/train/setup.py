@@ -17,8 +17,9 @@ from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, functions_of
 from prefiere.evaluate.sampled import AnswerEvaluator
 from prefiere.in_memory import InMemory
+from prefiere.kernels.split import Split
 from prefiere.models.adapter import NAME_THEM
-from prefiere.models.check.trial import try_policy, try_scores
+from prefiere.models.check.trial import share_rows, try_policy, try_scores
 from prefiere.models.check.weights import ids_fit
 from prefiere.models.classifier import load_reward
 from prefiere.models.configuration import no_dropout, published
@@ -147,6 +148,8 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
         trunk.compile(dynamic=True)
     if plan.shard != "none":
         _spread(plan, run, world, trunk, reference.copied if reference is not None else None)
+    if settings.sequence_parallel_size > 1:
+        _share_rows(plan, world, trunk, reference.copied if reference is not None else None)
     steps = updates_of(settings, len(data.train))
     engine = engine_of(plan, trunk, steps, world, display)
     rhythm, _, chosen = choose_rhythm(plan, data)
@@ -210,6 +213,16 @@ def _spread(plan: Plan, run: Run, world: World, *trunks: Trunk | None) -> None:
     for trunk in trunks:
         if trunk is not None:
             shard(trunk, mesh, from_first=any(world.gather([is_empty(trunk)])))
+
+
+def _share_rows(plan: Plan, world: World, *trunks: Trunk | None) -> None:
+    """Let teams of processes share the tokens of the rows of these trunks."""
+    world.form_teams(plan.settings.sequence_parallel_size)
+    team = world.team
+    for trunk in trunks:
+        if trunk is not None:
+            split = Split(team.place, team.size, team.exchange, team.add)
+            share_rows(trunk, split, plan.settings.model, compute=plan.compute)
 
 
 def products_together(plan: Plan, world: World) -> Choice:

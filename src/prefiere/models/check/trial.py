@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefiere.asked.language import in_words
+from prefiere.kernels.split import Split
 from prefiere.models.check.weights import not_a_number
 from prefiere.models.measure import autocast, out_of_memory
+from prefiere.models.shard.spread import sharded
 from prefiere.models.source import ModelError
 from prefiere.models.trunk import POLICY, Trunk
 from prefiere.sample.local import generate
@@ -138,6 +140,33 @@ def try_scores(
         if learns:
             gradients_flow(trunk, lambda: trunk.scores(batch, POLICY), name, compute, hint)
     return Tried(None, "", in_words("why.scores_hold" if learns else "why.scores_hold_unlearnt"))
+
+
+@torch.no_grad()
+def share_rows(trunk: Trunk, split: Split, name: str, *, compute: torch.dtype | None = None) -> None:
+    """Let processes share the tokens of a trunk's rows, if it says the same of a row that they share as of a whole one.
+
+    All of them call it together; arguments as for `try_policy`. Raises ModelError for a model that does not.
+    """
+    asked = f"sequence_parallel_size={split.size}"
+    if not trunk.packed:
+        raise ModelError(f"{asked}: {name} runs on padded rows, whose tokens are not shared: leave it out.")
+    batch = pack(groups_for(trunk.lm)).to(trunk.device)
+
+    def states() -> Tensor:
+        with autocast(trunk.device, compute, cached=not sharded(trunk)):
+            return trunk.states(batch, batch.predictor_N, batch.owner_N, None, batch.reads).float()
+
+    with untouched(trunk):
+        trunk.eval()
+        whole, trunk.split = states(), split
+        with running(name, f" Leave {asked} out."):
+            apart = float((whole - states()).abs().max())
+    if not apart <= tolerance(trunk.model, float(whole.std())):
+        raise ModelError(
+            f"{asked}: {name} says something else where processes share a row's tokens (by {apart:.2g}): "
+            f"{type(trunk.lm).__name__} has layers that look from one token to another. Leave it out."
+        )
 
 
 def _states(trunk: Trunk, batch: PackedBatch) -> Tensor:
