@@ -16,12 +16,14 @@ from prefiere.estimate.counter import CostCounter
 from prefiere.estimate.estimate import estimate, until_it_fits
 from prefiere.estimate.simulate import backward, simulate
 from prefiere.estimate.workload import Workload, longest, workload
+from prefiere.kernels.split import Split
 from prefiere.models.classifier import load_reward
 from prefiere.models.load import load_policy
 from prefiere.plan.device import Device
 from prefiere.plan.plan import resolve
 from prefiere.settings import DPO, SFT, Reward
 from prefiere.tokens.pack import pack
+from sharing import by_all
 
 QUIET = Display(quiet=True)
 HERE = replace(Device.of(torch.device("cpu")), memory=2**34)
@@ -70,6 +72,37 @@ def test_the_booked_update_is_the_real_one(tmp_path, options) -> None:
     assert found.update.peak - found.trunk == pytest.approx(ledger.peak - held, rel=0.08)
     if "quantize" not in options:  # bitsandbytes' kernel is not counted
         assert found.update.flops == pytest.approx(ledger.flops, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_a_process_holds_that_shares_the_tokens_of_a_row(tmp_path, checkpointing) -> None:
+    """The same of the last of two, which are threads: about half of the activations."""
+    options = {"lora": True, "dtype": "float32", "gradient_checkpointing": checkpointing}
+    alone = work(tmp_path, **options)
+    groups, _, _ = longest(alone)
+    settings = alone.plan.settings.model_copy(update={"sequence_parallel_size": 2})
+    found = simulate(replace(alone, plan=replace(alone.plan, settings=settings)), groups, 1)
+    trunks = [
+        load_policy(
+            alone.plan.policy, compute=torch.float32, adapter=alone.plan.adapter,
+            gradient_checkpointing=checkpointing, packed=True,
+        )[0]
+        for _ in range(2)
+    ]  # fmt: skip
+
+    def held(split: Split) -> tuple[int, int]:
+        ledger, trunk = CostCounter(), trunks[split.place]
+        for tensor in (*trunk.parameters(), *trunk.buffers()):
+            ledger.book(tensor)
+        before, trunk.split = ledger.now, split
+        backward(trunk, pack(groups), alone.plan, ledger)
+        return ledger.peak - before, ledger.flops
+
+    peak, flops = by_all(2, held)[1]
+    assert found.update.flops == pytest.approx(flops, rel=0.05)
+    assert found.update.peak - found.trunk == pytest.approx(peak, rel=0.08)
+    whole = simulate(alone, groups, 1)
+    assert found.update.peak - found.trunk < 0.7 * (whole.update.peak - whole.trunk)
 
 
 def test_no_weight_is_read(tmp_path) -> None:

@@ -242,8 +242,8 @@ def test_tokens_that_cannot_be_shared_are_refused_in_one_line(tmp_path: Path) ->
     dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
     assert resolve(runs.settings(tmp_path, sequence_parallel_size=2), two).settings.sequence_parallel_size == 2
     cases = (
-        (1, {}, {}, r"1 processes do not divide into groups of 2: start a multiple of 2"),
-        (3, {}, {}, r"3 processes do not divide into groups of 2"),
+        (1, {}, {}, r"1 processes do not divide into teams of 2: start a multiple of 2"),
+        (3, {}, {}, r"3 processes do not divide into teams of 2"),
         (8, {}, {"sequence_parallel_size": 8}, r"share 4 attention heads: set one of 1, 2, 4$"),
         (2, {}, {"attn": "padded"}, "packed rows alone are shared"),
         (2, {}, {"torch_compile": True}, "a compiled model"),

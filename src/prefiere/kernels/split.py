@@ -47,7 +47,7 @@ class Split:
 
     def own(self, place_N: Tensor, total: int) -> Tensor:
         """Which of these places of a row of ``total`` tokens this process speaks for, by their numbers [O]."""
-        run, at = self.run(total), place_N.cpu().numpy()
+        run, at = self.run(total), np.asarray(place_N.tolist(), np.int64)  # as a list: an estimate has no arrays
         mine = (at >= run.start) & (at < run.stop) & (self.shares(total) or self.place == 0)
         return torch.from_numpy(np.flatnonzero(mine)).to(place_N.device)
 
