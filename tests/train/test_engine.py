@@ -89,6 +89,7 @@ SHARED = list(product(("sft", "sigmoid", "kto"), ("full", "lora"), ("plain", "ch
 
 ROWS = [("sft", "full", "plain", False), ("kto", "lora", "checkpointed", False), ("sigmoid", "full", "plain", True)]
 """What is trained by two processes that share the tokens of each row: as above, and whether they share the weights."""
+KTO = 1
 
 
 def trainer(trained: str, how: str, **options) -> Engine:
@@ -152,10 +153,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
 @pytest.mark.long
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = {name: step(engine(budget=150), *objective(name)) for name in ("sft", "sigmoid", "kto")}
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OUT": str(tmp_path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes(2, tmp_path)
     for name, (loss, gradients) in one.items():
         two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         assert_equal((loss, gradients), (two["loss"], two["gradients"]), 2e-5)
@@ -167,15 +165,39 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         one_process = step(trainer(*case[1:]), *objective(case[0]))
         assert all(float(g.norm()) > 0 for g in one_process[1].values())
         assert_equal(one_process, (two["loss"], two["gradients"]), 1e-5)
-    for number, (name, *trained, _) in enumerate(ROWS):
-        two, e = torch.load(tmp_path / f"rows-{number}.pt", weights_only=True), trainer(*trained)
-        measured = e.measure(*objective(name)).values["loss"]
-        np.testing.assert_allclose(two["measured"], measured, rtol=1e-5, atol=1e-5)
-        assert_equal(step(e, *objective(name)), (two["loss"], two["gradients"]), 1e-5)
-        assert two["tokens"] == GROUPS[objective(name)[0].k].lengths.sum(), "each token counts once"
+    for number in range(len(ROWS)):
+        assert_as_shared(number, tmp_path)
+
+
+@pytest.mark.long
+def test_two_teams_of_two_equal_one(tmp_path: Path) -> None:
+    """Each has its own micro-batches; what its two processes find counts once, KTO's baseline included."""
+    in_processes(4, tmp_path)
+    assert_as_shared(KTO, tmp_path)
+
+
+def in_processes(count: int, out: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OUT": str(out)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), __file__]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def assert_as_shared(number: int, out: Path) -> None:
+    """What one process makes of a case of `ROWS` is what several wrote that share the tokens of each row."""
+    name, trained, how, _ = ROWS[number]
+    two, e = torch.load(out / f"rows-{number}.pt", weights_only=True), trainer(trained, how)
+    measured = e.measure(*objective(name)).values["loss"]
+    np.testing.assert_allclose(two["measured"], measured, rtol=1e-5, atol=1e-5)
+    assert_equal(step(e, *objective(name)), (two["loss"], two["gradients"]), 1e-5)
+    assert two["tokens"] == objective(name)[0].lengths.sum(), "each token counts once"
 
 
 def _in_a_process_group() -> None:
+    if os.environ["WORLD_SIZE"] == "4":
+        _share_tokens(*ROWS[KTO], Path(os.environ["OUT"]) / f"rows-{KTO}.pt")
+        leave_group()
+        return
     messages.BUCKET_BYTES = 20_000  # many of them
     real, early = messages._Pass.complete, [0]
 

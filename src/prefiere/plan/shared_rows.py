@@ -13,7 +13,7 @@ from prefiere.settings import Settings
 
 ALIKE = {"full_attention", "sliding_attention"}
 """Kinds of layers, as configurations call them, in which tokens meet in attention alone."""
-LONGEST = {"dynamic", "longrope"}
+BY_THE_LONGEST = {"dynamic", "longrope"}
 """Rotary positions that change with the longest row that a forward sees."""
 
 
@@ -23,7 +23,7 @@ def refuse_sharing(settings: Settings, processes: int, config: Any, *, packed: b
     processes: of the run. config: of the model. packed: whether its rows may be.
     """
     if settings.sequence_parallel_size > 1 and (why := _why_not(settings, processes, config, packed)) is not None:
-        raise ValueError(in_words("error.no_shared_rows", size=settings.sequence_parallel_size, why=why))
+        raise ValueError(f"sequence_parallel_size={settings.sequence_parallel_size}: {why}")
 
 
 def _why_not(settings: Settings, processes: int, config: Any, packed: bool) -> str | None:
@@ -38,7 +38,7 @@ def _why_not(settings: Settings, processes: int, config: Any, packed: bool) -> s
         return in_words("why.shared_processes", count=processes, size=size)
     if other := set(getattr(text, "layer_types", None) or ()) - ALIKE:
         return in_words("why.shared_layers", kind=min(other))
-    if changing := _rotary(text) & LONGEST:
+    if changing := _rotary(text) & BY_THE_LONGEST:
         return in_words("why.shared_positions", kind=min(changing))
     heads = getattr(text, "num_attention_heads", None)  # where it has no number, a check at load finds out
     if isinstance(heads, int) and heads % size:
