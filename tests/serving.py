@@ -29,6 +29,7 @@ class RolloutServer:
     def __init__(self, model: Path | None = None):
         self.model, self.behind = model, 0
         self.adapters: dict[str, Any] = {}
+        self.reloaded: list[Any] = []
         self.order: list[str] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.fails: dict[str, Callable[[Reply], Reply]] = {}
@@ -82,6 +83,11 @@ class RolloutServer:
         if route == "unload_lora_adapter":
             found = self.adapters.pop(body["lora_name"], None)
             return (200, b"Success") if found is not None else (404, b'{"error": {"message": "cannot be found"}}')
+        if route == "/collective_rpc" and body["method"] == "reload_weights":
+            self.reloaded.append(AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"]).eval())
+            return _json({"results": [None]})
+        if route == "/reset_prefix_cache":
+            return 200, b""
         if route == "completions":
             known = body["model"] in ("base", *self.adapters)
             return self._complete(body) if known else (404, b"no such model")
@@ -98,7 +104,8 @@ class RolloutServer:
     def _complete(self, body: dict[str, Any]) -> Reply:
         model: Any
         if body["model"] == "base":
-            model = AutoModelForCausalLM.from_pretrained(self.model)
+            given = self.reloaded[max(0, len(self.reloaded) - 1 - self.behind) :]
+            model = given[0] if given else AutoModelForCausalLM.from_pretrained(self.model)
         else:
             place = max(0, self.order.index(body["model"]) - self.behind)
             model = self.adapters.get(self.order[place], self.adapters[body["model"]])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import runs
 from prefiere.asked import endpoint
@@ -69,10 +70,11 @@ def seeded_as_a_server(monkeypatch) -> None:
     monkeypatch.setattr(LocalRollouts, "sample", sample)
 
 
-@pytest.mark.parametrize("method", ["grpo", "ppo"])
-def test_a_served_run_is_the_run_with_the_own_sampler(tmp_path, server, monkeypatch, method) -> None:
+@pytest.mark.parametrize(("method", "lora"), [("grpo", True), ("ppo", True), ("grpo", False)])
+def test_a_served_run_is_the_run_with_the_own_sampler(tmp_path, server, monkeypatch, method, lora) -> None:
     """Same answers, and weights after three steps, up to the rounding of two forwards."""
-    options = {"sample_steps": 3, "num_generations": 4, "num_ppo_epochs": 2}
+    options = {"sample_steps": 3, "num_generations": 4, "num_ppo_epochs": 2, "lora": lora}
+    options |= {} if lora else {"learning_rate": 3e-3}
     with RolloutServer(tmp_path / "model") as second:
         served = run(tmp_path, server, method, rollouts=[server.url, second.url], **options)
         assert len(second.routes("completions")) > 8, "each takes its share"
@@ -81,7 +83,9 @@ def test_a_served_run_is_the_run_with_the_own_sampler(tmp_path, server, monkeypa
     assert [row["completion"] for row in served.run.samples] == [row["completion"] for row in own.run.samples]
     a, b = runs.weights(served.run), runs.weights(own.run)
     assert max(float((a[n] - b[n]).abs().max()) for n in a) < 1e-4
-    assert max(float(t.abs().max()) for n, t in b.items() if "lora_B" in n) > 3e-2, "the adapter has learnt"
+    start = {} if lora else load_file(tmp_path / "model" / "model.safetensors")
+    moved = [float((t - start[n] if start else t).abs().max()) for n, t in b.items() if start or "lora_B" in n]
+    assert max(moved) > (3e-2 if lora else 5e-3), "the policy has learnt"
     for name in ("sampler_drift", "val/ratio", "loss/policy_avg", "objective/kl", "tis/clipfrac"):
         assert column(served, name) == pytest.approx(column(own, name), rel=1e-3, abs=1e-5), name
     assert runs.unknown_columns(served.run.metrics) == set()
@@ -98,6 +102,26 @@ def test_each_version_has_a_name_and_a_path_of_its_own_and_none_is_left(tmp_path
     assert said["value"] == FLOOR
     assert server.url in said["why"]
     assert done.run.environment["plan"]["rollouts"] == [server.url]
+
+
+def test_a_server_reads_all_weights_anew_or_says_how_it_would(tmp_path, server) -> None:
+    """Each version is read once, and nothing is left of it; a server that keeps the one before is stopped at once."""
+    full = {"lora": False, "learning_rate": 3e-3}
+    done = run(tmp_path, server, **full)
+    read = [b["kwargs"]["weights_path"] for b in server.routes("/collective_rpc")]
+    assert len(set(read)) == len(server.routes("/reset_prefix_cache")) == len(read) == 3
+    assert not (done.run.folder / "adapters").exists()
+    assert {b["model"] for b in server.routes("completions")} == {"base"}
+    server.behind, server.reloaded = 1, []
+    stopped = run(tmp_path, server, out=str(tmp_path / "behind"), **full)
+    assert stopped.stopped is not None
+    assert "answers from other weights than it was given" in stopped.stopped.text
+    server.fails["/collective_rpc"] = lambda truth: (404, b"Not Found")
+    with pytest.raises(ValueError, match=r"404 Not Found.* VLLM_SERVER_DEV_MODE=1 in its environment, or .* lora=true"):
+        run(tmp_path, server, out=str(tmp_path / "cannot"), **full)
+    with pytest.raises(ValueError, match=r"max_staleness: this run trains every weight.*max_staleness=0, or lora=true"):
+        run(tmp_path, server, out=str(tmp_path / "ahead"), max_staleness=1, **full)
+    assert not (tmp_path / "ahead").exists()
 
 
 def test_a_failing_server_stops_the_run_and_a_mended_one_continues_it(tmp_path, server) -> None:
@@ -185,8 +209,7 @@ def test_settings_that_no_server_can_follow_are_refused_in_a_line() -> None:
     some = {"model": "m", "data": "d", "out": "o", "reward": "r"}
     asked = GRPO(**some, rollouts="http://host:8000/v1")
     assert [s.address.url for s in servers_of(asked, adapted=True)] == ["http://host:8000/v1"]
-    with pytest.raises(ValueError, match=r"rollouts: a server is given the weights of an adapter.*lora=true"):
-        servers_of(asked, adapted=False)
+    assert servers_of(asked, adapted=False) == servers_of(asked, adapted=True)
     with pytest.raises(ValueError, match="no address of an endpoint: write http://host:8000/v1"):
         servers_of(GRPO(**some, rollouts=["host:8000"]), adapted=True)
     with pytest.raises(ValueError, match="rollouts_folder is for rollout servers"):

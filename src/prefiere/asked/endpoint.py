@@ -74,7 +74,8 @@ class Address:
         hints: dict[int, str] | None = None,
         tries: int = _TRIES,
     ) -> bytes:
-        """The answer to a request of this route: a POST of ``body``, or a GET where there is none.
+        """The answer to a request of this route: a POST of ``body``, or a GET where there is none. A route that begins
+        with / begins at the host, any other at the address.
 
         It is asked again, slower each time, where it is overloaded or cannot be reached. name: what errors call it.
         largest: bytes of an answer. slowest: seconds without a sign of it. after: what a user reads once it was asked
@@ -82,7 +83,8 @@ class Address:
         """
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{route}", data, headers)
+        where = urllib.parse.urljoin(self.url, route) if route.startswith("/") else f"{self.url}/{route}"
+        request = urllib.request.Request(where, data, headers)
         known = dict.fromkeys((401, 403), f" Put its key into {self.key_variable}.") | (hints or {})
         why = ""
         for attempt in range(tries):

@@ -140,14 +140,14 @@ def same_base(one: Source, other: Source) -> bool:
 def servers_of(settings: Settings, adapted: bool) -> tuple[Server, ...]:
     """The rollout servers that answer in the place of the policy in this process; none for most runs.
 
-    Raises ValueError for what is no address, and where every weight is trained.
+    Raises ValueError for what is no address, and where every weight is trained while answers are asked for ahead.
     """
     named = settings.rollouts if isinstance(settings, PolicyGradient) else None
     found = tuple(Server.named(url) for url in ([named] if isinstance(named, str) else named or ()))
-    if found and not adapted:
+    if found and not adapted and isinstance(settings, PolicyGradient) and settings.max_staleness:
         raise ValueError(
-            "rollouts: a server is given the weights of an adapter, and this run trains every weight: set lora=true, "
-            "or leave rollouts out"
+            "max_staleness: this run trains every weight, and a server that takes them up has no old ones left for the "
+            "answers that are on their way: set max_staleness=0, or lora=true"
         )
     return found
 

@@ -1,8 +1,9 @@
-"""Answers from rollout servers, for a policy that trains an adapter in this process.
+"""Answers from rollout servers, for a policy that learns in this process.
 
-Each version of the adapter goes into a folder, and under a name, of its own. A server that loads another adapter from a
+Each version of an adapter goes into a folder, and under a name, of its own. A server that loads another adapter from a
 path that it knows keeps the keys and values of the old one for prompts that it has seen, and reports success: its
-answers then come from neither of the two.
+answers then come from neither of the two. Where every weight is trained, a server reads its base anew, and answers
+under its own name.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ PROBED, PROBE_TOKENS = 8, 16
 class ServedRollouts:
     """Answers of the policy from servers (see `Rollouts`).
 
-    size: token ids that the model has. folder: where adapters are written, which the servers read as well. write:
-    writes the policy's adapter into a folder that it makes. scored: see `Scored`. probes: prompts to check the servers
-    with, and how they are sampled in the run. each: check them so with each version, where answers come too late to
-    tell. limit: nats per token that answers may be off training.
+    size: token ids that the model has. folder: where versions are written, which the servers read as well. write:
+    writes the policy's adapter, or all its weights, into a folder that it makes. scored: see `Scored`. probes: prompts
+    to check the servers with, and how they are sampled in the run. adapted: an adapter is trained; else each version
+    takes the place of the one before. each: check them so with each version, where answers come too late to tell.
+    limit: nats per token that answers may be off training.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class ServedRollouts:
         scored: Scored,
         probes: Sequence[np.ndarray],
         sampling: Sampling,
+        adapted: bool = True,
         each: bool = False,
     ):
         self.limit: float | None = STRANGE
         self._servers, self._vocabulary, self._size, self._world = servers, vocabulary, size, world
         self._folder, self._write, self._scored = folder.absolute(), write, scored
         self._probes, self._sampling, self._each = probes[:PROBED], sampling, each
+        self._adapted, self._bases = adapted, dict[Server, str]()  # what each calls the base
         self._checked = self._closed = False
         whose = hashlib.blake2b(str(self._folder).encode(), digest_size=4).hexdigest()
         self._prefix = f"prefiere-{whose}-"
@@ -82,7 +86,7 @@ class ServedRollouts:
     # -- versions -------------------------------------------------------------------------------------------------
 
     def publish(self, trunk: nn.Module, version: int) -> None:
-        """Write the policy's adapter, and have every server load it; the last version but one is forgotten.
+        """Write the policy, and have every server load it; the last version but one of an adapter is forgotten.
 
         Raises EndpointError, in every process; with ``each`` also where a server then answers from other weights.
         """
@@ -98,8 +102,16 @@ class ServedRollouts:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write(self._folder / name)
             for server in self._servers:
-                server.load(name, self._folder / name)
+                if self._adapted:
+                    server.load(name, self._folder / name)
+                else:
+                    server.reload(self._folder / name)
+            if not self._adapted:
+                shutil.rmtree(self._folder / name)
 
+        if not self._adapted and not self._bases:
+            named = self._first(lambda: [next(iter(server.models())) for server in self._servers])
+            self._bases = dict(zip(self._servers, named, strict=True))
         self._first(hand_over)
         self._names = {**{v: self._names[v] for v in sorted(self._names)[-1:]}, version: name}
         if self._each and self._checked:
@@ -131,13 +143,13 @@ class ServedRollouts:
             shutil.rmtree(left, ignore_errors=True)
 
     def _forget(self, name: str) -> None:
-        for server in self._servers:
+        for server in self._servers if self._adapted else ():
             with suppress(EndpointError):  # it may have let go of it by itself, or be gone
                 server.unload(name)
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def close(self) -> None:
-        """Have the servers forget this run's adapters, and delete them."""
+        """Have the servers forget this run's adapters, and delete them. A base that was read anew stays."""
         if self._world.main:
             for name in self._names.values():
                 self._forget(name)
@@ -172,8 +184,8 @@ class ServedRollouts:
 
     def _asked(self, server: Server, name: str, prompt: np.ndarray, sampling: Sampling, number: int) -> list[Completed]:
         """Answers to one prompt; the seed depends on its number and not on the others."""
-        seed = prompt_seed(sampling.seed, number)
-        return server.complete(name, prompt, sampling, self._vocabulary, size=self._size, seed=seed)
+        seed, called = prompt_seed(sampling.seed, number), self._bases.get(server, name)
+        return server.complete(called, prompt, sampling, self._vocabulary, size=self._size, seed=seed)
 
     # -- whether they are the policy's ----------------------------------------------------------------------------
 

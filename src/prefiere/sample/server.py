@@ -32,6 +32,7 @@ _LOADING = (
     " Start it with --enable-lora --max-loras 2 --max-lora-rank R, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its "
     "environment."
 )
+_RELOADING = " Start it with VLLM_SERVER_DEV_MODE=1 in its environment, or train an adapter: lora=true."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server at an address, which serves the base of the policy and takes adapters."""
+    """A server at an address, which serves the base of the policy and takes adapters, or other weights of the base."""
 
     address: Address
 
@@ -77,6 +78,13 @@ class Server:
     def unload(self, name: str) -> None:
         """Have it forget an adapter. Raises EndpointError."""
         self._ask("unload_lora_adapter", {"lora_name": name}, _SMALL, tries=1, slowest=_LETTING_GO)
+
+    def reload(self, folder: Path) -> None:
+        """Have it read all weights of its base anew from a folder that it can read, and forget what it has computed of
+        prompts. Raises EndpointError."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        self._ask("/collective_rpc", body, _SMALL, hints={404: _RELOADING})
+        self._ask("/reset_prefix_cache", {}, _SMALL, hints={404: _RELOADING})
 
     def complete(
         self, name: str, prompt: np.ndarray, sampling: Sampling, vocabulary: Vocabulary, *, size: int, seed: int

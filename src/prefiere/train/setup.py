@@ -186,6 +186,7 @@ def rollouts_of(
         scored=scored,
         probes=data.train.ids,
         sampling=Sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
+        adapted=plan.adapter is not None,
         each=settings.max_staleness > 0,
     )
 
