@@ -254,7 +254,7 @@ class PolicyGradient(Settings):
     )
     max_staleness: Annotated[int, Field(ge=0, le=1), "0 or 1"] = Field(0, description="updates that answers may lag")
     rollouts_folder: str | None = Field(
-        None, description="folder for adapters that the servers read, too; none: in out"
+        None, description="folder for the policy's versions that the servers read, too; none: in out"
     )
     # credit
     gamma: Annotated[float, Field(gt=0, le=1), "a number above 0 up to 1"] = Field(1.0, description="discount")
