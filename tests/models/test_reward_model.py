@@ -202,7 +202,7 @@ def test_truncation_is_told_once(tmp_path) -> None:
     for _ in range(2):
         model.score(["el perro " * 30], ["pan"])
     assert len(said) == 1
-    assert "1 prompts cut from the left" in said[0]
+    assert "1 prompt cut from the left" in said[0]
 
 
 def test_a_foreign_model_whose_padding_is_its_end_token_is_read_as_transformers_reads_it(tmp_path) -> None:
