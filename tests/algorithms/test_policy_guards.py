@@ -206,7 +206,7 @@ def test_prompts_longer_than_the_context(tmp_path) -> None:
         with pytest.raises(ValueError) as e:
             go(tmp_path, **options)
         assert_one_line(tmp_path, e.value, "prompts.txt:17: a prompt of ")
-        assert "leaves 504 (1 such prompts)" in str(e.value)
+        assert "leaves 504 (1 such prompt)" in str(e.value)
     with pytest.raises(ValueError, match=r"and max_prompt_length takes 3 \("):
         go(tmp_path, max_prompt_length=3)
     with pytest.raises(ValueError, match="max_new_tokens: 600 tokens of an answer leave no room"):
