@@ -95,6 +95,7 @@ def test_a_broken_connection_has_a_cause(played) -> None:
     assert str(played.hearts[0].cause()).startswith("process 1 (pid")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stopped", [True, False])
 def test_a_process_ends_well_while_its_heartbeat_is_in_the_store(stopped) -> None:
     """A thread that comes out of a library without the interpreter's lock, and finds no interpreter, aborts it all."""
