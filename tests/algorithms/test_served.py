@@ -119,6 +119,7 @@ def test_a_server_reads_all_weights_anew_or_says_how_it_would(tmp_path, server) 
     server.fails["/collective_rpc"] = lambda truth: (404, b"Not Found")
     with pytest.raises(ValueError, match=r"404 Not Found.* VLLM_SERVER_DEV_MODE=1 in its environment, or .* lora=true"):
         run(tmp_path, server, out=str(tmp_path / "cannot"), **full)
+    assert not [*(tmp_path / "cannot").glob("adapters/*")], "a whole model is large"
     with pytest.raises(ValueError, match=r"max_staleness: this run trains every weight.*max_staleness=0, or lora=true"):
         run(tmp_path, server, out=str(tmp_path / "ahead"), max_staleness=1, **full)
     assert not (tmp_path / "ahead").exists()

@@ -100,14 +100,16 @@ class ServedRollouts:
             for old in sorted(self._names)[:-1]:  # answers may still be on their way from the last one
                 self._forget(self._names[old])
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._folder / name)
-            for server in self._servers:
-                if self._adapted:
-                    server.load(name, self._folder / name)
-                else:
-                    server.reload(self._folder / name)
-            if not self._adapted:
-                shutil.rmtree(self._folder / name)
+            try:
+                self._write(self._folder / name)
+                for server in self._servers:
+                    if self._adapted:
+                        server.load(name, self._folder / name)
+                    else:
+                        server.reload(self._folder / name)
+            finally:
+                if not self._adapted:  # a whole model, which nobody reads again
+                    shutil.rmtree(self._folder / name, ignore_errors=True)
 
         if not self._adapted and not self._bases:
             named = self._first(lambda: [next(iter(server.models())) for server in self._servers])
