@@ -15,7 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.common import HEADER, PLANNED, WORK, Bench, Row, line, quiet
+from benchmarks.common import HEADER, PARTS, PLANNED, WORK, Bench, Row, line, quiet
 from benchmarks.workload import SHAPES
 
 
@@ -34,12 +34,14 @@ def main() -> None:
     p.add_argument("--only", default=",".join(WORK), help="kinds of work, separated by commas")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--shapes", default=",".join(SHAPES), help="models of the kinds dpo and memory")
+    p.add_argument("--parts", default=",".join(PARTS), help="what the kind real measures")
     p.add_argument("--quick", action="store_true", help="one round at the smallest size: shows that everything runs")
     a = p.parse_args()
     quiet()
     a.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="prefiere-bench-") as scratch:
-        bench = Bench(Path(scratch), a.data, a.quick, a.repeats, tuple(a.shapes.split(",")), a.model)
+        shapes, parts = (tuple(named.split(",")) for named in (a.shapes, a.parts))
+        bench = Bench(Path(scratch), a.data, a.quick, a.repeats, shapes, a.model, parts)
         head = f"{about()}; {bench.data_name}" + ("; quick: sizes too small to mean anything" if a.quick else "")
         print(f"{head}\n\n{HEADER}", flush=True)
         found = []

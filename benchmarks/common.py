@@ -44,6 +44,8 @@ from prefiere.tokens.truncation import EncodeReport, Truncation
 
 WORK = ("dpo", "memory", "roles", "peak", "scale", "reward", "data", "sampling", "rl", "real")
 """The files of this folder that measure something, in the order of the table."""
+PARTS = ("updates", "first", "share", "peak")
+"""What the kind real measures, in the order of the table."""
 PLANNED: dict[str, list[tuple[str, float]]] = {}
 
 Seconds = list[float]
@@ -137,7 +139,7 @@ def line(row: Row) -> str:
 @dataclass
 class Bench:
     """One run of the benchmarks: where its data comes from, how thorough it is, where its files go.
-    model: a real model's folder."""
+    model: a real model's folder. parts: those of the kind real that are measured."""
 
     out: Path
     data: Path | None = None
@@ -145,6 +147,7 @@ class Bench:
     repeats: int = 5
     shapes: tuple[str, ...] = tuple(SHAPES)
     model: Path | None = None
+    parts: tuple[str, ...] = PARTS
     made: dict[str, Any] = field(default_factory=dict)
 
     def alternate(self, contenders: Mapping[str, Contender], size: int) -> dict[str, Seconds]:
@@ -203,6 +206,11 @@ class Bench:
             make_model(shape, tokenizer).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         return folder
+
+
+def products() -> torch.dtype:
+    """What a CPU multiplies in: bf16 where it has instructions for it."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def clock() -> float:

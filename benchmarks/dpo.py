@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from benchmarks.common import Bench, Contender, Row
+from benchmarks.common import Bench, Contender, Row, products
 from benchmarks.contenders import Apart, Ours, Trl, installed
 from benchmarks.peak import QUICK, matmul_peak, step_flops
 from benchmarks.workload import SHAPES, window
@@ -27,6 +27,7 @@ CASES: list[tuple[str, bool, int, tuple[float, float | None, float, float]]] = [
     ("60m", True, 2, (14, 7, 1.6, 3)),
     ("qwen", True, 1, (42, None, 2.5, 4)),
 ]
+WHOLE = "qwen-whole"
 SHIPPED = "TRL, no checkpointing"
 GROUPED = "TRL, batches grouped by length, precomputed reference"
 BEST = "TRL at its best"
@@ -41,6 +42,8 @@ def rows(bench: Bench) -> Iterable[Row]:
     for shape, lora, steps, goals in [("tiny", False, 1, (12, 8, 1.6, 3))] if bench.quick else CASES:
         if shape in bench.shapes:
             yield from _case(bench, shape, lora, steps, goals)
+    if WHOLE in bench.shapes:
+        yield from _whole(bench, "tiny" if bench.quick else WHOLE)
 
 
 def _case(
@@ -84,9 +87,7 @@ def _case(
     needed = {"random": _flops(mine["random"], random), "grouped": _flops(mine["grouped"], grouped)}
 
     def at_most(peer: str, batches: str) -> str:
-        """What the ratio could be at most: the products alone, each at the peak of large squares."""
-        products = needed[batches] / statistics.median(peaks[1:]) / 1e9
-        return f"were products at the matmul peak all there is: {statistics.median(s[peer]) / products:.1f}"
+        return _at_most(s[peer], needed[batches], peaks)
 
     whole: Callable[[list[float]], list[float]] = lambda x: [t * len(store) / (8 * steps) for t in x]  # noqa: E731
     for peer, ours, goal, note in (
@@ -102,6 +103,45 @@ def _case(
     for name, goal in (("grouped", goals[2]), ("random", goals[3])):
         work = f"{title}; own padded, unshared, full-logits path, reference cached, {name} batches"
         yield Row.faster(work, whole(s[f"steady, {name}"]), whole(s[f"plain, {name}"]), goal=goal, note=n)
+
+
+def _whole(bench: Bench, shape: str) -> Iterable[Row]:
+    """The whole of a small model under LoRA, in what this processor multiplies in: against TRL at its best, and how
+    much of the matrix-product peak it reaches."""
+    half = products()
+    folder, store = bench.folder(shape), bench.store(SHAPES[shape].words)
+    batches = window(store, 1, grouped=True)
+    title = f"DPO epoch, {SHAPES[shape].title}, {str(half).removeprefix('torch.')}, LoRA"
+    mine = Ours(folder, store, batches, lora=True, compute=None if half == torch.float32 else half)
+    peers, contenders = None, {"ours": mine.epoch}
+    if installed():
+        best = {"precompute": True, "pairs_per_forward": 2, "half_base": True, "half": half}
+        same = {"folder": folder, "store": store, "batches": batches, "lora": True, "scratch": bench.out}
+        peers = Apart({BEST: (Trl, {**same, **best})})
+        contenders[BEST] = peers.call(BEST, "epoch")
+    peaks: list[float] = []
+
+    def peak(_: int) -> float:
+        peaks.append(matmul_peak(half, sizes=QUICK if bench.quick else None))
+        return 1.0
+
+    s = bench.alternate({**contenders, "peak": peak}, 1)
+    needed = _flops(mine, batches)
+    if peers:
+        peers.close()
+        note = f"window of 8 pairs; {BEST_NOTE}; {_at_most(s[BEST], needed, peaks)}"
+        yield Row.faster(f"{title}; {BEST}", s["ours"], s[BEST], goal=5.5, note=note)
+    else:
+        yield Row.missing(f"{title}; {BEST}", 5.5, "TRL is not installed")
+    reached = [needed / t / 1e9 for t in s["ours"]]
+    note = "reference and update; optimizer included"
+    yield Row.share(f"{title}: share of the matmul peak", reached, peaks[1:], goal=0.65, unit="GF/s", note=note)
+
+
+def _at_most(peer: list[float], needed: float, peaks: list[float]) -> str:
+    """What the ratio could be at most: the products alone, each at the peak of large squares."""
+    alone = needed / statistics.median(peaks[1:]) / 1e9
+    return f"were products at the matmul peak all there is: {statistics.median(peer) / alone:.1f}"
 
 
 def _flops(ours: Ours, batches: list[np.ndarray]) -> float:

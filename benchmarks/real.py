@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Bench, Row, clock, quiet, write_groups
+from benchmarks.common import Bench, Row, clock, products, quiet, write_groups
 from benchmarks.contenders import Apart, Ours, Trl, installed
 from benchmarks.dpo import BEST, BEST_NOTE
 from benchmarks.memory import peak_mb
@@ -43,15 +43,18 @@ def rows(bench: Bench) -> Iterable[Row]:
         yield Row.missing("a real small model", None, "--model names none")
         return
     data = write_pairs(bench.out / "pairs.jsonl", bench.pairs)
-    half = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    for lora in (False, True):
-        yield _updates(bench, model, lora, half)
-    yield _first(bench, model, data)
-    yield _share(bench, model, data)
-    yield _peak(bench, model, data)
+    parts: dict[str, Callable[[], Iterable[Row]]] = {
+        "updates": lambda: (_updates(bench, model, lora) for lora in (False, True)),
+        "first": lambda: [_first(bench, model, data)],
+        "share": lambda: [_share(bench, model, data)],
+        "peak": lambda: [_peak(bench, model, data)],
+    }
+    for part in bench.parts:
+        yield from parts[part]()
 
 
-def _updates(bench: Bench, model: Path, lora: bool, half: torch.dtype) -> Row:
+def _updates(bench: Bench, model: Path, lora: bool) -> Row:
+    half = products()
     work = f"DPO, reference and updates, {model.name}, {half}, {'LoRA' if lora else 'full'}; {BEST}"
     if not installed():
         return Row.missing(work, GOALS["updates"], "TRL is not installed")

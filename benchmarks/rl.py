@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Bench, Contender, Row, clock
+from benchmarks.common import Bench, Contender, Row, clock, products
 from benchmarks.contenders import LORA, Apart, installed, stopwatch
 from benchmarks.peak import QUICK, matmul_peak, step_flops
 from benchmarks.roles import reward_model
@@ -40,7 +40,7 @@ PPO_GOAL = 1.5
 
 def rows(bench: Bench) -> Iterable[Row]:
     """GRPO and RLOO against TRL, then PPO against GRPO."""
-    half = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    half = products()
     for method, shape, lora in [("grpo", "tiny", False)] if bench.quick else CASES:
         if bench.quick or shape in bench.shapes:
             yield from _against_trl(bench, method, shape, lora, half)

@@ -68,6 +68,10 @@ class Shape:
     config: dict[str, Any]
 
 
+QWEN = {
+    "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "rope_theta": 1e6, "tie_word_embeddings": True,
+}  # fmt: skip
 SHAPES = {
     "10m": Shape(
         "10M Llama, 8k words", 8192, 8192,
@@ -77,11 +81,8 @@ SHAPES = {
         "60M Llama, 32k words", 32768, 32768,
         {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
     ),
-    "qwen": Shape(
-        "Qwen2.5-0.5B cut to 2 layers, 152k words", 32768, 151936,
-        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 2, "num_attention_heads": 14,
-         "num_key_value_heads": 2, "rope_theta": 1e6, "tie_word_embeddings": True},
-    ),
+    "qwen": Shape("Qwen2.5-0.5B cut to 2 layers, 152k words", 32768, 151936, {**QWEN, "num_hidden_layers": 2}),
+    "qwen-whole": Shape("Qwen2.5-0.5B, 24 layers, 152k words", 32768, 151936, {**QWEN, "num_hidden_layers": 24}),
     "tiny": Shape(
         "tiny Llama", 1024, 1024,
         {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -96,7 +97,8 @@ def make_model(shape: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     fields = {"vocab_size": s.vocabulary, "max_position_embeddings": 2048, **s.config, **ends}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Qwen2ForCausalLM(Qwen2Config(**fields)) if shape == "qwen" else LlamaForCausalLM(LlamaConfig(**fields))
+        qwen = shape.startswith("qwen")
+        return Qwen2ForCausalLM(Qwen2Config(**fields)) if qwen else LlamaForCausalLM(LlamaConfig(**fields))
 
 
 # -- a window that stands for an epoch --------------------------------------------------------------------------------
