@@ -128,7 +128,7 @@ def _lent(groups: Sequence[PromptGroup], max_length: int) -> tuple[list[PromptGr
         best = 0 if len(g.completions) == 1 or g.label >= 0.5 else 1
         room = max(1, max_length - max(len(g.prompt), len(other.prompt)))
         answer, mask = g.completions[best][:room], g.masks[best][:room]
-        if mask.any() and not np.array_equal(answer, other.completions[0][:room]):
+        if mask.any() and not any(np.array_equal(answer, c[:room]) for c in other.completions):
             own.append(PromptGroup(g.prompt, (answer,), (mask,)))
             lent.append(PromptGroup(other.prompt, (answer,), (mask,)))
     return own, lent

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from prefiere.asked.language import count_of
 from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.words import evidence_line
@@ -44,7 +45,7 @@ def model_card(run: Run, *, adapter: bool, step: int | None = None) -> ModelCard
         f"{_code(_short(base))}, trained by {method.title} on {_code(_short(data))} with prefiere.",
         "## What came of it",
         *(
-            [f"This is the model after {step} updates; what follows was measured at the end of its run."]
+            [f"This is the model after {count_of(step, 'update')}; what follows was measured at the end of its run."]
             if step
             else []
         ),
@@ -118,7 +119,9 @@ def _data(account: Mapping[str, Any]) -> list[str]:
     lines = []
     examples = account.get("examples")
     if isinstance(examples, Mapping):
-        lines.append(f"- {examples.get('train')} examples to train on, {examples.get('eval')} held out")
+        lines.append(
+            f"- {count_of(examples.get('train') or 0, 'example')} to train on, {examples.get('eval')} held out"
+        )
     for name, part in (("data", account.get("train")), ("eval_data", account.get("eval"))):
         read = part.get("read") if isinstance(part, Mapping) else None
         if isinstance(read, Mapping):
