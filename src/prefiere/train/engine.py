@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prefiere.models.measure import Budget, Found, autocast, measure
+from prefiere.models.shard.reached import ReachedGradients
 from prefiere.models.shard.spread import full, own, sharded
 from prefiere.models.trunk import Trunk
 from prefiere.processes.gradients import GradientSums
@@ -86,8 +87,9 @@ class Engine:
         self.parameters = [p for p in trunk.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(trunk.device.type, enabled=compute == torch.float16)
         self.backoffs = 0
-        # The gradients of a sharded trunk are summed by itself, as its backward goes.
-        self._sums = GradientSums(self.parameters) if world.size > 1 and not sharded(trunk) else None
+        self._sums: GradientSums | ReachedGradients | None = None
+        if world.size > 1:  # the gradients of a sharded trunk are summed by itself, as its backward goes
+            self._sums = ReachedGradients(trunk) if sharded(trunk) else GradientSums(self.parameters)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward of the run is computed in."""
@@ -166,8 +168,8 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _sending(self, last: bool) -> AbstractContextManager[None]:
-        """In the last backward of an update, gradients are summed over processes as they become complete."""
-        return nullcontext() if self._sums is None or not last else self._sums.during_backward()
+        """Gradients are summed over processes as the last backward of an update goes, and it needs to know which."""
+        return nullcontext() if self._sums is None else self._sums.during_backward(last=last)
 
     def pack(self, store: GroupStore, indices: Sequence[int] | np.ndarray) -> PackedBatch:
         """These groups as one batch, on the device."""

@@ -50,7 +50,7 @@ def shard(trunk: Trunk, mesh: DeviceMesh, *, from_first: bool = False) -> None:
         put_in()
     for name in ENTRIES:
         register_fsdp_forward_method(trunk, name)
-    for part in _parts(trunk):
+    for part in parts_of(trunk):
         part.set_gradient_divide_factor(1.0)  # the engine has divided by the counts of the whole update
         if mesh.device_type != "cuda":  # gloo can only add
             part.set_force_sum_reduction_for_comms(True)
@@ -83,17 +83,18 @@ def whole(trunk: nn.Module) -> Iterator[None]:
         yield
         return
     _keep(trunk, True)
-    for part in _parts(trunk):
+    for part in parts_of(trunk):
         part.unshard()
     try:
         yield
     finally:
         _keep(trunk, False)
-        for part in _parts(trunk):
+        for part in parts_of(trunk):
             part.reshard()
 
 
-def _parts(trunk: nn.Module) -> Iterator[FSDPModule]:
+def parts_of(trunk: nn.Module) -> Iterator[FSDPModule]:
+    """What of a sharded trunk is put together at a time: each layer, and the rest."""
     return (m for m in trunk.modules() if isinstance(m, FSDPModule))
 
 
