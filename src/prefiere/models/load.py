@@ -25,6 +25,7 @@ from transformers.utils import logging as hf_logging
 from prefiere.asked.language import in_words
 from prefiere.kernels import attention
 from prefiere.kernels.linear import route
+from prefiere.kernels.longrope import keep_own_positions
 from prefiere.models import quantize
 from prefiere.models.adapter import Adapter, make_room, names_in
 from prefiere.models.check.rows import probe
@@ -99,6 +100,7 @@ def loaded(
             model = kind.from_config(options["config"], dtype=dtype, trust_remote_code=source.trust)
         remember(model, said)
         no_dropout(model)
+        keep_own_positions(model)
         return model, set()
     with readable(source.base), without_bars():
         model, info = kind.from_pretrained(
@@ -121,6 +123,7 @@ def loaded(
         quantize.make_safe(model)
         quantize.check_quantized(model, scheme, source.base)
     no_dropout(model)
+    keep_own_positions(model)
     return model, set(info["missing_keys"])
 
 

@@ -22,6 +22,7 @@ from prefiere.kernels.attention import AttentionPlan, plan_attention
 from prefiere.kernels.last_layer import trim
 from prefiere.kernels.linear import as_made, products_of
 from prefiere.kernels.logprobs import LogitTransform, TargetLogprobs, linear_logprobs, module_logprobs
+from prefiere.kernels.longrope import own_positions
 from prefiere.kernels.split import Split
 from prefiere.tokens.pack import PackedBatch, unpack
 
@@ -194,7 +195,8 @@ class Trunk(nn.Module):
         if self.packed:
             return self.read(batch, place_M, reads, plan)
         rows = unpack(batch)
-        out = self.decoder(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False).last_hidden_state
+        own = own_positions(self.lm, rows.mask_CL)
+        out = self.decoder(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False, **own).last_hidden_state
         states: Tensor = out[owner_M, batch.positions_T[place_M]]
         return states
 
@@ -252,7 +254,8 @@ class Trunk(nn.Module):
 
     def _padded(self, batch: PackedBatch, temperature: float, entropy: bool) -> TargetLogprobs:
         rows = unpack(batch)
-        logits = self.lm(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False).logits
+        own = own_positions(self.lm, rows.mask_CL)
+        logits = self.lm(input_ids=rows.ids_CL, attention_mask=rows.mask_CL, use_cache=False, **own).logits
         z = logits[rows.row_N, rows.column_N].float() / temperature
         logp = torch.log_softmax(z, -1)
         picked = logp.gather(-1, batch.target_N[:, None])[:, 0]
