@@ -39,7 +39,7 @@ class Ours:
 
     def __init__(
         self, folder: Path, store: GroupStore, batches: list[np.ndarray], *, lora: bool, packed: bool = True,
-        compute: torch.dtype | None = torch.bfloat16,
+        compute: torch.dtype | None = torch.bfloat16, budget: int = BUDGET,
     ):  # fmt: skip
         keep_freed_memory(torch.device("cpu"))
         keep_few_kernels(torch.device("cpu"))
@@ -52,7 +52,7 @@ class Ours:
         optimizer = make_optimizer(self.trunk, settings, 1e-6, 1e-6)
         self.engine = Engine(
             self.trunk, optimizer, make_scheduler(optimizer, settings, 1000), world=World.open(cpu=True),
-            compute=compute, max_grad_norm=settings.max_grad_norm, budget=BUDGET, adapt=False,
+            compute=compute, max_grad_norm=settings.max_grad_norm, budget=budget, adapt=False,
         )  # fmt: skip
         self.store, self.batches, self.lora = store, batches, lora
         self.goal = Pairs(LOSSES["sigmoid"], {"beta": 0.1}, 0.1, np.zeros((len(store), 2), np.float32))

@@ -34,6 +34,8 @@ from prefiere.tokens.truncation import EncodeReport, Truncation
 
 GOALS = {"updates": 5.0, "first": 3.0, "share": 0.25, "peak": 5.0}
 UPDATES = 100
+BUDGET = 1024
+"""Tokens of a micro-batch, as a run of SmolLM2-135M takes them by itself on a CPU."""
 
 
 def rows(bench: Bench) -> Iterable[Row]:
@@ -60,7 +62,8 @@ def _updates(bench: Bench, model: Path, lora: bool) -> Row:
         return Row.missing(work, GOALS["updates"], "TRL is not installed")
     store = _store(bench, model)
     batches = window(store, 1, grouped=True)
-    mine = Ours(model, store, batches, lora=lora, compute=None if half == torch.float32 else half)
+    compute = None if half == torch.float32 else half
+    mine = Ours(model, store, batches, lora=lora, compute=compute, budget=BUDGET)
     same = {"folder": model, "store": store, "batches": batches, "lora": lora, "scratch": bench.out, "half": half}
     peers = Apart({BEST: (Trl, {**same, "precompute": True, "pairs_per_forward": 2, "half_base": lora})})
     t = bench.alternate({"ours": mine.epoch, BEST: peers.call(BEST, "epoch")}, 1)
