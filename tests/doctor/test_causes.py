@@ -190,6 +190,25 @@ def test_a_guards_stop_names_the_setting_that_pushed(tmp_path: Path, setting: di
     assert all(f.remedy[0].startswith(wanted) for f in d.findings if f.severity == "bad")
 
 
+@pytest.mark.parametrize("loss", [{}, {"loss_type": "simpo", "beta": 2.0}])
+def test_harm_within_the_sound_range_names_the_rate_where_it_is_above_the_automatic_one(
+    tmp_path: Path, loss: dict[str, Any]
+) -> None:
+    """At twice the automatic rate nothing is odd, yet less of it comes first; about the automatic one, three tenths of
+    what was used."""
+    gone = {"state": "stopped", "stop": {"kind": "degenerate", "text": "guard: 1.1 nats less likely"}}
+
+    def first(name: str, rate: float) -> str:
+        run = planned(make(tmp_path / name, status=gone, recipe={"learning_rate": rate, **loss}))
+        run.log({**run.metrics[-1], "step": run.metrics[-1]["step"] + 1, "learning_rate": rate})
+        return next(r.text for r in told(diagnose(run), "guard").remedies if r.setting == "learning_rate")
+
+    assert first("twice", 2e-5).startswith("learning_rate=auto")
+    assert first("usual", 1e-5) == "learning_rate=3e-06"
+    run = planned(make(tmp_path / "b", status=gone, recipe={"learning_rate": 2e-5, **loss}))
+    assert told(diagnose(run), "guard").remedies[0].setting == "learning_rate"
+
+
 # -- 7: the account of the data is read -------------------------------------------------------------------------------
 
 

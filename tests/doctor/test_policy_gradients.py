@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from synthetic_runs import (
     KL_BLOWN_UP,
     REWARD_HACKED_BY_LENGTH,
     make_policy,
+    mean,
     peak,
     to,
 )
@@ -256,3 +258,22 @@ def test_step_0_alone(tmp_path: Path) -> None:
     run.recipe = {"method": "ppo"}
     run.log({"step": 0, "samples/reward": 0.1, "samples/kl": 0.0, "samples/eos_rate": 0.9})
     assert diagnose(run).severity == "info"
+
+
+def test_a_rise_within_wide_intervals_is_not_called_flat(tmp_path: Path) -> None:
+    """Up by half of the reward's spread, and nothing tells beyond the noise: not flat, and no alarm. What went down by
+    as much, or is measured well enough to exclude such a rise, is flat as before."""
+
+    def severity(name: str, rise: float, half: float) -> str:
+        rows: list[dict[str, Any]] = [mean("samples/reward", 0.4, half, 24) | {"step": 0}]
+        for step in range(1, 17):
+            scattered = (0.0, half, 0.0, -half)[step % 4]
+            rows.append({"step": step, "reward": 0.4 + rise * step / 16 + scattered, "reward_std": 0.5})
+        rows[-1] |= mean("samples/reward", 0.4 + rise, half, 24)
+        run = make_policy(tmp_path / name)
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return finding(diagnose(run), "reward_flat").severity
+
+    assert severity("up", 0.25, half=0.3) == "info"
+    assert severity("down", -0.25, half=0.3) == "warning"
+    assert severity("flat", 0.01, half=0.05) == "warning"

@@ -176,3 +176,16 @@ def test_only_what_it_lacks_is_said_to_be_missing(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "b")
     run.recipe = {"method": "reward"}
     assert diagnose(run).headline == "Nothing has been measured yet."
+
+
+def test_where_length_and_preference_are_the_same_thing_length_is_information(tmp_path: Path) -> None:
+    """The rule of length is wrong in 4 of 60 pairs: being as good as it says nothing of either. Where it is wrong often
+    enough to tell, or the model does not even reach it, the warning stays."""
+
+    def said(name: str, calibration: dict[str, Any]) -> str:
+        found = diagnose(make_reward(tmp_path / name, calibration=calibration)).findings
+        return next(f.severity for f in found if f.key == "mostly_length")
+
+    assert said("few", sound_calibration(0.95, 60, baseline=0.94)) == "info"
+    assert said("many", sound_calibration(0.95, 600, baseline=0.94)) == "warning"
+    assert said("below", sound_calibration(0.75, 60, baseline=0.94)) == "warning"

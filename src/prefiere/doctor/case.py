@@ -173,8 +173,12 @@ class Case:
         return float(rates.max()) if len(rates) else None
 
     def rate_times(self, factor: float) -> Remedy:
-        """A learning rate to try, where the one that was used is about the automatic one: ``learning_rate=2e-05``."""
+        """A learning rate to try: the automatic one, where the one that was used lies off it in the other direction,
+        by half or more; else so many times the one that was used: ``learning_rate=2e-05``."""
         rate, push = self.learning_rate, 1 if factor > 1 else -1
+        dial = next((d for d in self.dials if d.dial.name == "learning_rate"), None)
+        if dial is not None and (dial.times >= 1.5 if push < 0 else dial.times <= 1 / 1.5):
+            return self.usual(dial)
         if rate is None:
             return advised("rate_times", push, factor=f"{factor:g}")
         return set_to("learning_rate", float(f"{rate * factor:.0e}"), push=push)
@@ -192,19 +196,22 @@ class Case:
 
     def gentler(self) -> tuple[Remedy, ...]:
         """What keeps a model closer to where it started: the setting that is farthest from its usual value, where one
-        pushes too hard; else each of the usual means, most telling first."""
+        pushes too hard; else each of the usual means, most telling first: a rate above the automatic one before all."""
         if (odd := self.odd(1)) is not None:
             return (self.usual(odd),)
         rate = self.rate_times(0.3)
+        means: tuple[Remedy, ...]
         if self.family == "policy":
-            return (self.tighter("which ties the model more strongly to where it started"), rate)
-        if not self.has_reference:
-            return (rate, Remedy("fewer updates: a smaller num_train_epochs, or max_steps", push=-1))
-        return (
-            set_to("rpo_alpha", 1.0, "which adds a pull towards the preferred answers themselves", -1),
-            self.larger("beta", 3, "which ties the model more strongly to where it started"),
-            rate,
-        )
+            means = (self.tighter("which ties the model more strongly to where it started"), rate)
+        elif not self.has_reference:
+            means = (rate, Remedy("fewer updates: a smaller num_train_epochs, or max_steps", push=-1))
+        else:
+            means = (
+                set_to("rpo_alpha", 1.0, "which adds a pull towards the preferred answers themselves", -1),
+                self.larger("beta", 3, "which ties the model more strongly to where it started"),
+                rate,
+            )
+        return tuple(sorted(means, key=lambda r: r.value != "auto"))
 
     def bolder(self, factor: float) -> tuple[Remedy, ...]:
         """What lets a model move: the setting that is farthest from its usual value, where one holds it back."""

@@ -142,12 +142,28 @@ def reward_falls(case: Case) -> Finding | None:
     )
 
 
+WORTH_HAVING = 0.5
+"""A rise of the reward, in its own spread within an update, that is worth a run."""
+
+
 def reward_flat(case: Case) -> Finding | None:
-    """The reward's change is within the noise, in training and on held-out prompts."""
+    """The reward's change is within the noise, in training and on held-out prompts. As information where all of their
+    intervals hold a rise worth having: then it is not shown to be flat, either."""
     seen = [c for k in ("samples/reward", "reward") if (c := case.change(k)) is not None and c.after.known]
     if not seen or any(c.moves() for c in seen) or reward_learnt(case):
         return None
-    kl, spread = case.seen("samples/kl"), case.end("reward_std")
+    kl, spread, first = case.seen("samples/kl"), case.end("reward_std"), case.series("reward_std")
+    evidence = case.evidence("samples/reward", "reward", "reward_std", "samples/kl", "objective/kl")
+    if len(first) and all(c.diff > 0 and c.high > WORTH_HAVING * first.start.mean > 0 for c in seen):
+        return Finding(
+            "reward_flat",
+            "Whether the reward rises cannot be told yet: too little was measured.",
+            "info",
+            "Its rise is within the noise, and so would be a rise worth having.",
+            evidence,
+            (MORE_ROLLOUTS, Remedy("a larger eval_size, so that a smaller change can be seen")),
+            said_as="reward_undecided",
+        )
     if spread is not None and spread.mean < 1e-6:
         why = "Every answer earns the same reward, so nothing says which of them to write more often."
         remedy: tuple[Remedy, ...] = (Remedy("a reward that tells answers apart: `prefiere score` on a few of them"),)
@@ -162,14 +178,7 @@ def reward_flat(case: Case) -> Finding | None:
             Remedy("whiten_advantages=true"),
             MORE_ROLLOUTS,
         )
-    return Finding(
-        "reward_flat",
-        "The reward did not move beyond the noise.",
-        "warning",
-        why,
-        case.evidence("samples/reward", "reward", "reward_std", "samples/kl", "objective/kl"),
-        remedy,
-    )
+    return Finding("reward_flat", "The reward did not move beyond the noise.", "warning", why, evidence, remedy)
 
 
 def _rate_is_usual(case: Case) -> bool:

@@ -15,7 +15,7 @@ from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import labels
 from prefiere.doctor.series import Level
-from prefiere.doctor.standstill import gained, pairs_needed
+from prefiere.doctor.standstill import FEW_HELD_OUT, gained, pairs_needed
 from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.stats import wilson
 
@@ -118,7 +118,8 @@ def chance(case: Case) -> Finding | None:
 
 
 def mostly_length(case: Case) -> Finding | None:
-    """No better than the rule of length; or wrong more often than right where that rule is wrong."""
+    """No better than the rule of length; or wrong more often than right where that rule is wrong. As information where
+    the pairs cannot tell: the rule is wrong in fewer than `FEW_HELD_OUT` of them, and the model is as good as it."""
     right, length = accuracy(case), case.calibration.get("length")
     if right is None or not isinstance(length, Mapping) or not right.above(0.5) or labels.swapped(case):
         return None  # at chance it measures nothing; among swapped labels neither it nor the rule can be right
@@ -128,6 +129,11 @@ def mostly_length(case: Case) -> Finding | None:
     no_better = always is not None and right.known and _touch(right, always[1])
     if not (blind or no_better) or right.below(0.5):
         return None
+    seen = (*_evidence(case, ACCURACY), *_length(case))
+    if against is not None:
+        seen = (*seen, line(f"right_if_not_{rule}", share=interval(against, ACCURACY)))
+    if not blind and always is not None and _undecided(right, always[1]):
+        return _length_or_quality(rule, seen)
     title = "It measures length more than quality."
     if no_better and always is not None:
         title = f"Choosing the {rule} answer would do as well."
@@ -135,9 +141,6 @@ def mostly_length(case: Case) -> Finding | None:
             title = f"It is not shown to do better than choosing the {rule} answer."
     if blind and no_better:
         title = f"It measures length: choosing the {rule} answer would do as well."
-    lines = []
-    if against is not None:
-        lines.append(line(f"right_if_not_{rule}", share=interval(against, ACCURACY)))
     return Finding(
         "mostly_length",
         title,
@@ -145,12 +148,33 @@ def mostly_length(case: Case) -> Finding | None:
         f"In this data the preferred answer is often the {rule} one, and the model has learnt "
         + ("little else. " if blind else "nothing that is shown to go beyond it. ")
         + f"A policy that is trained on it will write ever {rule} answers, whatever they say.",
-        (*_evidence(case, ACCURACY), *_length(case), *lines),
-        (
-            Remedy("pairs of answers of similar length"),
-            Remedy("`prefiere data`: see how often the chosen answer is the longer one"),
-            Remedy("a larger model to start from, or one that has read text like this first"),
-        ),
+        seen,
+        (SIMILAR, *_MORE_THAN_LENGTH),
+    )
+
+
+SIMILAR = Remedy("pairs of answers of similar length")
+_MORE_THAN_LENGTH = (
+    Remedy("`prefiere data`: see how often the chosen answer is the longer one"),
+    Remedy("a larger model to start from, or one that has read text like this first"),
+)
+
+
+def _undecided(right: Level, rule: Level) -> bool:
+    """Whether the rule of length is wrong too rarely to tell a model that is as good as it from it."""
+    return 0 < right.n and (1 - rule.mean) * right.n < FEW_HELD_OUT and not right.below(rule.mean)
+
+
+def _length_or_quality(rule: str, seen: tuple[Worded, ...]) -> Finding:
+    return Finding(
+        "mostly_length",
+        f"Whether it measures quality or length cannot be told: nearly all preferred answers are the {rule} ones.",
+        "info",
+        f"Both would be right about as often. To know what it looks at takes pairs in which the {rule} answer is not "
+        "the preferred one; this data has hardly any.",
+        seen,
+        (SIMILAR,),
+        said_as="length_or_quality",
     )
 
 

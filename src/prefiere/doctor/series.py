@@ -67,6 +67,11 @@ class Change:
         sides = [side for side in (a.mean - a.low, b.high - b.mean) if not math.isnan(side)]
         return self.diff - math.hypot(*sides) if sides else math.nan
 
+    @property
+    def high(self) -> float:
+        """Upper 95% bound of the difference."""
+        return -Change(self.after, self.before).low
+
     def rises(self, least: float = 0.0) -> bool:
         """Whether it rose by more than ``least``, beyond the noise."""
         if math.isnan(self.low):  # unknown noise: only twice what would matter is believed
