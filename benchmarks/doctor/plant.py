@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.doctor.causes import CAUSES, Cause, Row
+from benchmarks.doctor.witness import right_answers, witnessed
 from prefiere import recipe
 from prefiere.api.training import train
 from prefiere.data.schema import Text
@@ -254,9 +255,16 @@ def outcome(case: Case, work: Path, *, remedies: bool, keep: bool) -> Row:
         shutil.rmtree(again, ignore_errors=True)
         second, error = _trained(method, next_recipe(run.recipe, changes, str(again)))
         row["after"] = {"error": error} if second is None else _after(diagnose(second))
+    if case.cause is None and case.data == "demo":
+        row |= witnessed(run, _before(str(model)))
     for part in ("checkpoints", "model") if keep else (".",):
         shutil.rmtree(folder / part, ignore_errors=True)
     return row
+
+
+@cache
+def _before(model: str) -> float:
+    return right_answers(model)
 
 
 def read_again(row: Row, work: Path) -> Row:

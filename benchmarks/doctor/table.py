@@ -22,17 +22,25 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     if planted:
         lines.append(_line("**all**", planted))
     if healthy:
-        alarms = sum(r["verdict"] == "alarm" for r in healthy)
-        low, high = wilson(alarms, len(healthy))
-        lines += [
-            "",
-            f"False alarms: {alarms} of {len(healthy)} healthy runs (95%: {100 * low:.1f} to {100 * high:.1f}%).",
-        ]
+        lines += ["", *_alarms(healthy)]
     after = [r["after"] for r in planted if r.get("after")]
     if after:
         well, ruined = sum(bool(a.get("healthy")) for a in after), sum(bool(a.get("destroyed")) for a in after)
         lines += ["", f"Remedies applied literally: {len(after)}; healthy afterwards {well}, destroyed {ruined}."]
     return "\n".join(lines)
+
+
+def _alarms(healthy: Sequence[dict[str, Any]]) -> list[str]:
+    """Alarms among runs whose model came to no harm, as the witness saw it, and among those that did."""
+    ruined = [r for r in healthy if r.get("sound") is False]
+    sound = [r for r in healthy if r.get("sound") is not False]
+    alarms = sum(r["verdict"] == "alarm" for r in sound)
+    low, high = wilson(alarms, len(sound))
+    said = [f"False alarms: {alarms} of {len(sound)} healthy runs (95%: {100 * low:.1f} to {100 * high:.1f}%)."]
+    if ruined:
+        found = sum(r["verdict"] == "alarm" for r in ruined)
+        said += ["", f"Planned as healthy, and ruined: {len(ruined)}; warned about: {found}."]
+    return said
 
 
 def _line(name: str, rows: Sequence[dict[str, Any]]) -> str:
