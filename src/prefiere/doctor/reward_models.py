@@ -162,7 +162,7 @@ _MORE_THAN_LENGTH = (
 
 def _undecided(right: Level, rule: Level) -> bool:
     """Whether the rule of length is wrong too rarely to tell a model that is as good as it from it."""
-    return 0 < right.n and (1 - rule.mean) * right.n < FEW_HELD_OUT and not right.below(rule.mean)
+    return right.n > 0 and (1 - rule.mean) * right.n < FEW_HELD_OUT and not right.below(rule.mean)
 
 
 def _length_or_quality(rule: str, seen: tuple[Worded, ...]) -> Finding:
