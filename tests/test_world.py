@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import runs
 from prefiere.cli.main import app
+from prefiere.models.shard.spread import mesh_of
 from prefiere.processes.errors import PeerError
 from prefiere.train.interrupt import Ending, Interrupt
 from prefiere.world import World, leave_group
@@ -41,12 +42,28 @@ def told() -> dict[str, object]:
     }  # fmt: skip
 
 
-def in_processes(tmp_path: Path, count: int) -> list[dict[str, object]]:
+def kept_waiting() -> None:
+    """The first process waits for the second, which lives and does something else, among all and among the nodes of a
+    hybrid run; it writes down what each raises, and why it then fails."""
+    os.environ["PREFIERE_TIMEOUT"] = "10"
+    world = World.open(cpu=True)
+    nodes = mesh_of(world.device, 2, 2, "hybrid").get_group("replicate")
+    world.barrier()
+    if not world.main:
+        time.sleep(600)
+    for wait in (lambda: dist.all_reduce(torch.ones(1), group=nodes), lambda: world.sum(torch.ones(1))):
+        with pytest.raises(RuntimeError, match=r"(?i)timed? ?out") as e:
+            wait()
+    (Path(os.environ["WHERE"]) / "why").write_text(str(world.failed(e.value)))
+    os._exit(3)
+
+
+def in_processes(tmp_path: Path, count: int, *words: str) -> list[dict[str, object]]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHERE": str(tmp_path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
+    done = subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=150, check=False)
+    assert (done.returncode == 0) == (not words), done.stderr[-3000:]
+    return [] if words else [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 @pytest.mark.long
@@ -63,6 +80,15 @@ def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
         assert f["gathered"] == ["00", "10", "11"]
         assert f["told"] == {"from": 0}
         assert f["late"] == ["late-1"]
+
+
+@pytest.mark.long
+def test_nobody_waits_longer_than_asked_for_a_process_that_lives(tmp_path: Path) -> None:
+    """Groups have timeouts of their own, of 30 minutes where nobody sets them."""
+    in_processes(tmp_path, 2, "waits")
+    why = (tmp_path / "why").read_text()
+    assert why.startswith("another process lives, and had more than 10 seconds to do"), why
+    assert "set PREFIERE_TIMEOUT to more seconds" in why
 
 
 def test_one_process_is_a_world() -> None:
@@ -124,6 +150,8 @@ def test_a_command_leaves_its_group_of_processes(tmp_path) -> None:
 
 
 def _in_a_process_group() -> None:
+    if sys.argv[1:]:
+        kept_waiting()
     found = told()
     (Path(os.environ["WHERE"]) / f"{found['rank']}.json").write_text(json.dumps(found))
     leave_group()

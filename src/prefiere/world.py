@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
-from prefiere.processes.join import heartbeat, open_group
+from prefiere.processes.errors import PeerError
+from prefiere.processes.join import TIMEOUT, heartbeat, open_group, patience
 from prefiere.processes.launchers import on_cpu, refuse_unread
 from prefiere.processes.team import Team
 
@@ -124,7 +125,7 @@ class World:
         if heart is None:
             return error
         first = error.__context__ if isinstance(error, KeyboardInterrupt) else error
-        why = (heart.cause() if isinstance(first, RuntimeError) else None) or error
+        why = (heart.cause() or _too_late(first) if isinstance(first, RuntimeError) else None) or error
         heart.stop(why)
         return why
 
@@ -151,6 +152,17 @@ class World:
         # accelerate's own end_training closes the group of processes as well
         for tracker in self._accelerator.trackers:
             tracker.finish()
+
+
+def _too_late(error: RuntimeError) -> PeerError | None:
+    """What to do about the error of a library that waited for processes, all of which live."""
+    if not any(said in str(error).lower() for said in ("timed out", "timeout")):
+        return None
+    seconds = patience().total_seconds()
+    return PeerError(
+        f"another process lives, and had more than {seconds:g} seconds to do before it came to what all do together: "
+        f"set {TIMEOUT} to more seconds; the same torchrun command again continues the run"
+    )
 
 
 def leave_group() -> None:

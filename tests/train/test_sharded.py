@@ -26,6 +26,8 @@ from prefiere.console import Display
 from prefiere.estimate.estimate import estimate
 from prefiere.estimate.simulate import simulate
 from prefiere.estimate.workload import longest, workload
+from prefiere.evaluate.functions import Answered
+from prefiere.evaluate.judges import Judge
 from prefiere.launch import launch
 from prefiere.models.shard import store
 from prefiere.models.shard.spread import own
@@ -41,7 +43,7 @@ from prefiere.world import leave_group
 QUIET = Display(quiet=True)
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sft": (SFT, {"model": "tied", "gradient_checkpointing": True, "lora": False}),
-    "dpo": (DPO, {"tokens_per_microbatch": 120, "save_steps": 2, "max_steps": 4}),
+    "dpo": (DPO, {"tokens_per_microbatch": 120, "save_steps": 2, "max_steps": 4, "judge": "rewarding:graded"}),
     "kto": (DPO, {"loss_type": "kto", "tokens_per_microbatch": 120, "lora": True, "gradient_checkpointing": True}),
     "reward": (Reward, {}),
     "reward-lora": (Reward, {"lora": True, "model": "tied"}),
@@ -119,25 +121,30 @@ def short_of_memory() -> Iterator[None]:
 
 def weighed(s: Settings, out: Path) -> None:
     """A run that writes down, after each update, how many bytes this process holds: of the trunk's weights, of the
-    optimizer's moments, and of the weights before they were spread."""
-    real, spread, read = Engine.update, setup.shard, list[int]()
+    optimizer's moments, and of the weights before they were spread, and how many answers it has scored."""
+    real, spread, scores, read = Engine.update, setup.shard, Judge.scores, list[int]()
+    scored = [0]
 
     def update(self: Engine, *args: Any) -> Any:
         found = real(self, *args)
         held = sum(own(p).nbytes for p in self.trunk.parameters())
         moments = sum(own(x).nbytes for state in self.optimizer.state.values() for x in state.values() if x.ndim)
-        out.write_text(json.dumps([held, moments, read[0]]))
+        out.write_text(json.dumps([held, moments, sum(read[:1]), scored[0]]))
         return found
 
     def noted(trunk: Trunk, mesh: Any, **options: Any) -> None:
         read.append(sum(p.nbytes for p in trunk.parameters() if not p.is_meta))
         spread(trunk, mesh, **options)
 
-    Engine.update, setup.shard = update, noted  # type: ignore[method-assign]
+    def counted(self: Judge, asked: Answered) -> Any:
+        scored[0] += len(asked.completions)
+        return scores(self, asked)
+
+    Engine.update, setup.shard, Judge.scores = update, noted, counted  # type: ignore[method-assign]
     try:
         launch(s, display=QUIET)
     finally:
-        Engine.update, setup.shard = real, spread  # type: ignore[method-assign]
+        Engine.update, setup.shard, Judge.scores = real, spread, scores  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,7 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("sharded")
     models(tmp)
     for name in CASES:
-        launch(given(tmp, name, out=str(tmp / f"{name}-one")), display=QUIET)
+        weighed(given(tmp, name, out=str(tmp / f"{name}-one")), tmp / f"{name}-alone.json")
     killed(given(tmp, "dpo", out=str(tmp / "dpo-plain")), 3)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHERE": str(tmp)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
@@ -194,6 +201,8 @@ def assert_near(one: Run, two: Run, tolerance: float) -> None:
             if name in a:
                 assert a[name] == pytest.approx(b[name], rel=20 * tolerance, abs=tolerance), name
     assert [r["completion"] for r in one.samples] == [r["completion"] for r in two.samples]
+    for name in ("score", "reward"):
+        assert [r[name] for r in one.samples] == pytest.approx([r[name] for r in two.samples], abs=1e-5), name
     a, b = weights(one.model), weights(two.model)
     assert a.keys() == b.keys()
     whole = sum(float(x.norm()) ** 2 for x in a.values()) ** 0.5
@@ -219,6 +228,15 @@ def test_two_processes_that_share_the_tokens_of_a_row_equal_one(tmp: Path, name:
     assert two.environment["world_size"] == 2
     assert two.recipe["sequence_parallel_size"] == 2
     assert_near(one, two, 1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["dpo", "ppo", "ppo-lora", "grpo"])
+def test_every_answer_is_scored_by_one_process(tmp: Path, name: str) -> None:
+    """By a judge, by rewards that are functions, and by one that is mounted on the sharded base."""
+    alone, *both = (json.loads((tmp / f"{name}-{who}.json").read_text())[-1] for who in ("alone", 0, 1))
+    assert sum(both) == alone
+    assert min(both) > alone / 4
 
 
 @pytest.mark.long
@@ -264,7 +282,7 @@ def test_an_estimate_books_what_each_process_holds(tmp: Path, name: str) -> None
     device = Device("cpu", 2**34, False, processes=2)
     work = workload(given(tmp, name, out=str(tmp / "new"), shard="full"), device, QUIET)
     sim, booked = simulate(work, longest(work)[0], 1), estimate(work, None).memory
-    held, moments, _ = zip(*(json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
+    held, moments, *_ = zip(*(json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
     assert sum(held) == pytest.approx(sim.trunk, rel=0.02), "buffers are on each"
     assert max(held) == pytest.approx(booked.weights - sim.beside - sim.reference / 2, rel=0.1)
     assert sum(moments) == 8 * sim.trained
@@ -275,7 +293,7 @@ def test_an_estimate_books_what_each_process_holds(tmp: Path, name: str) -> None
 @pytest.mark.parametrize("name", CASES)
 def test_the_first_process_alone_reads_the_weights(tmp: Path, name: str) -> None:
     """But where others join them: a critic's. An adapter to go on from, which is the reference too, each may read."""
-    (_, _, first), (_, _, second) = (json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
+    (_, _, first, _), (_, _, second, _) = (json.loads((tmp / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
     assert first > 0
     if name.startswith("ppo"):
         assert second == first

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +23,6 @@ from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, short_names, spread
 from prefiere.models.critic import rescale_critic
 from prefiere.models.reference import Reference
-from prefiere.models.shard.spread import whole
 from prefiere.objectives.masked import masked_moments
 from prefiere.objectives.ppo import AdaptiveKL, explained_variance, kl_k3, truncated_weight
 from prefiere.plan.examples import PromptData, Prompts
@@ -197,8 +195,7 @@ class OnPolicy:
         return not asked and self.settings.num_ppo_epochs == 1 and len(parts) == 1
 
     def _score(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:
-        mounted = self.session.plan.roles.mounted
-        with whole(self.session.trunk) if mounted else nullcontext():  # processes score unequally many answers
+        with self.rewards.whole():  # processes score unequally many answers
             return self._scored(step, numbers, completions)
 
     def _scored(self, step: int, numbers: Sequence[int], completions: Sequence[np.ndarray]) -> np.ndarray:

@@ -51,6 +51,16 @@ class Answered:
     step: int = 0
     total: int = 0
 
+    def some(self, places: Sequence[int]) -> Answered:
+        """The answers at these places alone."""
+
+        def at(each: Sequence[Any]) -> list[Any]:
+            return [each[i] for i in places] if len(each) else []
+
+        return Answered(
+            at(self.prompts), at(self.completions), at(self.tokens), at(self.columns), self.step, self.total
+        )
+
     def first(self) -> Answered:
         """The first answer alone."""
         return Answered(self.prompts[:1], self.completions[:1], self.tokens[:1], self.columns[:1], 0, self.total)

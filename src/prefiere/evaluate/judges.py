@@ -10,7 +10,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -21,6 +22,7 @@ from prefiere.data.schema import Text, question
 from prefiere.evaluate.functions import Answered, Function, JudgeError, ScoreFunction, checked
 from prefiere.files import short
 from prefiere.models.reward_model import RewardModel
+from prefiere.models.shard.spread import whole
 
 Combine: TypeAlias = Literal["mean", "min", "lower"]
 
@@ -89,6 +91,16 @@ class Judge:
     def reads_columns(self) -> bool:
         """Whether a scorer may want more of the data than its prompts."""
         return any(isinstance(s, Function) and s.call.reads_columns for s in self.scorers.values())
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Each process may score as many answers as it likes meanwhile: sharded weights that a reward model is mounted
+        on are put together. All processes begin it together."""
+        with ExitStack() as stack:
+            for scorer in self.scorers.values():
+                if isinstance(scorer, RewardModel):
+                    stack.enter_context(whole(scorer.trunk))
+            yield
 
     def scores(self, asked: Answered) -> np.ndarray:
         """float64 [n, M]: the score of each answer by each scorer, NaN where a function said None; those that are async

@@ -99,7 +99,7 @@ class AnswerEvaluator:
                 signals["kl"] = (logp_A - ref_logp_A).astype(np.float64)
         answered = self._answered(samples, version)
         asked, completions = answered.prompts, answered.completions
-        signals |= self._judged(answered)
+        signals |= self._judged(answered, samples)
         rows = [
             {
                 "prompt": question(asked[i]),
@@ -135,17 +135,33 @@ class AnswerEvaluator:
         share = sequence_logps(trunk, groups, budget=self.budget, autocast=self.autocast, cut=cut)[:, 0]
         return world.sum_of_teams(share) if world else share
 
-    def _judged(self, asked: Answered) -> dict[str, np.ndarray]:
+    def _judged(self, asked: Answered, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """The scores [A] of judge and reward, where there are any."""
         signals: dict[str, np.ndarray] = {}
         if self.judge is not None:
-            signals["score"] = self.judge.combined(self.judge.scores(asked))
+            signals["score"] = self.judge.combined(self._scores(self.judge, asked, samples))
         if self.reward is not None:
-            each_AM = self.reward.scores(asked)
+            each_AM = self._scores(self.reward, asked, samples)
             signals["reward"] = self.reward.combined(each_AM)
             if each_AM.shape[1] > 1:
                 signals["reward_disagreement"] = spread(each_AM)
         return signals
+
+    def _scores(self, judge: Judge, asked: Answered, samples: Sequence[Sample]) -> np.ndarray:
+        """float64 [A, M]: what each of M scorers says of each answer. Each process asks about the answers to its share
+        of the prompts, those that it has drawn."""
+        if self.world is None or self.world.size == 1:
+            return judge.scores(asked)
+        mine = [i for i, s in enumerate(samples) if s.prompt % self.world.size == self.world.rank]
+        each = np.zeros((0, len(judge.scorers)))
+        with judge.whole():  # processes score unequally many answers
+            if mine:  # there may be more processes than prompts
+                each = judge.scores(asked.some(mine))
+        self.world.barrier()  # one may wait longer for its scores than another
+        scores_AM = np.zeros((len(samples), len(judge.scorers)))
+        for at, one in self.world.gather(list(zip(mine, each, strict=True))):
+            scores_AM[at] = one
+        return scores_AM
 
     def retest(self, answers: Answers) -> dict[str, float]:
         """``start/reward_retest``: the correlation of the reward with itself, where up to `RETESTED` answers are
@@ -154,7 +170,7 @@ class AnswerEvaluator:
         if self.reward is None or first is None:
             return {}
         some = answers.samples[:RETESTED]
-        second = self.reward.combined(self.reward.scores(self._answered(some, 0)))
+        second = self.reward.combined(self._scores(self.reward, self._answered(some, 0), some))
         if len(some) < 3 or not (np.ptp(first[: len(some)]) > 0 and np.ptp(second) > 0):
             return {}
         return {"start/reward_retest": float(np.corrcoef(first[: len(some)], second)[0, 1])}
