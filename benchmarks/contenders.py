@@ -19,8 +19,10 @@ from prefiere.algorithms.dpo import Pairs
 from prefiere.models.adapter import Adapter
 from prefiere.models.load import load_policy
 from prefiere.models.reference import sequence_logps
-from prefiere.models.source import find_model
+from prefiere.models.source import config_of, find_model
 from prefiere.objectives.preference import LOSSES
+from prefiere.plan.choices import choose_budget
+from prefiere.plan.device import Device
 from prefiere.settings import DPO
 from prefiere.tokens.groups import GroupStore
 from prefiere.train.engine import Engine
@@ -30,8 +32,15 @@ from prefiere.world import World
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 BUDGET = 4096
+"""Tokens of a micro-batch, unless a benchmark asks for what a run takes by itself (`own_budget`)."""
 LIBRARY_SPINCOUNT = "300000"
 """What libgomp does by itself."""
+
+
+def own_budget(folder: Path, dtype: torch.dtype) -> int:
+    """Tokens of a micro-batch that a run of this model takes by itself here."""
+    settings, device = DPO(model=str(folder), data="", out=""), Device.of(torch.device("cpu"))
+    return int(choose_budget(settings, device, config_of(find_model(folder)), dtype).value)
 
 
 class Ours:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.common import Bench, Contender, Row, products
-from benchmarks.contenders import Apart, Ours, Trl, installed
+from benchmarks.contenders import Apart, Ours, Trl, installed, own_budget
 from benchmarks.peak import QUICK, matmul_peak, step_flops
 from benchmarks.workload import SHAPES, window
+from prefiere.tokens.groups import GroupStore
 from prefiere.tokens.pack import pack
 
 # shape, LoRA, batches of 8 in a window, goals against TRL as shipped and at its best, against the plain path with
@@ -43,7 +45,9 @@ def rows(bench: Bench) -> Iterable[Row]:
         if shape in bench.shapes:
             yield from _case(bench, shape, lora, steps, goals)
     if WHOLE in bench.shapes:
-        yield from _whole(bench, "tiny" if bench.quick else WHOLE)
+        shape = "tiny" if bench.quick else WHOLE
+        store, title = bench.store(SHAPES[shape].words), f"DPO, reference and updates, {SHAPES[shape].title}"
+        yield from whole_model(bench, title, bench.folder(shape), store, lora=True, goal=5.5, share=0.65)
 
 
 def _case(
@@ -105,37 +109,34 @@ def _case(
         yield Row.faster(work, whole(s[f"steady, {name}"]), whole(s[f"plain, {name}"]), goal=goal, note=n)
 
 
-def _whole(bench: Bench, shape: str) -> Iterable[Row]:
-    """The whole of a small model under LoRA, in what this processor multiplies in: against TRL at its best, and how
-    much of the matrix-product peak it reaches."""
-    half = products()
-    folder, store = bench.folder(shape), bench.store(SHAPES[shape].words)
-    batches = window(store, 1, grouped=True)
-    title = f"DPO epoch, {SHAPES[shape].title}, {str(half).removeprefix('torch.')}, LoRA"
-    mine = Ours(folder, store, batches, lora=True, compute=None if half == torch.float32 else half)
-    peers, contenders = None, {"ours": mine.epoch}
-    if installed():
-        best = {"precompute": True, "pairs_per_forward": 2, "half_base": True, "half": half}
-        same = {"folder": folder, "store": store, "batches": batches, "lora": True, "scratch": bench.out}
-        peers = Apart({BEST: (Trl, {**same, **best})})
-        contenders[BEST] = peers.call(BEST, "epoch")
+def whole_model(
+    bench: Bench, title: str, folder: Path, store: GroupStore, *, lora: bool, goal: float, share: float | None = None
+) -> Iterable[Row]:
+    """A window of DPO on a whole model, in what this processor multiplies in, with micro-batches as a run takes them:
+    against TRL at its best (``goal`` times), and how much of the matrix-product peak it reaches (``share``)."""
+    half, batches = products(), window(store, 1, grouped=True)
+    title = f"{title}, {str(half).removeprefix('torch.')}, {'LoRA' if lora else 'full'}"
+    if not installed():
+        yield Row.missing(f"{title}; {BEST}", goal, "TRL is not installed")
+        return
+    compute = None if half == torch.float32 else half
+    mine = Ours(folder, store, batches, lora=lora, compute=compute, budget=own_budget(folder, half))
+    same = {"folder": folder, "store": store, "batches": batches, "lora": lora, "scratch": bench.out, "half": half}
+    peers = Apart({BEST: (Trl, {**same, "precompute": True, "pairs_per_forward": 2, "half_base": lora})})
     peaks: list[float] = []
 
     def peak(_: int) -> float:
         peaks.append(matmul_peak(half, sizes=QUICK if bench.quick else None))
         return 1.0
 
-    s = bench.alternate({**contenders, "peak": peak}, 1)
+    s = bench.alternate({"ours": mine.epoch, BEST: peers.call(BEST, "epoch"), "peak": peak}, 1)
+    peers.close()
     needed = _flops(mine, batches)
-    if peers:
-        peers.close()
-        note = f"window of 8 pairs; {BEST_NOTE}; {_at_most(s[BEST], needed, peaks)}"
-        yield Row.faster(f"{title}; {BEST}", s["ours"], s[BEST], goal=5.5, note=note)
-    else:
-        yield Row.missing(f"{title}; {BEST}", 5.5, "TRL is not installed")
+    note = f"window of 8 pairs; {BEST_NOTE}; {_at_most(s[BEST], needed, peaks)}"
+    yield Row.faster(f"{title}; {BEST}", s["ours"], s[BEST], goal=goal, note=note)
     reached = [needed / t / 1e9 for t in s["ours"]]
     note = "reference and update; optimizer included"
-    yield Row.share(f"{title}: share of the matmul peak", reached, peaks[1:], goal=0.65, unit="GF/s", note=note)
+    yield Row.share(f"{title}: share of the matmul peak", reached, peaks[1:], goal=share, unit="GF/s", note=note)
 
 
 def _at_most(peer: list[float], needed: float, peaks: list[float]) -> str:

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.common import Bench, Row, clock, products, quiet, write_groups
-from benchmarks.contenders import Apart, Ours, Trl, installed
-from benchmarks.dpo import BEST, BEST_NOTE
+from benchmarks.common import Bench, Row, clock, quiet, write_groups
+from benchmarks.contenders import installed
+from benchmarks.dpo import whole_model
 from benchmarks.memory import peak_mb
-from benchmarks.workload import MAX_LENGTH, window, write_pairs
+from benchmarks.workload import MAX_LENGTH, write_pairs
 from prefiere.models.load import load_tokenizer
 from prefiere.models.source import find_model
 from prefiere.tokens.encoder import Encoder
@@ -34,8 +33,6 @@ from prefiere.tokens.truncation import EncodeReport, Truncation
 
 GOALS = {"updates": 5.0, "first": 3.0, "share": 0.25, "peak": 5.0}
 UPDATES = 100
-BUDGET = 1024
-"""Tokens of a micro-batch, as a run of SmolLM2-135M takes them by itself on a CPU."""
 
 
 def rows(bench: Bench) -> Iterable[Row]:
@@ -46,7 +43,7 @@ def rows(bench: Bench) -> Iterable[Row]:
         return
     data = write_pairs(bench.out / "pairs.jsonl", bench.pairs)
     parts: dict[str, Callable[[], Iterable[Row]]] = {
-        "updates": lambda: (_updates(bench, model, lora) for lora in (False, True)),
+        "updates": lambda: _updates(bench, model),
         "first": lambda: [_first(bench, model, data)],
         "share": lambda: [_share(bench, model, data)],
         "peak": lambda: [_peak(bench, model, data)],
@@ -55,20 +52,10 @@ def rows(bench: Bench) -> Iterable[Row]:
         yield from parts[part]()
 
 
-def _updates(bench: Bench, model: Path, lora: bool) -> Row:
-    half = products()
-    work = f"DPO, reference and updates, {model.name}, {half}, {'LoRA' if lora else 'full'}; {BEST}"
-    if not installed():
-        return Row.missing(work, GOALS["updates"], "TRL is not installed")
-    store = _store(bench, model)
-    batches = window(store, 1, grouped=True)
-    compute = None if half == torch.float32 else half
-    mine = Ours(model, store, batches, lora=lora, compute=compute, budget=BUDGET)
-    same = {"folder": model, "store": store, "batches": batches, "lora": lora, "scratch": bench.out, "half": half}
-    peers = Apart({BEST: (Trl, {**same, "precompute": True, "pairs_per_forward": 2, "half_base": lora})})
-    t = bench.alternate({"ours": mine.epoch, BEST: peers.call(BEST, "epoch")}, 1)
-    peers.close()
-    return Row.faster(work, t["ours"], t[BEST], goal=GOALS["updates"], note=f"window of 8 pairs; {BEST_NOTE}")
+def _updates(bench: Bench, model: Path) -> Iterable[Row]:
+    title = f"DPO, reference and updates, {model.name}"
+    for lora in (False, True):
+        yield from whole_model(bench, title, model, _store(bench, model), lora=lora, goal=GOALS["updates"])
 
 
 def _store(bench: Bench, model: Path) -> GroupStore:
