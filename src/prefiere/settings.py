@@ -90,11 +90,10 @@ class Settings(BaseModel):
         None,
         description="any other PEFT configuration, as a map or the path of an adapter_config.json; replaces lora_*",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward: slower, less memory"
-    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward: slower, less memory")
     torch_compile: bool = Field(False, description="compile the model")
     shard: Literal["auto", "none", "full", "hybrid"] = Field("auto", description="whether processes share the weights")
+    cpu_offload: bool = Field(False, description="sharded weights and their moments rest in the processor's memory")
     sequence_parallel_size: Count = Field(1, description="processes that share the tokens of each packed row (Ulysses)")
     attn: Literal["auto", "packed", "padded"] = Field(
         "auto",
@@ -127,6 +126,7 @@ class Settings(BaseModel):
     free: ClassVar[frozenset[str]] = frozenset({
         "out", "report_to", "project", "run_name", "report_intervals", "logging_steps", "save_steps", "shard",
         "save_total_limit", "guard", "tokens_per_microbatch", "gradient_checkpointing", "sequence_parallel_size",
+        "cpu_offload",
     })  # fmt: skip
 
     @field_validator("columns", mode="before")

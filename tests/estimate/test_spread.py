@@ -10,7 +10,7 @@ import pytest
 import runs
 from prefiere.console import Display
 from prefiere.estimate.cards import card_of
-from prefiere.estimate.estimate import estimate, forecast, until_it_fits
+from prefiere.estimate.estimate import Forecast, estimate, forecast, until_it_fits
 from prefiere.estimate.workload import workload
 from prefiere.plan.device import Device
 from prefiere.settings import DPO
@@ -53,3 +53,35 @@ def test_shares_of_weights_and_moments_add_up(tmp_path: Path) -> None:
         each = estimate(workload(runs.settings(tmp_path, DPO, shard=shard), device, QUIET), card).memory
         assert each.weights == pytest.approx(one.weights / parts, abs=8)
         assert each.trained == pytest.approx(one.trained / parts, abs=8)
+
+
+def test_what_rests_on_the_processor_is_booked_there(tmp_path: Path) -> None:
+    """Weights, moments and gradients of a part; each GPU keeps what is put together, and nothing between updates."""
+    card, four = card_of("h100"), Device("cuda", 2**40, True, processes=4)
+    settings = runs.settings(tmp_path, DPO, lora=False, sample_steps=0, shard="full")
+    work = workload(settings, four, QUIET)
+    on, off = (
+        estimate(w, card).memory
+        for w in (work, workload(settings.model_copy(update={"cpu_offload": True}), four, QUIET))
+    )
+    gradients = on.trained // 2  # fp32, where the moments are two of these
+    assert (off.weights, off.trained, on.host) == (0, 0, 0)
+    assert off.host == pytest.approx(on.weights + on.trained + gradients, abs=8)
+    assert on.update - gradients < off.update < on.update
+    assert off.peak < on.peak - on.weights - on.trained
+
+
+@pytest.mark.long
+def test_full_training_rests_on_the_processor_before_rows_are_cut(tmp_path: Path) -> None:
+    card, settings = card_of("h100"), runs.settings(tmp_path, DPO, lora=False, sample_steps=0)
+    device = Device("cuda", 2**40, True, processes=4)
+    asked = settings.model_copy(update={"shard": "full", "gradient_checkpointing": True, "tokens_per_microbatch": 32})
+    room = estimate(workload(asked, device, QUIET), card).memory.peak - 1
+    small = replace(device, memory=room)
+    made, work, found, fits = until_it_fits(workload(settings, small, QUIET), card, room)
+    assert fits
+    assert made[-1] == "cpu_offload=true"
+    assert work.plan.settings.cpu_offload
+    shown = Forecast(found, room, card, made, fits, small, work.plan.shard).spread
+    assert shown is not None
+    assert shown.endswith("GiB of each node's own memory (cpu_offload)")

@@ -224,7 +224,6 @@ def test_what_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
     for options, why in (
         ({"quantize": "nf4"}, "weights in 4 bits are packed"),
         ({"dtype": "float16"}, "float16 scales its loss"),
-        ({"torch_compile": True}, "compiled as a whole"),
         ({"peft_config": {"init_lora_weights": "pissa"}}, "takes its start out of the base"),
     ):
         settings = runs.settings(tmp_path, **options)
@@ -234,6 +233,22 @@ def test_what_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"^shard=full: [^\n]*{why}[^\n]*: leave shard out[^\n]*$"):
             resolve(settings.model_copy(update={"shard": "full"}), four)
         assert resolve(settings.model_copy(update={"shard": "full"}), GPU).shard == "none", "one process shares nothing"
+
+
+def test_weights_rest_on_the_processor_where_they_are_sharded(tmp_path: Path) -> None:
+    """They are then shared, whether or not they would fit as they are; where they cannot be, that is said in a line."""
+    four, nodes = replace(GPU, processes=4), replace(GPU, processes=4, nodes=2)
+    settings = runs.settings(tmp_path, lora=False, cpu_offload=True)
+    assert resolve(settings, four).shard == "full"
+    assert resolve(settings, nodes).shard == "hybrid"
+    cases: tuple[tuple[Device, dict[str, object], str], ...] = (
+        (GPU, {}, "there is one process"),
+        (four, {"shard": "none"}, "as asked"),
+        (four, {"lora": True, "quantize": "nf4"}, "weights in 4 bits are packed"),
+    )
+    for device, options, why in cases:
+        with pytest.raises(ValueError, match=rf"^cpu_offload: [^\n]*\([^\n]*{why}[^\n]*\): leave it out[^\n]*$"):
+            resolve(settings.model_copy(update=options), device)
 
 
 def test_tokens_that_cannot_be_shared_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import AutoModelForCausalLM
 
 import runs
-from prefiere.console import Display
+from ending import QUIET, assert_near, killed, weights
 from prefiere.estimate.estimate import estimate
 from prefiere.estimate.simulate import simulate
 from prefiere.estimate.workload import longest, workload
 from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge
 from prefiere.launch import launch
-from prefiere.models.shard import store
+from prefiere.models.shard import spread, store
 from prefiere.models.shard.spread import own
 from prefiere.models.trunk import Trunk
 from prefiere.plan.device import Device
@@ -40,7 +40,6 @@ from prefiere.train import checkpoint, setup
 from prefiere.train.engine import Engine
 from prefiere.world import leave_group
 
-QUIET = Display(quiet=True)
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sft": (SFT, {"model": "tied", "gradient_checkpointing": True, "lora": False}),
     "dpo": (DPO, {"tokens_per_microbatch": 120, "save_steps": 2, "max_steps": 4, "judge": "rewarding:graded"}),
@@ -58,10 +57,6 @@ ROWS = {"sft": "none", "dpo": "full", "kto": "none", "reward": "none"}
 
 ALONE_SHORT = "sft"
 """The case in which shard is not said, and the second process alone has too little memory for all weights."""
-
-
-class Killed(BaseException):
-    """Nothing of ours catches it: what a kill leaves behind."""
 
 
 def given(tmp: Path, name: str, **options: Any) -> Settings:
@@ -84,24 +79,6 @@ def models(tmp: Path) -> None:
     made.model.rename(tmp / "mounted")
     made = launch(runs.settings(tmp, SFT, lora=True, max_steps=1, out=str(tmp / "tuning")), display=QUIET).run
     made.model.rename(tmp / "adapter")
-
-
-def killed(s: Settings, at: int) -> None:
-    """Begin a run, and end it like a kill in its update number ``at``."""
-    real = Engine.update
-
-    def update(self: Engine, *args: Any) -> Any:
-        if self.scheduler.last_epoch >= at:
-            raise Killed
-        return real(self, *args)
-
-    Engine.update = update  # type: ignore[method-assign]
-    try:
-        launch(s, display=QUIET)
-    except Killed:
-        pass
-    finally:
-        Engine.update = real  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -173,9 +150,21 @@ def _in_a_process_group() -> None:
         launch(given(tmp, name, out=str(tmp / f"{name}-rows"), shard=shard, sequence_parallel_size=2), display=QUIET)
     killed(given(tmp, "dpo", out=str(tmp / "dpo-parts"), shard="full"), 3)
     if os.environ["RANK"] == "0":
-        shutil.copytree(tmp / "dpo-parts", tmp / "dpo-across")
+        for copy in ("dpo-across", "dpo-rest"):
+            shutil.copytree(tmp / "dpo-parts", tmp / copy)
     for name in ("dpo-parts", "dpo-plain"):
         launch(given(tmp, "dpo", out=str(tmp / name), shard="full"), display=QUIET)
+    policies, fully = list[Any](), spread.fully_shard
+
+    def noted(*args: Any, **options: Any) -> Any:
+        policies.append(options["offload_policy"])
+        return fully(*args, **options)
+
+    spread.fully_shard = noted  # type: ignore[assignment]
+    launch(given(tmp, "dpo", out=str(tmp / "dpo-rest"), cpu_offload=True), display=QUIET)
+    spread.fully_shard = fully
+    assert policies
+    assert all(isinstance(p, CPUOffloadPolicy) for p in policies)
     (tmp / "done").touch()
     real, written = store.write_parts, list[int]()
 
@@ -187,27 +176,6 @@ def _in_a_process_group() -> None:
 
     checkpoint.store.write_parts = write
     launch(given(tmp, "dpo", out=str(tmp / "dpo-shot"), shard="full"), display=QUIET)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {n: x for path in sorted(folder.glob("*.safetensors")) for n, x in load_file(path).items()}
-
-
-def assert_near(one: Run, two: Run, tolerance: float) -> None:
-    """Rows, samples and weights of two runs agree."""
-    for a, b in zip(one.metrics, two.metrics, strict=True):
-        assert a.keys() == b.keys()
-        for name in ("loss", "eval_loss", "grad_norm", "rewards/margins", "reward", "weights/moved"):
-            if name in a:
-                assert a[name] == pytest.approx(b[name], rel=20 * tolerance, abs=tolerance), name
-    assert [r["completion"] for r in one.samples] == [r["completion"] for r in two.samples]
-    for name in ("score", "reward"):
-        assert [r[name] for r in one.samples] == pytest.approx([r[name] for r in two.samples], abs=1e-5), name
-    a, b = weights(one.model), weights(two.model)
-    assert a.keys() == b.keys()
-    whole = sum(float(x.norm()) ** 2 for x in a.values()) ** 0.5
-    assert sum(float((x - b[n]).norm()) ** 2 for n, x in a.items()) ** 0.5 <= tolerance * whole
-    assert sorted(p.name for p in one.model.iterdir()) == sorted(p.name for p in two.model.iterdir())
 
 
 @pytest.mark.long
@@ -249,6 +217,12 @@ def test_what_was_shared_loads_in_plain_transformers_and_peft(tmp: Path) -> None
 @pytest.mark.long
 def test_stopped_and_resumed_by_two_is_uninterrupted_to_the_last_bit(tmp: Path) -> None:
     runs.assert_same_run(Run.open(tmp / "dpo-two"), Run.open(tmp / "dpo-parts"))
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_its_weights_resting_on_the_processor(tmp: Path) -> None:
+    """From a checkpoint of a run without that, to the last bit. Here all is on a processor anyway."""
+    runs.assert_same_run(Run.open(tmp / "dpo-two"), Run.open(tmp / "dpo-rest"))
 
 
 @pytest.mark.long

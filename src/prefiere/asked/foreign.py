@@ -65,6 +65,7 @@ _HINTS = {
     "attn_implementation flash_attn flash_attention": "attn",
     "push_to_hub hub_model_id": "nothing: `prefiere export` writes a folder to upload",
     "deepspeed fsdp fsdp_config ddp_timeout": "nothing: start several processes with `torchrun -m prefiere ...`",
+    "fsdp_offload_params enable_cpu_offload offload_params offload_optimizer": "cpu_offload",
     "sp_size sequence_parallel_degree context_parallel_size ulysses_sequence_parallel_size": "sequence_parallel_size",
     "data_seed": "seed",
     "reward_model_path reward_model reward_funcs reward_adapters": "reward",

@@ -86,6 +86,7 @@ def show(
         "available": f.available,
         "peak": found.memory.peak,
         "memory": {part: getattr(found.memory, part) for part in WORDS},
+        "host": found.memory.host,
         "seconds": found.seconds,
         "steps": found.steps,
         "rhythm": {"eval_steps": r.validate, "sample_steps": r.answer, "save_steps": r.save},

@@ -41,7 +41,8 @@ CPU_SLACK = 1.08
 class Memory:
     """Bytes. ``weights``: the model as it is held, with frozen roles. ``trained``: fp32 gradients and Adam's moments of
     what is trained. ``update``: activations, logits and gradients' scratch at the peak of an update. ``sampling``: KV
-    cache and logits. ``loading``: what reading the weights takes for a moment. ``fixed``: the rest."""
+    cache and logits. ``loading``: what reading the weights takes for a moment. ``fixed``: the rest. ``host``: of the
+    processor's memory, besides, what one process has resting there (cpu_offload)."""
 
     weights: int
     trained: int
@@ -49,6 +50,7 @@ class Memory:
     sampling: int
     loading: int
     fixed: int
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -84,6 +86,12 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
     update, weights = sim.update.peak - sim.trunk, -(-(sim.trunk + sim.reference) // share) + sim.beside
     if share > 1:  # a part of every gradient, a layer's in full, and what of the weights is put together
         update += -(-4 * sim.trained // share) + units.message + units.together
+    state = -(-8 * sim.trained // share)  # two moments in fp32; gradients are in the update
+    host = 0
+    if share > 1 and card is not None and work.plan.settings.cpu_offload:
+        resting = -(-4 * sim.trained // share)  # gradients, of which those of a layer are on their way
+        host, weights, state = weights - sim.beside + resting + state, sim.beside, 0
+        update += units.message // share - resting
     sampling = 0
     if work.rows:
         sampling = cache(work) + max(sim.prefill.peak, work.rows * _vocabulary(work) * DRAWING)
@@ -96,8 +104,7 @@ def estimate(work: Workload, card: Card | None) -> RunEstimate:
     loading = weights + max(units.layer, units.ends) if share > 1 else weights
     if card is None:  # what is spread later is read whole
         loading = sim.weights + _stored(work.plan.policy)
-    state = -(-8 * sim.trained // share)  # two moments in fp32; gradients are in the update
-    memory = Memory(weights, state, update, sampling, loading, fixed)
+    memory = Memory(weights, state, update, sampling, loading, fixed, host)
     here = sum(g.length for g in groups)
     seconds, overhead = _seconds(work, sim, card, here, tokens), work.rhythm.overhead(work.work, work.steps)
     return RunEstimate(memory, seconds, work.steps, here, work.rhythm, overhead)
@@ -147,6 +154,10 @@ def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
     if not work.plan.settings.gradient_checkpointing:
         work = _changed(work, gradient_checkpointing=True)
         yield "gradient_checkpointing=true", work
+    spread = work.plan.shard != "none" and work.device.kind == "cuda"
+    if spread and work.plan.adapter is None and not work.plan.settings.cpu_offload:
+        work = _changed(work, cpu_offload=True)
+        yield "cpu_offload=true", work
     if work.plan.adapter is not None and work.plan.scheme is None:
         work = _changed(work, quantize="nf4")
         yield "quantize=nf4", work
@@ -237,7 +248,9 @@ class Forecast:
             "full": "all of them share weights and optimizer (shard=full)",
             "hybrid": "those of a node share weights and optimizer, and each node holds all (shard=hybrid)",
         }
-        return f"{all_of_them} GPUs, {here}: {parts[self.shard]}"
+        resting = self.estimate.memory.host * all_of_them // nodes / 2**30
+        off = f", which rest in {resting:.1f} GiB of each node's own memory (cpu_offload)" if resting else ""
+        return f"{all_of_them} GPUs, {here}: {parts[self.shard]}{off}"
 
     @property
     def verdict(self) -> str:

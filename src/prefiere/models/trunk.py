@@ -83,6 +83,7 @@ class Trunk(nn.Module):
         self.heads = nn.ModuleDict()
         self.bodies = nn.ModuleDict()
         self.split: Split | None = None
+        self.computes_on: torch.device | None = None
         self._role: str | None = POLICY
 
     @property
@@ -96,7 +97,8 @@ class Trunk(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where it computes: where its weights are, but for sharded ones that rest elsewhere (``computes_on``)."""
+        return self.computes_on or next(self.model.parameters()).device
 
     @contextmanager
     def role(self, adapter: str | None) -> Iterator[None]:

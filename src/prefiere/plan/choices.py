@@ -157,6 +157,20 @@ def choose_shard(
 
     Raises ValueError for a run that was asked to be spread and cannot be.
     """
+    found = _shard(settings, device, parameters, dtype, scheme, adapter)
+    if settings.cpu_offload and found.value == "none":
+        raise ValueError(in_words("error.no_offload", why=found.why))
+    return found
+
+
+def _shard(
+    settings: Settings,
+    device: Device,
+    parameters: int,
+    dtype: torch.dtype,
+    scheme: Scheme | None,
+    adapter: Adapter | None,
+) -> Choice:
     asked, each = settings.shard, device.processes // device.nodes
     if device.processes == 1:
         return Choice("shard", "none", in_words("why.one_process"))
@@ -173,7 +187,7 @@ def choose_shard(
         needed += parameters * BYTES_CRITIC
     room = device.memory if device.kind != "cpu" else device.memory // each
     sizes = {"needed": f"{needed / 2**30:.1f}", "room": f"{room / 2**30:.1f}"}
-    if needed <= 0.8 * room:
+    if needed <= 0.8 * room and not settings.cpu_offload:
         return Choice("shard", "none", in_words("why.each_process", **sizes))
     if device.nodes > 1 and needed / each <= 0.8 * room:
         return Choice("shard", "hybrid", in_words("why.each_node", **sizes))
@@ -188,8 +202,6 @@ def _never_spread(settings: Settings, dtype: torch.dtype, scheme: Scheme | None,
         return in_words("why.fp16_scales")
     if isinstance(settings, PolicyGradient) and settings.rollouts:
         return in_words("why.server_weights")
-    if settings.torch_compile:
-        return in_words("why.compiled")
     if adapter is not None and rewrites_base(adapter):
         return in_words("why.rewrites_base")
     return None

@@ -115,9 +115,9 @@ class Engine:
             if self._finite(update.loss + update.grad_norm, store, members, objectives):
                 break
         if self.max_grad_norm is not None:
-            norm = torch.tensor(update.grad_norm, device=self.trunk.device)
-            scale = torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_([own(p.grad) for p in self.parameters if p.grad is not None], scale)
+            gradients = [own(p.grad) for p in self.parameters if p.grad is not None]
+            norm = torch.tensor(update.grad_norm, device=gradients[0].device if gradients else None)
+            torch._foreach_mul_(gradients, torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,7 +153,9 @@ class Engine:
         if self._sums is not None:
             self._sums.finish()
         self.scaler.unscale_(self.optimizer)
-        norm = full(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        norm = full(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])).to(
+            total.device
+        )
         # Everything that the host wants to know of an update, read at once: nothing before this waits for the device.
         single = [part for parts in kept.values() for part in parts]
         found = torch.cat([torch.stack([self.world.sum(total), norm.double()]), *sums.values(), *single]).tolist()

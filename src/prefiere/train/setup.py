@@ -144,7 +144,7 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
     scorers = reward.scorers if reward is not None else {}
     marks = {name: m.fingerprint() for name, m in scorers.items() if isinstance(m, RewardModel)}
     reference = Reference(trunk) if plan.roles.reference != "none" else None
-    if settings.torch_compile:
+    if settings.torch_compile and plan.shard == "none":
         trunk.compile(dynamic=True)
     if plan.shard != "none":
         _spread(plan, run, world, trunk, reference.copied if reference is not None else None)
@@ -213,7 +213,9 @@ def _spread(plan: Plan, run: Run, world: World, *trunks: Trunk | None) -> None:
     mesh = mesh_of(world.device, world.size, world.nodes, plan.shard)
     for trunk in trunks:
         if trunk is not None:
-            shard(trunk, mesh, from_first=any(world.gather([is_empty(trunk)])))
+            empty = any(world.gather([is_empty(trunk)]))
+            asked = plan.settings
+            shard(trunk, mesh, from_first=empty, compiled=asked.torch_compile, offload=asked.cpu_offload)
 
 
 def _share_rows(plan: Plan, world: World, *trunks: Trunk | None) -> None:

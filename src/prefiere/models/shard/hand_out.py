@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 
 def described(module: nn.Module) -> list[tuple[object, ...]]:
@@ -25,9 +25,9 @@ def is_empty(module: nn.Module) -> bool:
     return any(t.is_meta for _, t in _named(module))
 
 
-def hand_out(module: nn.Module, mesh: DeviceMesh) -> Callable[[], None]:
+def hand_out(module: nn.Module, mesh: DeviceMesh, rest: torch.device) -> Callable[[], None]:
     """Send each process of a mesh its part of the first one's weights, as `fully_shard` lays them out, and all of its
-    buffers. All processes call it before the module is sharded.
+    buffers. All processes call it before the module is sharded. rest: where parts of weights are kept.
 
     Returns what to call after that: it puts what came into a module that `is_empty`, and does nothing to another.
     """
@@ -44,7 +44,7 @@ def hand_out(module: nn.Module, mesh: DeviceMesh) -> Callable[[], None]:
         sent = distribute_tensor(whole.to(mesh.device_type), mesh, parts if weight else copies)
         came[id(tensor)] = tensor
         if tensor.is_meta:
-            came[id(tensor)] = nn.Parameter(sent, tensor.requires_grad) if weight else sent.to_local()
+            came[id(tensor)] = nn.Parameter(resting(sent, rest), tensor.requires_grad) if weight else sent.to_local()
 
     def put_in() -> None:
         for name, tensor in empty:
@@ -54,6 +54,17 @@ def hand_out(module: nn.Module, mesh: DeviceMesh) -> Callable[[], None]:
             held[own] = came[id(tensor)]  # type: ignore[assignment]
 
     return put_in
+
+
+def resting(tensor: DTensor, device: torch.device) -> DTensor:
+    """A spread tensor with its parts on this device, wherever it is computed with."""
+    part = tensor.to_local()
+    if part.device.type == device.type:
+        return tensor
+    return DTensor.from_local(
+        part.to(device), tensor.device_mesh, tensor.placements,
+        run_check=False, shape=tensor.shape, stride=tensor.stride(),
+    )  # fmt: skip
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,15 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, cast
+from functools import wraps
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from prefiere.models.shard.hand_out import hand_out
+from prefiere.models.shard.hand_out import hand_out, resting
 from prefiere.models.trunk import Trunk
 
 Sharing = Literal["full", "hybrid"]
@@ -36,16 +43,26 @@ def mesh_of(device: torch.device, size: int, nodes: int, how: Sharing) -> Device
     return init_device_mesh(device.type, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(trunk: Trunk, mesh: DeviceMesh, *, from_first: bool = False) -> None:
+def shard(
+    trunk: Trunk, mesh: DeviceMesh, *, from_first: bool = False, compiled: bool = False, offload: bool = False
+) -> None:
     """Let each process keep its part of every weight of a trunk; gradients become sums over all processes.
 
-    from_first: its part of the first one's weights, where that one alone has read them (`hand_out`). Parameters are
-    other objects afterwards: an optimizer is made after it. A sharded trunk cannot be copied.
+    from_first: its part of the first one's weights, where that one alone has read them (`hand_out`). compiled: each
+    layer is, for the time between being put together and let go of. offload: the parts, with their gradients, rest in
+    the processor's memory, and an optimizer steps there. Parameters are other objects afterwards: an
+    optimizer is made after it. A sharded trunk cannot be copied.
     """
-    put_in = hand_out(trunk, mesh) if from_first else None
+    rest = torch.device("cpu" if offload else mesh.device_type)
+    put_in = hand_out(trunk, mesh, rest) if from_first else None
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     for layer in layers_of(trunk):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(trunk, mesh=mesh)
+        if compiled:
+            _compile(layer, trunk)
+        fully_shard(layer, mesh=mesh, offload_policy=policy)
+    fully_shard(trunk, mesh=mesh, offload_policy=policy)
+    for each in (trunk, *trunk.bodies.values()) if offload else ():
+        cast(Trunk, each).computes_on = torch.device(mesh.device_type)
     if put_in is not None:
         put_in()
     for name in ENTRIES:
@@ -56,6 +73,18 @@ def shard(trunk: Trunk, mesh: DeviceMesh, *, from_first: bool = False) -> None:
             part.set_force_sum_reduction_for_comms(True)
     _keep(trunk, False)
     trunk.settle()  # the trunk is the root of all its layers, whatever runs first
+
+
+def _compile(layer: nn.Module, trunk: Trunk) -> None:
+    """Compile a layer's forward alone: not the hooks that put its weights together, nor the names of its weights. While
+    all weights are `whole` it runs as it was, for rows of ever other shapes."""
+    plain, fast = layer.forward, torch.compile(layer.forward, dynamic=True)
+
+    @wraps(plain)
+    def forward(*given: Any, **named: Any) -> Any:
+        return (plain if _kept(trunk) else fast)(*given, **named)
+
+    layer.forward = forward
 
 
 def layers_of(trunk: Trunk) -> list[nn.Module]:
@@ -131,10 +160,11 @@ def own(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, whole_tensor: Tensor) -> Tensor:
-    """A tensor that every process has in full, spread as ``tensor`` is."""
+    """A tensor that every process has in full, spread as ``tensor`` is, its parts where that one's are."""
     if not isinstance(tensor, DTensor):
         return whole_tensor
-    return distribute_tensor(whole_tensor, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    found = distribute_tensor(whole_tensor, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return resting(found, own(tensor).device)
 
 
 def gathered(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
