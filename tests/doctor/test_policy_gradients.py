@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,21 @@ def test_a_rise_within_wide_intervals_is_not_called_flat(tmp_path: Path) -> None
     assert severity("up", 0.25, half=0.3) == "info"
     assert severity("down", -0.25, half=0.3) == "warning"
     assert severity("flat", 0.01, half=0.05) == "warning"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "end", "severity"), [(24, 0.75, "info"), (24, 0.49, "warning"), (900, 0.51, "warning")]
+)
+def test_a_judge_of_few_answers_is_not_said_to_see_nothing(
+    tmp_path: Path, prompts: int, end: float, severity: str
+) -> None:
+    """A score that went from 50% to 75% of 24 answers may be luck or a gain; one that stayed, or that of many answers,
+    was not followed."""
+    rows = make_policy(tmp_path / "of").thinned_metrics()
+    half = 1.96 * 0.5 / math.sqrt(prompts)
+    for row in rows:
+        if "samples/score" in row:
+            row |= mean("samples/score", 0.5 + (end - 0.5) * row["step"] / 100, half, prompts)
+    run = make_policy(tmp_path / "judged")
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finding(diagnose(run), "not_followed").severity == severity

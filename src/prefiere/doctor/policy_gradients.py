@@ -16,6 +16,9 @@ from prefiere.doctor.rules import lengths, peak
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import figure, interval, line, number, with_interval
 
+WORTH_HAVING = 0.5
+"""A rise of a reward or score, in the spread of single ones before training, that is worth a run."""
+MORE_ANSWERS = Remedy("a larger eval_size, so that a smaller change can be seen")
 MORE_ROLLOUTS = Remedy("more updates: a larger num_train_epochs, or max_steps", push=1)
 
 
@@ -104,21 +107,30 @@ def policy_worse_score(case: Case) -> Finding | None:
 
 
 def not_followed(case: Case) -> Finding | None:
-    """The reward rose clearly, the judge's score did not."""
+    """The reward rose clearly, the judge's score did not; as information where its interval holds a rise worth having,
+    and it went up."""
     reward, score = case.seen("samples/reward"), case.change("samples/score")
     if reward is None or score is None or not reward.change.rises() or score.moves() or reward_exploited(case):
         return None
+    evidence = case.evidence("samples/reward", "reward", "samples/score", "samples/kl")
+    if score.may_rise(WORTH_HAVING * score.before.spread):
+        return Finding(
+            "not_followed",
+            "The reward rose; whether the judge's score follows cannot be told yet: too few answers were judged.",
+            "info",
+            "The score went up, within the noise; so would a rise worth having.",
+            evidence,
+            (MORE_ANSWERS,),
+            said_as="judge_undecided",
+        )
     return Finding(
         "not_followed",
         "The reward rose, but the judge sees no change beyond the noise.",
         "warning",
         "What the policy was paid for is not what the judge looks at, or the change is too small for the prompts that "
         "were judged. Read the answers below before this model is used.",
-        case.evidence("samples/reward", "reward", "samples/score", "samples/kl"),
-        (
-            Remedy("a larger eval_size, so that a smaller change can be seen"),
-            Remedy("read the answers, and check the reward on them"),
-        ),
+        evidence,
+        (MORE_ANSWERS, Remedy("read the answers, and check the reward on them")),
     )
 
 
@@ -142,10 +154,6 @@ def reward_falls(case: Case) -> Finding | None:
     )
 
 
-WORTH_HAVING = 0.5
-"""A rise of the reward, in its own spread within an update, that is worth a run."""
-
-
 def reward_flat(case: Case) -> Finding | None:
     """The reward's change is within the noise, in training and on held-out prompts. As information where all of their
     intervals hold a rise worth having: then it is not shown to be flat, either."""
@@ -154,14 +162,14 @@ def reward_flat(case: Case) -> Finding | None:
         return None
     kl, spread, first = case.seen("samples/kl"), case.end("reward_std"), case.series("reward_std")
     evidence = case.evidence("samples/reward", "reward", "reward_std", "samples/kl", "objective/kl")
-    if len(first) and all(c.diff > 0 and c.high > WORTH_HAVING * first.start.mean > 0 for c in seen):
+    if len(first) and all(c.may_rise(WORTH_HAVING * first.start.mean) for c in seen):
         return Finding(
             "reward_flat",
             "Whether the reward rises cannot be told yet: too little was measured.",
             "info",
             "Its rise is within the noise, and so would be a rise worth having.",
             evidence,
-            (MORE_ROLLOUTS, Remedy("a larger eval_size, so that a smaller change can be seen")),
+            (MORE_ROLLOUTS, MORE_ANSWERS),
             said_as="reward_undecided",
         )
     if spread is not None and spread.mean < 1e-6:

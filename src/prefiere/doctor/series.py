@@ -82,6 +82,10 @@ class Change:
         """Whether it fell by more than ``least``, beyond the noise."""
         return Change(self.after, self.before).rises(least)
 
+    def may_rise(self, least: float) -> bool:
+        """Whether it went up, and a rise of ``least`` is within its interval: nothing says that it did not rise."""
+        return self.diff > 0 and self.high > least > 0
+
     def moves(self, least: float = 0.0) -> bool:
         """Whether it rose or fell so."""
         return self.rises(least) or self.falls(least)
