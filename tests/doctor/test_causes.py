@@ -364,6 +364,40 @@ def test_labels_without_a_pattern(tmp_path: Path) -> None:
     assert d.findings[0].key == "no_pattern"
 
 
+@pytest.mark.parametrize(
+    ("words", "pairs", "key", "cause"),
+    [
+        ([0.51, 0.47, 0.55, 400], 400, "no_pattern", True),
+        ([0.60, 0.58, 0.62, 2000], 2000, "pattern_missed", True),
+        ([0.60, 0.54, 0.66, 300], 60, "weak_pattern", False),
+    ],
+)
+def test_where_nothing_was_learnt_words_are_the_second_witness(
+    tmp_path: Path, words: list[float], pairs: int, key: str, cause: bool
+) -> None:
+    """Words that tell nothing leave the labels to blame; words that tell more than the model, beyond the noise of both,
+    leave the model; words that may only tell more leave both."""
+    flat = {"rewards/margins": to(0.0), "rewards/accuracies": to(0.5, 0.5), "loss": to(0.72, math.log(2))}
+    run = make(tmp_path, train={"rewards/margins": to(0.9)}, held_out=flat, spread=0.3)
+    half = np.random.default_rng(0).normal(0, 1, pairs)
+    run = with_pairs(run, half - np.median(half))
+    run.environment = {"plan": {"automatic": {"learning_rate": 1e-5}}}
+    run.data = faulty(words=dict(zip(("right", "low", "high", "n"), words, strict=True)))
+    d = diagnose(moved(run, 0.01))
+    assert told(d, key).cause is cause
+    assert not {"no_pattern", "pattern_missed", "weak_pattern", "words_tell", "words_silent"} - {key} & set(keys(run))
+    assert d.severity != "good"
+
+
+def test_words_that_tell_as_much_as_the_model_are_information(tmp_path: Path) -> None:
+    run = planned(make(tmp_path), **faulty(words={"right": 0.8, "low": 0.78, "high": 0.82, "n": 2000}))
+    d = diagnose(run)
+    assert (d.severity, told(d, "words_tell").severity) == ("good", "info")
+    assert "as many as this model" in told(d, "words_tell").title
+    run.data = faulty(words={"right": 0.6, "low": 0.58, "high": 0.62, "n": 2000})
+    assert "as many as this model" not in told(diagnose(run), "words_tell").title
+
+
 # -- the start --------------------------------------------------------------------------------------------------------
 
 

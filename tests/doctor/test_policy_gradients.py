@@ -121,6 +121,13 @@ def test_a_critic_that_learns_nothing(tmp_path: Path, seed: int) -> None:
     assert "num_ppo_epochs" in " ".join(d.findings[0].remedy)
 
 
+def test_a_critic_that_is_still_learning_is_information(tmp_path: Path) -> None:
+    """In a short run it may be worse than a constant to the end: far worse at first, and less and less so."""
+    rising = {"val/explained_variance": to(-0.3, -4.0, 0.3)}
+    d = diagnose(make_policy(tmp_path, steps=16, rollouts=DEAD_CRITIC["rollouts"] | rising))
+    assert (finding(d, "dead_critic").severity, d.severity) == ("info", "good")
+
+
 def test_a_critic_with_nothing_left_to_explain_is_no_fault(tmp_path: Path) -> None:
     rollouts = DEAD_CRITIC["rollouts"] | {"reward_std": to(0.05, 1.0)}
     assert keys(make_policy(tmp_path, rollouts=rollouts)) == ["learnt"]

@@ -15,7 +15,7 @@ from typing import Any
 from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, standstill, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
 from prefiere.doctor.remedies import Remedy, agreeing
-from prefiere.doctor.rules import data, labels, lengths, peak, rewards, settings, start
+from prefiere.doctor.rules import data, labels, lengths, patterns, peak, rewards, settings, start
 from prefiere.run import Run, StopKind
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
@@ -66,7 +66,17 @@ _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
 _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 """What is no comfort where something is bad."""
 _EXPLAINED: dict[str, tuple[str, ...]] = {
-    "no_pattern": ("within_noise", "stuck", "overfit", "not_carried_over", "moved_away", "mostly_length"),
+    "no_pattern": (
+        "within_noise",
+        "stuck",
+        "overfit",
+        "not_carried_over",
+        "moved_away",
+        "mostly_length",
+        "words_silent",
+    ),
+    "pattern_missed": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
+    "weak_pattern": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
     "labels_swapped": ("mostly_length", "spikes"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
     "answers_elsewhere": ("foreign_answers",),
@@ -260,7 +270,7 @@ _OF_ALL: tuple[Check, ...] = (
     standstill.few_held_out,
     start.broken,
 )
-_OF_LABELS: tuple[Check, ...] = (labels.swapped, labels.no_pattern)
+_OF_LABELS: tuple[Check, ...] = (labels.swapped, patterns.nothing_learnt)
 _GIVEN: tuple[Check, ...] = (
     answers.answers_degenerate,
     curves.moved_away,

@@ -14,7 +14,8 @@ from prefiere.doctor.words import figure, line, number
 def dead_critic(case: Case) -> Finding | None:
     """Over the last fifth of the run the critic explains less than 5% of the returns, beyond the noise below 10%.
 
-    Not where the reward's spread fell below a third: then there is nothing left to explain.
+    Not where the reward's spread fell below a third: then there is nothing left to explain. As information where what
+    it explains rose beyond its noise: it is still learning.
     """
     explained, spread = case.end("val/explained_variance"), case.change("reward_std")
     if explained is None or len(case.series("val/explained_variance")) < 10:
@@ -23,10 +24,13 @@ def dead_critic(case: Case) -> Finding | None:
         return None
     if spread is not None and (spread.after.mean < 1e-6 or spread.after.mean < spread.before.mean / 3):
         return None
+    learns = (change := case.change("val/explained_variance")) is not None and change.rises()
     return Finding(
         "dead_critic",
-        "The critic explains nothing of the returns.",
-        "warning",
+        "The critic has not caught up with the returns yet."
+        if learns
+        else "The critic explains nothing of the returns.",
+        "info" if learns else "warning",
         "The critic predicts what an answer will earn, so that only what is better than expected is reinforced. At 0 "
         "it predicts no better than a constant; below 0, worse. Learning still works then, with more noise.",
         case.evidence("val/explained_variance", "loss/value_avg", "returns/std"),
@@ -35,6 +39,7 @@ def dead_critic(case: Case) -> Finding | None:
             Remedy("more num_ppo_epochs"),
             Remedy("`prefiere rloo`, which needs no critic"),
         ),
+        said_as="critic_behind" if learns else "",
     )
 
 

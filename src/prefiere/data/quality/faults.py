@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
 
-from prefiere.data.audit import Auditor, share
+from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
+from prefiere.data.quality.told import WordsTell
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
 
 R = TypeVar("R", bound=AnyRecord)
@@ -73,6 +74,7 @@ class Faults:
     any: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     texts: tuple[Counter[bytes], Counter[bytes]] = field(default_factory=lambda: (Counter(), Counter()))
     shown: dict[bytes, str] = field(default_factory=dict)
+    words: WordsTell = field(default_factory=WordsTell)
 
     def add(self, record: AnyRecord) -> None:
         """Count what a record shows."""
@@ -94,8 +96,10 @@ class Faults:
         self.only[1].update(both[1] - both[0])
         self.any[0].update(both[0])
         self.any[1].update(both[1])
-        for counter, text in zip(self.texts, (chosen, rejected), strict=True):
-            key = _key(text)
+        keys = [_key(text) for text in (chosen, rejected)]
+        answers = int.from_bytes(blake2b(b"".join(sorted(keys)), digest_size=8).digest(), "little", signed=True)
+        self.words.add(prompt_key(record.prompt), answers, both[0] - both[1], both[1] - both[0])
+        for counter, text, key in zip(self.texts, (chosen, rejected), keys, strict=True):
             counter[key] += 1
             if counter[key] == 2:
                 self.shown[key] = text[:120]
@@ -134,6 +138,7 @@ class Faults:
             **{n: {"count": c, "sources": self.sources[n]} for n, c in self.counts.items()},
             "same_text": same,
             "shortcut": self.shortcut(),
+            "words": self.words.to_dict(),
         }
 
 

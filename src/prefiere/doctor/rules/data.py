@@ -12,23 +12,29 @@ from typing import Any
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy, advised
-from prefiere.doctor.words import line
+from prefiere.doctor.series import Level
+from prefiere.doctor.words import interval, line, number
 
 Account = Mapping[str, Any]
 
 CLEAN = Remedy("`prefiere data DATA --clean out.jsonl`, which writes the data without them")
 
 
-def findings_of(account: Account, *, preferences: bool = True) -> list[Finding]:
-    """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from."""
+def findings_of(account: Account, *, preferences: bool = True, model: Level | None = None) -> list[Finding]:
+    """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from. model: how
+    often a model that was trained on it is right on held-out pairs."""
     checks = (markup, damaged, one_text, contradictions, shortcut, one_sided, nearly_same, repeated, length_alone)
     found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
+    if preferences:
+        found.append(words_alone(account, model))
     return [f for f in found if f is not None]
 
 
 def in_run(case: Case) -> list[Finding]:
     """The same of the data that a run was trained on."""
-    return findings_of(case.account("train"), preferences=case.family in ("preference", "reward"))
+    right = case.change("eval_rewards/accuracies")
+    preferences = case.family in ("preference", "reward")
+    return findings_of(case.account("train"), preferences=preferences, model=right.after if right else None)
 
 
 def number_in(account: Account, *path: str) -> float:
@@ -244,3 +250,44 @@ def length_alone(account: Account) -> Finding | None:
                 about=rule,
             )
     return None
+
+
+def words_tell(account: Account) -> Level | None:
+    """How often words alone tell the preferred answer; None where too few pairs were counted."""
+    found = _part(account, "audit", "faults", "words")
+    if not number_in(found, "n"):
+        return None
+    right, low, high = (number_in(found, k) for k in ("right", "low", "high"))
+    return Level(right, low, high, int(number_in(found, "n")))
+
+
+def words_alone(account: Account, model: Level | None) -> Finding | None:
+    """Whether words alone tell the preferred answer, and whether the model is shown to tell it better."""
+    words = words_tell(account)
+    if words is None:
+        return None
+    told = number(words.mean, "rewards/accuracies")
+    seen = (line("words_alone", share=interval(words, "rewards/accuracies"), n=f"{words.n:,}"),)
+    check = Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred")
+    if not words.above(0.5):
+        return Finding(
+            "words_silent",
+            f"Words alone do not tell which answer was preferred: {told} is what a coin would do.",
+            "info",
+            "A sum over single words, fitted to a part of the pairs, ranks the others no better than a coin. What was "
+            "preferred may be seen in what single words do not show, or in nothing.",
+            seen,
+            (check,),
+            values={"share": told},
+        )
+    alike = model is not None and model.above(0.5) and not model.above(words.mean)
+    return Finding(
+        "words_tell",
+        f"Words alone tell {told} of the preferred answers" + (": about as many as this model." if alike else "."),
+        "info",
+        "A sum over single words, fitted to a part of the pairs, ranks so many of the others as their labels do. So "
+        "the labels have a pattern, and a model that does no better may have learnt which words to use, rather than "
+        "what to say.",
+        seen,
+        values={"share": told},
+    )

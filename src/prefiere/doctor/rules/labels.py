@@ -1,4 +1,4 @@
-"""Which way round the labels are: whether some are swapped, which ones, and whether they say anything at all.
+"""Which way round the labels are: whether some are swapped, and which ones.
 
 Read off single pairs (pairs.jsonl). A pair of the first epoch was never learnt from before its margin was measured, so
 that its margin is evidence as of held-out data. Swapped labels show as two clouds of margins, one on either side of 0:
@@ -189,40 +189,6 @@ def moved(case: Case) -> bool | None:
     """Whether training moved the weights; None where nothing tells."""
     series = case.series("weights/moved")
     return bool(series.values[-1] > MOVED) if len(series) else None
-
-
-def no_pattern(case: Case) -> Finding | None:
-    """The model was trained (its weights moved, its rate is about the automatic one, updates were enough), and what it
-    learnt holds of no other pair: held-out accuracy includes 50% on 40 pairs or more, or all margins stay at 0."""
-    if case.family not in ("preference", "reward") or case.odd(-1) or case.odd(1) or moved(case) is False:
-        return None
-    right, margin = case.change("eval_rewards/accuracies"), case.change("eval_rewards/margins")
-    if case.steps < 15 or right is None or right.after.n < 40 or not (right.after.low <= 0.5 <= right.after.high):
-        return None
-    if right.after.high > 0.62 and margin is not None and margin.rises():  # it began to learn
-        return None
-    if moved(case) is None:
-        return None
-    word = "scores" if case.family == "reward" else "favours"
-    return Finding(
-        "no_pattern",
-        "The model found no pattern in the labels: they are random, contradict each other, or are too hard for it.",
-        "warning",
-        f"It was trained with a rate that suits it and its weights moved, yet on pairs it never saw it {word} the "
-        "preferred answer no more often than a coin does. A higher rate would only teach it the training pairs by "
-        "heart. Either the labels are noise, or about half of them are swapped, or what people looked at cannot be "
-        "seen in the text, or not by a model of this size from so many pairs. The curves are the same in each case.",
-        (
-            *case.evidence("eval_rewards/accuracies", "eval_rewards/margins", "rewards/accuracies"),
-            line("weights_moved", share=number(float(case.series("weights/moved").values[-1]))),
-        ),
-        (
-            Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),
-            Remedy("where those are fine: a larger model, or more pairs"),
-        ),
-        cause=True,
-        sure="possible",
-    )
 
 
 def _number(value: Any) -> bool:
