@@ -32,7 +32,7 @@ GROUND = {
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "objectives": set(),
-    "data": {"asked", "files", "cache", "run"},
+    "data": {"asked", "files", "cache", "run", "stats"},
     "tokens": {"files", "cache", "data"},
     "kernels": {"objectives", "tokens"},
     "sample": {"kernels", "tokens", "asked", "files", "world"},

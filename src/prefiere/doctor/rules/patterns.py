@@ -11,13 +11,12 @@ from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.data import words_tell
 from prefiere.doctor.rules.labels import FEWEST, last_held_out, moved, unseen
+from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.series import Change, Level
 from prefiere.doctor.standstill import MORE
 from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.stats import wilson
 
-SHARE = "rewards/accuracies"
-"""A column whose numbers are shown in per cent."""
 CHECK = Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred")
 LARGER = Remedy("a larger model, or one that has read text like this first (`prefiere sft` on the preferred answers)")
 
