@@ -156,6 +156,7 @@ def launch(
             return _lead(settings, fresh, world, display or Display(), given, on_end)
         with contextlib.ExitStack() as refused:
             prepared = _prepare(settings, Run(settings.out), fresh, world, Display(quiet=True), given, refused)
+            refused.pop_all()  # nothing was refused
         return _train(prepared, lambda run: None)
     except BaseException as e:
         if (why := world.failed(e)) is e:

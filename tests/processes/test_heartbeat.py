@@ -129,6 +129,24 @@ if {stopped}:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+@pytest.mark.long
+def test_a_process_ends_where_nobody_is_left_to_read_why() -> None:
+    """The launcher was killed: what it held of the output is closed, and writing to it fails."""
+    program = """
+import os, time
+from torch.distributed import HashStore
+from prefiere.processes.heartbeat import Heartbeat
+
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 2)
+heart = Heartbeat(HashStore(), 0, 2, patience=1.0)
+time.sleep(600)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=env, check=False, timeout=100).returncode == 2
+
+
 def test_they_meet_however_late_one_is(played) -> None:
     order = list[str]()
 

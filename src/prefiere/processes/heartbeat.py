@@ -175,10 +175,12 @@ class Heartbeat:
 
     def _exit(self, error: ValueError) -> None:
         """End this process from outside: its main thread waits where nothing wakes it."""
-        self.stop(error)
-        if self.rank == 0:
-            self.on_loss(error)
-        if isinstance(error, PeerError):
-            name = f" (process {self.rank})" if self.rank else ""
-            print(visible(f"error{name}: {error}"), file=sys.stderr, flush=True)
-        os._exit(2)
+        try:
+            self.stop(error)
+            if self.rank == 0:
+                self.on_loss(error)
+            if isinstance(error, PeerError):
+                name = f" (process {self.rank})" if self.rank else ""
+                print(visible(f"error{name}: {error}"), file=sys.stderr, flush=True)
+        finally:  # whoever would read it may be gone as well
+            os._exit(2)
