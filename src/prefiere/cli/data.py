@@ -12,6 +12,7 @@ from rich.text import Text as Styled
 
 from prefiere.asked.language import in_words, tongue
 from prefiere.asked.words.account import encoded, said_reason
+from prefiere.console import Display, progress
 from prefiere.data import formats
 from prefiere.data.audit import Auditor
 from prefiere.data.convert import AnyRecord
@@ -23,6 +24,7 @@ from prefiere.data.schema import Comparison, Demonstration, Judgement, Preferenc
 from prefiere.data.values import DataError
 from prefiere.data.writers import write
 from prefiere.files import visible
+from prefiere.plan.shown import reading
 from prefiere.settings import DPO
 
 if TYPE_CHECKING:
@@ -47,10 +49,12 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     console.print(Styled.assemble((in_words("seen.layout"), "bold"), str(source.layout)))
     console.print(Styled.assemble((in_words("seen.files"), "bold"), ", ".join(source.files)), soft_wrap=True)
     auditor, faults = Auditor(), Faults()
-    with console.status(in_words("progress.reading", data=settings.data)):
-        for record in source:
+    with reading(Display(progress()), settings.data, source) as so_far:
+        for number, record in enumerate(source):
             auditor.add(record)
             faults.add(record)
+            if number % 1000 == 999:
+                so_far(number + 1)
     found = auditor.found()
     read = source.describe()
     for line in source.unread_lines():

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
@@ -100,6 +101,7 @@ class Records(Generic[R]):
         self._seen, self._read, self._passed_over = dict[str, None](), set[str](), set[str]()
         self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
         self._of_rows = RowSplit(split or found.split, split_for or kind, purpose, str(source), bool(found.splits))
+        self._at = 0, 0  # part and line of the latest iteration
         self.layout = self._detect(self._parts[0])
 
     @property
@@ -208,19 +210,32 @@ class Records(Generic[R]):
         if len(self.unread) > known and self._told is None and layout.guesses:
             refuse_a_guess(layout, self.kind, self.unread, [row], part.at(line))
 
+    @cached_property
+    def _lasts(self) -> list[int | None]:
+        return [part.last() for part in self._parts]
+
+    def share_read(self) -> float | None:
+        """About which share of it all the latest iteration has read; None where nothing says how much there is."""
+        part, line = self._at
+        lasts = [n for n in self._lasts if n is not None]
+        if self._limit is not None or len(lasts) < len(self._lasts) or not sum(lasts):
+            return None
+        return min(1.0, (sum(lasts[:part]) + line) / sum(lasts))
+
     def __iter__(self) -> Iterator[R]:
-        self.counts, self.problems, self.remarks = Counts(), [], {}
+        self.counts, self.problems, self.remarks, self._at = Counts(), [], {}, (0, 0)
         return itertools.islice(self._records(self.counts), self._limit)
 
     def _records(self, counts: Counts) -> Iterator[R]:
         def note(change: str) -> None:
             counts.changed[change] += 1
 
-        for part in self._parts:
+        for number, part in enumerate(self._parts):
             layout = self._detect(part).layout
             shapes = set[tuple[str, ...]]()
             for line, raw in _rows_in(part, self.remarks):
                 counts.read += 1
+                self._at = number, line
                 try:
                     row = self._row(raw, part)
                     shape = tuple([k for k, v in row.items() if v])

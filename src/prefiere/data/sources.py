@@ -18,7 +18,7 @@ from prefiere.asked.hub import why_no_data
 from prefiere.asked.language import in_words
 from prefiere.cache import digest_of
 from prefiere.data.packed import PACKED_SUFFIXES
-from prefiere.data.readers import Rows, is_records, read_rows
+from prefiere.data.readers import Rows, about_lines, is_records, read_rows
 from prefiere.data.schema import Kind
 from prefiere.data.splits import Named, ReadFor, choose_split, is_held_out, is_hub_id, preferred, read_name, split_of
 from prefiere.data.values import DataError, Remark, without_nulls
@@ -40,13 +40,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class Part:
     """Something that rows can be read from again and again; ``name`` stands before the line number.
 
-    content: a hash of all that the rows depend on. about: for data.json, whose votes they are, where they are votes.
-    counted: rows have the places of a list in Python, and not lines.
+    content: a hash of all that the rows depend on. last: about which number its last row has, where that is known.
+    about: for data.json, whose votes they are, where they are votes. counted: rows have the places of a list in
+    Python, and not lines.
     """
 
     name: str
     rows: Callable[[], Rows]
     content: Callable[[], str]
+    last: Callable[[], int | None] = lambda: None
     about: Mapping[str, Any] | None = None
     counted: bool = False
 
@@ -116,7 +118,8 @@ def is_votes(source: str | Path) -> bool:
 
 
 def _part(path: Path) -> Part:
-    return Part(called(path), lambda: read_rows(path), lambda: hash_of(path), counted=given_as(path) is not None)
+    reading = (lambda: read_rows(path), lambda: hash_of(path), lambda: about_lines(path))
+    return Part(called(path), *reading, counted=given_as(path) is not None)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -200,7 +203,8 @@ def _dataset(loaded: Any, name: str, kind: Kind, split: str | None, purpose: Rea
         splits = tuple(loaded)
         chosen = choose_split(splits, kind, split, name, purpose)
         loaded = loaded[chosen]
-    part = Part(f"{name}[{chosen}]" if chosen else name, lambda: _rows_of(loaded), lambda: _content(loaded))
+    reading = (lambda: _rows_of(loaded), lambda: _content(loaded), lambda: len(loaded))
+    part = Part(f"{name}[{chosen}]" if chosen else name, *reading)
     return Parts((part,), chosen, splits, commit=_commit(loaded))
 
 

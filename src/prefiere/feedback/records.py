@@ -103,7 +103,7 @@ def _as_parts(name: str, rows: Numbered, digest: str, split: str, about: dict[st
     def again() -> Iterator[tuple[int, dict[str, Any]]]:
         yield from rows
 
-    return Parts((Part(name, again, lambda: digest, about),), split, ("train", "eval"))
+    return Parts((Part(name, again, lambda: digest, about=about),), split, ("train", "eval"))
 
 
 def _said(prompt_: Any, text: Any) -> Any:

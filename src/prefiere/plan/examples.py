@@ -24,6 +24,7 @@ from prefiere.data.schema import Kind, Text
 from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
 from prefiere.methods import METHODS
+from prefiere.plan.shown import reading
 from prefiere.run import called
 from prefiere.settings import SFT, Reward, Settings
 from prefiere.tokens.encoder import Encoder
@@ -173,12 +174,12 @@ def _tokenized(
     with entry("tokens", {"records": source.key(), "ids": encoder.key(), "code": code()}) as kept:
         if not kept.whole:
             report, auditor, faults = EncodeReport(), Auditor(), Faults()
-            with kept.making() as (folder, about), display.phase(in_words("progress.reading", data=called(name))) as at:
+            with kept.making() as (folder, about), reading(display, name, source) as so_far:
                 with GroupWriter(folder, k) as writer:
                     for group in encoder.encode(looked_through(source, auditor, faults), report):
                         writer.add(group)
                         if len(writer) % 1000 == 0:
-                            at(in_words("progress.read", data=called(name), n=f"{len(writer):,}"))
+                            so_far(len(writer))
                 if not len(writer):
                     what = f"{source.counts}; {'; '.join(encoded(report.to_dict()))}"
                     raise ValueError(in_words("data.no_example", data=called(name), why=what))
