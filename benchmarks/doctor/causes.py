@@ -267,3 +267,6 @@ CAUSES: tuple[Cause, ...] = (
     Cause("sft: answers of other prompts", "sft", (0.6, 0.8, 1.0), keys("answers_elsewhere"), shuffled),
     Cause("sft: template written into the text", "sft", (0.2, 0.6, 1.0), keys("template_in_text"), templated),
 )  # fmt: skip
+
+UNLEARNT = Cause("nothing learnt with sound labels and settings", "dpo", (None, None, None), keys("pattern_missed"))
+"""Not planted: a healthy run of a model that cannot learn the data. It is not healthy, and its labels are sound."""

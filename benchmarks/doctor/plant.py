@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.doctor.causes import CAUSES, Cause, Row
-from benchmarks.doctor.witness import right_answers, witnessed
+from benchmarks.doctor.causes import CAUSES, UNLEARNT, Cause, Row
+from benchmarks.doctor.witness import learnt, right_answers, witnessed
 from prefiere import recipe
 from prefiere.api.training import train
 from prefiere.data.schema import Text
@@ -247,7 +247,8 @@ def outcome(case: Case, work: Path, *, remedies: bool, keep: bool) -> Row:
     if run is None:
         return row | {"verdict": "refused", "headline": error}
     found = diagnose(run)
-    row |= read(case.cause, found)
+    cause = UNLEARNT if case.cause is None and case.data != "demo" and learnt(run) is False else case.cause
+    row |= {"cause": cause.name if cause else None} | read(cause, found)
     changes = prescribe(found)
     row["prescribed"] = {p.remedy.setting: p.remedy.value for p in changes}
     if remedies and changes and case.cause is not None:
@@ -269,7 +270,7 @@ def _before(model: str) -> float:
 
 def read_again(row: Row, work: Path) -> Row:
     """A row with the verdict of the rules as they are now, from the run folder that was kept; as it is without one."""
-    cause = next((c for c in CAUSES if c.name == row["cause"]), None)
+    cause = next((c for c in (*CAUSES, UNLEARNT) if c.name == row["cause"]), None)
     folder = work / "runs" / _short(row["case"])
     if not (folder / "recipe.yaml").is_file() or (row["cause"] is not None and cause is None):
         return row

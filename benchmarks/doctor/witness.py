@@ -44,3 +44,9 @@ def witnessed(run: Run, before: float) -> Row:
     kept = run.folder / "model"
     right = right_answers(kept) if kept.is_dir() else sampled_answers(run)
     return {"right": right, "sound": right is None or right >= before - LOST}
+
+
+def learnt(run: Run) -> bool | None:
+    """Whether held-out pairs are ranked better than by a coin in the end, beyond the noise; None where none are."""
+    ranked = [r for r in run.metrics if "eval_rewards/accuracies_low" in r]
+    return bool(ranked[-1]["eval_rewards/accuracies_low"] > 0.5) if ranked else None

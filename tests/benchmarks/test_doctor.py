@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 from benchmarks.doctor import plant
-from benchmarks.doctor.causes import CAUSES
+from benchmarks.doctor.causes import CAUSES, UNLEARNT
 from benchmarks.doctor.table import table_of
+from benchmarks.doctor.witness import learnt
 
 from prefiere.data.quality.faults import texts_faulty
 from prefiere.data.schema import Message, PreferencePair
+from prefiere.doctor.case import Finding
+from prefiere.doctor.diagnose import Diagnosis
+from prefiere.run import Run
 
 NAMED = {c.name: c for c in CAUSES}
 
@@ -54,3 +58,25 @@ def test_a_planted_template_is_what_the_audit_counts() -> None:
 
     assert all("markup" in texts_faulty(record(r)) for r in planted)
     assert not any(texts_faulty(record(r)) for r in rows)
+
+
+def test_a_healthy_run_that_learnt_nothing_is_a_fault_of_the_model(tmp_path: Path) -> None:
+    """Blaming the labels is wrong then; the witness is held-out accuracy."""
+
+    def said(key: str) -> str:
+        found = Finding(key, "It is so.", "warning", "", cause=True)
+        return str(plant.read(UNLEARNT, Diagnosis("It is so.", "warning", (found,)))["verdict"])
+
+    assert (said("pattern_missed"), said("no_pattern")) == ("exact", "wrong")
+    run = Run.create(tmp_path / "run")
+    assert learnt(run) is None
+    for low in (0.3, 0.51):
+        run.log({"step": int(100 * low), "eval_rewards/accuracies": 0.6, "eval_rewards/accuracies_low": low})
+        assert learnt(run) is (low > 0.5)
+
+
+def test_an_alarm_about_a_ruined_run_is_no_false_one() -> None:
+    rows = [{"cause": None, "verdict": v, "sound": s} for v, s in (("quiet", True), ("alarm", False), ("alarm", True))]
+    told = table_of(rows)
+    assert "False alarms: 1 of 2 healthy runs" in told
+    assert "Planned as healthy, and ruined: 1; warned about: 1." in told
