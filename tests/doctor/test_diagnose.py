@@ -9,7 +9,7 @@ import pytest
 
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.run import Run
-from synthetic_runs import BOTH_FALL, FALLS, NOTHING, PERFECT, RUINED, STUCK, make, to
+from synthetic_runs import BOTH_FALL, FALLS, NOTHING, PERFECT, RUINED, SOUND, STUCK, make, to
 
 SEEDS = range(5)
 
@@ -180,6 +180,19 @@ def test_words_going_wrong_are_worth_a_look(tmp_path: Path) -> None:
     d = diagnose(make(tmp_path, answers={"samples/ref_logp": to(-1.0, -0.3)}))
     assert [f.key for f in d.findings] == ["drift", "learnt"]
     assert "less naturally" in d.findings[0].meaning
+
+
+def test_words_going_wrong_in_a_few_answers(tmp_path: Path) -> None:
+    """A fall of 0.7 nats, measured to 0.7 either way: beyond the noise, and large enough to matter. One of 0.2 is not,
+    however well it is measured, nor one of 0.4 that is within its noise."""
+
+    def said(name: str, end: float, deviation: float) -> bool:
+        sound = SOUND | {"samples/ref_logp": (to(end, -0.1), deviation)}
+        return "drift" in diagnose(make(tmp_path / name, 1, sound=sound, prompts=24))
+
+    assert said("fell", -1.0, 1.2)
+    assert not said("a little", -0.3, 0.1)
+    assert not said("noise", -0.5, 3.0)
 
 
 def test_answers_that_never_end(tmp_path: Path) -> None:

@@ -187,5 +187,6 @@ def test_where_length_and_preference_are_the_same_thing_length_is_information(tm
         return next(f.severity for f in found if f.key == "mostly_length")
 
     assert said("few", sound_calibration(0.95, 60, baseline=0.94)) == "info"
+    assert said("few of either", sound_calibration(0.65, 60, baseline=0.57)) == "info"
     assert said("many", sound_calibration(0.95, 600, baseline=0.94)) == "warning"
     assert said("below", sound_calibration(0.75, 60, baseline=0.94)) == "warning"

@@ -102,7 +102,8 @@ def both_fall(case: Case) -> Finding | None:
 
 def drift(case: Case) -> Finding | None:
     """The chosen answers lost, or the KL grew, by half a nat per token (each token at 60% of its probability), or
-    sampled answers lost 0.3 nats per token under the model from before; turning a style around costs less."""
+    sampled answers lost 0.3 nats per token under the model from before, where that is beyond the noise of few answers;
+    turning a style around costs less."""
     length = case.tokens_per_answer
     logp, kl, natural = case.seen("logps/chosen"), case.change("samples/kl"), case.change("samples/ref_logp")
     enough = max(5.0, 0.5 * length) if length else max(10.0, 0.5 * abs(logp.change.before.mean)) if logp else 0.0
@@ -111,7 +112,7 @@ def drift(case: Case) -> Finding | None:
         signs.append("The chosen answers themselves became much less likely, not only the rejected ones.")
     if kl is not None and kl.rises(max(10.0, 0.5 * (length or 40.0))):
         signs.append("What it writes now, the model from before would hardly have written (a large KL).")
-    if natural is not None and natural.falls(0.3):
+    if natural is not None and natural.diff < -0.3 and (natural.falls() or natural.falls(0.3)):
         signs.append("Its answers read less naturally to the model from before: look for wrong words in them.")
     if not signs:
         return None

@@ -15,7 +15,7 @@ def dead_critic(case: Case) -> Finding | None:
     """Over the last fifth of the run the critic explains less than 5% of the returns, beyond the noise below 10%.
 
     Not where the reward's spread fell below a third: then there is nothing left to explain. As information where what
-    it explains rose by a tenth of the variance, beyond its noise: it is still learning.
+    it explains went up, and a tenth of the variance is within its interval: it may be learning still.
     """
     explained, spread = case.end("val/explained_variance"), case.change("reward_std")
     if explained is None or len(case.series("val/explained_variance")) < 10:
@@ -24,7 +24,7 @@ def dead_critic(case: Case) -> Finding | None:
         return None
     if spread is not None and (spread.after.mean < 1e-6 or spread.after.mean < spread.before.mean / 3):
         return None
-    learns = (change := case.change("val/explained_variance")) is not None and change.rises(0.1)
+    learns = (change := case.change("val/explained_variance")) is not None and change.may_rise(0.1)
     return Finding(
         "dead_critic",
         "The critic has not caught up with the returns yet."

@@ -14,7 +14,7 @@ from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import labels
-from prefiere.doctor.series import Level
+from prefiere.doctor.series import Change, Level
 from prefiere.doctor.standstill import FEW_HELD_OUT, gained, pairs_needed
 from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.stats import wilson
@@ -119,7 +119,7 @@ def chance(case: Case) -> Finding | None:
 
 def mostly_length(case: Case) -> Finding | None:
     """No better than the rule of length; or wrong more often than right where that rule is wrong. As information where
-    the pairs cannot tell: the rule is wrong in fewer than `FEW_HELD_OUT` of them, and the model is as good as it."""
+    the pairs cannot tell (`_undecided`)."""
     right, length = accuracy(case), case.calibration.get("length")
     if right is None or not isinstance(length, Mapping) or not right.above(0.5) or labels.swapped(case):
         return None  # at chance it measures nothing; among swapped labels neither it nor the rule can be right
@@ -161,19 +161,20 @@ _MORE_THAN_LENGTH = (
 
 
 def _undecided(right: Level, rule: Level) -> bool:
-    """Whether the rule of length is wrong too rarely to tell a model that is as good as it from it."""
-    return right.n > 0 and (1 - rule.mean) * right.n < FEW_HELD_OUT and not right.below(rule.mean)
+    """Whether a model that is as good as the rule of length cannot be told from it: the rule is wrong too rarely, or
+    so few pairs were measured that the model may well be better by a tenth of them."""
+    few = right.n > 0 and (1 - rule.mean) * right.n < FEW_HELD_OUT
+    return (few and not right.below(rule.mean)) or Change(rule, right).may_rise(0.1)
 
 
 def _length_or_quality(rule: str, seen: tuple[Worded, ...]) -> Finding:
     return Finding(
         "mostly_length",
-        f"Whether it measures quality or length cannot be told: nearly all preferred answers are the {rule} ones.",
+        f"Whether it measures quality or length cannot be told: choosing the {rule} answer may be right as often.",
         "info",
-        f"Both would be right about as often. To know what it looks at takes pairs in which the {rule} answer is not "
-        "the preferred one; this data has hardly any.",
+        f"To know what it looks at takes more held-out pairs in which the {rule} answer is not the preferred one.",
         seen,
-        (SIMILAR,),
+        (SIMILAR, Remedy("a larger eval_size, so that a smaller change can be seen")),
         said_as="length_or_quality",
     )
 
