@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME = "longrope"
+LONGROPE = "longrope"
 
 
 def keep_own_positions(model: nn.Module) -> None:
     """Let the rotary modules of a model go by each text's own length. Models without LongRoPE stay as they are."""
     for module in model.modules():
-        if NAME in _kinds(module):
+        if LONGROPE in _kinds(module):
             module.register_forward_hook(_by_each, with_kwargs=True)
 
 
 def own_positions(model: nn.Module, mask_CL: Tensor) -> dict[str, Tensor]:
     """What padded rows of a LongRoPE model say of their positions (int64 [C, L]), nothing for other models: by itself a
     model takes one row's positions for all."""
-    if not any(NAME in _kinds(module) for module in model.modules()):
+    if not any(LONGROPE in _kinds(module) for module in model.modules()):
         return {}
     return {"position_ids": (mask_CL.cumsum(-1) - 1).clamp(min=0)}
 
@@ -42,7 +42,7 @@ def _by_each(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], turned:
     parameters, positions_BT = module.config.rope_parameters, asked["position_ids"]
     if asked.get("layer_type") is not None:
         parameters = parameters[asked["layer_type"]]
-    if parameters["rope_type"] != NAME:
+    if parameters["rope_type"] != LONGROPE:
         return turned
     first = parameters["original_max_position_embeddings"]
     short_BT = _lengths(positions_BT) <= first
