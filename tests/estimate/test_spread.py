@@ -71,6 +71,15 @@ def test_what_rests_on_the_processor_is_booked_there(tmp_path: Path) -> None:
     assert off.peak < on.peak - on.weights - on.trained
 
 
+def test_a_base_that_is_spread_is_not_told_to_be_quantized(tmp_path: Path) -> None:
+    """Both at once is refused: that is no advice, and no error of the estimate."""
+    device = Device("cuda", 2**10, True, processes=4)
+    settings = runs.settings(tmp_path, DPO, lora=True, sample_steps=0, tokens_per_microbatch=64, shard="full")
+    made, _, _, fits = until_it_fits(workload(settings, device, QUIET), card_of("h100"), device.memory)
+    assert not fits
+    assert made == ["gradient_checkpointing=true", "lora_r=4"]
+
+
 @pytest.mark.long
 def test_full_training_rests_on_the_processor_before_rows_are_cut(tmp_path: Path) -> None:
     card, settings = card_of("h100"), runs.settings(tmp_path, DPO, lora=False, sample_steps=0)

@@ -144,8 +144,8 @@ def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
     most = int(work.lengths.max())
     for how in ("hybrid", "full"):
         wider = {"none": ("hybrid", "full"), "hybrid": ("full",), "full": ()}[work.plan.shard]
-        changed = _shared(work, how) if how in wider else None
-        if changed is not None:
+        changed = _taken(work, shard=how) if how in wider else None
+        if changed is not None and changed.plan.shard == how:
             work = changed
             yield f"shard={how}", work
     while work.plan.budget > most:
@@ -158,8 +158,9 @@ def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
     if spread and work.plan.adapter is None and not work.plan.settings.cpu_offload:
         work = _changed(work, cpu_offload=True)
         yield "cpu_offload=true", work
-    if work.plan.adapter is not None and work.plan.scheme is None:
-        work = _changed(work, quantize="nf4")
+    fewer_bits = work.plan.adapter is not None and work.plan.scheme is None
+    if fewer_bits and (changed := _taken(work, quantize="nf4")) is not None:  # what is spread is not quantized
+        work = changed
         yield "quantize=nf4", work
     own = work.plan.policy.adapter is not None or work.plan.settings.peft_config is not None
     while work.plan.adapter is not None and not own and work.plan.settings.lora_r > 4:
@@ -173,13 +174,12 @@ def remedies(work: Workload) -> Iterator[tuple[str, Workload]]:
         yield f"max_length={most}", work
 
 
-def _shared(work: Workload, how: str) -> Workload | None:
-    """The same run with its weights spread so; None where it cannot be, or comes to something else."""
+def _taken(work: Workload, **values: Any) -> Workload | None:
+    """The same data under other settings, or None where such a run is refused."""
     try:
-        changed = _changed(work, shard=how)
+        return _changed(work, **values)
     except ValueError:
         return None
-    return changed if changed.plan.shard == how else None
 
 
 def _changed(work: Workload, **values: Any) -> Workload:
