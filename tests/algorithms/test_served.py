@@ -70,7 +70,10 @@ def seeded_as_a_server(monkeypatch) -> None:
     monkeypatch.setattr(LocalRollouts, "sample", sample)
 
 
-@pytest.mark.parametrize(("method", "lora"), [("grpo", True), ("ppo", True), ("grpo", False)])
+@pytest.mark.parametrize(
+    ("method", "lora"),
+    [("grpo", True), *(pytest.param(m, lora, marks=pytest.mark.long) for m, lora in (("ppo", True), ("grpo", False)))],
+)
 def test_a_served_run_is_the_run_with_the_own_sampler(tmp_path, server, monkeypatch, method, lora) -> None:
     """Same answers, and weights after three steps, up to the rounding of two forwards."""
     options = {"sample_steps": 3, "num_generations": 4, "num_ppo_epochs": 2, "lora": lora}
@@ -125,6 +128,7 @@ def test_a_server_reads_all_weights_anew_or_says_how_it_would(tmp_path, server) 
     assert not (tmp_path / "ahead").exists()
 
 
+@pytest.mark.long
 def test_a_failing_server_stops_the_run_and_a_mended_one_continues_it(tmp_path, server) -> None:
     """First it answers from the weights of before, which is noticed within a step; then it dies, and another one takes
     over. The run ends as if nothing had happened."""
@@ -162,6 +166,7 @@ def test_a_failing_server_stops_the_run_and_a_mended_one_continues_it(tmp_path, 
         runs.assert_same_run(done.run, whole.run)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_where_a_server_failed_the_answers_along_it(tmp_path, server) -> None:
     """Before the first update, after one in the middle, and after the last one: nothing is drawn twice or left out."""
     options: dict[str, Any] = {"sample_steps": 1, "samples_per_prompt": 2, "guard": False}

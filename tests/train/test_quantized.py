@@ -115,7 +115,7 @@ def test_an_adapter_trained_on_nf4_loads_in_plain_peft(tmp_path) -> None:
     torch.testing.assert_close(logps(plain), logps(ours), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("held", ["nf4", "int8", "gptq", "awq"])
+@pytest.mark.parametrize("held", ["nf4", *(pytest.param(h, marks=pytest.mark.long) for h in ("int8", "gptq", "awq"))])
 def test_four_roles(tmp_path, held) -> None:
     """PPO with a reward model that is an adapter on the same quantized base."""
     given = {**options(tmp_path, held), "learning_rate": 1e-2}
@@ -130,7 +130,8 @@ def test_four_roles(tmp_path, held) -> None:
 
 
 @pytest.mark.parametrize(
-    "held", ["nf4", "int8", *(pytest.param(h, marks=pytest.mark.long) for h in ("gptq", "ppo on nf4", "ppo on gptq"))]
+    "held",
+    ["nf4", *(pytest.param(h, marks=pytest.mark.long) for h in ("int8", "gptq", "ppo on nf4", "ppo on gptq"))],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, held) -> None:
     given = {**options(tmp_path, held.removeprefix("ppo on ")), "max_steps": 5, "save_steps": 2, "eval_steps": 2,
