@@ -228,20 +228,16 @@ class Display:
         self._spoke = self.clock()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Something of unknown length; call the yielded function with what it is at. A log gets a line at its start,
-        and one every so often."""
+    def phase(self, name: str, *, opening: bool = True) -> Iterator[Callable[[str], None]]:
+        """Something of unknown length; call the yielded function with what it is at. A log gets a line at its start
+        (``opening``), and one every so often."""
         if self.live:
             with self.console.status(Text(name)) as status:
                 yield lambda text: status.update(Text(text))
             return
-        self.say(f"{name} ...")
-
-        def update(text: str) -> None:
-            if self.clock() - self._spoke >= _EVERY:
-                self.say(text)
-
-        yield update
+        if opening:
+            self.say(f"{name} ...")
+        yield lambda text: self.say(text) if self.clock() - self._spoke >= _EVERY else None
 
     @contextmanager
     def stage(self, name: str, total: int, start: int = 0, *, opening: bool = True) -> Iterator[Callable[..., None]]:

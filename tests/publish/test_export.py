@@ -95,7 +95,7 @@ def test_an_earlier_step_of_a_run_on_few_bits_is_verified_on_its_base_as_it_was_
     told = json.loads(done.stdout)
     assert told["held"] == "nf4"
     assert told["moved"][0]["changed"] == 0
-    assert "This is the model after 1 updates" in (tmp_path / "one" / "README.md").read_text()
+    assert "This is the model after 1 update;" in (tmp_path / "one" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("told", ["model: m\n", "method: nothing\nmodel: m\n", "method: dpo\n"])

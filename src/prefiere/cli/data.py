@@ -49,7 +49,7 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     console.print(Styled.assemble((in_words("seen.layout"), "bold"), str(source.layout)))
     console.print(Styled.assemble((in_words("seen.files"), "bold"), ", ".join(source.files)), soft_wrap=True)
     auditor, faults = Auditor(), Faults()
-    with reading(Display(progress()), settings.data, source) as so_far:
+    with reading(Display(progress()), settings.data, source, opening=False) as so_far:
         for number, record in enumerate(source):
             auditor.add(record)
             faults.add(record)

@@ -16,8 +16,11 @@ SOMETHING = 0.01
 
 
 @contextmanager
-def reading(display: Display, name: str, records: Records[Any]) -> Iterator[Callable[[int], None]]:
-    """Call the yielded function with how many examples these records have given so far."""
+def reading(
+    display: Display, name: str, records: Records[Any], *, opening: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Call the yielded function with how many examples these records have given so far. opening: as of
+    `Display.phase`."""
     began = display.clock()
 
     def line(n: int) -> str:
@@ -27,5 +30,5 @@ def reading(display: Display, name: str, records: Records[Any]) -> Iterator[Call
         left = (display.clock() - began) * (1 - share) / share
         return f"{said}, {in_words('progress.left', time=rough_time(left))}"
 
-    with display.phase(in_words("progress.reading", data=called(name))) as at:
+    with display.phase(in_words("progress.reading", data=called(name)), opening=opening) as at:
         yield lambda n: at(line(n))
