@@ -38,11 +38,13 @@ def in_run(case: Case) -> list[Finding]:
 
 
 def number_in(account: Account, *path: str) -> float:
-    """A count at a place of the account; 0 where there is none."""
+    """A count at a place of the account; 0 where there is none, or what may come from a stranger counts nothing (NaN,
+    infinity)."""
     found: Any = account
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else 0.0
+    known = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 2**63
+    return float(found) if known else 0.0
 
 
 def _part(account: Account, *path: str) -> Account:
