@@ -49,6 +49,15 @@ def test_a_card_says_what_came_of_a_run_and_nothing_of_the_machine(lora: Run, tm
     assert str(lora.folder.parent) not in text
 
 
+@pytest.mark.parametrize("count", ["many", "<b>9</b>", None, [9], 1.5])
+def test_counts_that_are_no_numbers_are_not_told(count: object) -> None:
+    """data.json may come from a stranger, or lack them."""
+    untold = card._data({})
+    assert card._data({"examples": {"train": count, "eval": 6}}) == untold
+    assert card._data({"examples": {"train": 1, "eval": count}}) == untold
+    assert card._data({"examples": {"train": 1, "eval": 6}}) == ["- 1 example to train on, 6 held out"]
+
+
 def test_no_path_of_the_machine_stands_in_any_setting() -> None:
     told = card._settings({"method": "ppo", "reward": ["/home/me/one", "/home/me/two"], "peft_config": {"x": "/a/b"}})
     assert "`[one, two]`" in told

@@ -119,9 +119,9 @@ def _data(account: Mapping[str, Any]) -> list[str]:
     lines = []
     examples = account.get("examples")
     if isinstance(examples, Mapping):
-        lines.append(
-            f"- {count_of(examples.get('train') or 0, 'example')} to train on, {examples.get('eval')} held out"
-        )
+        train, held = examples.get("train"), examples.get("eval")
+        if isinstance(train, int) and isinstance(held, int):
+            lines.append(f"- {count_of(train, 'example')} to train on, {held:,} held out")
     for name, part in (("data", account.get("train")), ("eval_data", account.get("eval"))):
         read = part.get("read") if isinstance(part, Mapping) else None
         if isinstance(read, Mapping):
