@@ -11,6 +11,7 @@ import pytest
 from prefiere.console import Display, Terminal
 from prefiere.data import formats
 from prefiere.data.readers import about_lines, read_rows
+from prefiere.data.values import DataError
 from prefiere.plan.shown import reading
 
 ROWS = [{"prompt": f"question {n}", "chosen": "a" * (1 + n % 7), "rejected": "bb"} for n in range(400)]
@@ -28,7 +29,13 @@ def parquet(path):
     pq.write_table(pa.Table.from_pylist(ROWS), path)
 
 
-@pytest.mark.parametrize(("name", "make"), [("p.jsonl", jsonl), ("p.csv", csv_file), ("p.parquet", parquet)])
+def document(path):
+    path.write_text(json.dumps({"data": ROWS}, indent=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("p.jsonl", jsonl), ("p.csv", csv_file), ("p.parquet", parquet), ("p.json", document)]
+)
 def test_the_last_number_is_about_that_of_the_last_row(tmp_path, name, make):
     make(path := tmp_path / name)
     *_, (last, _) = read_rows(path)
@@ -41,13 +48,26 @@ def test_of_a_larger_text_it_is_told_by_its_first_lines(tmp_path):
     assert about_lines(path) == pytest.approx(20 * len(ROWS), rel=0.02)
 
 
-def test_nothing_is_guessed_of_a_packed_file_or_a_document(tmp_path):
+def test_nothing_is_guessed_of_a_packed_file_or_a_single_line(tmp_path):
     (packed := tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode()))
-    (document := tmp_path / "p.json").write_text(json.dumps(ROWS, indent=1))
-    assert about_lines(packed) is about_lines(document) is None
-    records = formats.read(document, kind="pairs")
+    (line := tmp_path / "p.json").write_text(json.dumps(ROWS))
+    assert about_lines(packed) is about_lines(line) is None
+    records = formats.read(line, kind="pairs")
     list(records)
     assert records.share_read() is None
+
+
+def test_a_damaged_file_is_told_by_who_reads_it(tmp_path):
+    """Not by who counts what is left to read, in passing, while another file is read."""
+    parquet(tmp_path / "a.parquet")
+    parquet(damaged := tmp_path / "b.parquet")
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    records = formats.read(tmp_path, kind="pairs")
+    given = iter(records)
+    assert next(given).prompt == "question 0"
+    assert records.share_read() is None
+    with pytest.raises(DataError, match=r"b\.parquet: damaged Parquet after row 0"):
+        list(given)
 
 
 def told(source, seconds_a_row=1.0):
@@ -78,5 +98,5 @@ def test_files_of_a_folder_count_together(tmp_path):
 
 
 def test_where_nothing_says_how_much_there_is_no_time_is_told(tmp_path):
-    (path := tmp_path / "p.json").write_text(json.dumps(ROWS, indent=1))
+    (path := tmp_path / "p.json").write_text(json.dumps(ROWS))
     assert all("left" not in line for line in told(path))

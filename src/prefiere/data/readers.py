@@ -55,17 +55,19 @@ def read_rows(path: Path) -> Rows:
 
 
 def about_lines(path: Path) -> int | None:
-    """The number of the last line or row that `read_rows` gives, as far as the size of the file says it: by its first
-    lines, or by what Parquet says. None of packed files, sheets and JSON documents."""
+    """About which number the last row of `read_rows` has: of a text by its size and its first lines, of Parquet as it
+    says. None where neither tells (packed files, sheets, a text of one line), or the file is damaged."""
     with open(path, "rb") as f:
         head = f.read(_HEAD)
     if head[:4] == b"PAR1":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return int(pq.read_metadata(path).num_rows)
-    if b"\0" in head or packed_as(head[:32]) or head.lstrip()[:1] == b"[":
-        return None
-    lines = head.count(b"\n")
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowException, OSError):  # what is wrong with it, and where, is told by who reads it
+            return None
+    lines = 0 if b"\0" in head or packed_as(head[:32]) else head.count(b"\n")
     return round(path.stat().st_size * lines / (head.rfind(b"\n") + 1)) if lines > 1 else None
 
 

@@ -118,8 +118,13 @@ def is_votes(source: str | Path) -> bool:
 
 
 def _part(path: Path) -> Part:
-    reading = (lambda: read_rows(path), lambda: hash_of(path), lambda: about_lines(path))
-    return Part(called(path), *reading, counted=given_as(path) is not None)
+    return Part(
+        called(path),
+        rows=lambda: read_rows(path),
+        content=lambda: hash_of(path),
+        last=lambda: about_lines(path),
+        counted=given_as(path) is not None,
+    )
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -203,8 +208,12 @@ def _dataset(loaded: Any, name: str, kind: Kind, split: str | None, purpose: Rea
         splits = tuple(loaded)
         chosen = choose_split(splits, kind, split, name, purpose)
         loaded = loaded[chosen]
-    reading = (lambda: _rows_of(loaded), lambda: _content(loaded), lambda: len(loaded))
-    part = Part(f"{name}[{chosen}]" if chosen else name, *reading)
+    part = Part(
+        f"{name}[{chosen}]" if chosen else name,
+        rows=lambda: _rows_of(loaded),
+        content=lambda: _content(loaded),
+        last=lambda: len(loaded),
+    )
     return Parts((part,), chosen, splits, commit=_commit(loaded))
 
 
