@@ -157,20 +157,6 @@ def choose_shard(
 
     Raises ValueError for a run that was asked to be spread and cannot be.
     """
-    found = _shard(settings, device, parameters, dtype, scheme, adapter)
-    if settings.cpu_offload and found.value == "none":
-        raise ValueError(in_words("error.no_offload", why=found.why))
-    return found
-
-
-def _shard(
-    settings: Settings,
-    device: Device,
-    parameters: int,
-    dtype: torch.dtype,
-    scheme: Scheme | None,
-    adapter: Adapter | None,
-) -> Choice:
     asked, each = settings.shard, device.processes // device.nodes
     if device.processes == 1:
         return Choice("shard", "none", in_words("why.one_process"))
@@ -192,6 +178,12 @@ def _shard(
     if device.nodes > 1 and needed / each <= 0.8 * room:
         return Choice("shard", "hybrid", in_words("why.each_node", **sizes))
     return Choice("shard", "full", in_words("why.all_share", **sizes))
+
+
+def refuse_offload(settings: Settings, shard: Choice) -> None:
+    """Raise ValueError where ``cpu_offload`` is asked of weights that each process holds in full."""
+    if settings.cpu_offload and shard.value == "none":
+        raise ValueError(in_words("error.no_offload", why=shard.why))
 
 
 def _never_spread(settings: Settings, dtype: torch.dtype, scheme: Scheme | None, adapter: Adapter | None) -> str | None:

@@ -245,7 +245,9 @@ def _planned(
     budget = settings.tokens_per_microbatch
     if budget == "auto":
         budget = int(picked(choices.choose_budget(settings, device, config_of(source), dtype)))
-    shard = picked.anew(choices.choose_shard(settings, device, parameters, dtype, scheme, adapter))
+    spread = choices.choose_shard(settings, device, parameters, dtype, scheme, adapter)
+    choices.refuse_offload(settings, spread)
+    shard = picked.anew(spread)
     roles = Roles(
         reference_of(settings, source, adapter),
         critic_of(settings, adapter is not None),
