@@ -7,6 +7,7 @@ who shares its row. Here each prompt with its completions, and each padded row, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,23 +18,25 @@ LONGROPE = "longrope"
 
 def keep_own_positions(model: nn.Module) -> None:
     """Let the rotary modules of a model go by each text's own length. Models without LongRoPE stay as they are."""
-    for module in model.modules():
-        if LONGROPE in _kinds(module):
-            module.register_forward_hook(_by_each, with_kwargs=True)
+    for module in _rotary(model):
+        module.register_forward_hook(_by_each, with_kwargs=True)
 
 
 def own_positions(model: nn.Module, mask_CL: Tensor) -> dict[str, Tensor]:
     """What padded rows of a LongRoPE model say of their positions (int64 [C, L]), nothing for other models: by itself a
     model takes one row's positions for all."""
-    if not any(LONGROPE in _kinds(module) for module in model.modules()):
+    if next(_rotary(model), None) is None:
         return {}
     return {"position_ids": (mask_CL.cumsum(-1) - 1).clamp(min=0)}
 
 
-def _kinds(module: nn.Module) -> set[Any]:
-    """The rotary types of a module: one, one for each kind of layer, or none."""
-    kind = getattr(module, "rope_type", None)
-    return set(kind.values()) if isinstance(kind, dict) else {kind}
+def _rotary(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of transformers that turn by LongRoPE, all layers or those of some kind."""
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        known = hasattr(getattr(module, "config", None), "rope_parameters")
+        if known and LONGROPE in (kind.values() if isinstance(kind, dict) else (kind,)):
+            yield module
 
 
 def _by_each(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], turned: Any) -> Any:
