@@ -1,6 +1,6 @@
 """``python -m benchmarks.doctor``: plant causes, read the verdicts, print one table.
 
-    python -m benchmarks.doctor --causes "rate,labels" --strengths 3 --seeds 0,1 --models demo --data demo --healthy 20
+    python -m benchmarks.doctor --causes "rate,labels" --strengths 3 --seeds 0,1 --models demo --data demo --healthy 0-9
 
 The whole grid (all causes, three strengths, five seeds, two models, two data sets, 100 healthy runs) takes many hours
 on two cores. A row is written for each case as soon as it has one (``--out``); what is there already is not run again,
@@ -34,12 +34,14 @@ def numbers(text: str) -> list[int]:
 def main() -> None:
     """Run a part of the grid, then print the table of everything that the file of results holds."""
     parser = argparse.ArgumentParser(prog="benchmarks.doctor", description=__doc__)
-    parser.add_argument("--causes", default="", help="parts of their names, separated by commas; default: all")
+    parser.add_argument("--causes", default="", help="parts of their names, separated by commas, or none; default: all")
     parser.add_argument("--strengths", type=numbers, default=[1, 2, 3], help="1 is weak, 3 strong")
     parser.add_argument("--seeds", type=numbers, default=list(range(5)))
     parser.add_argument("--models", default="demo,narrow")
     parser.add_argument("--data", default="demo,hh")
-    parser.add_argument("--healthy", type=int, default=100, help="healthy runs for each model and data set")
+    parser.add_argument(
+        "--healthy", type=numbers, default=list(range(100)), help="seeds of the healthy runs of each model and data set"
+    )
     parser.add_argument("--remedies", action="store_true", help="train again with what is prescribed")
     parser.add_argument("--out", type=Path, default=Path("doctor-benchmark.jsonl"))
     parser.add_argument("--work", type=Path, default=None, help="where runs and models go; default: a temporary folder")

@@ -55,16 +55,16 @@ class Case:
 
 
 def cases(
-    causes: list[str], strengths: list[int], seeds: list[int], models: list[str], data: list[str], healthy: int
+    causes: list[str], strengths: list[int], seeds: list[int], models: list[str], data: list[str], healthy: list[int]
 ) -> list[Case]:
     """All cases of a part of the grid: strong ones and the first seeds first, healthy runs in between."""
-    chosen = [c for c in CAUSES if not causes or any(part in c.name for part in causes)]
+    chosen = [] if causes == ["none"] else [c for c in CAUSES if not causes or any(part in c.name for part in causes)]
     grid = [
         Case(c, s, seed, m, d)
         for m in models for d in data for seed in seeds for s in sorted(strengths, reverse=True) for c in chosen
         if d == "demo" or c.kind in ("dpo", "kto", "reward", "sft")
     ]  # fmt: skip
-    well = [Case(None, 0, seed, m, d) for m in models for d in data for seed in range(healthy)
+    well = [Case(None, 0, seed, m, d) for m in models for d in data for seed in healthy
             if d == "demo" or HEALTHY[seed % len(HEALTHY)] not in ("rloo", "ppo")]  # fmt: skip
     every = min(3, max(1, len(grid) // max(1, len(well))))
     mixed: list[Case] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from prefiere.algorithms.kto import Unpaired, mismatch
 from prefiere.algorithms.offline import Offline, reference_logps, rows_of
@@ -31,29 +32,30 @@ def options_of(settings: DPO) -> dict[str, Any]:
 class Pairs(Objective):
     """A pairwise loss over (chosen, rejected) groups.
 
-    reference: float32 [n, 2], the reference's log-prob of each completion of the store; zeros where the loss has none.
+    reference: float32 [n, 2]; None where the loss has none.
     """
 
     loss: Loss
     options: dict[str, Any]
     beta: float
-    reference: np.ndarray
+    reference: np.ndarray | None = field()
     rpo_alpha: float = 0.0
     noise: float = 0.0
-    measures_noise: bool = False
     logged: tuple[str, ...] = ("rewards/margins", "logps/chosen", "logps/rejected")
 
     def singles(self, index: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The margin, and by how many nats each answer became likelier than under the reference (losses without one:
         its log-prob)."""
-        before = self.reference[index]
+        before = np.zeros((len(index), 2), np.float32) if self.reference is None else self.reference[index]
         change = {n: values[f"logps/{n}"] - before[:, i] for i, n in enumerate(("chosen", "rejected"))}
         return {"margin": values["rewards/margins"], **change}
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss and rewards of a micro-batch of pairs."""
         policy_C = segment_sum(out.logp_N, batch.owner_N, batch.completions)
-        reference_C = rows_of(self.reference, batch.index_G, policy_C)
+        reference_C = torch.zeros_like(policy_C)
+        if self.reference is not None:
+            reference_C = rows_of(self.reference, batch.index_G, policy_C)
         pairs = PairBatch.from_completions(policy_C, reference_C, batch.scored_C, batch.label_G)
         losses_G = self.loss.function(pairs, **self.options)
         metrics = {}
@@ -84,8 +86,6 @@ def build(session: Session) -> Offline:
     seen = visited(len(data.train), settings.batch_size, seed=settings.seed, steps=session.total_steps)
 
     def logps(store: GroupStore, rows: np.ndarray) -> np.ndarray:
-        if not loss.needs_reference:
-            return np.zeros((len(store), store.k), np.float32)
         out = np.full((len(store), store.k), np.nan, np.float32)  # of what no update sees, nothing is known
         out[rows] = reference_logps(session, store if len(rows) == len(store) else store.select(rows))
         return out
@@ -95,8 +95,8 @@ def build(session: Session) -> Offline:
             other = mismatch(store, settings.seed, session.plan.max_length)
             options = {name: x for name, x in options_of(settings).items() if name != "beta"}
             return Unpaired(other, logps(store, rows), logps(other, rows), settings.beta, options)
-        pairs = Pairs(loss, options_of(settings), settings.beta, logps(store, rows), settings.rpo_alpha)
-        return replace(pairs, measures_noise=loss.needs_reference)
+        before = logps(store, rows) if loss.needs_reference else None
+        return Pairs(loss, options_of(settings), settings.beta, before, settings.rpo_alpha)
 
     held = objective(data.eval, np.arange(len(data.eval))) if data.eval is not None else None
     reference = session.reference if settings.sample_steps != 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Unpaired(Objective):
     """
 
     mismatched: GroupStore
-    reference: np.ndarray
+    reference: np.ndarray = field()
     reference_mismatched: np.ndarray
     beta: float
     options: dict[str, Any]
@@ -47,6 +47,10 @@ class Unpaired(Objective):
 
         total = sum(float(part.arrays["sum"]) for part in over(self.mismatched, members, logratio))
         self.baseline = float(kto_baseline(torch.tensor(total, dtype=torch.float64), len(members)).float())
+
+    def prepare_unmoved(self) -> None:
+        """Without a difference, the KL is 0."""
+        self.baseline = 0.0
 
     def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
         """Loss of a micro-batch; rewards are shown for desirable ("chosen") and undesirable ("rejected") answers."""

@@ -13,20 +13,49 @@ from torch import Tensor
 from prefiere.asked.language import in_words
 from prefiere.evaluate import singles
 from prefiere.evaluate.rows import flat
-from prefiere.evaluate.start import at_start
+from prefiere.evaluate.start import ROUNDED, at_start
+from prefiere.kernels.logprobs import TargetLogprobs
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.models.shard.spread import sharded
+from prefiere.models.trunk import Trunk
 from prefiere.plan.examples import ExampleData
 from prefiere.run import Stop
 from prefiere.tokens.groups import GroupStore
+from prefiere.tokens.pack import PackedBatch
 from prefiere.tokens.schedule import cut_for, members
 from prefiere.train.engine import Measured, Update
-from prefiere.train.objective import Objective
+from prefiere.train.objective import Objective, Over, Result
 from prefiere.train.setup import Session
 
 
 def _nothing(held: Measured | None) -> None:
     """Most methods' models are finished when they are trained."""
+
+
+@dataclass
+class Unmoved(Objective):
+    """A goal before the first update, where the policy is the reference still: its log-probs, which are known, stand in
+    for a forward pass."""
+
+    goal: Objective
+
+    def prepare(self, members: np.ndarray, over: Over) -> None:
+        """What the goal finds where nothing has moved."""
+        self.goal.prepare_unmoved()
+
+    def forward(self, trunk: Trunk, batch: PackedBatch) -> TargetLogprobs:
+        """All of a completion's log-prob at its first target, so that their sum is the reference's, to the bit."""
+        assert self.goal.reference is not None
+        logp_N = torch.zeros(batch.owner_N.shape[0], device=batch.owner_N.device)
+        logp_C = rows_of(self.goal.reference, batch.index_G, logp_N)
+        first_C = batch.scored_C.cumsum(0) - batch.scored_C
+        some_C = batch.scored_C > 0
+        logp_N[first_C[some_C]] = logp_C[some_C]
+        return TargetLogprobs(logp_N, torch.zeros_like(logp_N), None)
+
+    def __call__(self, out: TargetLogprobs, batch: PackedBatch) -> Result:
+        """As the goal's."""
+        return self.goal(out, batch)
 
 
 @dataclass
@@ -80,13 +109,12 @@ class Offline:
     def begin(self) -> dict[str, Any]:
         """The first update's examples and the held-out ones, before any update."""
         engine, data, first = self.session.engine, self.data, self._members(0)
-        measured = [engine.measure(data.train, self.train, first)]
+        self._measure_noise(first)
+        measured = engine.measure(data.train, _before(self.train), first)
+        row = self._start() | flat(measured.values, data.train.prompt_keys[first], weights=measured.weights)
         if data.eval is not None and self.held is not None:
-            measured.append(self._measure_held(data.eval, self.held))
-        self._measure_noise(measured)
-        row = self._start() | flat(measured[0].values, data.train.prompt_keys[first], weights=measured[0].weights)
-        if data.eval is not None and len(measured) > 1:
-            row |= flat(measured[1].values, data.eval.prompt_keys, prefix="eval_", weights=measured[1].weights)
+            held = self._measure_held(data.eval, _before(self.held))
+            row |= flat(held.values, data.eval.prompt_keys, prefix="eval_", weights=held.weights)
         return row
 
     def _start(self) -> dict[str, Any]:
@@ -97,6 +125,7 @@ class Offline:
         return at_start(
             self.session.trunk,
             self.data.train,
+            known=self.train.reference,
             examples=min(self.examples, self.session.total_steps * settings.batch_size),
             max_length=self.session.plan.max_length,
             budget=engine.budget,
@@ -142,21 +171,23 @@ class Offline:
         """Margins within the noise are ties again."""
         self._set_noise(saved["noise"])
 
-    def _measure_noise(self, measured: list[Measured]) -> None:
+    def _measure_noise(self, first: np.ndarray) -> None:
         """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
-        are ties from now on, so that accuracy starts at chance."""
-        if not self.train.measures_noise:
-            return
-        self._set_noise(max(float(np.abs(m.values["rewards/margins"]).max()) for m in measured))
-        for m in measured:
-            ties = np.abs(m.values["rewards/margins"]) <= self.noise
-            m.values["rewards/accuracies"] = np.where(ties, 0.5, m.values["rewards/accuracies"])
+        are ties from now on, so that accuracy stays at chance until something is learnt."""
+        if self.train.reference is not None and self.data.train.k == 2:
+            found = self.session.engine.measure(self.data.train, self.train, first[:ROUNDED])
+            self._set_noise(float(np.abs(found.values["rewards/margins"]).max()))
 
     def _set_noise(self, noise: float) -> None:
         self.noise = noise
         for objective in (self.train, self.held):
             if objective is not None:
                 objective.noise = noise
+
+
+def _before(goal: Objective) -> Objective:
+    """A goal as it stands before the first update: known where the loss compares with the reference."""
+    return goal if goal.reference is None else Unmoved(goal)
 
 
 def _at(each: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:

@@ -75,7 +75,8 @@ def _function(row: Method) -> str:
 def _kind(key: str, hint: Any) -> str:
     """The type of an argument: that of the setting, and what may be held in its place."""
     if key in ROWS:
-        return f"{_ROWS} | int" if key == "sample_prompts" else _ROWS if key == "data" else f"{_ROWS} | None"
+        beside = {"data": "", "sample_prompts": ' | int | Literal["auto"]'}
+        return _ROWS + beside.get(key, " | None")
     if key in FUNCTIONS:
         return "Scorer | Sequence[Scorer]" if key == "reward" else "Scorer | None"
     if key in ("model", "out"):

@@ -16,6 +16,12 @@ Half = Annotated[float, Field(ge=0, lt=0.5), "a number from 0 up to, not includi
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Several = Annotated[int, Field(ge=2), "a whole number from 2"]
 
+
+def prompts_file(sample_prompts: object) -> str | None:
+    """The file of prompts that ``sample_prompts`` names; None for a number of prompts, or "auto"."""
+    return sample_prompts if isinstance(sample_prompts, str) and sample_prompts != "auto" else None
+
+
 _REFERENCE = {"sigmoid", "ipo", "hinge", "robust"}
 _PAIRWISE = _REFERENCE | {"simpo", "orpo", "cpo"}
 NEEDS_REFERENCE = _REFERENCE | {"kto"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+from prefiere.asked.kinds import prompts_file
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
@@ -32,8 +33,10 @@ def examples_held_out(case: Case) -> int | None:
         counts.append(n)
     if not counts:
         return None
-    asked = case.recipe.get("sample_prompts")  # rows count answers, of which a prompt may have several
-    bounds = (asked, case.account("examples").get("eval")) if policy and not isinstance(asked, str) else ()
+    asked = case.run.choices.get(
+        "sample_prompts", case.recipe.get("sample_prompts")
+    )  # rows count answers, of which a prompt may have several
+    bounds = (asked, case.account("examples").get("eval")) if policy and prompts_file(asked) is None else ()
     return min([max(counts), *(n for n in bounds if isinstance(n, int))])
 
 

@@ -11,7 +11,7 @@ from prefiere.plan.device import Device
 from prefiere.plan.examples import ExampleData
 from prefiere.plan.plan import Plan, resolve
 from prefiere.plan.reading import Reader, updates_of
-from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm
+from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm, choose_watched
 from prefiere.settings import PolicyGradient, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.tokens.schedule import members, split
@@ -64,6 +64,7 @@ def workload(settings: Settings, device: Device, display: Display) -> Workload:
     plan = resolve(settings, device, must_fit=False)
     data = Reader.of(plan).read(plan, display)
     steps = updates_of(settings, len(data.train))
+    data, _ = choose_watched(plan, data)
     rhythm, parts, _ = choose_rhythm(plan, data)
     if isinstance(data, ExampleData):
         watched = tuple(sorted(len(p) for p in data.watched.ids))

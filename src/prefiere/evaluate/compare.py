@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefiere.asked.endpoint import EndpointError, names_endpoint
+from prefiere.asked.kinds import prompts_file
 from prefiere.asked.language import in_words
 from prefiere.data import formats
 from prefiere.data.prompts import columns_at, prompts_at
@@ -205,8 +206,8 @@ def validation_places(run: Run, limit: int) -> dict[str, Text]:
         raise RunError(f"{run.folder / 'recipe.yaml'} names no data: name prompts with --prompts.")
     if ":***@" in str(recipe["data"]):
         raise RunError(f"{run.folder} does not hold the password of its store: name prompts with --prompts.")
-    if isinstance(recipe.get("sample_prompts"), str):
-        return {r.source: r.prompt for r in formats.read(recipe["sample_prompts"], kind="prompts", limit=limit)}
+    if (named := prompts_file(recipe.get("sample_prompts"))) is not None:
+        return {r.source: r.prompt for r in formats.read(named, kind="prompts", limit=limit)}
     name, split = _read_from(run)
     found = prompts_at(run.data.get("eval_sources", [])[: 8 * limit], name, columns=recipe.get("columns"), **split)
     distinct = {repr(p): (place, p) for place, p in found.items()}
@@ -216,8 +217,8 @@ def validation_places(run: Run, limit: int) -> dict[str, Text]:
 def _read_from(run: Run) -> tuple[str, dict[str, Any]]:
     """The source that a run's watched prompts were read from, and the split of it."""
     recipe = run.recipe
-    if isinstance(recipe.get("sample_prompts"), str):
-        return recipe["sample_prompts"], {}
+    if (named := prompts_file(recipe.get("sample_prompts"))) is not None:
+        return named, {}
     part = "eval" if recipe.get("eval_data") else "train"
     account = run.data.get(part)
     read = account.get("read") if isinstance(account, Mapping) else None

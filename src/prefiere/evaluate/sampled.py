@@ -34,12 +34,16 @@ RETESTED = 64
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Sampled answers of one moment: rows for samples.jsonl, and per-answer signals [A] with each answer's prompt."""
+    """Sampled answers of one moment: rows for samples.jsonl, and per-answer signals [A] with each answer's prompt.
+
+    logps: [A], log-probs of whole answers under the model itself, where they are known.
+    """
 
     rows: list[dict[str, Any]]
     signals: dict[str, np.ndarray]
     prompts: np.ndarray
     samples: list[Sample] = field(default_factory=list)
+    logps: np.ndarray | None = None
 
     def columns(self) -> dict[str, float]:
         """The signals as columns of a log row, with intervals clustered by prompt."""
@@ -76,9 +80,10 @@ class AnswerEvaluator:
         *,
         version: int = 0,
         progress: Callable[[int], None] | None = None,
+        unmoved: bool = False,
     ) -> Answers:
         """Sample, measure and judge. version: of the trunk's weights (see `Rollouts`). trunk: None for a finished model
-        behind a server."""
+        behind a server. unmoved: the trunk is the reference still."""
         if trunk is not None:
             self.rollouts.publish(trunk, version)
         samples = self._sampled(version, progress)
@@ -87,13 +92,15 @@ class AnswerEvaluator:
             "length": np.asarray([float(len(s.tokens)) for s in samples]),
             "repetition": np.asarray([repetition(s.tokens) for s in samples]),
         }
-        ref_logp_A = None
-        if reference is None or trunk is None:
-            logp_A = np.asarray([s.logp.sum() for s in samples])
-        else:  # both by the same path: their difference is then exact where nothing has changed
-            logp_A = self._logp(trunk, samples)
-            with reference.live() as frozen:
-                ref_logp_A = self._logp(frozen, samples)
+        logp_A, ref_logp_A = np.asarray([s.logp.sum() for s in samples]), None
+        own = self.sampling.unchanged  # they were drawn from the model's own distribution
+        if reference is not None and trunk is not None:
+            if not (unmoved and own):
+                logp_A, own = self._logp(trunk, samples), True
+            ref_logp_A = logp_A
+            if not unmoved:  # by the same path: their difference is exact where nothing has changed
+                with reference.live() as frozen:
+                    ref_logp_A = self._logp(frozen, samples)
             signals["ref_logp"] = ref_logp_A / signals["length"]
             if self.sampling.unchanged:
                 signals["kl"] = (logp_A - ref_logp_A).astype(np.float64)
@@ -115,7 +122,7 @@ class AnswerEvaluator:
             }
             for i, s in enumerate(samples)
         ]
-        return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples)
+        return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples, logp_A if own else None)
 
     def _sampled(self, version: int, progress: Callable[[int], None] | None) -> list[Sample]:
         """The answers, by prompt, then by sample."""

@@ -8,7 +8,9 @@ Suffixes: _N scored tokens, _C completions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,16 +34,18 @@ from prefiere.tokens.tokenizer import eos_ids_of
 
 FEWEST, MOST = 8, 96
 """Examples that are looked at: below the first nothing is said."""
+ROUNDED = 8
+"""Pairs on which the rounding of the path is measured, where a reference is known."""
 
 
-def few(store: GroupStore, examples: int, share: int = 16) -> list[PromptGroup]:
+def few(store: GroupStore, examples: int, share: int = 16) -> list[int]:
     """One example in ``share`` of those that a run visits, of different prompts, from all over the store; `MOST` at
-    most and `FEWEST` at least, as far as there are."""
+    most and `FEWEST` at least, as far as there are. Where they stand in the store."""
     good = np.arange(len(store)) if store.k > 1 else np.flatnonzero(store.labels >= 0.5)
     first = good[np.unique(store.prompt_keys[good], return_index=True)[1]]
     wanted = min(len(first), max(FEWEST, min(MOST, examples // share)))
     at = np.sort(first)[np.linspace(0, len(first) - 1, wanted).astype(int)] if wanted else []
-    return [store[int(i)] for i in at]
+    return [int(i) for i in at]
 
 
 def at_start(
@@ -52,23 +56,26 @@ def at_start(
     max_length: int,
     budget: Budget | int,
     autocast: torch.dtype | None,
+    known: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Columns of the row of step 0 (``start/...``), with intervals; none below `FEWEST` different prompts.
 
     ``examples``: how many the run visits. max_length: tokens of a row, within which an answer that is lent to another
-    prompt is cut.
+    prompt is cut. known: float32 [n, k], log-probs of the store's completions under this model, NaN where unknown.
     """
-    groups = [g for g in few(store, examples) if len(g.prompt) > 1]
-    if len(groups) < FEWEST:
+    at = [i for i in few(store, examples) if store.sizes(i)[0] > 1]
+    if len(at) < FEWEST:
         return {}
-    own, lent = _lent(groups, max_length)
-    of_own, of_lent = (sequence_logps(trunk, x, budget=budget, autocast=autocast)[:, 0] for x in (own, lent))
-    tokens = np.asarray([int(g.masks[0].sum()) for g in own])
+    pairs = _lent([store[i] for i in at], max_length, known[at] if known is not None else None)
+    of_own, of_lent = pairs.logps(trunk, budget, autocast)
+    tokens = np.asarray([int(g.masks[0].sum()) for g in pairs.own])
     values = {"prompt_matters": (of_own - of_lent) / tokens, "chosen_logp": of_own / tokens}
-    row = flat(values, np.arange(len(own)), prefix="start/")
+    row = flat(values, np.arange(len(tokens)), prefix="start/")
     if store.k == 2:
-        pairs = few(store, examples, 32)
-        row |= flat({"likeness": likeness(trunk, pairs, budget, autocast)}, np.arange(len(pairs)), prefix="start/")
+        compared = [store[i] for i in few(store, examples, 32)]
+        row |= flat(
+            {"likeness": likeness(trunk, compared, budget, autocast)}, np.arange(len(compared)), prefix="start/"
+        )
     return row
 
 
@@ -96,7 +103,7 @@ def before_a_run(
     trunk, store = Trunk(model, packed=False), GroupStore.build(groups, len(groups[0].completions))
     visited = 16 * min(BEFORE, len(store))
     row = at_start(trunk, store, examples=visited, max_length=max_length, budget=BUDGET, autocast=None)
-    prompts = [g.prompt for g in few(store, visited)]
+    prompts = [store[i].prompt for i in few(store, visited)]
     samples = generate(trunk.lm, prompts, sampling, Vocabulary.of(tokenizer, eos_ids_of(model, tokenizer)))
     own = [PromptGroup(prompts[s.prompt], (s.tokens,), (np.ones(len(s.tokens), bool),)) for s in samples]
     logps = sequence_logps(trunk, own, budget=BUDGET)[:, 0]
@@ -105,33 +112,63 @@ def before_a_run(
         "repetition": np.asarray([repetition(s.tokens) for s in samples]),
     }
     row |= flat(signals, np.asarray([s.prompt for s in samples]), prefix="samples/")
-    return row | of_own_answers(trunk, own, max_length, BUDGET, None)
+    return row | of_own_answers(trunk, own, max_length, BUDGET, None, logps)
 
 
 def of_own_answers(
-    trunk: Trunk, answers: Sequence[PromptGroup], max_length: int, budget: Budget | int, autocast: torch.dtype | None
+    trunk: Trunk,
+    answers: Sequence[PromptGroup],
+    max_length: int,
+    budget: Budget | int,
+    autocast: torch.dtype | None,
+    known: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """``start/prompt_in_own``: what the prompt adds to the model's own answers; nothing below `FEWEST` of them."""
-    own, lent = _lent(answers[:MOST], max_length)
-    if len(own) < FEWEST:
+    """``start/prompt_in_own``: what the prompt adds to the model's own answers; nothing below `FEWEST` of them.
+
+    known: their log-probs [n], where they have been measured.
+    """
+    pairs = _lent(answers[:MOST], max_length, known[:MOST, None] if known is not None else None)
+    if len(pairs.own) < FEWEST:
         return {}
-    of_own, of_lent = (sequence_logps(trunk, x, budget=budget, autocast=autocast)[:, 0] for x in (own, lent))
-    values = {"prompt_in_own": (of_own - of_lent) / np.asarray([len(g.completions[0]) for g in own])}
-    return flat(values, np.arange(len(own)), prefix="start/")
+    of_own, of_lent = pairs.logps(trunk, budget, autocast)
+    values = {"prompt_in_own": (of_own - of_lent) / np.asarray([len(g.completions[0]) for g in pairs.own])}
+    return flat(values, np.arange(len(pairs.own)), prefix="start/")
 
 
-def _lent(groups: Sequence[PromptGroup], max_length: int) -> tuple[list[PromptGroup], list[PromptGroup]]:
-    """Each preferred answer after its own prompt, and after that of the example half the list away."""
-    own, lent = list[PromptGroup](), list[PromptGroup]()
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Answers after their own prompt and after another's. known: their log-probs after their own, NaN where unknown."""
+
+    own: list[PromptGroup]
+    lent: list[PromptGroup]
+    known: list[float]
+
+    def logps(self, trunk: Trunk, budget: Budget | int, autocast: torch.dtype | None) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probs [n] of the answers after either prompt; what is known is not computed again."""
+        of_own = np.asarray(self.known, np.float32)
+        unknown = np.flatnonzero(np.isnan(of_own))
+        measured = [self.own[i] for i in unknown]
+        of_own[unknown] = sequence_logps(trunk, measured, budget=budget, autocast=autocast)[:, 0]
+        return of_own, sequence_logps(trunk, self.lent, budget=budget, autocast=autocast)[:, 0]
+
+
+def _lent(groups: Sequence[PromptGroup], max_length: int, known: np.ndarray | None) -> Lent:
+    """Each preferred answer after its own prompt, and after that of the example half the list away.
+
+    known: the log-probs [n, k] of whole completions; of an answer that is cut nothing is known.
+    """
+    out = Lent([], [], [])
     for i, g in enumerate(groups):
         other = groups[(i + len(groups) // 2) % len(groups)]
         best = 0 if len(g.completions) == 1 or g.label >= 0.5 else 1
         room = max(1, max_length - max(len(g.prompt), len(other.prompt)))
         answer, mask = g.completions[best][:room], g.masks[best][:room]
         if mask.any() and not any(np.array_equal(answer, c[:room]) for c in other.completions):
-            own.append(PromptGroup(g.prompt, (answer,), (mask,)))
-            lent.append(PromptGroup(other.prompt, (answer,), (mask,)))
-    return own, lent
+            out.own.append(PromptGroup(g.prompt, (answer,), (mask,)))
+            out.lent.append(PromptGroup(other.prompt, (answer,), (mask,)))
+            whole = len(answer) == len(g.completions[best])
+            out.known.append(float(known[i, best]) if known is not None and whole else math.nan)
+    return out
 
 
 def likeness(

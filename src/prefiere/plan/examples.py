@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prefiere.asked.kinds import prompts_file
 from prefiere.asked.language import in_words
 from prefiere.asked.words.account import counted, encoded, unread
 from prefiere.cache import digest_of, entry
@@ -194,6 +195,15 @@ def _tokenized(
     return GroupStore.open(kept.folder, k), account
 
 
+MOST_WATCHED = 32
+"""Prompts that are answered along a run, unless its settings say how many."""
+
+
+def most_watched(settings: Settings) -> int:
+    """How many prompts of the data are answered along a run, at most."""
+    return MOST_WATCHED if settings.sample_prompts == "auto" else int(settings.sample_prompts)
+
+
 def prompts_of_file(name: str, encoder: Encoder, with_columns: bool = False) -> Prompts:
     """The prompts of a file that a user names to have them answered along the run."""
     records = list(formats.read(name, kind="prompts"))
@@ -210,12 +220,12 @@ def _watched_split(settings: Settings) -> dict[str, Any]:
 
 def _watched(settings: Settings, store: GroupStore, encoder: Encoder, with_columns: bool) -> Prompts:
     """Distinct prompts to answer along the run: those of a file, or the first of this store."""
-    if isinstance(settings.sample_prompts, str):
-        return prompts_of_file(settings.sample_prompts, encoder, with_columns)
+    if (name := prompts_file(settings.sample_prompts)) is not None:
+        return prompts_of_file(name, encoder, with_columns)
     _, first = np.unique(store.prompt_keys, return_index=True)
     if isinstance(settings, SFT) and not settings.completion_only_loss:
         first = np.arange(len(store))  # what is stored as the prompt is the first token of each text
-    groups = [store[int(i)] for i in np.sort(first)[: settings.sample_prompts]]
+    groups = [store[int(i)] for i in np.sort(first)[: most_watched(settings)]]
     sources = [g.source for g in groups]
     name, split = settings.eval_data or settings.data, _watched_split(settings)
     texts = prompts_at(sources, name, columns=settings.columns, **split)

@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from prefiere.asked.kinds import prompts_file
 from prefiere.asked.language import count_of, in_words
 from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.prompts import columns_at
 from prefiere.data.splits import ReadFor
-from prefiere.plan.examples import PromptData, Prompts, held_out, overlap_line, overlap_of, prompts_of_file
+from prefiere.plan.examples import (
+    PromptData,
+    Prompts,
+    held_out,
+    most_watched,
+    overlap_line,
+    overlap_of,
+    prompts_of_file,
+)
 from prefiere.run import called
 from prefiere.settings import PolicyGradient
 from prefiere.tokens.dialect import Manner
@@ -123,9 +132,9 @@ def _limit(settings: PolicyGradient, max_length: int, room: int) -> str:
 
 def _watched(settings: PolicyGradient, held: Prompts, encoder: Encoder, with_columns: bool) -> Prompts:
     """The prompts to answer along the run."""
-    if isinstance(settings.sample_prompts, int):
-        return held.select(range(min(settings.sample_prompts, len(held))))
-    return prompts_of_file(settings.sample_prompts, encoder, with_columns)
+    if (name := prompts_file(settings.sample_prompts)) is not None:
+        return prompts_of_file(name, encoder, with_columns)
+    return held.select(range(min(most_watched(settings), len(held))))
 
 
 def _fingerprint(prompts: Prompts) -> str:

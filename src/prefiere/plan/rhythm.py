@@ -6,7 +6,7 @@ machine. The counts come from the lengths of the data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from prefiere.settings import DPO, PolicyGradient, Settings
 
 OVERHEAD = 0.25
 """Of a run's work, what goes at most into anything but updates; the reference's log-probs count on neither side."""
+ANSWERED = 0.05
+"""Of the updates' work, what one round of answers takes at most, as far as `FEWEST_WATCHED` prompts allow."""
+FEWEST_WATCHED, FEWEST_OF_POLICIES = 10, 20
+"""Prompts that are answered at least. Guard and doctor say nothing of fewer than 8 answers, and what a policy learnt is
+seen in its answers alone."""
 MOST_EVENTS = 10
 """Validations of a run, and likewise rounds of answers, and checkpoints: a curve needs no more points."""
 UNRATIONED = 2e12
@@ -69,6 +74,30 @@ def chosen_by(settings: Settings) -> str | None:
     return "sample_steps" if settings.metric_for_best_model.startswith("samples/") else "eval_steps"
 
 
+def rationed(work: Costs, parameters: int) -> bool:
+    """Whether ten of everything would be too many."""
+    whole = work.once + MOST_EVENTS * (work.validation + work.answers + work.checkpoint)
+    return whole * 2 * parameters > UNRATIONED
+
+
+def choose_watched(plan: Plan, data: ExampleData | PromptData) -> tuple[ExampleData | PromptData, list[Choice]]:
+    """The data with as many prompts to answer along the run as it can afford, where that is automatic."""
+    asked, watched = plan.settings.sample_prompts, data.watched
+    if asked != "auto" or not len(watched) or plan.settings.sample_steps == 0:
+        return data, []
+    work, least = work_of(plan, data, updates_of(plan.settings, len(data.train))), FEWEST_WATCHED
+    if isinstance(data, PromptData):
+        least = FEWEST_OF_POLICIES
+    share = work.answers / max(work.updates, 1)
+    number = len(watched)
+    if rationed(work, plan.parameters):
+        number = min(number, max(least, int(number * ANSWERED / share)))
+    chosen = Choice("sample_prompts", number, in_words("why.answers", share=f"{share * number / len(watched):.1%}"))
+    if chosen.name in plan.recorded:
+        chosen = as_it_began(chosen.name, plan.recorded)
+    return replace(data, watched=watched.select(range(min(int(chosen.value), len(watched))))), [chosen]
+
+
 def share_out(work: Costs, steps: int, parameters: int, chooser: str | None = None) -> dict[str, int]:
     """Updates between two events of each kind, by setting, where all are automatic.
 
@@ -77,15 +106,14 @@ def share_out(work: Costs, steps: int, parameters: int, chooser: str | None = No
     comes first and as often as any may, whatever it costs, for a single one leaves no choice and stops no run early.
     """
     cost = {"eval_steps": work.validation, "sample_steps": work.answers, "save_steps": work.checkpoint}
-    whole = work.once + MOST_EVENTS * sum(cost.values())
-    if whole * 2 * parameters <= UNRATIONED:
+    if not rationed(work, parameters):
         return {name: max(1, steps // MOST_EVENTS) for name in cost}
     left = OVERHEAD / (1 - OVERHEAD) * work.updates - work.once - sum(cost.values())
     found = {}
     for at, name in enumerate(sorted(cost, key=lambda n: (n != chooser, cost[n]))):
         fair = max(0.0, left) / (len(cost) - at)
-        rationed = cost[name] and name != chooser
-        further = min(MOST_EVENTS - 1, int(fair / cost[name])) if rationed else MOST_EVENTS - 1
+        limited = cost[name] and name != chooser
+        further = min(MOST_EVENTS - 1, int(fair / cost[name])) if limited else MOST_EVENTS - 1
         left -= further * cost[name]
         found[name] = max(1, -(-steps // (1 + further)))
     return found
@@ -124,12 +152,15 @@ def work_of(plan: Plan, data: ExampleData | PromptData, steps: int) -> Costs:
     if isinstance(data, PromptData):
         assert isinstance(s, PolicyGradient)
         return Costs(steps * _rollout(plan, s, data, learning), 0.0, answers, CHECKPOINT_TOKENS[adapted], answers)
-    passes = 2 if isinstance(s, DPO) and LOSSES[s.loss_type].per == "completion" else 1  # KTO's mismatched answers
+    loss = LOSSES[s.loss_type] if isinstance(s, DPO) else None
+    passes = 2 if loss is not None and loss.per == "completion" else 1  # KTO's mismatched answers
     mean = float(np.mean(data.train.lengths))
     update = min(s.batch_size, len(data.train)) * mean
     held = passes * float(data.eval.lengths.sum()) if data.eval is not None else 0.0
-    looked = min(NORMALISED, len(data.train)) if plan.scores else 2 * _looked_at(steps * s.batch_size, len(data.train))
-    once = held + passes * update + answers + looked * mean
+    visits, known = steps * s.batch_size, loss is not None and loss.needs_reference
+    looked = min(NORMALISED, len(data.train)) if plan.scores else (2 - known) * _looked_at(visits, len(data.train))
+    first = start.ROUNDED * mean if known else held + passes * update
+    once = first + answers + looked * mean
     return Costs(steps * update * (learning + passes - 1), held, answers, CHECKPOINT_TOKENS[adapted], once)
 
 
@@ -139,7 +170,8 @@ def _looked_at(visits: int, examples: int) -> int:
 
 
 def _answering(settings: Settings, watched: Prompts) -> float:
-    """One round of answers: prompts are read, answers drawn, and both read again by policy and reference."""
+    """One round of answers: prompts are read, answers drawn, and both read again by policy and reference (the first
+    time after their own prompt and after another)."""
     rows, new = settings.samples_per_prompt * len(watched), settings.max_new_tokens
     prompts = sum(len(ids) for ids in watched.ids)
     again = 2 * (settings.samples_per_prompt * prompts + rows * new)

@@ -132,7 +132,7 @@ class Loop:
         with self.session.display.stage(in_words("progress.before"), 1) as advance:
             row |= self.algorithm.begin()
             if self.evaluator is not None:
-                columns = self._sample(again=True)
+                columns = self._sample(first=True)
                 self.state.baseline = {k: v for k, v in columns.items() if np.isfinite(v)}
                 row |= columns
             advance(1)
@@ -170,24 +170,28 @@ class Loop:
         s.pending, s.pending_tokens, s.pending_seconds = {}, 0, 0.0
         return row
 
-    def _sample(self, *, again: bool = False) -> dict[str, Any]:
-        """Columns of sampled answers; again: with how far the reward agrees with itself on them, and what they owe to
-        their prompts."""
+    def _sample(self, *, first: bool = False) -> dict[str, Any]:
+        """Columns of sampled answers. The first: before any update, with how far the reward agrees with itself on them,
+        and what they owe to their prompts."""
         assert self.evaluator is not None
         rows_asked = self.evaluator.sampling.samples * len(self.evaluator.prompts)
         with self.session.display.stage(in_words("progress.answers"), rows_asked) as advance:
             answers = self.evaluator(
-                self.session.trunk, self.algorithm.reference, version=self.state.step, progress=advance
+                self.session.trunk,
+                self.algorithm.reference,
+                version=self.state.step,
+                progress=advance,
+                unmoved=first,
             )
         rows: list[Mapping[str, Any]] = [{"step": self.state.step, **row} for row in answers.rows]
         if self.main:
             self.run_folder.log_samples(rows)
             trackers.track_samples(self.session.world, self.state.step, rows)
-        if not again:
+        if not first:
             return answers.columns()
         groups = [self.evaluator.group(s) for s in answers.samples]
         plan, engine = self.session.plan, self.engine
-        own = of_own_answers(self.session.trunk, groups, plan.max_length, engine.budget, engine.compute)
+        own = of_own_answers(self.session.trunk, groups, plan.max_length, engine.budget, engine.compute, answers.logps)
         return answers.columns() | self.evaluator.retest(answers) | own
 
     def _write(self, row: dict[str, Any], measured: bool = True) -> None:

@@ -57,17 +57,19 @@ class Over(Protocol):
 class Objective:
     """What to minimise. Bound to one store: ``batch.index_G`` says which of its groups are in the micro-batch.
 
-    measures_noise: whether the margins of ``rewards/margins`` are 0 in truth before training, so that what is measured
-    then is rounding. noise: margins within it are ties. logged: metrics that an update keeps
-    of each group (`singles`).
+    reference: float32 [n, k], the log-prob of each completion under the policy as it was before the run, where the loss
+    compares with it. noise: margins within it are ties. logged: metrics that an update keeps of each group (`singles`).
     """
 
     logged: tuple[str, ...] = ()
-    measures_noise: bool = False
+    reference: np.ndarray | None = None
     noise: float = 0.0
 
     def prepare(self, members: np.ndarray, over: Over) -> None:
         """Take what the loss needs to know of the whole update first (KTO's baseline): by default nothing."""
+
+    def prepare_unmoved(self) -> None:
+        """The same where the policy is the reference still, so that nothing has to be computed for it."""
 
     def forward(self, trunk: Trunk, batch: PackedBatch) -> Any:
         """What the loss needs of the trunk, computed in the run's precision: by default `TargetLogprobs`."""

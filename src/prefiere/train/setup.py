@@ -34,7 +34,7 @@ from prefiere.plan.choices import Choice, as_it_began, describe_quantization
 from prefiere.plan.examples import ExampleData, PromptData
 from prefiere.plan.plan import Plan
 from prefiere.plan.reading import Reader, updates_of
-from prefiere.plan.rhythm import Rhythm, choose_rhythm
+from prefiere.plan.rhythm import Rhythm, choose_rhythm, choose_watched
 from prefiere.plan.together import read_together
 from prefiere.run import Run, RunError
 from prefiere.sample.local import LocalRollouts
@@ -152,8 +152,9 @@ def build_session(plan: Plan, run: Run, display: Display, *, world: World, given
         _share_rows(plan, world, trunk, reference.copied if reference is not None else None)
     steps = updates_of(settings, len(data.train))
     engine = engine_of(plan, trunk, steps, world, display)
+    data, watching = choose_watched(plan, data)
     rhythm, _, chosen = choose_rhythm(plan, data)
-    found += chosen
+    found += [*watching, *chosen]
     rollouts = rollouts_of(plan, run, world, engine, reader, data)
     return Session(
         plan, run, display, world, reader.tokenizer, trunk, engine, rollouts, data, reader.eos_ids, judge, reward,
