@@ -14,8 +14,11 @@ from prefiere.console import Display
 from prefiere.estimate.workload import workload
 from prefiere.launch import launch
 from prefiere.plan import rhythm as rhythm_module
+from prefiere.plan.choices import Choice
 from prefiere.plan.device import Device
-from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm, share_out
+from prefiere.plan.reading import Reader
+from prefiere.plan.rhythm import Costs, Rhythm, choose_rhythm, choose_watched, share_out
+from prefiere.run import Run
 from prefiere.settings import DPO, Reward
 
 QUIET = Display(quiet=True)
@@ -72,6 +75,52 @@ def test_what_takes_seconds_is_not_rationed() -> None:
     """1,200 + 10 times 1,001 tokens through a million parameters, two operations each: 2e10."""
     work = Costs(updates=900, validation=500, answers=500, checkpoint=1, once=1200)
     assert set(share_out(work, 50, 10**6).values()) == {5}
+
+
+def watched(tmp_path: Path, recorded: dict[str, int] | None = None, **options: object) -> tuple[int, list[Choice]]:
+    """How many of 40 held-out prompts a run answers, and what it says of that."""
+    runs.pairs_file(tmp_path / "pairs.jsonl", 60)
+    built = runs.built(runs.settings(tmp_path, eval_size=40, **options), Run(tmp_path / "run"))
+    data = Reader.of(built.plan).read(built.plan, QUIET)
+    data, said = choose_watched(replace(built.plan, recorded=recorded or {}), data)
+    return len(data.watched), said
+
+
+@pytest.mark.parametrize("steps", [1, 30, 40, 2000])
+def test_a_round_of_answers_takes_a_twentieth_of_the_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(rhythm_module, "UNRATIONED", 0.0)
+    work = planned(tmp_path, max_steps=steps, sample_prompts=1)
+    number, (said,) = watched(tmp_path, max_steps=steps, sample_prompts="auto")
+    assert said.name == "sample_prompts"
+    assert said.value == number
+    assert 10 <= number <= 32
+    cost = number * work.answers / work.updates
+    assert number == 10 or cost < 0.06
+    assert number == 32 or cost + work.answers / work.updates > 0.045
+    assert [number == 10, number == 32] == [steps == 1, steps == 2000]
+
+
+def test_what_takes_seconds_answers_32_prompts(tmp_path: Path) -> None:
+    assert watched(tmp_path, max_steps=1, sample_prompts="auto")[0] == 32
+    assert watched(tmp_path, max_steps=1, sample_prompts="auto", recorded={"sample_prompts": 12})[0] == 12
+
+
+def test_a_number_of_prompts_is_that_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rhythm_module, "UNRATIONED", 0.0)
+    assert watched(tmp_path, max_steps=1, sample_prompts=38) == (38, [])
+    (tmp_path / "ask.txt").write_text("one\ntwo\n")
+    assert watched(tmp_path, max_steps=1, sample_prompts=str(tmp_path / "ask.txt")) == (2, [])
+
+
+def test_a_policy_answers_20_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rhythm_module, "UNRATIONED", 0.0)
+    runs.prompts_file(tmp_path / "prompts.txt", 60)
+    asked = runs.policy_settings(tmp_path, max_steps=1, eval_size=40, sample_prompts="auto")
+    run = launch(asked, display=QUIET).run
+    assert run.choices["sample_prompts"] == 20
+    assert len({r["prompt"] for r in run.samples}) == 20
 
 
 def planned(tmp_path: Path, method: type = DPO, **options: object) -> Costs:

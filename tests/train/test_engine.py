@@ -17,10 +17,12 @@ from peft import LoraConfig, get_peft_model
 import tiny
 from prefiere.algorithms.dpo import Pairs
 from prefiere.algorithms.kto import Unpaired, mismatch
+from prefiere.algorithms.offline import Unmoved
 from prefiere.algorithms.sft import Imitate
 from prefiere.kernels import attention
 from prefiere.kernels.memory import OutOfMemory
 from prefiere.kernels.split import Split
+from prefiere.models.reference import sequence_logps
 from prefiere.models.shard.spread import full, mesh_of, own, shard
 from prefiere.models.trunk import Trunk
 from prefiere.objectives.preference import LOSSES
@@ -101,6 +103,28 @@ def assert_equal(one, two, tolerance: float = 1e-5) -> None:
     whole = math.sqrt(sum(float(g.norm()) ** 2 for g in one[1].values()))
     for name, g in one[1].items():
         assert (g - two[1][name]).norm() <= tolerance * max(float(g.norm()), 0.01 * whole), name
+
+
+@pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if loss.needs_reference])
+def test_before_the_first_update_what_is_known_is_what_a_forward_pass_finds(name, monkeypatch) -> None:
+    """The policy is its reference: every metric and weight, in any order, without a pass over the model."""
+    groups, goal = objective(name)
+    e, asked = engine(budget=60), np.asarray([7, 2, 11, 0, 5])
+    goal.reference = sequence_logps(e.trunk, groups, budget=100)
+    if name == "kto":
+        goal.reference_mismatched = sequence_logps(e.trunk, goal.mismatched, budget=100)
+    measured = e.measure(groups, goal, asked)
+    monkeypatch.setattr(e.trunk, "forward", None)
+    known = e.measure(groups, Unmoved(goal), asked)
+    assert known.index.tolist() == asked.tolist()
+    assert known.values.keys() == measured.values.keys()
+    for found, told in ((known.values, measured.values), (known.weights, measured.weights)):
+        for key, values in found.items():
+            if key != "rewards/accuracies":  # of rounding that is a matter of chance
+                np.testing.assert_allclose(values, told[key], atol=2e-4, rtol=1e-5, err_msg=key)
+    if name != "kto":
+        assert not known.values["rewards/margins"].any()
+        assert known.values["rewards/accuracies"].tolist() == [0.5] * 5
 
 
 @pytest.mark.parametrize("name", ["sft", *LOSSES])

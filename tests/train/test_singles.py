@@ -18,9 +18,10 @@ from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.evaluate import singles
 from prefiere.evaluate.moved import WeightsMoved
-from prefiere.evaluate.start import at_start, before_a_run, likeness
+from prefiere.evaluate.start import at_start, before_a_run, likeness, of_own_answers
 from prefiere.launch import launch
 from prefiere.models.load import load_model, load_tokenizer
+from prefiere.models.reference import sequence_logps
 from prefiere.models.source import find_model
 from prefiere.models.trunk import Trunk
 from prefiere.run import Run, Stop
@@ -28,6 +29,7 @@ from prefiere.sample.sampling import Sampling
 from prefiere.settings import DPO, Reward, Settings
 from prefiere.tokens.groups import GroupStore, PromptGroup
 from prefiere.train.loop import Loop
+from prefiere.train.setup import make_evaluator
 
 QUIET = Display(quiet=True)
 
@@ -148,6 +150,54 @@ def test_what_the_prompt_adds_and_how_alike_two_answers_are() -> None:
     for g, found in zip(pairs, likeness(trunk, pairs, 4096, None), strict=True):
         good, bad = (plain(trunk, g.prompt, a)[1] for a in g.completions)
         assert found == pytest.approx((good @ bad - good @ good) / (good @ good), abs=1e-4)
+
+
+def test_what_is_known_of_answers_is_not_computed_again() -> None:
+    """Log-probs that are given count as they are, where they are known and the answer is whole. Every second one of 16
+    is known, and said to be likelier by 3 nats."""
+    trunk = Trunk(tiny.model("llama", vocab_size=64), packed=False).eval()
+    store = GroupStore.build(random_pairs(16), 2)
+    asked: dict[str, Any] = {"examples": 16 * 96, "budget": 4096, "autocast": None}
+    logps = sequence_logps(trunk, store, budget=4096) + np.asarray([3, 50], np.float32)
+    logps[::2] = np.nan
+    plainly = at_start(trunk, store, max_length=64, **asked)
+    known = at_start(trunk, store, max_length=64, known=logps, **asked)
+    gain = np.mean([3 / len(store[i].completions[0]) for i in range(1, 16, 2)]) / 2
+    for name in ("start/chosen_logp", "start/prompt_matters"):
+        assert known[name] == pytest.approx(plainly[name] + gain, abs=1e-4)
+    assert known["start/likeness"] == plainly["start/likeness"]
+    cut = at_start(trunk, store, max_length=9, known=logps, **asked)  # room for three tokens after the longest prompt
+    assert cut["start/chosen_logp"] != pytest.approx(at_start(trunk, store, max_length=9, **asked)["start/chosen_logp"])
+    none = at_start(trunk, store, max_length=7, known=logps, **asked)  # for one: none is whole
+    assert none == at_start(trunk, store, max_length=7, **asked)
+
+
+def test_so_it_is_for_the_model_s_own_answers() -> None:
+    trunk = Trunk(tiny.model("llama", vocab_size=64), packed=False).eval()
+    own = [PromptGroup(g.prompt, g.completions[:1], g.masks[:1]) for g in random_pairs(12)]
+    logps = sequence_logps(trunk, own, budget=4096)[:, 0]
+    plainly = of_own_answers(trunk, own, 64, 4096, None)["start/prompt_in_own"]
+    known = of_own_answers(trunk, own, 64, 4096, None, logps + 2)["start/prompt_in_own"]
+    assert known == pytest.approx(plainly + np.mean([2 / len(g.completions[0]) for g in own]), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_before_the_first_update_answers_are_as_likely_as_a_forward_pass_finds(
+    tmp_path: Path, temperature: float
+) -> None:
+    """The policy is its reference: measured once, both are known to the bit."""
+    session = runs.built(runs.settings(tmp_path, sample_temperature=temperature), Run(tmp_path / "run"))
+    evaluator = make_evaluator(session)
+    assert evaluator is not None
+    known = evaluator(session.trunk, session.reference, unmoved=True)
+    found = evaluator(session.trunk, session.reference)
+    assert [r["completion"] for r in known.rows] == [r["completion"] for r in found.rows]
+    assert len(known.rows) == 4
+    for a, b in zip(known.rows, found.rows, strict=True):
+        assert a["logp"] == a["ref_logp"] == b["ref_logp"]
+    assert known.logps is not None
+    assert known.logps.tolist() == [r["logp"] for r in known.rows]
+    assert ("kl" in known.signals) == (temperature == 1) == ("kl" in found.signals)
 
 
 def test_the_same_before_a_run(tmp_path: Path) -> None:

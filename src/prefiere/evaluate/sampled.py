@@ -36,7 +36,7 @@ RETESTED = 64
 class Answers:
     """Sampled answers of one moment: rows for samples.jsonl, and per-answer signals [A] with each answer's prompt.
 
-    logps: [A], log-probs of whole answers under the model itself, where they are known.
+    logps: [A], log-probs of whole answers, where they were measured as examples are.
     """
 
     rows: list[dict[str, Any]]
@@ -92,18 +92,16 @@ class AnswerEvaluator:
             "length": np.asarray([float(len(s.tokens)) for s in samples]),
             "repetition": np.asarray([repetition(s.tokens) for s in samples]),
         }
-        logp_A, ref_logp_A = np.asarray([s.logp.sum() for s in samples]), None
-        own = self.sampling.unchanged  # they were drawn from the model's own distribution
+        measured_A = ref_logp_A = None
         if reference is not None and trunk is not None:
-            if not (unmoved and own):
-                logp_A, own = self._logp(trunk, samples), True
-            ref_logp_A = logp_A
+            measured_A = ref_logp_A = self._logp(trunk, samples)
             if not unmoved:  # by the same path: their difference is exact where nothing has changed
                 with reference.live() as frozen:
                     ref_logp_A = self._logp(frozen, samples)
             signals["ref_logp"] = ref_logp_A / signals["length"]
             if self.sampling.unchanged:
-                signals["kl"] = (logp_A - ref_logp_A).astype(np.float64)
+                signals["kl"] = (measured_A - ref_logp_A).astype(np.float64)
+        logp_A = np.asarray([s.logp.sum() for s in samples]) if measured_A is None else measured_A
         answered = self._answered(samples, version)
         asked, completions = answered.prompts, answered.completions
         signals |= self._judged(answered, samples)
@@ -122,7 +120,7 @@ class AnswerEvaluator:
             }
             for i, s in enumerate(samples)
         ]
-        return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples, logp_A if own else None)
+        return Answers(rows, signals, np.asarray([s.prompt for s in samples]), samples, measured_A)
 
     def _sampled(self, version: int, progress: Callable[[int], None] | None) -> list[Sample]:
         """The answers, by prompt, then by sample."""
