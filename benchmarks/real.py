@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -83,7 +84,8 @@ def _first(bench: Bench, model: Path, data: Path) -> Row:
     (alone / "train.jsonl").write_bytes(data.read_bytes())
     theirs = [
         "-c", "from trl.cli import main; main()", "dpo", "--model_name_or_path", model, "--dataset_name", alone,
-        "--use_peft", "--logging_steps", "1", "--per_device_train_batch_size", "16", "--report_to", "none",
+        "--use_peft", "--logging_steps", "1", "--per_device_train_batch_size", "4",
+        "--gradient_accumulation_steps", "4", "--report_to", "none",
         "--gradient_checkpointing", "false", "--max_length", "1024", "--use_cpu", "--bf16", "false",
     ]  # fmt: skip
     mine: Callable[[int], float] = lambda _: _until(r"step 1/", [*ours, f"out={bench.out}/first-{next(places)}"])  # noqa: E731
@@ -98,13 +100,14 @@ def _first(bench: Bench, model: Path, data: Path) -> Row:
 def _until(said: str, arguments: list[Any]) -> float:
     """Seconds until a Python command prints this; it is ended then. Raises RuntimeError where it ends without."""
     command, began = [sys.executable, *map(str, arguments)], clock()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **both) as process:
         assert process.stdout is not None
         last = ""
         for last in process.stdout:
             if re.search(said, last):
                 seconds = clock() - began
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # `trl dpo` trains in a process of its own
                 return seconds
     raise RuntimeError(f"{' '.join(command)} ended before it printed {said}: {last.strip()}")
 

@@ -185,14 +185,15 @@ def keys(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-SWAP, NO_PATTERN = "labels_swapped", "no_pattern"
+SWAP, NO_PATTERN = ("labels_swapped", "words_reversed"), "no_pattern"
+ELSEWHERE = ("answers_elsewhere", "some_elsewhere")
 CAUSES: tuple[Cause, ...] = (
-    Cause("labels: a part is swapped", "dpo", (0.1, 0.2, 0.3), keys(SWAP), flipped),
-    Cause("labels: random", "dpo", (0.4, 0.45, 0.5), keys(SWAP, NO_PATTERN), flipped),
+    Cause("labels: a part is swapped", "dpo", (0.1, 0.2, 0.3), keys(*SWAP), flipped),
+    Cause("labels: random", "dpo", (0.4, 0.45, 0.5), keys(*SWAP, NO_PATTERN), flipped),
     Cause("labels: swapped in the training data only", "dpo", (0.8, 0.9, 1.0),
           keys("not_carried_over", "moved_away"), flipped, held=lambda rows, rng, s: rng.sample(rows, 60)),
     Cause("pairs contradict each other", "dpo", (0.2, 0.5, 1.0), keys("contradictions"), contradicted),
-    Cause("answers of other prompts", "dpo", (0.6, 0.8, 1.0), keys("answers_elsewhere"), shuffled),
+    Cause("answers of other prompts", "dpo", (0.6, 0.8, 1.0), keys(*ELSEWHERE), shuffled),
     Cause("template written into the text", "dpo", (0.2, 0.6, 1.0), keys("template_in_text"), templated),
     Cause("wrong encoding", "dpo", (0.1, 0.4, 1.0), keys("damaged_text"), damaged),
     Cause("a word gives the label away", "dpo", (0.6, 0.8, 1.0), keys("shortcut_word"), marked("indeed", "chosen")),
@@ -229,9 +230,9 @@ CAUSES: tuple[Cause, ...] = (
     Cause("too few updates", "dpo", (6, 3, 1), keys("stuck", "within_noise", "barely"),
           settings=lambda s: {"max_steps": s}, informs=True),
     Cause("KTO: one side", "kto", (0.97, 0.99, 1.0), keys("one_sided"), one_sided),
-    Cause("KTO: a part is swapped", "kto", (0.1, 0.2, 0.3), keys(SWAP), judged),
-    Cause("reward: a part is swapped", "reward", (0.1, 0.2, 0.3), keys(SWAP), flipped),
-    Cause("reward: random labels", "reward", (0.4, 0.45, 0.5), keys(SWAP, NO_PATTERN), flipped),
+    Cause("KTO: a part is swapped", "kto", (0.1, 0.2, 0.3), keys(*SWAP), judged),
+    Cause("reward: a part is swapped", "reward", (0.1, 0.2, 0.3), keys(*SWAP), flipped),
+    Cause("reward: random labels", "reward", (0.4, 0.45, 0.5), keys(*SWAP, NO_PATTERN), flipped),
     Cause("reward: a word gives the label away", "reward", (0.6, 0.8, 1.0), keys("shortcut_word"),
           marked("indeed", "chosen")),
     Cause("reward: rate too high", "reward", (30, 100, 300), keys("rate_too_high"), settings=times("learning_rate")),
@@ -264,7 +265,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("sft: rate too high", "sft", (30, 100, 300), keys("rate_too_high"), settings=times("learning_rate")),
     Cause("sft: rate too low", "sft", (1 / 60, 1 / 300, 1 / 3000), keys("rate_too_low"),
           settings=times("learning_rate")),
-    Cause("sft: answers of other prompts", "sft", (0.6, 0.8, 1.0), keys("answers_elsewhere"), shuffled),
+    Cause("sft: answers of other prompts", "sft", (0.6, 0.8, 1.0), keys(*ELSEWHERE), shuffled),
     Cause("sft: template written into the text", "sft", (0.2, 0.6, 1.0), keys("template_in_text"), templated),
 )  # fmt: skip
 

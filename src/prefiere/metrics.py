@@ -107,10 +107,18 @@ START = (
       "answers do not belong together, or the model does not read them."),
     C("start/prompt_in_own", "what the prompt adds to the model's own answers", "nats per token", "answer", UP, "The "
       "same of answers that the model samples itself: what start/prompt_matters is held against."),
+    C("start/prompt_ignored", "answers that fit another prompt as well", "", "example", DOWN, "Share of the preferred "
+      "answers that the model finds no likelier after their own prompt than after another one.", share=True,
+      interval="share"),
+    C("start/prompt_ignored_own", "own answers that fit another prompt as well", "", "answer", DOWN, "The same of "
+      "answers that the model samples itself: what start/prompt_ignored is held against.", share=True,
+      interval="share"),
     C("start/chosen_logp", "log-probability of preferred answers", "nats per token", "example", UP, "How likely the "
       "model finds the preferred answers before training. Far below samples/ref_logp, they are not what it writes."),
     C("start/likeness", "likeness of the two answers", "", "pair", DOWN, "How alike the model finds the two answers of "
       "a pair: 0 for the same text (centred hidden embedding similarity). Near 0, both fall together."),
+    C("start/too_alike", "pairs of answers too alike", "", "pair", DOWN, "Share of the pairs whose likeness is above "
+      "-0.1.", share=True, interval="share"),
     C("start/reward_retest", "agreement of the reward with itself", "correlation", "row", UP, "Of the same answers "
       "scored twice: 1 where a reward depends on the answer alone, 0 where it is noise.", interval="none"),
 )

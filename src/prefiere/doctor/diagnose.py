@@ -14,7 +14,7 @@ from typing import Any
 
 from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, standstill, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
-from prefiere.doctor.remedies import Remedy, agreeing
+from prefiere.doctor.remedies import Remedy, agreeing, possible
 from prefiere.doctor.rules import data, labels, lengths, patterns, peak, rewards, settings, start
 from prefiere.run import Run, StopKind
 
@@ -57,7 +57,7 @@ def diagnose(run: Run) -> Diagnosis:
     case = Case(run)
     checked = (*_OF_THE_RUN, *_CHECKS[case.family], *_OF_ALL, unfinished, unmeasured)
     found = [f for check in checked if (f := check(case)) is not None] + data.in_run(case)
-    found = _consistent(found)
+    found = [replace(f, advice=possible(f.remedies, case.recipe)) for f in _consistent(found)]
     headline, severity = _verdict(found)
     return Diagnosis(headline, severity, tuple(found))
 
@@ -77,12 +77,12 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     ),
     "pattern_missed": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
     "weak_pattern": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
-    "labels_swapped": ("mostly_length", "spikes"),
+    "labels_swapped": ("mostly_length", "spikes", "words_reversed"),
+    "words_reversed": ("mostly_length", "spikes", "weak_pattern", "no_pattern", "chance", "within_noise", "words_tell"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
-    "answers_elsewhere": ("foreign_answers",),
+    **dict.fromkeys(("answers_elsewhere", "some_elsewhere", "shortcut_word"), ("foreign_answers",)),
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),
-    "shortcut_word": ("foreign_answers",),
     "one_text": ("shortcut_word", "foreign_answers"),
     "price_too_high": ("reward_flat", "setting_too_high"),
     "reward_constant": ("reward_flat", "dead_critic"),

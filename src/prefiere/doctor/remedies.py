@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prefiere.asked.language import TONGUES, Tongue, Worded, other_words, saying, within
+from prefiere.recipe import would_take
 
 _ROOM = "prefiere.doctor.plain"
 
@@ -51,3 +52,8 @@ def set_to(name: str, value: Any, why: str = "", push: int = 0) -> Remedy:
 def agreeing(remedies: Iterable[Remedy], push: int) -> tuple[Remedy, ...]:
     """Those that do not push against ``push``."""
     return tuple(r for r in remedies if r.push * push >= 0)
+
+
+def possible(remedies: Iterable[Remedy], recipe: Mapping[str, Any]) -> tuple[Remedy, ...]:
+    """Those that a run's method, and its loss, take."""
+    return tuple(r for r in remedies if not r.setting or would_take(recipe, r.setting, r.value))

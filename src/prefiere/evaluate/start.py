@@ -34,6 +34,8 @@ from prefiere.tokens.tokenizer import eos_ids_of
 
 FEWEST, MOST = 8, 96
 """Examples that are looked at: below the first nothing is said."""
+TOO_ALIKE = -0.1
+"""Likeness above which lowering one answer drags the other along."""
 ROUNDED = 8
 """Pairs on which the rounding of the path is measured, where a reference is known."""
 
@@ -69,13 +71,13 @@ def at_start(
     pairs = _lent([store[i] for i in at], max_length, known[at] if known is not None else None)
     of_own, of_lent = pairs.logps(trunk, budget, autocast)
     tokens = np.asarray([int(g.masks[0].sum()) for g in pairs.own])
-    values = {"prompt_matters": (of_own - of_lent) / tokens, "chosen_logp": of_own / tokens}
+    adds = of_own - of_lent
+    values = {"prompt_matters": adds / tokens, "prompt_ignored": adds <= 0, "chosen_logp": of_own / tokens}
     row = flat(values, np.arange(len(tokens)), prefix="start/")
     if store.k == 2:
         compared = [store[i] for i in few(store, examples, 32)]
-        row |= flat(
-            {"likeness": likeness(trunk, compared, budget, autocast)}, np.arange(len(compared)), prefix="start/"
-        )
+        alike = likeness(trunk, compared, budget, autocast)
+        row |= flat({"likeness": alike, "too_alike": alike > TOO_ALIKE}, np.arange(len(compared)), prefix="start/")
     return row
 
 
@@ -131,7 +133,8 @@ def of_own_answers(
     if len(pairs.own) < FEWEST:
         return {}
     of_own, of_lent = pairs.logps(trunk, budget, autocast)
-    values = {"prompt_in_own": (of_own - of_lent) / np.asarray([len(g.completions[0]) for g in pairs.own])}
+    adds, tokens = of_own - of_lent, np.asarray([len(g.completions[0]) for g in pairs.own])
+    values = {"prompt_in_own": adds / tokens, "prompt_ignored_own": adds <= 0}
     return flat(values, np.arange(len(pairs.own)), prefix="start/")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefiere.asked.language import in_words
 from prefiere.data.audit import pair_key
 from prefiere.data.convert import AnyRecord, check_content
-from prefiere.data.quality.faults import texts_faulty
+from prefiere.data.quality.faults import Faults, texts_faulty
 from prefiere.data.values import BadRow
 
 
@@ -41,22 +41,26 @@ def cleaned(
 ) -> Iterator[AnyRecord]:
     """The records that stay, read twice by ``records``; what goes is counted in ``left``.
 
-    swapped: sources of records whose label a run found the wrong way round, however their file is spelled. Of
-    contradicted pairs both sides go, of repeated records the first stays.
+    swapped: sources of records whose label a run found the wrong way round, however their file is spelled; those that
+    words contradict (`told`) go in any case. Of contradicted pairs both sides go, of repeated records the first stays.
     """
     verdicts: dict[int, int] = {}
-    places = _Places()
+    places, faults = _Places(), Faults()
     named, met = {places.of(s): s for s in swapped}, set[str]()
     for record in records():
         key, verdict = pair_key(record)
         verdicts[key] = verdicts.get(key, 0) | verdict
         if (place := places.of(record.source)) in named:
             met.add(place)
+        faults.add(record)
     left.missing = [said for place, said in named.items() if place not in met]
+    turned = faults.words.reversed()
+    against = set(turned.sources) if turned is not None else set()
     seen: set[tuple[int, int]] = set()
     for record in records():
         said = pair_key(record)
-        why = _why(record, verdicts[said[0]], said in seen, places.of(record.source) in named)
+        odd = record.source in against or places.of(record.source) in named
+        why = _why(record, verdicts[said[0]], said in seen, odd)
         seen.add(said)
         if why is None:
             yield record

@@ -86,6 +86,9 @@ class Faults:
             self._count(name, record.source)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
+            key = int.from_bytes(_key(answers[0]), "little", signed=True)
+            said = set(_WORD.findall(answers[0].casefold()))
+            self.words.add_single(prompt_key(record.prompt), key, said, record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
             self._pair(record, *(answers if record.label > 0.5 else reversed(answers)))
 
@@ -98,7 +101,7 @@ class Faults:
         self.any[1].update(both[1])
         keys = [_key(text) for text in (chosen, rejected)]
         answers = int.from_bytes(blake2b(b"".join(sorted(keys)), digest_size=8).digest(), "little", signed=True)
-        self.words.add(prompt_key(record.prompt), answers, both[0] - both[1], both[1] - both[0])
+        self.words.add(prompt_key(record.prompt), answers, both[0] - both[1], both[1] - both[0], record.source)
         for counter, text, key in zip(self.texts, (chosen, rejected), keys, strict=True):
             counter[key] += 1
             if counter[key] == 2:

@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from prefiere.data.audit import folds_by_prompt
+from prefiere.data.quality.clouds import UNLIKELY, between, chance_of_one, firmly_against
 from prefiere.data.quality.leaks import together
 from prefiere.stats import Estimate, clustered_mean
 
@@ -27,52 +28,121 @@ if TYPE_CHECKING:
 PARTS, FEWEST, COLUMNS, RIDGE = 10, 50, 2**14, 0.1
 """Parts; pairs below which nothing is said; columns that words are hashed to; the ridge, beside the mean loss. Between
 ridges of 0.01 and 0.3, what is told of HH-RLHF's harmless test split differs by 2 points."""
+LEAST_AGAINST, NAMED = 0.02, 1000
+"""Share of labels, the low end of its interval, up to which none is called reversed; places that are listed."""
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """Labels that look reversed: ``against`` of n pairs (or single answers) stand with the words of the other side, and
+    lie in a cloud of their own. between: how many lie between the two clouds. sources: where they were read."""
+
+    against: Estimate
+    n: int
+    between: int
+    sources: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For data.json, with the first `NAMED` places."""
+        share = {"share": self.against.mean, "low": self.against.low, "high": self.against.high}
+        named = {"count": len(self.sources), "sources": self.sources[:NAMED]}
+        return share | {"n": self.n, "between": self.between} | named
 
 
 @dataclass
 class WordsTell:
-    """The words that one answer of a pair alone has. ``add`` each pair; ``found`` says how often they tell."""
+    """The words that one answer of a pair alone has, or those of single answers. ``add`` each pair, or ``add_single``
+    each answer; ``found`` says how often they tell, ``reversed`` which labels they contradict."""
 
     words: array[int] = field(default_factory=lambda: array("i"))
     signs: array[int] = field(default_factory=lambda: array("b"))
     ends: array[int] = field(default_factory=lambda: array("q", [0]))
     prompts: array[int] = field(default_factory=lambda: array("q"))
     answers: array[int] = field(default_factory=lambda: array("q"))
+    good: array[int] = field(default_factory=lambda: array("b"))
+    sources: list[str] = field(default_factory=list)
 
-    def add(self, prompt: int, answers: int, preferred: Iterable[str], other: Iterable[str]) -> None:
+    def add(self, prompt: int, answers: int, preferred: Iterable[str], other: Iterable[str], source: str = "") -> None:
         """One pair. prompt, answers: int64 keys of its prompt and of its answers in any order. preferred, other: the
         words that only that answer has."""
-        for words, sign in ((preferred, 1), (other, -1)):
-            for word in words:
-                self.words.append(crc32(word.encode("utf-8", "surrogatepass")) % COLUMNS)
-                self.signs.append(sign)
+        self._note(preferred, 1)
+        self._note(other, -1)
+        self._end(prompt, answers, source)
+
+    def add_single(self, prompt: int, answer: int, words: Iterable[str], good: bool, source: str = "") -> None:
+        """One answer that was called good, or not."""
+        self._note(words, 1)
+        self.good.append(1 if good else -1)
+        self._end(prompt, answer, source)
+
+    def _note(self, words: Iterable[str], sign: int) -> None:
+        for word in words:
+            self.words.append(crc32(word.encode("utf-8", "surrogatepass")) % COLUMNS)
+            self.signs.append(sign)
+
+    def _end(self, prompt: int, answers: int, source: str) -> None:
         self.ends.append(len(self.words))
         self.prompts.append(prompt)
         self.answers.append(answers)
+        self.sources.append(source)
 
     def found(self) -> Estimate | None:
         """How often words tell the preferred answer of pairs that they were not fitted to, of prompts and answers that
         were not among these either; None below `FEWEST` pairs, or where too few of them are independent."""
-        keys = together(np.asarray(self.prompts), np.asarray(self.answers))
-        if len(keys) < FEWEST or len(np.unique(keys)) < PARTS:
+        keys = self._keys()
+        if keys is None or self.good:
             return None
-        from scipy.sparse import csr_array
-
-        columns, at = np.unique(np.asarray(self.words), return_inverse=True)
-        shape = (len(keys), len(columns))
-        pairs = csr_array((np.asarray(self.signs, float), at, np.asarray(self.ends)), shape)
-        part = folds_by_prompt(keys, PARTS, 0)
+        rows, part = self._rows(), folds_by_prompt(keys, PARTS, 0)
         right = np.zeros(len(keys))
         for i in range(1, PARTS):
-            score = pairs[part == i] @ _fitted(pairs[part < i])
+            score = rows[part == i] @ _fitted(rows[part < i])
             right[part == i] = (1 + np.sign(np.round(score, 9))) / 2
         asked = part > 0
         return clustered_mean(right[asked], keys[asked], share=True)
 
+    def reversed(self) -> Reversed | None:
+        """The labels that words contradict as firmly as they confirm the others (`clouds`), where there are such; each
+        pair is looked at by what was fitted to all other parts, as in confident learning (Northcutt et al. 2021)."""
+        keys, told = self._keys(), self.found()
+        if keys is None or (told is not None and told.low <= 0.5):
+            return None
+        rows, part = self._rows(), folds_by_prompt(keys, PARTS, 0)
+        score = np.zeros(len(keys))
+        for i in range(PARTS):
+            score[part == i] = rows[part == i] @ _fitted(rows[part != i])
+        if self.good:  # counted from the middle between good and bad ones, whichever are more
+            good = np.asarray(self.good)
+            score = score - good * sum(float(np.median((good * score)[good == side])) for side in (1, -1)) / 2
+        against = clustered_mean((score < 0).astype(float), keys, share=True)
+        if chance_of_one(score) >= UNLIKELY or against.low <= LEAST_AGAINST:
+            return None
+        named = [self.sources[i] for i in np.flatnonzero(firmly_against(score))]
+        return Reversed(against, len(score), between(score), named)
+
+    def _keys(self) -> np.ndarray | None:
+        """What is the same, or of the same prompt or answers; None where too little is independent."""
+        keys = together(np.asarray(self.prompts), np.asarray(self.answers))
+        one_sided = bool(self.good) and len(set(self.good)) < 2
+        return None if one_sided or len(keys) < FEWEST or len(np.unique(keys)) < PARTS else keys
+
+    def _rows(self) -> csr_array:
+        """A row for each pair, of which a sum above 0 agrees with its label."""
+        from scipy.sparse import csr_array, diags_array, hstack
+
+        columns, at = np.unique(np.asarray(self.words), return_inverse=True)
+        shape = (len(self.sources), len(columns))
+        rows = csr_array((np.asarray(self.signs, float), at, np.asarray(self.ends)), shape)
+        if not self.good:
+            return rows
+        constant = csr_array(np.ones((len(self.sources), 1)))
+        return csr_array(diags_array(np.asarray(self.good, float)) @ hstack([rows, constant], format="csr"))
+
     def to_dict(self) -> dict[str, Any] | None:
-        """For data.json: the share that is told, its interval, and of how many pairs."""
-        told = self.found()
-        return None if told is None else {"right": told.mean, "low": told.low, "high": told.high, "n": told.n}
+        """For data.json: the share that is told, its interval, and of how many pairs; reversed: the labels that look
+        so."""
+        told, turned = self.found(), self.reversed()
+        share = {} if told is None else {"right": told.mean, "low": told.low, "high": told.high, "n": told.n}
+        return share | ({} if turned is None else {"reversed": turned.to_dict()}) or None
 
 
 def _fitted(pairs: csr_array) -> np.ndarray:

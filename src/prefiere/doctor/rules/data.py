@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefiere.asked.language import Worded
+from prefiere.data.quality.clouds import LEAST
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.series import Level
@@ -26,7 +27,7 @@ def findings_of(account: Account, *, preferences: bool = True, model: Level | No
     checks = (markup, damaged, one_text, contradictions, shortcut, one_sided, nearly_same, repeated, length_alone)
     found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
     if preferences:
-        found.append(words_alone(account, model))
+        found += [words_reversed(account), words_alone(account, model)]
     return [f for f in found if f is not None]
 
 
@@ -252,6 +253,34 @@ def length_alone(account: Account) -> Finding | None:
                 about=rule,
             )
     return None
+
+
+def words_reversed(account: Account) -> Finding | None:
+    """Labels that the words of the answers contradict as firmly as they confirm the others (`data.quality.told`)."""
+    part = _part(account, "audit", "faults", "words", "reversed")
+    n = number_in(part, "n")
+    if not n:
+        return None
+    share, low, high = (f"{100 * number_in(part, k):.0f}%" for k in ("share", "low", "high"))
+    count = number_in(part, "count")
+    return Finding(
+        "words_reversed",
+        f"About {share} of the labels look reversed: the words of these answers contradict them.",
+        "warning",
+        "A sum over single words, fitted to the others, is sure of nearly every label, and of a part of them it is "
+        "sure the other way round. Labels that were given at random would leave it unsure; a part that is swapped "
+        "looks like this, and so does a part in which something else was preferred. The labels of "
+        f"{count:,.0f} lines are meant.",
+        (
+            line("against_words", share=share, n=f"{n:,.0f}", low=low, high=high),
+            line("between_groups", least=f"{LEAST * n:.0f}", n=f"{number_in(part, 'between'):,.0f}"),
+        ),
+        (Remedy("look at these lines, and turn round those that are swapped"), CLEAN),
+        cause=True,
+        sure="likely",
+        lines=_sources(part),
+        values={"share": share, "n": f"{count:,.0f}"},
+    )
 
 
 def words_tell(account: Account) -> Level | None:

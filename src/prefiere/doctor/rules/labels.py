@@ -12,25 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, ndtr
 
 from prefiere.asked.language import count_of
+from prefiere.data.quality.clouds import FEWEST, LEAST, UNLIKELY, between, chance_of_one, firmly_against
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.data import words_reversed
 from prefiere.doctor.words import line, number
 from prefiere.run import Run
 from prefiere.stats import wilson
 
-BETWEEN, LEAST = 0.25, 0.088
-"""Of a single bell of margins with one in twenty or more below 0, the share ``LEAST`` or more lies within ``BETWEEN``
-times the median absolute margin of 0 (a normal one whose 5% quantile is 0 has 8.9%, one around 0 13%)."""
-HESITANT = ((0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45), (0.12, 0.17, 0.22, 0.28, 0.33, 0.36, 0.39, 0.44, 0.47))
-"""By the share of margins below 0: how often one of them is the larger, in size, of one below and one above. For normal
-margins of a spread that differs from pair to pair (lognormal, 0.5). An error of a single bell is a hesitant one; a
-swapped label is contradicted as firmly as others are confirmed: one half."""
-UNLIKELY = 0.003
-"""Chance of both under a single bell, below which margins count as two clouds."""
-FEWEST = 30
 MOVED = 0.002
 """Change of the weights over their length, from which on a model has been trained at all."""
 
@@ -48,24 +39,9 @@ class Margins:
         return len(self.margin)
 
     @property
-    def between(self) -> int:
-        """How many lie near 0, between the two clouds that swapped labels make."""
-        size = np.abs(self.margin)
-        return int((size < BETWEEN * np.median(size)).sum()) if len(size) else 0
-
-    @property
     def chance(self) -> float:
-        """How likely so few margins near 0, and errors as firm as these, are of a single bell: two tests, combined as
-        Fisher (1932) does; 1 where fewer than 5 or more than 45% are below 0."""
-        if len(self) < FEWEST or not 0.05 <= self.against <= 0.45:
-            return 1.0
-        size, wrong = np.abs(self.margin), self.margin < 0
-        n, m = int(wrong.sum()), int((~wrong).sum())
-        firm = float((np.sign(size[wrong][:, None] - size[~wrong][None]) * 0.5 + 0.5).mean())
-        spread = np.sqrt((n + m + 1) / (12 * n * m))  # of the Mann-Whitney statistic
-        p_firm = float(ndtr(-(firm - np.interp(self.against, *HESITANT)) / spread))
-        both = max(float(bdtr(self.between, len(self), LEAST)) * p_firm, 1e-300)
-        return both * (1 - float(np.log(both)))
+        """How likely these are of a single bell (`clouds.chance_of_one`)."""
+        return chance_of_one(self.margin)
 
     def joined(self, other: Margins) -> Margins:
         """Both, each in units of its own median size."""
@@ -153,7 +129,7 @@ def swapped(case: Case) -> Finding | None:
                 low=number(low, "rewards/accuracies"),
                 high=number(high, "rewards/accuracies"),
             ),
-            line("between_groups", least=f"{LEAST * len(seen):.0f}", n=f"{seen.between}"),
+            line("between_groups", least=f"{LEAST * len(seen):.0f}", n=f"{between(seen.margin)}"),
         ),
         (
             Remedy(
@@ -171,12 +147,13 @@ def swapped(case: Case) -> Finding | None:
 
 def suspects(case: Case) -> list[str]:
     """Where the training examples were read that the model ranks against their label, by what it said of each before
-    it learnt from it, once it knew what the labels have in common."""
-    seen = unseen(case)
-    if len(seen) < FEWEST:
-        return []
-    against = seen.margin < -0.25 * float(np.median(np.abs(seen.margin)))
-    return sorted((s for s, odd in zip(seen.source, against, strict=True) if odd), key=_place)
+    it learnt from it, once it knew what the labels have in common; and those that words alone contradict."""
+    seen, words = unseen(case), words_reversed(case.account("train"))
+    found = set(words.lines) if words is not None else set()
+    if len(seen) >= FEWEST:
+        named = zip(seen.source, firmly_against(seen.margin), strict=True)
+        found |= {source for source, odd in named if odd}
+    return sorted(found, key=_place)
 
 
 def _place(source: str) -> tuple[str, int]:

@@ -7,10 +7,11 @@ alone are the second witness (`data.quality.told`).
 from __future__ import annotations
 
 from prefiere.asked.language import Worded
+from prefiere.data.quality.clouds import FEWEST
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.data import words_tell
-from prefiere.doctor.rules.labels import FEWEST, last_held_out, moved, unseen
+from prefiere.doctor.rules.labels import last_held_out, moved, unseen
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.series import Change, Level
 from prefiere.doctor.standstill import MORE

@@ -15,6 +15,8 @@ from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.series import Level, Series
 from prefiere.doctor.words import Worded, interval, line, number
 
+SHARE = "rewards/accuracies"
+"""A column whose figures are shares, and shown so."""
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
 
 
@@ -24,7 +26,7 @@ Columns = Mapping[str, Any]
 def before_run(row: Columns, *, vocabulary: int | None, preferences: bool = True) -> list[Finding]:
     """What the columns of a row of step 0 show where no run has begun. vocabulary: tokens that the model knows.
     preferences: whether pairs or judgements are learnt from."""
-    found = [_no_language(row, vocabulary), _elsewhere(row), _broken(row)]
+    found = [_no_language(row, vocabulary), _elsewhere(row) or _slipped(row), _broken(row)]
     if preferences:
         found += [_foreign(row), _too_alike(row)]
     return [f for f in found if f is not None]
@@ -80,7 +82,35 @@ def elsewhere(case: Case) -> Finding | None:
     """What their own prompt adds to the preferred answers, beside another one, is nothing beyond noise and less than a
     quarter of what it adds to the model's own answers, and that is half a nat per token or more. Where many prompts
     share a stock answer it is little, but something: the other answers belong to theirs."""
-    return _elsewhere(_first(case))
+    return _elsewhere(_first(case)) or _slipped(_first(case))
+
+
+BEYOND = 0.1
+"""Share of answers that fit another prompt as well, beyond that of the model's own, from which on a part of them is
+called misplaced."""
+
+
+def _slipped(row: Columns) -> Finding | None:
+    """More preferred answers than own ones fit another prompt as well, beyond the intervals of both: of answers that
+    stand at the wrong prompt half do, by chance, and a mean over all of them would not show a part."""
+    data, own = at_step_0(row, "start/prompt_ignored"), at_step_0(row, "start/prompt_ignored_own")
+    adds = at_step_0(row, "start/prompt_in_own")
+    if data is None or own is None or min(data.n, own.n) < 8 or adds is None or not adds.mean > 0.5:
+        return None
+    if data.low <= max(own.high, own.mean + BEYOND):
+        return None
+    return Finding(
+        "some_elsewhere",
+        "A part of the answers do not belong to their prompts: they fit other prompts just as well.",
+        "warning",
+        "Before training, the model finds many a preferred answer no likelier after its own prompt than after a prompt "
+        "of another example, and hardly any of its own answers. Of answers that stand at a wrong prompt about half "
+        "show so, by chance: some twice as many are meant. Rows of a part of the data have slipped against each other.",
+        (line("prompt_ignored", data=interval(data, SHARE), own=interval(own, SHARE)),),
+        (Remedy("`prefiere data DATA`: read three examples; see how prompts and answers were joined"), TEMPLATE),
+        cause=True,
+        sure="likely",
+    )
 
 
 def _elsewhere(row: Columns) -> Finding | None:
@@ -143,6 +173,10 @@ def _gap(row: Columns) -> float | None:
     return own.mean - chosen.mean if chosen is not None and own is not None else None
 
 
+PART_ALIKE = 0.25
+"""Share of pairs that are too alike, the low end of its interval, from which on it is said of the data."""
+
+
 def too_alike(case: Case) -> Finding | None:
     """Both answers of a pair are nearly the same to the model (likeness above -0.1), and both fall."""
     chosen = case.seen("rewards/chosen")
@@ -153,8 +187,10 @@ def too_alike(case: Case) -> Finding | None:
 def _too_alike(
     row: Columns, falls: bool = False, evidence: tuple[Worded, ...] = (), remedy: tuple[Remedy, ...] = ()
 ) -> Finding | None:
-    likeness = at_step_0(row, "start/likeness")
-    if likeness is None or likeness.n < 8 or not likeness.mean > -0.1:
+    likeness, part = at_step_0(row, "start/likeness"), at_step_0(row, "start/too_alike")
+    if likeness is None or likeness.n < 8:
+        return None
+    if not likeness.mean > -0.1 and (part is None or part.low <= PART_ALIKE):
         return None
     return Finding(
         "too_alike",
@@ -163,7 +199,11 @@ def _too_alike(
         "warning" if falls else "info",
         "To the model, both answers are nearly the same text. Making the one less likely makes the other less likely "
         "as well, and the probability goes to text that nobody preferred.",
-        (line("likeness", level=interval(likeness)), *evidence),
+        (
+            line("likeness", level=interval(likeness)),
+            *([line("alike", level=interval(part, SHARE))] if part is not None else []),
+            *evidence,
+        ),
         remedy,
         cause=True,
         sure="likely",
