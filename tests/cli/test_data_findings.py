@@ -134,6 +134,43 @@ def test_clean_prompts_may_lose_columns_that_are_hidden(tmp_path: Path) -> None:
     assert out.read_text() == '{"prompt": "p"}\n'
 
 
+def half_swapped(n: int = 120) -> list[dict[str, Any]]:
+    """Every fifth pair has its words, and so its label, the other way round."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(n):
+        good, bad = (" ".join([*rng.choice(own, 4), str(i)]) for own in (LIKED, OTHER))
+        chosen, rejected = (bad, good) if i % 5 == 0 else (good, bad)
+        made.append({"prompt": f"question {i}?", "chosen": chosen, "rejected": rejected})
+    return made
+
+
+LIKED = [f"fine{i}" for i in range(12)]
+OTHER = [f"poor{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_labels_that_words_contradict_are_named_and_left_out(tmp_path: Path, single: bool) -> None:
+    """Before any model is looked at, in pairs and in single answers; what is left has none."""
+    data = half_swapped()
+    if single:
+        data = [
+            {"prompt": r["prompt"], "completion": r["chosen" if i % 2 else "rejected"], "label": bool(i % 2)}
+            for i, r in enumerate(data)
+        ]
+    name, out = written(tmp_path / "d.jsonl", data), tmp_path / "clean.jsonl"
+    done = ASK.invoke(app, ["data", name, "--json"])
+    assert done.exit_code == 0, done.output
+    found = {f["key"]: f for f in json.loads(done.stdout)["findings"]}
+    wrong = [f"{name}:{i + 1}" for i in range(0, 120, 5)]
+    assert found["words_reversed"]["lines"] == wrong
+    assert found["words_reversed"]["severity"] == "warning"
+    left = json.loads(ASK.invoke(app, ["data", name, "--clean", str(out), "--json"]).stdout)
+    assert left["sources"]["swapped"] == wrong
+    again = json.loads(ASK.invoke(app, ["data", str(out), "--json"]).stdout)
+    assert "words_reversed" not in {f["key"] for f in again["findings"]}
+
+
 def swapped_run(folder: Path, name: str) -> Run:
     """A run on 200 lines of a file, every fifth of which it is as sure of as of the rest, the other way round."""
     run = make(folder)

@@ -11,7 +11,9 @@ import pytest
 
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.dials import readings
+from prefiere.doctor.prescribe import prescribe
 from prefiere.run import Run
+from prefiere.settings import DPO
 from synthetic_runs import BOTH_FALL, PERFECT, RUINED, STUCK, make, make_policy, make_reward, sound_calibration, to
 
 
@@ -356,6 +358,42 @@ def test_a_model_that_was_not_trained_says_nothing_of_its_labels(tmp_path: Path,
     assert ("labels_swapped" in keys(run)) is named
 
 
+def worded(run: Run, count: int, share: float = 0.2) -> Run:
+    """A run whose data's words contradict so many labels, those of every fourth line."""
+    said = {"share": share, "low": share - 0.05, "high": share + 0.05, "n": 300, "between": 2, "count": count}
+    lines = [f"pairs.jsonl:{4 * i + 1}" for i in range(count)]
+    run.data = {"train": {"audit": {"faults": {"records": 300, "words": {"reversed": said | {"sources": lines}}}}}}
+    return run
+
+
+def test_labels_that_words_contradict_are_told_without_the_model(tmp_path: Path) -> None:
+    """A model that learnt nothing may have had nothing to learn from."""
+    finding = told(d := diagnose(worded(make(tmp_path), 60)), "words_reversed")
+    assert (d.severity, finding.cause, len(finding.lines)) == ("warning", True, 60)
+    assert "20%" in finding.title
+    assert "60 lines" in finding.meaning
+
+
+def test_lines_of_both_witnesses_are_named_by_one_finding(tmp_path: Path) -> None:
+    margins = np.where(np.arange(200) % 5 == 0, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    run = worded(with_pairs(with_pairs(make(tmp_path), margins), margins, split="train"), 10)
+    d = diagnose(run)
+    assert "words_reversed" not in d
+    lines = {f"pairs.jsonl:{i + 1}" for i in range(0, 200, 5)} | {f"pairs.jsonl:{4 * i + 1}" for i in range(10)}
+    assert set(told(d, "labels_swapped").lines) == lines
+
+
+@pytest.mark.parametrize(("loss", "given"), [("sigmoid", True), ("kto", False)])
+def test_a_remedy_that_the_loss_refuses_is_not_given(tmp_path: Path, loss: str, given: bool) -> None:
+    """KTO smooths no labels, so that a recipe with label_smoothing would be refused."""
+    margins = np.where(np.arange(200) % 5 == 0, -1, 1) * np.random.default_rng(0).normal(2.0, 0.3, 200)
+    run = with_pairs(make(tmp_path), margins)
+    run.recipe = DPO(model="m", data="d", out="o", loss_type=loss).model_dump()
+    finding = told(d := diagnose(run), "labels_swapped")
+    assert any("label_smoothing" in line for line in finding.remedy) is given
+    assert any(p.remedy.setting == "label_smoothing" for p in prescribe(d)) is given
+
+
 def test_labels_without_a_pattern(tmp_path: Path) -> None:
     """A sound rate, weights that moved, and a coin on held-out pairs."""
     flat = {"rewards/margins": to(0.0), "rewards/accuracies": to(0.5, 0.5), "loss": to(0.72, math.log(2))}
@@ -419,6 +457,11 @@ def beginning(run: Run, **start: float) -> Run:
         ("answers_elsewhere", {"prompt_matters": 0.05, "prompt_in_own": 2.5}),
         ("foreign_answers", {"chosen_logp": -5.0}),
         ("too_alike", {"likeness": -0.04}),
+        ("too_alike", {"likeness": -0.3, "too_alike": 0.5}),  # half of them, which the mean does not show
+        (
+            "some_elsewhere",
+            {"prompt_matters": 1.2, "prompt_in_own": 2.5, "prompt_ignored": 0.3, "prompt_ignored_own": 0.0},
+        ),
     ],
 )
 def test_what_was_wrong_before_training(tmp_path: Path, key: str, start: dict[str, float]) -> None:
@@ -434,6 +477,16 @@ def test_what_was_wrong_before_training(tmp_path: Path, key: str, start: dict[st
         {"prompt_matters": 0.4},  # nothing to hold it against
         {"chosen_logp": -2.0},
         {"likeness": -0.4},
+        {"likeness": -0.4, "too_alike": 0.3},  # from 0.2 on
+        {
+            "prompt_matters": 1.2,
+            "prompt_in_own": 2.5,
+            "prompt_ignored": 0.18,
+            "prompt_ignored_own": 0.0,
+        },  # from 0.08 on
+        {"prompt_matters": 1.2, "prompt_in_own": 2.5, "prompt_ignored": 0.5, "prompt_ignored_own": 0.4},  # as its own
+        {"prompt_matters": 0.2, "prompt_in_own": 0.4, "prompt_ignored": 0.5, "prompt_ignored_own": 0.0},  # a weak model
+        {"prompt_matters": 1.2, "prompt_in_own": 2.5, "prompt_ignored": 0.5},  # nothing to hold it against
     ],
 )
 def test_a_sound_start(tmp_path: Path, start: dict[str, float]) -> None:
