@@ -97,7 +97,7 @@ def _slipped(row: Columns) -> Finding | None:
     adds = at_step_0(row, "start/prompt_in_own")
     if data is None or own is None or min(data.n, own.n) < 8 or adds is None or not adds.mean > 0.5:
         return None
-    if data.low <= max(own.high, own.mean + BEYOND):
+    if data.low <= max(own.high, own.mean + BEYOND) or _unknown_language(row):
         return None
     return Finding(
         "some_elsewhere",
@@ -119,7 +119,7 @@ def _elsewhere(row: Columns) -> Finding | None:
         return None
     if data.low > 0:
         return None
-    if (gap := _gap(row)) is not None and gap > 2 * FOREIGN:  # no language that it knows: no prompt would fit
+    if _unknown_language(row):
         return None
     return Finding(
         "answers_elsewhere",
@@ -165,6 +165,12 @@ def _foreign(row: Columns) -> Finding | None:
 
 
 FOREIGN = 2.0
+
+
+def _unknown_language(row: Columns) -> bool:
+    """Whether the answers are in no language that the model knows: no prompt would fit them."""
+    gap = _gap(row)
+    return gap is not None and gap > 2 * FOREIGN
 
 
 def _gap(row: Columns) -> float | None:
