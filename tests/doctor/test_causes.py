@@ -468,6 +468,12 @@ def test_what_was_wrong_before_training(tmp_path: Path, key: str, start: dict[st
     assert told(diagnose(beginning(make(tmp_path), **start)), key).cause
 
 
+def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:
+    ignored = {"prompt_matters": 0.9, "prompt_in_own": 2.5, "prompt_ignored": 0.4, "prompt_ignored_own": 0.0}
+    d = diagnose(beginning(make(tmp_path), chosen_logp=-9.0, **ignored))
+    assert ("foreign_answers" in d, "some_elsewhere" in d) == (True, False)
+
+
 @pytest.mark.parametrize(
     "start",
     [
