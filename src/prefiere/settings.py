@@ -111,7 +111,7 @@ class Settings(BaseModel):
     greater_is_better: bool | None = Field(None, description="of that metric; none: as docs/metrics.md has it")
     early_stopping_patience: Count | None = Field(None, description="stop after so many validations without a new best")
     sample_steps: Whole | Auto = Field("auto", description="the same between sampled answers; 0: none, and no guard")
-    sample_prompts: Count | Auto | str = Field("auto", description="how many held-out prompts to answer, or a file")
+    sample_prompts: Count | Auto | str = Field("auto", description="held-out prompts to answer (auto: ≤ 32), or a file")
     samples_per_prompt: Count = Field(1, description="answers to each of them")
     sample_temperature: Amount = Field(1.0, description="of those answers; 0 is greedy")
     max_new_tokens: Count = Field(128, description="of those answers")
