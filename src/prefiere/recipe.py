@@ -296,20 +296,6 @@ def validate(
     return load(method, path, dict.fromkeys(left, "?"), overrides, problems)
 
 
-def would_take(recipe: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Whether a run's settings may have this value; yes where they are refused as they are, and nothing can be told."""
-    model = _settings_of(str(recipe.get("method")))
-
-    def refused(values: Mapping[str, Any]) -> bool:
-        try:
-            model.model_validate(values)
-        except ValidationError:
-            return True
-        return False
-
-    return not refused({**recipe, key: value}) or refused(recipe)
-
-
 def _settings_of(method: str) -> type[Settings]:
     """What a method takes; what all take, for a method that there is not."""
     return METHODS[method].settings if method in METHODS else Settings

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefiere.data.quality.clouds import chance_of_one
 from prefiere.data.quality.faults import Faults
 from prefiere.data.quality.told import FEWEST, NAMED, Reversed
 from prefiere.data.schema import Judgement, PreferencePair
-from prefiere.stats import Estimate
+from prefiere.stats import Estimate, chance_of_one
 
 WORDS = [f"w{i}" for i in range(200)]
 

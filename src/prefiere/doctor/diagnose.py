@@ -14,7 +14,7 @@ from typing import Any
 
 from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, standstill, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
-from prefiere.doctor.remedies import Remedy, agreeing, possible
+from prefiere.doctor.remedies import Remedy, acceptable, agreeing
 from prefiere.doctor.rules import data, labels, lengths, patterns, peak, rewards, settings, start
 from prefiere.run import Run, StopKind
 
@@ -57,7 +57,7 @@ def diagnose(run: Run) -> Diagnosis:
     case = Case(run)
     checked = (*_OF_THE_RUN, *_CHECKS[case.family], *_OF_ALL, unfinished, unmeasured)
     found = [f for check in checked if (f := check(case)) is not None] + data.in_run(case)
-    found = [replace(f, advice=possible(f.remedies, case.recipe)) for f in _consistent(found)]
+    found = [replace(f, advice=acceptable(f.remedies, case.recipe)) for f in _consistent(found)]
     headline, severity = _verdict(found)
     return Diagnosis(headline, severity, tuple(found))
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from prefiere.asked.language import TONGUES, Tongue, Worded, other_words, saying, within
-from prefiere.recipe import would_take
+from prefiere.methods import METHODS
 
 _ROOM = "prefiere.doctor.plain"
 
@@ -54,6 +56,17 @@ def agreeing(remedies: Iterable[Remedy], push: int) -> tuple[Remedy, ...]:
     return tuple(r for r in remedies if r.push * push >= 0)
 
 
-def possible(remedies: Iterable[Remedy], recipe: Mapping[str, Any]) -> tuple[Remedy, ...]:
-    """Those that a run's method, and its loss, take."""
-    return tuple(r for r in remedies if not r.setting or would_take(recipe, r.setting, r.value))
+def acceptable(remedies: Iterable[Remedy], recipe: Mapping[str, Any]) -> tuple[Remedy, ...]:
+    """Those that a run's method, and its loss, take; all of them where the recipe is refused as it is, and nothing can
+    be told."""
+    method = METHODS.get(str(recipe.get("method")))
+
+    def taken(values: Mapping[str, Any]) -> bool:
+        try:
+            return method is None or bool(method.settings.model_validate(values))
+        except ValidationError:
+            return False
+
+    if not taken(recipe):
+        return tuple(remedies)
+    return tuple(r for r in remedies if not r.setting or taken({**recipe, r.setting: r.value}))

@@ -18,9 +18,8 @@ from zlib import crc32
 import numpy as np
 
 from prefiere.data.audit import folds_by_prompt
-from prefiere.data.quality.clouds import UNLIKELY, between, chance_of_one, firmly_against
 from prefiere.data.quality.leaks import together
-from prefiere.stats import Estimate, clustered_mean
+from prefiere.stats import UNLIKELY, Estimate, between, chance_of_one, clustered_mean, firmly_against
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -101,8 +100,9 @@ class WordsTell:
         return clustered_mean(right[asked], keys[asked], share=True)
 
     def reversed(self) -> Reversed | None:
-        """The labels that words contradict as firmly as they confirm the others (`clouds`), where there are such; each
-        pair is looked at by what was fitted to all other parts, as in confident learning (Northcutt et al. 2021)."""
+        """The labels that words contradict as firmly as they confirm the others (`stats.chance_of_one`), where there
+        are such; each pair is looked at by what was fitted to all other parts, as in confident learning (Northcutt,
+        Jiang and Chuang 2021)."""
         keys, told = self._keys(), self.found()
         if keys is None or (told is not None and told.low <= 0.5):
             return None

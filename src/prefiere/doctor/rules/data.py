@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefiere.asked.language import Worded
-from prefiere.data.quality.clouds import LEAST
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line, number
+from prefiere.stats import LEAST
 
 Account = Mapping[str, Any]
 

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from prefiere.asked.language import count_of
-from prefiere.data.quality.clouds import FEWEST, LEAST, UNLIKELY, between, chance_of_one, firmly_against
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.data import words_reversed
 from prefiere.doctor.words import line, number
 from prefiere.run import Run
-from prefiere.stats import wilson
+from prefiere.stats import FEWEST_MARGINS, LEAST, UNLIKELY, between, chance_of_one, firmly_against, wilson
 
 MOVED = 0.002
 """Change of the weights over their length, from which on a model has been trained at all."""
@@ -40,7 +39,7 @@ class Margins:
 
     @property
     def chance(self) -> float:
-        """How likely these are of a single bell (`clouds.chance_of_one`)."""
+        """How likely these are of a single bell (`stats.chance_of_one`)."""
         return chance_of_one(self.margin)
 
     def joined(self, other: Margins) -> Margins:
@@ -150,7 +149,7 @@ def suspects(case: Case) -> list[str]:
     it learnt from it, once it knew what the labels have in common; and those that words alone contradict."""
     seen, words = unseen(case), words_reversed(case.account("train"))
     found = set(words.lines) if words is not None else set()
-    if len(seen) >= FEWEST:
+    if len(seen) >= FEWEST_MARGINS:
         named = zip(seen.source, firmly_against(seen.margin), strict=True)
         found |= {source for source, odd in named if odd}
     return sorted(found, key=_place)

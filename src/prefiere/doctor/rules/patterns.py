@@ -7,7 +7,6 @@ alone are the second witness (`data.quality.told`).
 from __future__ import annotations
 
 from prefiere.asked.language import Worded
-from prefiere.data.quality.clouds import FEWEST
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.data import words_tell
@@ -16,7 +15,7 @@ from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.series import Change, Level
 from prefiere.doctor.standstill import MORE
 from prefiere.doctor.words import interval, line, number, with_interval
-from prefiere.stats import wilson
+from prefiere.stats import FEWEST_MARGINS, wilson
 
 CHECK = Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred")
 LARGER = Remedy("a larger model, or one that has read text like this first (`prefiere sft` on the preferred answers)")
@@ -56,9 +55,9 @@ def _at_chance(case: Case) -> bool:
 
 def ranked_right(case: Case) -> Level | None:
     """The share of pairs that the model ranks as their labels do: held-out ones, and those of training that it had not
-    learnt from yet; None of fewer than `FEWEST`."""
+    learnt from yet; None of fewer than `FEWEST_MARGINS`."""
     seen = last_held_out(case).joined(unseen(case))
-    if len(seen) < FEWEST:
+    if len(seen) < FEWEST_MARGINS:
         return None
     right = 1 - seen.against
     return Level(right, *wilson(right * len(seen), len(seen)), len(seen))

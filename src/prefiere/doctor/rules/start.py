@@ -12,11 +12,10 @@ from typing import Any
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.series import Level, Series
 from prefiere.doctor.words import Worded, interval, line, number
 
-SHARE = "rewards/accuracies"
-"""A column whose figures are shares, and shown so."""
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
 
 
