@@ -166,7 +166,7 @@ def test_labels_that_words_contradict_are_named_and_left_out(tmp_path: Path, sin
     assert found["words_reversed"]["lines"] == wrong
     assert found["words_reversed"]["severity"] == "warning"
     left = json.loads(ASK.invoke(app, ["data", name, "--clean", str(out), "--json"]).stdout)
-    assert left["sources"]["swapped"] == wrong
+    assert left["sources"]["reversed"] == wrong
     again = json.loads(ASK.invoke(app, ["data", str(out), "--json"]).stdout)
     assert "words_reversed" not in {f["key"] for f in again["findings"]}
 

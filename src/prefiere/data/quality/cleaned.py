@@ -59,7 +59,7 @@ def cleaned(
     seen: set[tuple[int, int]] = set()
     for record in records():
         said = pair_key(record)
-        odd = record.source in against or places.of(record.source) in named
+        odd = "swapped" if places.of(record.source) in named else "reversed" if record.source in against else None
         why = _why(record, verdicts[said[0]], said in seen, odd)
         seen.add(said)
         if why is None:
@@ -68,7 +68,8 @@ def cleaned(
             left.add(why, record.source)
 
 
-def _why(record: AnyRecord, verdicts: int, repeated: bool, swapped: bool) -> str | None:
+def _why(record: AnyRecord, verdicts: int, repeated: bool, odd: str | None) -> str | None:
+    """odd: what its label is, if anything."""
     try:
         check_content(record)
     except BadRow:
@@ -77,7 +78,7 @@ def _why(record: AnyRecord, verdicts: int, repeated: bool, swapped: bool) -> str
         return faults[0]
     if verdicts & 3 == 3:
         return "contradictions"
-    return "duplicates" if repeated else "swapped" if swapped else None
+    return "duplicates" if repeated else odd
 
 
 @dataclass
