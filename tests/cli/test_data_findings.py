@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import runs
 from prefiere.cli.main import app
+from prefiere.data.quality import faults
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.schema import PreferencePair
 from prefiere.demo import corpus
@@ -169,6 +170,21 @@ def test_labels_that_words_contradict_are_named_and_left_out(tmp_path: Path, sin
     assert left["sources"]["reversed"] == wrong
     again = json.loads(ASK.invoke(app, ["data", str(out), "--json"]).stdout)
     assert "words_reversed" not in {f["key"] for f in again["findings"]}
+
+
+def test_clean_says_how_many_labels_it_did_not_hold_against_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 120 pairs the first 80 are looked at, of which 16 are swapped; the other 8 stay, and that is said."""
+    monkeypatch.setattr(faults, "LOOKED_AT", 80)
+    name = written(tmp_path / "d.jsonl", half_swapped())
+    done = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "a.jsonl")])
+    assert "the last 40 labels were not held against words" in done.output
+    found = json.loads(ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "b.jsonl"), "--json"]).stdout)
+    assert (found["left_out"], found["kept"], found["beyond"]) == ({"reversed": 16}, 104, 40)
+    monkeypatch.setattr(faults, "LOOKED_AT", 120)
+    whole = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "c.jsonl")])
+    assert "held against words" not in whole.output
 
 
 def swapped_run(folder: Path, name: str) -> Run:

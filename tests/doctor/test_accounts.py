@@ -26,7 +26,10 @@ def account() -> dict[str, Any]:
     for each in [*(pair(n, "yes", "no") for n in range(80)), pair(0, "no", "yes")]:
         auditor.add(each)
         faults.add(each)
-    return {"audit": auditor.found().to_dict() | {"faults": faults.to_dict()}}
+    turned = {"share": 0.2, "low": 0.15, "high": 0.25, "n": 81, "between": 2, "count": 16, "sources": ["p:1"]}
+    found = faults.to_dict()
+    found["words"]["reversed"] = turned
+    return {"audit": auditor.found().to_dict() | {"faults": found}}
 
 
 def numbers(of: dict[str, Any], above: Place = ()) -> Iterator[Place]:
@@ -42,7 +45,7 @@ def numbers(of: dict[str, Any], above: Place = ()) -> Iterator[Place]:
 )
 def test_no_number_of_an_account_breaks_what_is_said(strange: object) -> None:
     sound = account()
-    assert "words_tell" in {f.key for f in findings_of(sound)}
+    assert {"words_tell", "words_reversed"} <= {f.key for f in findings_of(sound)}
     places = list(numbers(sound))
     assert ("audit", "faults", "words", "n") in places
     for *above, name in places:

@@ -139,7 +139,13 @@ def test_work_is_counted_from_the_lengths(tmp_path: Path) -> None:
     rows, new, prompts = 4, 6, sum(w.prompts)
     assert w.work.answers == prompts + 4 * rows * new + 2 * (prompts + rows * new)
     assert planned(tmp_path, sample_steps=0).answers == 0
-    kto = planned(tmp_path, lora=False, max_steps=9, loss_type="kto", batch_size=16)
+    mean, given = tokens / 18, {"lora": False, "max_steps": 9}
+    looked = min(18, 8) * mean  # the fewest that are looked at, of 72 visits
+    assert w.work.once == pytest.approx(8 * mean + w.work.answers + looked)  # the rounding of eight pairs
+    simpo = planned(tmp_path, loss_type="simpo", **given)  # without a reference nothing is known
+    assert simpo.once == pytest.approx(w.held_out + 8 * mean + simpo.answers + 2 * looked)
+    kto = planned(tmp_path, loss_type="kto", batch_size=16, **given)
+    assert kto.once == pytest.approx(kto.answers + min(36, 9) * kto.updates / (9 * 16 * 4))
     assert kto.validation > w.held_out  # the mismatched answers are read as well
     assert planned(tmp_path, Reward).answers == 0
 

@@ -14,6 +14,7 @@ import torch
 import runs
 import tiny
 from prefiere.algorithms.advantages import spread_of
+from prefiere.algorithms.dpo import build
 from prefiere.algorithms.offline import Offline
 from prefiere.console import Display
 from prefiere.evaluate import singles
@@ -198,6 +199,29 @@ def test_before_the_first_update_answers_are_as_likely_as_a_forward_pass_finds(
     assert known.logps is not None
     assert known.logps.tolist() == [r["logp"] for r in known.rows]
     assert ("kl" in known.signals) == (temperature == 1) == ("kl" in found.signals)
+
+
+def test_margins_within_the_rounding_of_the_path_are_ties(tmp_path: Path) -> None:
+    """A reference whose preferred answers are off by 0.02 nats, as 16-bit floats round them: margins of beta times that
+    are 0 in truth, in training and in validations, and so a resumed run has it."""
+    session = runs.built(runs.settings(tmp_path, beta=0.5, batch_size=12), Run(tmp_path / "run"))
+    algorithm = build(session)
+    for goal in (algorithm.train, algorithm.held):
+        goal.reference[:, 0] -= 0.02
+    row = algorithm.begin()
+    assert algorithm.noise == pytest.approx(0.01, abs=1e-4)
+    assert algorithm.train.noise == algorithm.held.noise == algorithm.noise
+    assert row["rewards/margins"] == row["eval_rewards/margins"] == 0  # nothing has moved
+    held = algorithm.validate()
+    assert held["eval_rewards/margins"] == pytest.approx(0.01, abs=1e-4)
+    goal = algorithm.held
+    goal.reference[:, 0] -= 0.02
+    assert algorithm.validate()["eval_rewards/accuracies"] == 1
+    goal.reference[:, 0] += 0.022
+    assert algorithm.validate()["eval_rewards/accuracies"] == 0.5
+    again = build(session)
+    again.restore(algorithm.state())
+    assert again.train.noise == again.held.noise == algorithm.noise
 
 
 def test_the_same_before_a_run(tmp_path: Path) -> None:

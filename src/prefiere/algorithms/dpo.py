@@ -38,7 +38,7 @@ class Pairs(Objective):
     loss: Loss
     options: dict[str, Any]
     beta: float
-    reference: np.ndarray | None = field()
+    reference: np.ndarray | None = field()  # to be given, though other objectives have none
     rpo_alpha: float = 0.0
     noise: float = 0.0
     logged: tuple[str, ...] = ("rewards/margins", "logps/chosen", "logps/rejected")

@@ -27,7 +27,7 @@ class Unpaired(Objective):
     """
 
     mismatched: GroupStore
-    reference: np.ndarray = field()
+    reference: np.ndarray = field()  # to be given, though other objectives have none
     reference_mismatched: np.ndarray
     beta: float
     options: dict[str, Any]

@@ -107,7 +107,8 @@ class Offline:
         return rows
 
     def begin(self) -> dict[str, Any]:
-        """The first update's examples and the held-out ones, before any update."""
+        """The first update's examples and the held-out ones, before any update; of a loss with a reference, both are
+        known."""
         engine, data, first = self.session.engine, self.data, self._members(0)
         self._measure_noise(first)
         measured = engine.measure(data.train, _before(self.train), first)

@@ -148,6 +148,8 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     console.print(in_words("clean.written", n=f"{kept:,}", out=out), markup=False, soft_wrap=True)
     if swapped is not None and not swapped.lines:
         console.print(f"  {in_words('clean.no_line', run=run)}", markup=False, soft_wrap=True)
+    if left.beyond and source.kind in ("pairs", "judgements"):
+        console.print(f"  {in_words('clean.beyond', n=f'{left.beyond:,}')}", markup=False, soft_wrap=True)
     dropped = source.counts.dropped.total()
     lost = [in_words("clean.by_reader", n=f"{dropped:,}", counts=source.counts), *source.problems] if dropped else []
     of = source.counts.changed.most_common()
@@ -157,7 +159,14 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     for line in [*([*left.lines(), *lost, *changed] or [in_words("clean.nothing")]), *source.unread_lines()]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     left_out = left.counts | ({"dropped": dropped} if dropped else {})
-    return {"written": str(out), "kept": kept, "left_out": left_out, "sources": left.sources, "read": source.describe()}
+    return {
+        "written": str(out),
+        "kept": kept,
+        "left_out": left_out,
+        "sources": left.sources,
+        "beyond": left.beyond,
+        "read": source.describe(),
+    }
 
 
 def _voted(settings: DPO, source: formats.Records[Any]) -> bool:

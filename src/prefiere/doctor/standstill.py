@@ -33,9 +33,8 @@ def examples_held_out(case: Case) -> int | None:
         counts.append(n)
     if not counts:
         return None
-    asked = case.run.choices.get(
-        "sample_prompts", case.recipe.get("sample_prompts")
-    )  # rows count answers, of which a prompt may have several
+    # Rows count answers, of which a prompt may have several.
+    asked = case.run.choices.get("sample_prompts", case.recipe.get("sample_prompts"))
     bounds = (asked, case.account("examples").get("eval")) if policy and prompts_file(asked) is None else ()
     return min([max(counts), *(n for n in bounds if isinstance(n, int))])
 

@@ -16,11 +16,12 @@ from prefiere.data.values import BadRow
 @dataclass
 class RecordsLeftOut:
     """How many records were left out for which reason, and where they were read. missing: sources that were named as
-    swapped, and are none of this data."""
+    swapped, and are none of this data. beyond: how many records had no words counted, as being too many."""
 
     counts: dict[str, int] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    beyond: int = 0
 
     def add(self, why: str, source: str) -> None:
         """Count a record."""
@@ -45,7 +46,7 @@ def cleaned(
     words contradict (`told`) go in any case. Of contradicted pairs both sides go, of repeated records the first stays.
     """
     verdicts: dict[int, int] = {}
-    places, faults = _Places(), Faults()
+    places, faults, read = _Places(), Faults(), 0
     named, met = {places.of(s): s for s in swapped}, set[str]()
     for record in records():
         key, verdict = pair_key(record)
@@ -53,6 +54,8 @@ def cleaned(
         if (place := places.of(record.source)) in named:
             met.add(place)
         faults.add(record)
+        read += 1
+    left.beyond = read - faults.records
     left.missing = [said for place, said in named.items() if place not in met]
     turned = faults.words.reversed()
     against = set(turned.sources) if turned is not None else set()

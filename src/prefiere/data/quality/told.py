@@ -103,8 +103,8 @@ class WordsTell:
         """The labels that words contradict as firmly as they confirm the others (`stats.chance_of_one`), where there
         are such; each pair is looked at by what was fitted to all other parts, as in confident learning (Northcutt,
         Jiang and Chuang 2021)."""
-        keys, told = self._keys(), self.found()
-        if keys is None or (told is not None and told.low <= 0.5):
+        keys = self._keys()
+        if keys is None:
             return None
         rows, part = self._rows(), folds_by_prompt(keys, PARTS, 0)
         score = np.zeros(len(keys))
@@ -116,6 +116,8 @@ class WordsTell:
         against = clustered_mean((score < 0).astype(float), keys, share=True)
         if chance_of_one(score) >= UNLIKELY or against.low <= LEAST_AGAINST:
             return None
+        if (told := self.found()) is not None and told.low <= 0.5:
+            return None  # labels of chance: any two pairs decide about each other, so that clouds come about more often
         named = [self.sources[i] for i in np.flatnonzero(firmly_against(score))]
         return Reversed(against, len(score), between(score), named)
 

@@ -183,7 +183,8 @@ PART_ALIKE = 0.25
 
 
 def too_alike(case: Case) -> Finding | None:
-    """Both answers of a pair are nearly the same to the model (likeness above -0.1), and both fall."""
+    """Both answers are nearly the same to the model (likeness above -0.1), on average or in a part of the pairs; a
+    warning where both fall."""
     chosen = case.seen("rewards/chosen")
     falls = chosen is not None and chosen.change.falls()
     return _too_alike(_first(case), falls, case.evidence("rewards/chosen"), case.gentler() if falls else ())
