@@ -1,4 +1,5 @@
-"""Whether words alone tell which answer was preferred: a witness of the labels that no model's size or rate touches.
+"""Whether words alone tell which answer was preferred, and which labels they contradict: a witness of the labels that
+no model's size or rate touches.
 
 A Bradley-Terry model whose score of an answer is a sum over its words, seen as logistic regression on the words that
 one answer alone has. Each part of the pairs is predicted by what was fitted to the parts before it (progressive
