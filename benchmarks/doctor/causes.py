@@ -186,7 +186,7 @@ def keys(*names: str) -> frozenset[str]:
 
 
 SWAP, NO_PATTERN = ("labels_swapped", "words_reversed"), "no_pattern"
-ELSEWHERE = ("answers_elsewhere", "some_elsewhere")
+ELSEWHERE = ("answers_elsewhere", "some_elsewhere", "answers_astray")
 CAUSES: tuple[Cause, ...] = (
     Cause("labels: a part is swapped", "dpo", (0.1, 0.2, 0.3), keys(*SWAP), flipped),
     Cause("labels: random", "dpo", (0.4, 0.45, 0.5), keys(*SWAP, NO_PATTERN), flipped),

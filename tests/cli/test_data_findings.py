@@ -172,6 +172,31 @@ def test_labels_that_words_contradict_are_named_and_left_out(tmp_path: Path, sin
     assert "words_reversed" not in {f["key"] for f in again["findings"]}
 
 
+@pytest.mark.parametrize("kind", ["pairs", "singles", "demonstrations"])
+def test_answers_that_slipped_by_a_row_are_named_and_left_out(tmp_path: Path, kind: str) -> None:
+    """As where a cell was inserted in one column of a spreadsheet: from line 61 on, each answer is the next one's."""
+    rng, shapes = np.random.default_rng(0), {"pairs": ("chosen", "rejected"), "singles": ("completion",)}
+    data = []
+    for i in range(120):
+        row: dict[str, Any] = {
+            k: f"topic{i} is {' '.join(rng.choice(LIKED, 3))}" for k in shapes.get(kind, ("completion",))
+        }
+        row |= {"label": bool(rng.integers(2))} if kind == "singles" else {}
+        data.append({"prompt": f"What is topic{i}, after all?"} | row)
+    for i in range(60, 119):
+        data[i] = data[i + 1] | {"prompt": data[i]["prompt"]}
+    name, out = written(tmp_path / "d.jsonl", data[:119]), tmp_path / "clean.jsonl"
+    found = {f["key"]: f for f in json.loads(ASK.invoke(app, ["data", name, "--json"]).stdout)["findings"]}
+    wrong = [f"{name}:{i}" for i in range(61, 119)]  # the last one speaks of a prompt that is not there
+    assert found["answers_astray"]["lines"] == wrong
+    assert found["answers_astray"]["severity"] == "warning"
+    assert "(+1): 58" in ASK.invoke(app, ["data", name]).output
+    left = json.loads(ASK.invoke(app, ["data", name, "--clean", str(out), "--json"]).stdout)
+    assert left["sources"]["elsewhere"] == wrong
+    again = json.loads(ASK.invoke(app, ["data", str(out), "--json"]).stdout)
+    assert "answers_astray" not in {f["key"] for f in again["findings"]}
+
+
 def test_clean_says_how_many_labels_it_did_not_hold_against_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,12 +204,12 @@ def test_clean_says_how_many_labels_it_did_not_hold_against_words(
     monkeypatch.setattr(faults, "LOOKED_AT", 80)
     name = written(tmp_path / "d.jsonl", half_swapped())
     done = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "a.jsonl")])
-    assert "the last 40 labels were not held against words" in done.output
+    assert "the words of the last 40 records were not looked at" in done.output
     found = json.loads(ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "b.jsonl"), "--json"]).stdout)
     assert (found["left_out"], found["kept"], found["beyond"]) == ({"reversed": 16}, 104, 40)
     monkeypatch.setattr(faults, "LOOKED_AT", 120)
     whole = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "c.jsonl")])
-    assert "held against words" not in whole.output
+    assert "were not looked at" not in whole.output
 
 
 def swapped_run(folder: Path, name: str) -> Run:

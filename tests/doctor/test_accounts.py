@@ -29,6 +29,8 @@ def account() -> dict[str, Any]:
     turned = {"share": 0.2, "low": 0.15, "high": 0.25, "n": 81, "between": 2, "count": 16, "sources": ["p:1"]}
     found = faults.to_dict()
     found["words"]["reversed"] = turned
+    found["elsewhere"] = {"strays": 40, "n": 81, "share": 0.8, "by_chance": 0.2, "apart": 1, "in_step": 20, "count": 32,
+                          "sources": ["p:2"]}  # fmt: skip
     return {"audit": auditor.found().to_dict() | {"faults": found}}
 
 
@@ -45,7 +47,7 @@ def numbers(of: dict[str, Any], above: Place = ()) -> Iterator[Place]:
 )
 def test_no_number_of_an_account_breaks_what_is_said(strange: object) -> None:
     sound = account()
-    assert {"words_tell", "words_reversed"} <= {f.key for f in findings_of(sound)}
+    assert {"words_tell", "words_reversed", "answers_astray"} <= {f.key for f in findings_of(sound)}
     places = list(numbers(sound))
     assert ("audit", "faults", "words", "n") in places
     for *above, name in places:

@@ -14,7 +14,18 @@ from prefiere.doctor.dials import readings
 from prefiere.doctor.prescribe import prescribe
 from prefiere.run import Run
 from prefiere.settings import DPO
-from synthetic_runs import BOTH_FALL, PERFECT, RUINED, STUCK, make, make_policy, make_reward, sound_calibration, to
+from synthetic_runs import (
+    BOTH_FALL,
+    PERFECT,
+    RUINED,
+    STUCK,
+    beginning,
+    make,
+    make_policy,
+    make_reward,
+    sound_calibration,
+    to,
+)
 
 
 def planned(run: Run, automatic: float = 1e-5, **data: Any) -> Run:
@@ -98,6 +109,23 @@ def test_a_setting_under_which_nothing_was_learnt(tmp_path: Path) -> None:
     assert "no better than by a coin" in finding.meaning
     assert "loses what it knew" not in finding.meaning
     assert any("held-out" in line for line in finding.evidence)
+
+
+@pytest.mark.parametrize(
+    ("answers", "severity"),
+    [
+        ({"samples/reward": to(0.1, 0.1), "samples/score": to(0.5, 0.5), "samples/kl": to(0.01)}, "warning"),
+        ({"samples/score": to(0.3, 0.5)}, "bad"),
+    ],
+)
+def test_answers_drawn_too_hot_are_named_whatever_came_of_them(
+    tmp_path: Path, answers: dict[str, Any], severity: str
+) -> None:
+    """They are noise: nothing may come of it, or harm. The usual temperature is prescribed in either case."""
+    flat = {"reward": to(0.1, 0.1), "policy/approxkl_avg": to(8e-4, 8e-4)}
+    d = diagnose(planned(make_policy(tmp_path, rollouts=flat, answers=answers, recipe={"temperature": 5.0})))
+    assert (d.findings[0].about, d.findings[0].severity) == ("temperature", severity)
+    assert {p.remedy.setting: p.remedy.value for p in prescribe(d)} == {"temperature": 1.0}
 
 
 # -- 1: the rate is blamed only where it is off -----------------------------------------------------------------------
@@ -437,18 +465,6 @@ def test_words_that_tell_as_much_as_the_model_are_information(tmp_path: Path) ->
 
 
 # -- the start --------------------------------------------------------------------------------------------------------
-
-
-def beginning(run: Run, **start: float) -> Run:
-    """A run whose row of step 0 says these of model and data, of 24 examples each."""
-    rows = run.metrics
-    for name, value in start.items():
-        key = f"start/{name}"
-        rows[0] |= {key: value, f"{key}_low": value - 0.1, f"{key}_high": value + 0.1, f"{key}_n": 24}
-    (run.folder / "metrics.jsonl").unlink()
-    for row in rows:
-        run.log(row)
-    return run
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.plain.tell import plain_verdict, told, translated
 from prefiere.report.page import report_html
 from prefiere.run import Run
-from synthetic_runs import make, make_policy, make_reward, sound_calibration, to
+from synthetic_runs import beginning, make, make_policy, make_reward, sound_calibration, to
 
 PRAISE = re.compile(
     r"it worked|learnt the preferences|learnt to answer|got better|earns more|which answer is better|ranks the answers "
@@ -134,3 +134,44 @@ def test_a_page_and_a_terminal_say_no_more(
         assert not PRAISE.search(json.dumps(how_it_went(run)))
         assert not PRAISE.search("".join(capsys.readouterr()))
     assert not PRAISE.search(repr(run) + repr(diagnose(run)))
+
+
+# -- what praise must not be said without ----------------------------------------------------------------------------
+
+RESERVED: dict[str, Callable[[Path], Run]] = {
+    "barely": lambda folder: make(folder, train=BY_A_HAIR, pairs=400, spread=0.02),
+    "unusual_setting": lambda folder: make(folder, train=STRONG, pairs=400, recipe={"beta": 0.005}),
+    "too_alike": lambda folder: beginning(make(folder, train=STRONG, pairs=400), likeness=0.2),
+    "length_paid": lambda folder: make_policy(folder, rollouts={"length_reward_correlation": to(0.8, 0.7)}),
+}
+"""Runs that did learn, each with something beside it that a reader should know."""
+
+
+@pytest.mark.parametrize("key", RESERVED)
+def test_what_was_learnt_is_not_said_without_its_reserve(tmp_path: Path, key: str) -> None:
+    """Praise and reserve stand in one sentence, in every language, and the page is neither green nor an alarm."""
+    d = diagnose(RESERVED[key](tmp_path))
+    assert d.praise is not None
+    assert d.but is not None
+    assert (d.but.key, d.severity) == (key, "info")
+    assert d.headline.startswith(d.praise.title)
+    assert d.headline.lower().endswith(d.but.title.lower())
+    for tongue in TONGUES:
+        said = plain_verdict(d, tongue)
+        assert said.startswith(told(d.praise, tongue).headline)
+        assert said.lower().endswith(told(d.but, tongue).headline.lower())
+
+
+def test_a_warning_stands_before_a_reserve(tmp_path: Path) -> None:
+    run = make(tmp_path, train=STRONG, pairs=400, recipe={"beta": 0.005}, answers={"samples/length": to(80, 20)})
+    d = diagnose(run)
+    assert d.but is not None
+    assert (d.but.severity, d.severity) == ("warning", "warning")
+    assert any(f.key == "unusual_setting" for f in d.findings)
+
+
+def test_information_that_takes_nothing_away_leaves_the_page_green(tmp_path: Path) -> None:
+    d = diagnose(make(tmp_path, train=STRONG, pairs=400, recipe={"beta": 0.3}))
+    assert (d.but, d.severity) == (None, "good")
+    assert d.praise is not None
+    assert d.headline == d.praise.title

@@ -2,8 +2,8 @@
 
 The checks live in curves.py (curves of given answers), truncation.py (what was cut of the data), reward_models.py,
 policy_gradients.py and machinery.py (policy gradients), answers.py (sampled text), and rules/ (causes: data, labels,
-settings, rewards, the start). This file holds the checks of how the run itself went, the list of checks of each family
-of methods, and the verdict: one sentence over all findings.
+settings, rewards, the start, the course of the run). This file holds the list of checks of each family of methods, and
+the verdict: one sentence over all findings.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from prefiere.doctor import answers, curves, machinery, policy_gradients, reward_models, standstill, truncation
 from prefiere.doctor.case import Case, Family, Finding, Severity
-from prefiere.doctor.remedies import Remedy, acceptable, agreeing
-from prefiere.doctor.rules import data, labels, lengths, patterns, peak, rewards, settings, start
-from prefiere.run import Run, StopKind
+from prefiere.doctor.remedies import acceptable, agreeing
+from prefiere.doctor.rules import course, data, labels, lengths, patterns, peak, rewards, settings, start
+from prefiere.run import Run
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 
@@ -38,6 +38,11 @@ class Diagnosis:
         return praise(self.findings)
 
     @property
+    def but(self) -> Finding | None:
+        """What the praise must not be said without, if there is such a thing."""
+        return reserve(self.findings)
+
+    @property
     def cause(self) -> Finding | None:
         """The gravest finding that names why the run went wrong, if one does."""
         return next((f for f in self.findings if f.cause and f.severity in ("bad", "warning")), None)
@@ -55,7 +60,7 @@ class Diagnosis:
 def diagnose(run: Run) -> Diagnosis:
     """Read a run folder and say what it shows. Raises RunError where a file of the folder is damaged."""
     case = Case(run)
-    checked = (*_OF_THE_RUN, *_CHECKS[case.family], *_OF_ALL, unfinished, unmeasured)
+    checked = (*_OF_THE_RUN, *_CHECKS[case.family], *_OF_ALL, course.unfinished, course.unmeasured)
     found = [f for check in checked if (f := check(case)) is not None] + data.in_run(case)
     found = [replace(f, advice=acceptable(f.remedies, case.recipe)) for f in _consistent(found)]
     headline, severity = _verdict(found)
@@ -65,15 +70,12 @@ def diagnose(run: Run) -> Diagnosis:
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
 _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 """What is no comfort where something is bad."""
+_RESERVES = ("unusual_setting", "barely", "too_alike", "length_paid", "mostly_length")
+"""Information without which praise would say too much: such a run did learn, and is not simply good."""
 _EXPLAINED: dict[str, tuple[str, ...]] = {
     "no_pattern": (
-        "within_noise",
-        "stuck",
-        "overfit",
-        "not_carried_over",
-        "moved_away",
-        "mostly_length",
-        "words_silent",
+        *("within_noise", "stuck", "overfit", "not_carried_over", "moved_away"),
+        *("mostly_length", "words_silent"),
     ),
     "pattern_missed": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
     "weak_pattern": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
@@ -81,6 +83,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "words_reversed": ("mostly_length", "spikes", "weak_pattern", "no_pattern", "chance", "within_noise", "words_tell"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
     **dict.fromkeys(("answers_elsewhere", "shortcut_word"), ("foreign_answers",)),
+    "answers_astray": ("some_elsewhere", "foreign_answers"),
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),
     "one_text": ("shortcut_word", "foreign_answers"),
@@ -112,20 +115,23 @@ def praise(found: Iterable[Finding]) -> Finding | None:
     return next((f for f in found if f.severity == "good"), None)
 
 
+def reserve(found: Iterable[Finding]) -> Finding | None:
+    """Of findings, the gravest first: what praise must not be said without, a warning before information."""
+    return next((f for f in found if f.severity == "warning" or f.key in _RESERVES), None)
+
+
 def _verdict(found: list[Finding]) -> tuple[str, Severity]:
-    """The gravest finding's title; praise, with what to watch, where nothing is bad."""
+    """The gravest finding's title; praise, with what to say besides, where nothing is bad."""
     by_key = {f.key: f for f in found}
     if found and found[0].severity == "bad":
         cause = next((f for f in found if f.cause and f.severity == "warning"), None)
         likely = "" if found[0].cause or cause is None else f" Likely cause: {_lower(cause.title)}"
         return found[0].title + likely, "bad"
-    warnings = [f for f in found if f.severity == "warning"]
+    but = reserve(found)
     if (good := praise(found)) is not None:
-        return good.title + (
-            f" But: {_lower(warnings[0].title)}" if warnings else ""
-        ), "warning" if warnings else "good"
-    if warnings:
-        return warnings[0].title, "warning"
+        return (good.title, "good") if but is None else (f"{good.title} But: {_lower(but.title)}", but.severity)
+    if but is not None and but.severity == "warning":
+        return but.title, "warning"
     for key in ("empty", "learnt"):
         if key in by_key:
             return by_key[key].title, "info"
@@ -136,133 +142,9 @@ def _lower(title: str) -> str:
     return title[0].lower() + title[1:]
 
 
-def failed(case: Case) -> Finding | None:
-    """The run ended in an error."""
-    if case.status.get("state") != "failed":
-        return None
-    return Finding(
-        "failed",
-        f"The run failed at step {case.steps}{_of_total(case)}.",
-        "bad",
-        "It stopped with an error; its last checkpoint is whole. Mend the cause and give the same command again: it "
-        "continues from there.",
-        (str(case.status.get("reason") or "no reason was recorded"),),
-    )
-
-
-def stopped(case: Case) -> Finding | None:
-    """The run was stopped: by a guard, or by hand."""
-    if case.status.get("state") != "stopped":
-        return None
-    reason = str(case.status.get("reason") or "no reason was recorded")
-    if case.stop is not None and case.stop.guarded:
-        title, meaning = _GUARDS[case.stop.kind]
-        title = f"The guard stopped the run at step {case.steps}: {title}"
-        return Finding("guard", title, "bad", meaning, (reason,), case.gentler())
-    return Finding(
-        "stopped",
-        f"The run was stopped at step {case.steps}{_of_total(case)}.",
-        "info",
-        "The same command continues from the last checkpoint.",
-        (reason,),
-    )
-
-
-_GUARDS: dict[StopKind, tuple[str, str]] = {
-    "kl_budget": (
-        "the policy had spent its KL budget.",
-        "Its answers had moved further from the model before than max_kl allows. model/ holds "
-        "the policy as it was then, which may be sound: see the findings and the answers.",
-    ),
-    "exploited": (
-        "the judge's score fell while the reward rose.",
-        "The policy found answers that the reward rates too highly and the judge does not. Going on would only "
-        "have made more of them.",
-    ),
-    "degenerate": (
-        "the answers were falling apart.",
-        "Answers sampled along the way got worse than any change of style explains, so going on would only have "
-        "ruined the model further, however good the curves look.",
-    ),
-}
-"""What each guard saw, and what that means."""
-
-
-def unfinished(case: Case) -> Finding | None:
-    """The folder still says running."""
-    if case.status.get("state") != "running":
-        return None
-    return Finding(
-        "unfinished",
-        f"The run has not finished: this is step {case.steps}{_of_total(case)}.",
-        "info",
-        "Either it is still at work, or it was cut off. In that case the same command continues from the last "
-        "checkpoint.",
-    )
-
-
-def empty(case: Case) -> Finding | None:
-    """No metrics at all."""
-    if case.rows:
-        return None
-    return Finding("empty", "Nothing has been measured yet.", "info", "The run has no rows in metrics.jsonl.")
-
-
-def unmeasured(case: Case) -> Finding | None:
-    """No held-out data, or no sampled answers."""
-    if not case.rows:
-        return None
-    missing = []
-    none_held_out = (
-        standstill.examples_held_out(case) == 0 if case.family == "policy" else not len(case.series("eval_loss"))
-    )
-    if none_held_out:
-        missing.append("No held-out data: nothing says whether what it learnt holds beyond the training data.")
-    if case.family != "reward" and not len(case.series("samples/eos_rate")):
-        missing.append("No answers were sampled: curves alone cannot show whether the model still writes sound text.")
-    if not missing:
-        return None
-    remedy = (Remedy("eval_size=0.1 and sample_steps=auto, the defaults, measure both"),)
-    if case.family == "policy" and not none_held_out:
-        remedy = (Remedy("sample_steps=auto, the default, samples answers to held-out prompts"),)
-    elif case.family in ("policy", "reward"):
-        remedy = (Remedy("eval_size=0.1, the default, holds out prompts", "eval_size", 0.1),)
-    return Finding(
-        "unmeasured",
-        "Part of the picture is missing.",
-        "info",
-        " ".join(missing),
-        (),
-        remedy,
-    )
-
-
-def unjudged(case: Case) -> Finding | None:
-    """A policy gradient without a judge: the only score is the one that was paid for."""
-    if not len(case.series("reward")) or len(case.series("samples/score")):
-        return None
-    return Finding(
-        "unjudged",
-        "Nobody but the reward itself has rated the answers.",
-        "info",
-        "A policy finds what its reward overlooks, so a rising reward alone does not show that answers got better. A "
-        "judge that was not trained on shows it: a rule, or a reward model of other data or another seed.",
-        (),
-        (
-            Remedy("judge=module:function, or a held-out reward model"),
-            Remedy("`prefiere compare` on the run, and read the answers"),
-        ),
-    )
-
-
-def _of_total(case: Case) -> str:
-    total = case.status.get("total_steps")
-    return f" of {total}" if total else ""
-
-
 Check = Callable[[Case], Finding | None]
 
-_OF_THE_RUN: tuple[Check, ...] = (failed, stopped, empty)
+_OF_THE_RUN: tuple[Check, ...] = (course.failed, course.stopped, course.empty)
 _OF_ALL: tuple[Check, ...] = (
     settings.too_strong,
     settings.too_weak,
@@ -343,7 +225,7 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         rewards.price,
         peak.past,
         lengths.only_longer,
-        unjudged,
+        course.unjudged,
     ),
 }
 """What is asked of each family of methods, the gravest first."""

@@ -20,7 +20,8 @@ class Dial:
     """A number among the settings that decides how far, or how surely, training moves a model.
 
     low, high: the sound range, as factors of the usual value; where that is 0, ``high`` is the largest sound value.
-    push: 1 where a larger value moves the model further, -1 where it keeps it closer, 0 where it does neither.
+    push: 1 where a larger value moves the model further, -1 where it keeps it closer, 0 where it does neither for
+    certain (answers that are drawn too hot are noise: nothing is learnt from them, or the wrong thing).
     auto: what to write to have it chosen. none: what a value of none stands for. zero: the farness of a value of 0
     where another one is usual.
     """
@@ -47,7 +48,7 @@ DIALS: tuple[Dial, ...] = (
     Dial("adam_epsilon", 0, 1e4, -1),
     Dial("adam_beta1", 0, 1.08, -1),
     Dial("cliprange", 1 / 10, 5, 1),
-    Dial("temperature", 1 / 2, 1.5, 1),
+    Dial("temperature", 1 / 2, 1.5, 0),
     Dial("gamma", 0.9, 1.01, 0),
     Dial("lam", 0.5, 1.1, 0),
     Dial("vf_coef", 1 / 20, 20, 0),
@@ -150,5 +151,5 @@ def _farness(dial: Dial, value: float, usual: float) -> float:
 
 
 def farthest(all_readings: Sequence[DialReading], push: int) -> DialReading | None:
-    """The odd dial that pushes a run most in a direction (1: further, -1: it stays closer), if there is one."""
-    return next((r for r in all_readings if r.odd and r.push == push), None)
+    """The odd dial that pushes a run most in a direction (1: further, -1: it stays closer), or may, if there is one."""
+    return next((r for r in all_readings if r.odd and r.push in (push, 0)), None)

@@ -43,7 +43,8 @@ def cleaned(
     """The records that stay, read twice by ``records``; what goes is counted in ``left``.
 
     swapped: sources of records whose label a run found the wrong way round, however their file is spelled; those that
-    words contradict (`told`) go in any case. Of contradicted pairs both sides go, of repeated records the first stays.
+    words contradict (`told`) go in any case, and answers that words find at a wrong prompt (`elsewhere`). Of
+    contradicted pairs both sides go, of repeated records the first stays.
     """
     verdicts: dict[int, int] = {}
     places, faults, read = _Places(), Faults(), 0
@@ -58,11 +59,13 @@ def cleaned(
     left.beyond = read - faults.records
     left.missing = [said for place, said in named.items() if place not in met]
     turned = faults.words.reversed()
-    against = set(turned.sources) if turned is not None else set()
+    astray = faults.spoken.elsewhere()
+    wrong = dict.fromkeys(astray.sources if astray is not None else (), "elsewhere")
+    wrong |= dict.fromkeys(turned.sources if turned is not None else (), "reversed")
     seen: set[tuple[int, int]] = set()
     for record in records():
         said = pair_key(record)
-        odd = "swapped" if places.of(record.source) in named else "reversed" if record.source in against else None
+        odd = "swapped" if places.of(record.source) in named else wrong.get(record.source)
         why = _why(record, verdicts[said[0]], said in seen, odd)
         seen.add(said)
         if why is None:
@@ -72,7 +75,7 @@ def cleaned(
 
 
 def _why(record: AnyRecord, verdicts: int, repeated: bool, odd: str | None) -> str | None:
-    """odd: what its label is, if anything."""
+    """odd: what is wrong with its label, or with its place, if anything."""
     try:
         check_content(record)
     except BadRow:

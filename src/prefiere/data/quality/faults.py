@@ -1,6 +1,6 @@
 """What of the data would ruin a run or be learnt in the place of quality: seen in the texts alone, in one pass.
 
-Counts and first sources only; what a count means is for `doctor.rules.data` to say. Nothing here needs a model.
+Counts and first sources only; what a count means is for `doctor.rules` to say. Nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
+from prefiere.data.quality.elsewhere import Spoken
 from prefiere.data.quality.told import WordsTell
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
 
@@ -75,6 +76,7 @@ class Faults:
     texts: tuple[Counter[bytes], Counter[bytes]] = field(default_factory=lambda: (Counter(), Counter()))
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
+    spoken: Spoken = field(default_factory=Spoken)
 
     def add(self, record: AnyRecord) -> None:
         """Count what a record shows."""
@@ -84,6 +86,9 @@ class Faults:
         answers = _answers_of(record)
         for name in texts_faulty(record):
             self._count(name, record.source)
+        if answers:
+            asked, said = (set(_WORD.findall(t.casefold())) for t in (spoken_by(record.prompt), "\n".join(answers)))
+            self.spoken.add(prompt_key(record.prompt), asked, said, record.source)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
@@ -142,6 +147,7 @@ class Faults:
             "same_text": same,
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
+            **({} if (astray := self.spoken.elsewhere()) is None else {"elsewhere": astray.to_dict()}),
         }
 
 

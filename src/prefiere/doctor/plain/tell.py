@@ -84,7 +84,7 @@ def plain_verdict(diagnosis: Diagnosis, tongue: Tongue) -> str:
     by_key = {f.key: told(f, tongue).headline for f in found}
     grave = [f for f in found if f.severity in ("bad", "warning")]
     if (good := diagnosis.praise) is not None:
-        more = f" {words['but']}: {_lower(by_key[grave[0].key])}" if grave else ""
+        more = f" {words['but']}: {_lower(by_key[but.key])}" if (but := diagnosis.but) is not None else ""
         return by_key[good.key] + more
     if not grave:
         return by_key.get("empty", by_key.get("learnt", words["nothing"]))

@@ -6,19 +6,13 @@ at has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy, advised
+from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
+from prefiere.doctor.rules.told import astray, words_alone, words_reversed
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import interval, line, number
-from prefiere.stats import LEAST
-
-Account = Mapping[str, Any]
-
-CLEAN = Remedy("`prefiere data DATA --clean out.jsonl`, which writes the data without them")
+from prefiere.doctor.words import line
 
 
 def findings_of(account: Account, *, preferences: bool = True, model: Level | None = None) -> list[Finding]:
@@ -26,6 +20,7 @@ def findings_of(account: Account, *, preferences: bool = True, model: Level | No
     often a model that was trained on it is right on held-out pairs."""
     checks = (markup, damaged, one_text, contradictions, shortcut, one_sided, nearly_same, repeated, length_alone)
     found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
+    found += [astray(account)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model)]
     return [f for f in found if f is not None]
@@ -38,37 +33,15 @@ def in_run(case: Case) -> list[Finding]:
     return findings_of(case.account("train"), preferences=preferences, model=right.after if right else None)
 
 
-def number_in(account: Account, *path: str) -> float:
-    """A count at a place of the account; 0 where there is none, or what may come from a stranger counts nothing (NaN,
-    infinity)."""
-    found: Any = account
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    known = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 2**63
-    return float(found) if known else 0.0
-
-
-def _part(account: Account, *path: str) -> Account:
-    found: Any = account
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
 def _records(account: Account) -> float:
     return number_in(account, "audit", "faults", "records")
 
 
-def _sources(part: Account) -> tuple[str, ...]:
-    listed = part.get("sources")
-    return tuple(map(str, listed)) if isinstance(listed, list) else ()
-
-
 def _share(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
     """Count, share of the records, first sources of what was counted."""
-    part = _part(account, "audit", "faults", name)
+    part = part_of(account, "audit", "faults", name)
     count, records = number_in(part, "count"), _records(account)
-    return count, count / records if records else 0.0, _sources(part)
+    return count, count / records if records else 0.0, sources_in(part)
 
 
 def _said(count: float, share: float, what: str, **values: str) -> Worded:
@@ -121,7 +94,7 @@ def one_text(account: Account) -> Finding | None:
     """A fifth of the preferred answers, or of the others, are the same text."""
     pairs = number_in(account, "audit", "faults", "pairs")
     for side, word in (("chosen", "preferred"), ("rejected", "other")):
-        part = _part(account, "audit", "faults", "same_text", side)
+        part = part_of(account, "audit", "faults", "same_text", side)
         count = number_in(part, "count")
         if pairs >= 20 and count >= 0.2 * pairs:
             return _found(
@@ -141,7 +114,7 @@ def contradictions(account: Account) -> Finding | None:
     count, records = number_in(account, "audit", "contradictions"), number_in(account, "audit", "records")
     if not records or count < max(2, 0.02 * records):
         return None
-    listed = _part(account, "audit", "examples").get("contradictions")
+    listed = part_of(account, "audit", "examples").get("contradictions")
     return _found(
         "contradictions",
         f"{count:,.0f} pairs contradict others: the same two answers are preferred both ways.",
@@ -157,7 +130,7 @@ def contradictions(account: Account) -> Finding | None:
 
 def shortcut(account: Account) -> Finding | None:
     """A word that one answer alone has in half of the pairs, nine times in ten on the same side."""
-    word = _part(account, "audit", "faults", "shortcut")
+    word = part_of(account, "audit", "faults", "shortcut")
     if number_in(word, "low") <= 0.9:
         return None
     side = "preferred" if word.get("side") == "chosen" else "other"
@@ -213,7 +186,7 @@ def nearly_same(account: Account) -> Finding | None:
         "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
         (_said(count, count / pairs, "same_words"),),
         (Remedy("leave these pairs out"), CLEAN),
-        _sources(_part(account, "audit", "faults", "nearly_same")),
+        sources_in(part_of(account, "audit", "faults", "nearly_same")),
         share=f"{100 * count / pairs:.0f}%",
     )
 
@@ -237,7 +210,7 @@ def repeated(account: Account) -> Finding | None:
 def length_alone(account: Account) -> Finding | None:
     """Counting characters alone is right three times in four."""
     for rule in ("longer", "shorter"):
-        part = _part(account, "audit", f"{rule}_preferred")
+        part = part_of(account, "audit", f"{rule}_preferred")
         if number_in(part, "n") >= 20 and number_in(part, "low") > 0.75:
             share = f"{100 * number_in(part, 'value'):.0f}%"
             return Finding(
@@ -253,72 +226,3 @@ def length_alone(account: Account) -> Finding | None:
                 about=rule,
             )
     return None
-
-
-def words_reversed(account: Account) -> Finding | None:
-    """Labels that the words of the answers contradict as firmly as they confirm the others (`data.quality.told`)."""
-    part = _part(account, "audit", "faults", "words", "reversed")
-    n = number_in(part, "n")
-    if not n:
-        return None
-    share, low, high = (f"{100 * number_in(part, k):.0f}%" for k in ("share", "low", "high"))
-    count = number_in(part, "count")
-    return Finding(
-        "words_reversed",
-        f"About {share} of the labels look reversed: the words of these answers contradict them.",
-        "warning",
-        "A sum over single words, fitted to the others, is sure of nearly every label, and of a part of them it is "
-        "sure the other way round. Labels that were given at random would leave it unsure; a part that is swapped "
-        "looks like this, and so does a part in which something else was preferred. The labels of "
-        f"{count:,.0f} lines are meant.",
-        (
-            line("against_words", share=share, n=f"{n:,.0f}", low=low, high=high),
-            line("between_groups", least=f"{LEAST * n:.0f}", n=f"{number_in(part, 'between'):,.0f}"),
-        ),
-        (Remedy("look at these lines, and turn round those that are swapped"), CLEAN),
-        cause=True,
-        sure="likely",
-        lines=_sources(part),
-        values={"share": share, "n": f"{count:,.0f}"},
-    )
-
-
-def words_tell(account: Account) -> Level | None:
-    """How often words alone tell the preferred answer; None where too few pairs were counted."""
-    found = _part(account, "audit", "faults", "words")
-    if not number_in(found, "n"):
-        return None
-    right, low, high = (number_in(found, k) for k in ("right", "low", "high"))
-    return Level(right, low, high, int(number_in(found, "n")))
-
-
-def words_alone(account: Account, model: Level | None) -> Finding | None:
-    """Whether words alone tell the preferred answer, and whether the model is shown to tell it better."""
-    words = words_tell(account)
-    if words is None:
-        return None
-    told = number(words.mean, "rewards/accuracies")
-    seen = (line("words_alone", share=interval(words, "rewards/accuracies"), n=f"{words.n:,}"),)
-    check = Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred")
-    if not words.above(0.5):
-        return Finding(
-            "words_silent",
-            f"Words alone do not tell which answer was preferred: {told} is what a coin would do.",
-            "info",
-            "A sum over single words, fitted to a part of the pairs, ranks the others no better than a coin. What was "
-            "preferred may be seen in what single words do not show, or in nothing.",
-            seen,
-            (check,),
-            values={"share": told},
-        )
-    alike = model is not None and model.above(0.5) and not model.above(words.mean)
-    return Finding(
-        "words_tell",
-        f"Words alone tell {told} of the preferred answers" + (": about as many as this model." if alike else "."),
-        "info",
-        "A sum over single words, fitted to a part of the pairs, ranks so many of the others as their labels do. So "
-        "the labels have a pattern, and a model that does no better may have learnt which words to use, rather than "
-        "what to say.",
-        seen,
-        values={"share": told},
-    )

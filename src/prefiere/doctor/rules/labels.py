@@ -16,7 +16,7 @@ import numpy as np
 from prefiere.asked.language import count_of
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.data import words_reversed
+from prefiere.doctor.rules.told import words_reversed
 from prefiere.doctor.words import line, number
 from prefiere.run import Run
 from prefiere.stats import FEWEST_MARGINS, LEAST, UNLIKELY, between, chance_of_one, firmly_against, wilson

@@ -9,9 +9,9 @@ from __future__ import annotations
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.data import words_tell
 from prefiere.doctor.rules.labels import last_held_out, moved, unseen
 from prefiere.doctor.rules.lengths import SHARE
+from prefiere.doctor.rules.told import words_tell
 from prefiere.doctor.series import Change, Level
 from prefiere.doctor.standstill import MORE
 from prefiere.doctor.words import interval, line, number, with_interval

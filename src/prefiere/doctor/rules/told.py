@@ -1,0 +1,108 @@
+"""What words alone show of the data, before any model: labels that they contradict, answers at wrong prompts, and how
+often they tell the preferred answer (`data.quality`)."""
+
+from __future__ import annotations
+
+from prefiere.doctor.case import Finding
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
+from prefiere.doctor.series import Level
+from prefiere.doctor.words import interval, line, number
+from prefiere.stats import LEAST
+
+
+def astray(account: Account) -> Finding | None:
+    """Answers that share no rare word with their own prompt, and some with one whose answer is missing as well, more
+    often than chance has it (`data.quality.elsewhere`)."""
+    part = part_of(account, "audit", "faults", "elsewhere")
+    n, count, apart = (number_in(part, k) for k in ("n", "count", "apart"))
+    if not n:
+        return None
+    shares = {k: f"{100 * number_in(part, k):.0f}%" for k in ("share", "by_chance")}
+    seen = [line("astray", strays=f"{number_in(part, 'strays'):,.0f}", n=f"{n:,.0f}", **shares)]
+    if apart:
+        seen.append(line("in_step", n=f"{number_in(part, 'in_step'):,.0f}", apart=f"{apart:+,.0f}"))
+    return Finding(
+        "answers_astray",
+        f"Answers stand at the wrong prompts: {count:,.0f} of {n:,.0f} speak of what another prompt asks.",
+        "warning",
+        "An answer takes up words of what was asked. These share no rare word with their own prompt, and some with "
+        "another one that is left without an answer of its own. Rows or columns of the data have slipped against each "
+        "other, or one column was sorted without the rest. A few of these lines are named by chance, and more have "
+        "slipped than words show.",
+        tuple(seen),
+        (Remedy("join prompts and answers again from where they came, row by row"), CLEAN),
+        cause=True,
+        sure="likely",
+        lines=sources_in(part),
+        values={"n": f"{count:,.0f}"},
+    )
+
+
+def words_reversed(account: Account) -> Finding | None:
+    """Labels that the words of the answers contradict as firmly as they confirm the others (`data.quality.told`)."""
+    part = part_of(account, "audit", "faults", "words", "reversed")
+    n = number_in(part, "n")
+    if not n:
+        return None
+    share, low, high = (f"{100 * number_in(part, k):.0f}%" for k in ("share", "low", "high"))
+    count = number_in(part, "count")
+    return Finding(
+        "words_reversed",
+        f"About {share} of the labels look reversed: the words of these answers contradict them.",
+        "warning",
+        "A sum over single words, fitted to the others, is sure of nearly every label, and of a part of them it is "
+        "sure the other way round. Labels that were given at random would leave it unsure; a part that is swapped "
+        "looks like this, and so does a part in which something else was preferred. The labels of "
+        f"{count:,.0f} lines are meant.",
+        (
+            line("against_words", share=share, n=f"{n:,.0f}", low=low, high=high),
+            line("between_groups", least=f"{LEAST * n:.0f}", n=f"{number_in(part, 'between'):,.0f}"),
+        ),
+        (Remedy("look at these lines, and turn round those that are swapped"), CLEAN),
+        cause=True,
+        sure="likely",
+        lines=sources_in(part),
+        values={"share": share, "n": f"{count:,.0f}"},
+    )
+
+
+def words_tell(account: Account) -> Level | None:
+    """How often words alone tell the preferred answer; None where too few pairs were counted."""
+    found = part_of(account, "audit", "faults", "words")
+    if not number_in(found, "n"):
+        return None
+    right, low, high = (number_in(found, k) for k in ("right", "low", "high"))
+    return Level(right, low, high, int(number_in(found, "n")))
+
+
+def words_alone(account: Account, model: Level | None) -> Finding | None:
+    """Whether words alone tell the preferred answer, and whether the model is shown to tell it better."""
+    words = words_tell(account)
+    if words is None:
+        return None
+    told = number(words.mean, "rewards/accuracies")
+    seen = (line("words_alone", share=interval(words, "rewards/accuracies"), n=f"{words.n:,}"),)
+    check = Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred")
+    if not words.above(0.5):
+        return Finding(
+            "words_silent",
+            f"Words alone do not tell which answer was preferred: {told} is what a coin would do.",
+            "info",
+            "A sum over single words, fitted to a part of the pairs, ranks the others no better than a coin. What was "
+            "preferred may be seen in what single words do not show, or in nothing.",
+            seen,
+            (check,),
+            values={"share": told},
+        )
+    alike = model is not None and model.above(0.5) and not model.above(words.mean)
+    return Finding(
+        "words_tell",
+        f"Words alone tell {told} of the preferred answers" + (": about as many as this model." if alike else "."),
+        "info",
+        "A sum over single words, fitted to a part of the pairs, ranks so many of the others as their labels do. So "
+        "the labels have a pattern, and a model that does no better may have learnt which words to use, rather than "
+        "what to say.",
+        seen,
+        values={"share": told},
+    )
