@@ -201,7 +201,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("one preferred text", "dpo", (0.25, 0.5, 1.0), keys("one_text"), one_text("chosen")),
     Cause("one other text", "dpo", (0.25, 0.5, 1.0), keys("one_text"), one_text("rejected")),
     Cause("the same words on both sides", "dpo", (0.2, 0.6, 1.0), keys("same_words"), same_words),
-    Cause("answers one word apart", "dpo", (0.6, 0.8, 1.0), keys("too_alike"), one_word_off,
+    Cause("answers one word apart", "dpo", (0.6, 0.8, 1.0), keys("too_alike", "one_word"), one_word_off,
           informs=True),
     Cause("records repeat", "dpo", (0.5, 0.7, 0.9), keys("repeated"), repeated),
     Cause("held-out answers were trained on", "dpo", (0.2, 0.5, 1.0), keys("known_answers", "not_held_out"), None,

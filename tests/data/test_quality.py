@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from prefiere.data.audit import split_by_prompt
-from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
+from prefiere.data.quality.faults import Faults, one_word_apart
 from prefiere.data.quality.leaks import known_answers, together
 from prefiere.data.schema import Judgement, PreferencePair
+from prefiere.doctor.rules.data import findings_of
 
 
 def counted(*records: PreferencePair | Judgement) -> Faults:
@@ -56,6 +58,39 @@ def test_the_same_text_and_the_same_words() -> None:
     faults = counted(pair("No.", "yes", 1), pair("no", "No!", 2), pair("No.", "maybe", 3)).to_dict()
     assert faults["same_text"]["chosen"] == {"count": 2, "text": "No."}
     assert faults["nearly_same"] == {"count": 1, "sources": ["x:2"]}
+
+
+def edits(one: list[str], other: list[str]) -> int:
+    """Words to put in, leave out or exchange, at least (Levenshtein 1966)."""
+    if not one or not other:
+        return len(one) + len(other)
+    kept = edits(one[1:], other[1:]) + (one[0] != other[0])
+    return min(kept, edits(one[1:], other) + 1, edits(one, other[1:]) + 1)
+
+
+def test_one_word_apart_is_an_edit_distance_of_one() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        one = list(rng.choice(["a", "b", "c"], rng.integers(2, 6)))
+        other = list(one)
+        for _ in range(rng.integers(0, 3)):
+            at = int(rng.integers(len(other) + 1))
+            other[at : at + int(rng.integers(2))] = list(rng.choice(["a", "b", "c"], rng.integers(0, 2)))
+        expected = edits(one, other) == 1 and max(len(one), len(other)) >= 4
+        assert one_word_apart(" ".join(one), ", ".join(other)) is expected, (one, other)
+
+
+def test_pairs_one_word_apart_are_counted_and_stay() -> None:
+    near = [pair(f"It is a good house {i}.", f"It is a bad house {i}.", i) for i in range(10)]
+    far = [pair(f"It is a good house {i}.", f"Nobody knows that {i}.", i) for i in range(30)]
+    account = {"audit": {"faults": counted(*near, *far).to_dict()}}
+    assert account["audit"]["faults"]["one_word"]["count"] == 10
+    (finding,) = (f for f in findings_of(account) if f.key == "one_word")
+    assert (finding.severity, finding.title[:6]) == ("info", "In 25%")
+    fewer = {"audit": {"faults": counted(*near[1:], *far).to_dict()}}
+    assert "one_word" not in {f.key for f in findings_of(fewer)}
+    left = RecordsLeftOut()
+    assert len(list(cleaned(lambda: near + far, left))) == 40
 
 
 def test_good_and_bad_answers_are_counted() -> None:

@@ -58,9 +58,22 @@ def texts_faulty(record: AnyRecord) -> list[str]:
     texts = [spoken_by(record.prompt), *answers]
     found = [n for n, p in (("markup", _MARKUP), ("damaged", _DAMAGED)) if any(p.search(t) for t in texts)]
     if len(answers) == 2:
-        one, other = ([w for w in _WORD.findall(a.casefold()) if w.isalnum()] for a in answers)
+        one, other = map(_words, answers)
         found += ["nearly_same"] if one == other else []
     return found
+
+
+def _words(text: str) -> list[str]:
+    return [w for w in _WORD.findall(text.casefold()) if w.isalnum()]
+
+
+def one_word_apart(first: str, second: str) -> bool:
+    """Whether two texts are the same but for one word, which was put in, left out or exchanged, of four or more."""
+    one, other = sorted(map(_words, (first, second)), key=len)
+    if one == other or len(other) < 4 or len(other) - len(one) > 1:
+        return False
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    return one[at + (len(one) == len(other)) :] == other[at + 1 :]
 
 
 @dataclass
@@ -99,6 +112,8 @@ class Faults:
 
     def _pair(self, record: PreferencePair, chosen: str, rejected: str) -> None:
         self.pairs += 1
+        if one_word_apart(chosen, rejected):
+            self._count("one_word", record.source)
         both = [set(_WORD.findall(t.casefold())) for t in (chosen, rejected)]
         self.only[0].update(both[0] - both[1])
         self.only[1].update(both[1] - both[0])

@@ -18,7 +18,18 @@ from prefiere.doctor.words import line
 def findings_of(account: Account, *, preferences: bool = True, model: Level | None = None) -> list[Finding]:
     """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from. model: how
     often a model that was trained on it is right on held-out pairs."""
-    checks = (markup, damaged, one_text, contradictions, shortcut, one_sided, nearly_same, repeated, length_alone)
+    checks = (
+        markup,
+        damaged,
+        one_text,
+        contradictions,
+        shortcut,
+        one_sided,
+        nearly_same,
+        one_word,
+        repeated,
+        length_alone,
+    )
     found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
     found += [astray(account)]
     if preferences:
@@ -188,6 +199,25 @@ def nearly_same(account: Account) -> Finding | None:
         (Remedy("leave these pairs out"), CLEAN),
         sources_in(part_of(account, "audit", "faults", "nearly_same")),
         share=f"{100 * count / pairs:.0f}%",
+    )
+
+
+def one_word(account: Account) -> Finding | None:
+    """Answers that differ in one word, in a quarter of the pairs or more."""
+    part, pairs = part_of(account, "audit", "faults", "one_word"), number_in(account, "audit", "faults", "pairs")
+    count = number_in(part, "count")
+    if pairs < 20 or count < 0.25 * pairs:
+        return None
+    return Finding(
+        "one_word",
+        f"In {100 * count / pairs:.0f}% of the pairs the two answers differ in one word.",
+        "info",
+        "That word is all that such a pair teaches, and the rest of the answer is pushed up and down at once: watch "
+        "whether preferred answers get less likely (rewards/chosen), and whether the answers change at all.",
+        (_said(count, count / pairs, "one_word_apart"),),
+        (Remedy("pairs of answers that were written apart from each other"),),
+        lines=sources_in(part),
+        values={"share": f"{100 * count / pairs:.0f}%"},
     )
 
 
