@@ -81,6 +81,55 @@ def test_a_setting_that_another_one_replaces_is_not_read(recipe: dict[str, Any],
     assert found == pytest.approx(odd)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "steps", "odd"),
+    [
+        ({"method": "dpo", "warmup_steps": 0.1}, 20, {}),
+        ({"method": "dpo", "warmup_steps": 10}, 20, {}),  # half of them: the end of what is sound
+        ({"method": "dpo", "warmup_steps": 10}, None, {}),  # of how many?
+        ({"method": "dpo", "warmup_steps": 50}, 20, {"warmup_steps": 2.0}),  # 2.5 is 25 times 0.1, and 5 times sound
+        ({"method": "dpo", "warmup_steps": 0.9}, None, {"warmup_steps": 1.365}),
+        ({"method": "ppo", "critic_warmup_steps": 16}, 16, {"critic_warmup_steps": 2.0}),
+        ({"method": "ppo", "critic_warmup_steps": 5}, 16, {}),
+        ({"method": "dpo", "lora_alpha": 32e4, "lora": True}, 16, {"lora_alpha": 4.0}),
+        ({"method": "dpo", "lora_alpha": 32e4, "lora": False}, 16, {}),
+    ],
+)
+def test_what_a_setting_amounts_to(recipe: dict[str, Any], steps: int | None, odd: dict[str, float]) -> None:
+    found = {r.dial.name: round(r.farness, 3) for r in readings(recipe, {}, steps) if r.odd}
+    assert found == odd
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "usual", "making"),
+    [
+        ("warmup_steps", 1000, "warmup_steps=0.1", make),
+        ("warmup_steps", 0.95, "warmup_steps=0.1", make),
+        ("lora_dropout", 0.9, "lora_dropout=0", make),
+        ("max_grad_norm", 1e-4, "max_grad_norm=1", make),
+        ("desirable_weight", 0.001, "desirable_weight=1", make),
+        ("critic_warmup_steps", 100, "critic_warmup_steps=0", make_policy),
+        ("critic_learning_rate", 1e-9, "critic_learning_rate=auto", make_policy),
+        ("temperature", 0.01, "temperature=1", make_policy),
+    ],
+)
+def test_each_setting_that_holds_a_run_back_is_named_with_its_value(
+    tmp_path: Path, name: str, value: float, usual: str, making: Any
+) -> None:
+    """The rate is the automatic one, and is not blamed."""
+    still = {"samples/reward": to(0.1, 0.1), "samples/score": to(0.5, 0.5), "samples/kl": to(0.01)}
+    course = {"answers": still} if making is make_policy else {"train": STUCK, "spread": 0.02}
+    other = {"loss_type": "kto"} if name == "desirable_weight" else {}
+    run = planned(making(tmp_path, recipe={name: value} | other, **course))
+    run.environment = {"plan": {"automatic": {"learning_rate": 1e-5, "critic_learning_rate": 5e-5}}}
+    d = diagnose(run)
+    assert d.findings[0].about == name
+    assert d.findings[0].cause
+    assert d.findings[0].remedy[0].split(",")[0] == usual
+    assert not any("learning_rate" in r and "critic" not in r for f in d.findings for r in f.remedy)
+    assert "inf" not in str(d.to_dict()).replace("info", "")
+
+
 def test_a_kl_that_costs_nothing_is_no_fault_without_harm(tmp_path: Path) -> None:
     once = {"kl_coef": 0.0, "kl_loss_coef": 0.05}
     assert "unusual_setting" not in keys(planned(make_policy(tmp_path / "a", recipe=once)))

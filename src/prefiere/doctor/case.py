@@ -92,7 +92,13 @@ class Case:
         self.environment = self.run.environment
         plan = self.environment.get("plan")
         automatic = plan.get("automatic") if isinstance(plan, Mapping) else None
-        self.dials: tuple[DialReading, ...] = readings(self.recipe, automatic if isinstance(automatic, Mapping) else {})
+        total = self.status.get("total_steps")
+        whole = isinstance(plan, Mapping) and "adapter" in plan and plan["adapter"] is None
+        self.dials: tuple[DialReading, ...] = readings(
+            self.recipe | ({"lora": False} if whole else {}),
+            automatic if isinstance(automatic, Mapping) else {},
+            total if isinstance(total, int) else None,
+        )
 
     def _series(self, key: str) -> Series:
         series = Series.of(self.rows, key)
@@ -189,9 +195,9 @@ class Case:
 
     def usual(self, reading: DialReading) -> Remedy:
         """The usual value of a setting that is far from it."""
-        why = f"where this run had {_shown(reading.value)}"
+        why = f"where this run had {_shown(reading.written)}"
         if reading.dial.auto:
-            why = f"which comes to {reading.usual:g} here; this run had {_shown(reading.value)}"
+            why = f"which comes to {reading.usual:g} here; this run had {_shown(reading.written)}"
         return set_to(reading.dial.name, reading.setting, why, -reading.push)
 
     def gentler(self) -> tuple[Remedy, ...]:

@@ -23,7 +23,8 @@ class Dial:
     push: 1 where a larger value moves the model further, -1 where it keeps it closer, 0 where it does neither for
     certain (answers that are drawn too hot are noise: nothing is learnt from them, or the wrong thing).
     auto: what to write to have it chosen. none: what a value of none stands for. zero: the farness of a value of 0
-    where another one is usual.
+    where another one is usual. steps: whether it is a number of updates, or a share of them where it is below 1; it is
+    read as a share.
     """
 
     name: str
@@ -33,10 +34,14 @@ class Dial:
     auto: bool = False
     none: float = math.inf
     zero: float = -math.inf
+    steps: bool = False
 
 
 DIALS: tuple[Dial, ...] = (
     Dial("learning_rate", 1 / 5, 5, 1, auto=True),
+    Dial("critic_learning_rate", 1 / 20, 20, 0, auto=True),
+    Dial("warmup_steps", 0, 5, -1, steps=True),
+    Dial("critic_warmup_steps", 0, 0.5, -1, steps=True),
     Dial("beta", 1 / 10, 10, -1),
     Dial("kl_coef", 1 / 20, 10, -1, zero=-1.25),  # unusual, and sound where a reward cannot be gamed
     Dial("kl_loss_coef", 1 / 20, 10, -1, zero=-1.25),
@@ -55,6 +60,9 @@ DIALS: tuple[Dial, ...] = (
     Dial("reward_clip", 1 / 20, 1e6, 1),
     Dial("missing_eos_penalty", 0, 5, 0),
     Dial("lora_alpha", 1 / 10, 10, 1),
+    Dial("lora_dropout", 0, 0.3, -1),
+    Dial("desirable_weight", 1 / 20, 20, 0),
+    Dial("undesirable_weight", 1 / 20, 20, 0),
     Dial("rpo_alpha", 0, 20, -1),
     Dial("dpop_lambda", 0, 200, -1),
     Dial("simpo_gamma", 0, 5, 1),
@@ -67,10 +75,11 @@ PRICES = ("kl_coef", "kl_loss_coef")
 
 @dataclass(frozen=True, slots=True)
 class DialReading:
-    """Where a dial stands in a run. farness: 1 at the end of the sound range, more beyond it, signed: above 0 it is
-    higher than usual."""
+    """Where a dial stands in a run. written: what the recipe says; value: the same in the unit of what is usual.
+    farness: 1 at the end of the sound range, more beyond it, signed: above 0 it is higher than usual."""
 
     dial: Dial
+    written: float | None
     value: float | None
     usual: float
     farness: float
@@ -97,10 +106,13 @@ class DialReading:
         return "auto" if self.dial.auto else self.usual
 
 
-def readings(recipe: Mapping[str, Any], automatic: Mapping[str, Any]) -> tuple[DialReading, ...]:
+def readings(
+    recipe: Mapping[str, Any], automatic: Mapping[str, Any], steps: int | None = None
+) -> tuple[DialReading, ...]:
     """Every dial of a run's method, the farthest from its usual value first.
 
     recipe: the settings as used. automatic: what "auto" comes to for this run (environment.json), where it is known.
+    steps: how many updates the run was to have, where that is known.
     """
     method = METHODS.get(str(recipe.get("method")))
     fields = method.settings.model_fields if method else {}
@@ -112,16 +124,22 @@ def readings(recipe: Mapping[str, Any], automatic: Mapping[str, Any]) -> tuple[D
         usual = automatic.get(dial.name) if dial.auto else _default(dial.name, fields, recipe)
         if value == "auto" or isinstance(value, bool | str) or not isinstance(usual, int | float):
             continue
-        farness = _farness(dial, math.inf if value is None else float(value), float(usual))
-        if value is None:
-            farness = _farness(dial, dial.none, float(usual))
-        found.append(DialReading(dial, None if value is None else float(value), float(usual), farness))
+        written = None if value is None else float(value)
+        read = written
+        if dial.steps and written is not None and written >= 1:
+            if not steps:
+                continue
+            read = written / steps
+        farness = _farness(dial, dial.none if read is None else read, float(usual))
+        found.append(DialReading(dial, written, read, float(usual), farness))
     return tuple(sorted(found, key=lambda r: -abs(r.farness)))
 
 
 def _counts_not(name: str, recipe: Mapping[str, Any]) -> bool:
     """Whether another setting takes the place of this one: max_steps that of the epochs, one price of the KL that of
-    the other."""
+    the other; without LoRA none of LoRA's settings counts."""
+    if name.startswith("lora_"):
+        return recipe.get("lora") is False
     if name == "num_train_epochs":
         return recipe.get("max_steps") is not None
     return name in PRICES and not recipe[name] and any(recipe.get(other) for other in PRICES)

@@ -251,4 +251,9 @@ def automatic_rate(settings: Settings, adapter: bool, parameters: int) -> float:
 def critic_rate(settings: Settings, rate: float) -> float:
     """A peak learning rate for the critic of ``ppo``."""
     asked = settings.critic_learning_rate if isinstance(settings, PPO) else "auto"
-    return max(rate, min(5 * rate, 1e-3)) if asked == "auto" else float(asked)
+    return automatic_critic_rate(rate) if asked == "auto" else float(asked)
+
+
+def automatic_critic_rate(rate: float) -> float:
+    """The critic's peak learning rate that "auto" comes to beside the policy's, whether or not it was asked for."""
+    return max(rate, min(5 * rate, 1e-3))

@@ -139,7 +139,10 @@ class Plan:
             "shard": self.shard,
             "learning_rate": self.learning_rate,
             "critic_learning_rate": self.critic_rate if roles.critic != "none" else None,
-            "automatic": {"learning_rate": choices.automatic_rate(self.settings, adapted, self.parameters)},
+            "automatic": {
+                "learning_rate": choices.automatic_rate(self.settings, adapted, self.parameters),
+                "critic_learning_rate": choices.automatic_critic_rate(self.learning_rate),
+            },
         }
 
 

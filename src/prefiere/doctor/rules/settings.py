@@ -10,6 +10,9 @@ from prefiere.doctor.words import number
 
 _WORDS = {
     "learning_rate": "learning rate",
+    "critic_learning_rate": "learning rate of the critic (critic_learning_rate)",
+    "warmup_steps": "warm-up (warmup_steps)",
+    "critic_warmup_steps": "warm-up of the critic (critic_warmup_steps)",
     "beta": "tie to the model from before (beta)",
     "kl_coef": "price of moving away (kl_coef)",
     "kl_loss_coef": "price of moving away (kl_loss_coef)",
@@ -106,7 +109,7 @@ def _small(case: Case) -> bool:
 
 
 def _value(odd: DialReading) -> str:
-    return "none" if odd.value is None else f"{odd.value:g}"
+    return "none" if odd.written is None else f"{odd.written:g}"
 
 
 def _compared(odd: DialReading) -> str:
@@ -114,6 +117,9 @@ def _compared(odd: DialReading) -> str:
     name = _WORDS.get(odd.dial.name, odd.dial.name)
     if odd.value is None:
         return f"The {name} has no limit, where {odd.usual:g} is usual."
+    if odd.dial.steps:
+        taken = f"{100 * odd.value:.0f}% of the updates" if odd.value < 1 else "longer than the run"
+        return f"The {name} is {taken}, where {100 * odd.usual:.0f}% is usual."
     if odd.usual == 0 or odd.value == 0:
         return f"The {name} is {odd.value:g}, where {odd.usual:g} is usual."
     suits = f"{odd.usual:.1e} suits this model" if odd.dial.auto else f"{odd.usual:g} is usual"
