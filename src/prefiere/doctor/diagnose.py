@@ -70,7 +70,7 @@ def diagnose(run: Run) -> Diagnosis:
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
 _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 """What is no comfort where something is bad."""
-_RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "length_paid", "mostly_length")
+_RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "cut_off", "length_paid", "mostly_length")
 """Information without which praise would say too much: such a run did learn, and is not simply good."""
 _EXPLAINED: dict[str, tuple[str, ...]] = {
     "no_pattern": (

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefiere.data.quality.faults import unended
 from prefiere.data.schema import Text, question
 from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, spread
@@ -111,6 +112,7 @@ class AnswerEvaluator:
                 "completion": completions[i],
                 "sample": s.sample,
                 "ended": s.ended,
+                "unended": unended(completions[i]),
                 "tokens": len(s.tokens),
                 "logp": float(logp_A[i]),
                 "ref_logp": None if ref_logp_A is None else float(ref_logp_A[i]),

@@ -34,6 +34,12 @@ _MARKUP = re.compile(
 """What chat templates write: in a text it means that somebody has rendered it, or that a template leaked into it."""
 _DAMAGED = re.compile("�|Ã[\x80-¿ƒ‚„†‡ˆ‰Š‹Œ]|â€[œ\x9d™˜\x93\x94“”]|ï¿½")
 """UTF-8 that was read as another encoding, or characters that were lost."""
+_OF_A_PAGE = re.compile(
+    r"</?(?:p|br|div|span|li|ul|ol|b|i|a|h[1-6])\b[^<>]*>|&(?:nbsp|amp|quot|lt|gt|#\d+);", re.IGNORECASE
+)
+"""What a web page is made of, and no answer to be read."""
+_LEAST_ASKED, _LEAST_CUT = 12, 50
+"""Characters of a prompt that an answer may repeat by chance; of an answer that may have been cut at a round length."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -76,6 +82,26 @@ def one_word_apart(first: str, second: str) -> bool:
     return one[at + (len(one) == len(other)) :] == other[at + 1 :]
 
 
+def unended(text: str) -> bool:
+    """Whether a text of four words or more stops with none of what ends a sentence, or anything else: at a letter, or
+    where more must come."""
+    said = text.rstrip()
+    return len(said.split()) >= 4 and (said[-1].isalnum() or said[-1] in ",;:-(")
+
+
+def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
+    """What the preferred answer of a record, or its only one, shows: echoed (it begins with its prompt), unended,
+    of_a_page (marks of HTML)."""
+    turns = [record.prompt] if isinstance(record.prompt, str) else [m.content for m in record.prompt]
+    asked = " ".join(turns[-1].casefold().split()) if turns else ""
+    if len(asked) >= _LEAST_ASKED and " ".join(answer[: 4 * len(asked)].casefold().split()).startswith(asked):
+        yield "echoed"
+    if unended(answer):
+        yield "unended"
+    if _OF_A_PAGE.search(answer):
+        yield "of_a_page"
+
+
 @dataclass
 class Faults:
     """Counts over the first `LOOKED_AT` records. ``add`` each; ``to_dict`` is what data.json holds."""
@@ -90,6 +116,7 @@ class Faults:
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
     spoken: Spoken = field(default_factory=Spoken)
+    lengths: Counter[int] = field(default_factory=Counter)
 
     def add(self, record: AnyRecord) -> None:
         """Count what a record shows."""
@@ -102,6 +129,10 @@ class Faults:
         if answers:
             asked, said = (set(_WORD.findall(t.casefold())) for t in (spoken_by(record.prompt), "\n".join(answers)))
             self.spoken.add(prompt_key(record.prompt), asked, said, record.source)
+            preferred = answers[-1 if isinstance(record, PreferencePair) and record.label < 0.5 else 0]
+            for name in answer_faults(record, preferred):
+                self._count(name, record.source)
+            self.lengths[len(preferred.rstrip())] += 1
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
@@ -133,6 +164,15 @@ class Faults:
         if source and len(named) < _SHOWN:
             named.append(source)
 
+    def at_the_limit(self) -> dict[str, int] | None:
+        """How many answers have the greatest length, or are one character shorter (a space went); None where that is
+        short."""
+        longest = max(self.lengths, default=0)
+        if longest < _LEAST_CUT:
+            return None
+        count = self.lengths[longest] + self.lengths[longest - 1]
+        return {"length": longest, "count": count, "of": self.lengths.total()}
+
     def shortcut(self) -> dict[str, Any] | None:
         """The word that tells the two answers apart best: of those that one answer alone has in 55% of the pairs at
         least, and that the other side hardly ever has (a word of the language is on both), the one that is most often
@@ -160,6 +200,7 @@ class Faults:
             "pairs": self.pairs,
             **{n: {"count": c, "sources": self.sources[n]} for n, c in self.counts.items()},
             "same_text": same,
+            "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
             **({} if (astray := self.spoken.elsewhere()) is None else {"elsewhere": astray.to_dict()}),

@@ -1,0 +1,109 @@
+"""What is wrong with the answers of the data as texts: they repeat their prompt, stop in the middle, or come from a web
+page (`data.quality.faults`)."""
+
+from __future__ import annotations
+
+from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.account import Account, number_in, part_of, sources_in
+from prefiere.doctor.rules.lengths import SHARE
+from prefiere.doctor.series import Level
+from prefiere.doctor.words import interval, line
+from prefiere.stats import wilson
+
+PART, BEYOND = 0.2, 0.3
+"""Share of the answers from which on it is said; by how much more of them than of the model's own answers stop in the
+middle, beyond the intervals of both."""
+FEWEST = 20
+"""Answers below which nothing is said."""
+
+
+def _level(account: Account, name: str) -> Level | None:
+    """The share of the answers that were counted; None of few."""
+    count, n = (int(number_in(account, "audit", "faults", *at)) for at in ((name, "count"), ("at_the_limit", "of")))
+    return _of(count, n if n else int(number_in(account, "audit", "faults", "records")))
+
+
+def _of(count: int, n: int) -> Level | None:
+    return Level(count / n, *wilson(count, n), n) if n >= FEWEST and 0 <= count <= n else None
+
+
+def own_unended(case: Case) -> Level | None:
+    """How many of the answers that the model wrote before training, and ended, stop in the middle; None of few."""
+    seen = [r.get("unended") for r in case.answers if r.get("step") == 0 and r.get("ended") is True]
+    stop = [s for s in seen if isinstance(s, bool)]
+    return Level(sum(stop) / len(stop), *wilson(sum(stop), len(stop)), len(stop)) if len(stop) >= 8 else None
+
+
+def echoed(account: Account) -> Finding | None:
+    """A fifth of the answers begin with their prompt."""
+    share = _level(account, "echoed")
+    if share is None or share.low < PART:
+        return None
+    shown = f"{100 * share.mean:.0f}%"
+    return Finding(
+        "prompt_in_answer",
+        f"{shown} of the answers begin by repeating their prompt.",
+        "warning",
+        "The whole dialogue was probably written where the answer alone belongs. The model then learns to say each "
+        "question again before it answers.",
+        (line("echoed", level=interval(share, SHARE), n=f"{share.n:,}"),),
+        (Remedy("take the prompt out of the answers, which begin where the model is to begin"),),
+        cause=True,
+        lines=sources_in(part_of(account, "audit", "faults", "echoed")),
+        values={"share": shown},
+    )
+
+
+def of_a_page(account: Account) -> Finding | None:
+    """A fifth of the answers hold marks of HTML."""
+    share = _level(account, "of_a_page")
+    if share is None or share.low < PART:
+        return None
+    shown = f"{100 * share.mean:.0f}%"
+    return Finding(
+        "web_marks",
+        f"{shown} of the answers hold marks of a web page.",
+        "warning",
+        "Tags and entities such as <p> or &amp; are how a page is written, and not what people read. The model learns "
+        "to write them.",
+        (line("of_a_page", level=interval(share, SHARE), n=f"{share.n:,}"),),
+        (Remedy("write the data again as plain text, or as Markdown"),),
+        cause=True,
+        lines=sources_in(part_of(account, "audit", "faults", "of_a_page")),
+        values={"share": shown},
+    )
+
+
+def cut_off(account: Account, own: Level | None) -> Finding | None:
+    """Answers stop in the middle: many at the greatest length that there is, or more of them than of the model's own
+    (``own``); as information where half of all do, and nothing is known of the model's."""
+    share = _level(account, "unended")
+    if share is None:
+        return None
+    limit = part_of(account, "audit", "faults", "at_the_limit")
+    length, count, of = (number_in(limit, k) for k in ("length", "count", "of"))
+    at_once = bool(of) and count >= max(10, 0.05 * of) and share.mean >= 0.05
+    more = own is not None and share.low > max(own.high, own.mean + BEYOND)
+    if not (at_once or more or (own is None and share.low > 0.5)):
+        return None
+    seen = [line("unended", level=interval(share, SHARE), n=f"{share.n:,}")]
+    if at_once:
+        seen.append(line("at_the_limit", n=f"{count:,.0f}", length=f"{length:,.0f}"))
+    if more and own is not None:
+        seen.append(line("unended_own", level=interval(own, SHARE), n=f"{own.n:,}"))
+    shown = f"{100 * share.mean:.0f}%"
+    return Finding(
+        "cut_off",
+        f"{shown} of the preferred answers stop in the middle"
+        + (f", and {count:,.0f} of all at the same length, {length:,.0f} characters." if at_once else "."),
+        "warning" if at_once or more else "info",
+        "They end at a letter, or where more must come. Each is learnt with an end token after it: to stop there. A "
+        "column may have been cut where the data was stored or exported.",
+        tuple(seen),
+        (Remedy("the whole answers, from where they came; or leave out those that were cut"),),
+        cause=True,
+        sure="sure" if at_once else "likely",
+        lines=sources_in(part_of(account, "audit", "faults", "unended")),
+        values={"share": shown},
+    )
