@@ -82,7 +82,9 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "labels_swapped": ("mostly_length", "spikes", "words_reversed"),
     "words_reversed": ("mostly_length", "spikes", "weak_pattern", "no_pattern", "chance", "within_noise", "words_tell"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
-    **dict.fromkeys(("answers_elsewhere", "shortcut_word"), ("foreign_answers",)),
+    **dict.fromkeys(
+        ("answers_elsewhere", "shortcut_word", "prompt_in_answer", "web_marks", "cut_off"), ("foreign_answers",)
+    ),
     "answers_astray": ("some_elsewhere", "foreign_answers"),
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),

@@ -11,7 +11,7 @@ from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line
 from prefiere.stats import wilson
 
-PART, BEYOND = 0.2, 0.3
+PART, BEYOND = 0.1, 0.3
 """Share of the answers from which on it is said; by how much more of them than of the model's own answers stop in the
 middle, beyond the intervals of both."""
 FEWEST = 20
@@ -36,7 +36,7 @@ def own_unended(case: Case) -> Level | None:
 
 
 def echoed(account: Account) -> Finding | None:
-    """A fifth of the answers begin with their prompt."""
+    """A tenth of the answers begin with their prompt, and the reader did not cut it off (a longer one it does)."""
     share = _level(account, "echoed")
     if share is None or share.low < PART:
         return None
@@ -56,7 +56,7 @@ def echoed(account: Account) -> Finding | None:
 
 
 def of_a_page(account: Account) -> Finding | None:
-    """A fifth of the answers hold marks of HTML."""
+    """A tenth of the answers hold marks of HTML."""
     share = _level(account, "of_a_page")
     if share is None or share.low < PART:
         return None
