@@ -168,7 +168,8 @@ def settings_of(case: Case, work: Path, model: Path) -> tuple[str, Row]:
         _write(work / "held.jsonl", held)
         flags |= {"eval_data": str(work / "held.jsonl")}
     for key, value in given.items():
-        flags[key] = _rate(method, str(model), value[1]) if isinstance(value, tuple) else value
+        size = given.get("batch_size", flags["batch_size"])
+        flags[key] = _rate(method, str(model), size, value[1]) if isinstance(value, tuple) else value
     return method, flags
 
 
@@ -219,8 +220,10 @@ def _healthy(case: Case, rng: random.Random) -> tuple[str, Row, None]:
 
 
 @cache
-def _rate(method: str, model: str, factor: float) -> float:
-    flags = {"model": model, "data": "x", "out": "x"} | ({"reward": "m:f"} if method in ("rloo", "ppo") else {})
+def _rate(method: str, model: str, size: int, factor: float) -> float:
+    flags = {"model": model, "data": "x", "out": "x", "batch_size": size} | (
+        {"reward": "m:f"} if method in ("rloo", "ppo") else {}
+    )
     from prefiere.models.load import count_parameters
     from prefiere.models.source import find_model
     from prefiere.plan.choices import automatic_rate

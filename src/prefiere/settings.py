@@ -53,7 +53,7 @@ class Settings(BaseModel):
     # optimisation
     seed: Whole = Field(42, description="of data order, initialisation, split and sampling")
     learning_rate: Positive | Auto = Field(
-        "auto", description="peak; auto suits LoRA or full fine-tuning, whichever it is"
+        "auto", description="peak; auto suits the model, LoRA or not, and (dpo) how many pairs an update has"
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="course of the learning rate after the warm-up; linear and cosine end at 0"

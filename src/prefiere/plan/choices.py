@@ -30,6 +30,10 @@ SMALL_MODEL = 5_000_000
 SMALLEST = 1_000_000
 """Parameters below which the automatic rate no longer grows: beyond them the rule was never measured, and where it was
 tried, it took models apart (docs/tried.md)."""
+USUAL_BATCH = 32
+"""Pairs per update that the automatic rate of preferences is for. Of fewer, the rate goes with the root of their number
+(Malladi et al. 2022, for Adam): the same data is then learnt as far, in more and smaller updates. Reward models and SFT
+keep their rate, at which small updates do them no harm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +236,7 @@ def choose_learning_rate(settings: Settings, adapter: bool, parameters: int) -> 
 
     Full fine-tuning starts from 1e-6 (preferences), 1e-5 (reward model) or 2e-5 (SFT) at 7B parameters and grows
     towards small models, as size^-0.7 (reward model: -0.5, SFT: -0.25), down to a million; an adapter takes ten times
-    as much.
+    as much. Preferences in updates of fewer than `USUAL_BATCH` take less, as the root of their number.
     """
     if settings.learning_rate != "auto":
         return Choice("learning_rate", float(settings.learning_rate), in_words("why.asked"))
@@ -245,6 +249,8 @@ def automatic_rate(settings: Settings, adapter: bool, parameters: int) -> float:
     """The peak learning rate that "auto" comes to, whether or not it was asked for."""
     at_7b, power = METHODS[settings.method].rate
     rate = min(at_7b * (7e9 / max(parameters, SMALLEST)) ** power * (10 if adapter else 1), 1e-3)
+    if METHODS[settings.method].family == "preference":
+        rate *= min(1.0, settings.batch_size / USUAL_BATCH) ** 0.5
     return float(f"{rate:.1e}")
 
 
