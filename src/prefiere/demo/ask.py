@@ -38,7 +38,7 @@ FIRST = "¿Qué es un perro?"
 """The question that is offered first."""
 DPO_OPTIONS = {"batch_size": VOTES, "max_steps": 20, "eval_size": 0, "learning_rate": 3.8e-4}
 """Ten pairs are one batch: twenty updates on them took the encyclopedic share from 38% to 83% after five votes. The
-rate is the automatic one of this model for updates of 32 pairs: the same ten are met again, with nothing else to keep."""
+rate is the automatic one of this model for updates of 32 pairs: the same ten come again, and nothing else."""
 
 
 def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
