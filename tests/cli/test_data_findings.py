@@ -15,6 +15,7 @@ import runs
 from prefiere.cli.main import app
 from prefiere.data.quality import faults
 from prefiere.data.quality.blind import blind_verdict, drawn
+from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
 from prefiere.data.schema import PreferencePair
 from prefiere.demo import corpus
 from prefiere.demo.main import base_model
@@ -195,6 +196,18 @@ def test_answers_that_slipped_by_a_row_are_named_and_left_out(tmp_path: Path, ki
     assert left["sources"]["elsewhere"] == wrong
     again = json.loads(ASK.invoke(app, ["data", str(out), "--json"]).stdout)
     assert "answers_astray" not in {f["key"] for f in again["findings"]}
+
+
+def test_clean_knows_records_of_the_same_place_apart(tmp_path: Path) -> None:
+    """Three pairs of a row, and records of a program that have no place at all: only those that slipped go."""
+
+    def made(i: int) -> PreferencePair:
+        asked, said = f"What is topic{i}?", f"topic{i if i < 60 or i == 119 else i + 1} is {LIKED[i % 12]} indeed."
+        return PreferencePair(prompt=asked, chosen=said, rejected=f"{said} Not so.", source="" if i % 2 else "d:1")
+
+    records, left = [made(i) for i in range(120)], RecordsLeftOut()
+    assert [r.prompt for r in cleaned(lambda: records, left)] == [r.prompt for r in (*records[:60], *records[118:])]
+    assert left.counts == {"elsewhere": 58}  # the last one speaks of a prompt that has its own answer
 
 
 def test_clean_says_how_many_labels_it_did_not_hold_against_words(

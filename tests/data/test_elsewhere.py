@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import log
 from zlib import crc32
 
@@ -10,7 +11,7 @@ import pytest
 from scipy.stats import fisher_exact
 
 from prefiere.data.quality import elsewhere
-from prefiere.data.quality.elsewhere import FEWEST, NEAREST, RARE, Elsewhere, Spoken
+from prefiere.data.quality.elsewhere import COPIED, EXCESS, FEWEST, NEAREST, RARE, UNLIKELY, Elsewhere, Spoken
 from prefiere.data.quality.faults import Faults
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair
 
@@ -45,7 +46,7 @@ def found(rows: list[Row]) -> Elsewhere | None:
 def spoken(rows: list[Row]) -> Spoken:
     made = Spoken()
     for i, (asked, answer) in enumerate(rows):
-        made.add(crc32(asked.encode()), asked.split(), answer.split(), f"d:{i}")
+        made.add(crc32(asked.encode()), asked.split(), [answer.split()], f"d:{i}")
     return made
 
 
@@ -62,6 +63,45 @@ def test_a_part_that_was_exchanged_is_found_and_named(share: float) -> None:
     assert len(wrong & set(astray.sources)) > 0.8 * len(astray.sources)
     assert len(wrong & set(astray.sources)) > 0.4 * len(wrong)
     assert astray.apart == 0
+
+
+def sums(n: int, seed: int) -> list[Row]:
+    """A kind of data whose answers take up no word of their prompt, and now and then one of another."""
+    drawn = np.random.default_rng(seed).integers(100, 999, (n, 3))
+    return [(f"what is num{a} and num{b} together", f"num{c} it is") for a, b, c in drawn.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_data_of_several_kinds_has_not_slipped_for_certain(seed: int) -> None:
+    """Prompts of one kind have no answer, in the eyes of words, and its answers point at each other: words alone do not
+    tell that from answers that were exchanged."""
+    mixed = world(400, seed) + sums(200, seed)
+    order = np.random.default_rng(seed).permutation(len(mixed))
+    for rows in (mixed, [mixed[i] for i in order]):
+        astray = found(rows)
+        assert astray is None or not astray.sure
+
+
+def test_turns_of_one_dialogue_have_not_slipped() -> None:
+    """Each prompt holds the answer before it, and so the words that it takes up."""
+    rows: list[Row] = []
+    for i, (asked, answer) in enumerate(world(200, 4, on_topic=0.2)):
+        long = f"{answer} {' '.join(f'filler{(7 * i + k) % 400}' for k in range(5))}"
+        rows += [(asked, long), (f"{asked} {long} and word{i % 60} besides", f"other{i} word1")]
+    assert found(rows) is None
+
+
+def test_neighbours_about_the_same_have_not_slipped() -> None:
+    """Four prompts on each topic, one after the other, half of whose answers do not name it."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (
+            f"topic{i // 4} word{rng.integers(60)} own{i}",
+            ("topic" if rng.random() < 0.5 else "thing") + f"{i // 4} word3",
+        )
+        for i in range(400)
+    ]
+    assert found(rows) is None
 
 
 @pytest.mark.parametrize(("share", "by"), [(1.0, 1), (0.5, 1), (0.3, -3), (1.0, 20)])
@@ -91,9 +131,10 @@ def test_of_few_records_nothing_is_said() -> None:
     assert found([]) is None
 
 
-def by_loop(rows: list[Row]) -> tuple[int, set[str], float, float]:
-    """Strays, those of them at a prompt without an answer, their share, and the same by chance: as it is written."""
+def by_loop(rows: list[Row]) -> tuple[int, set[str], float, Counter[int]]:
+    """Strays, those of them at a prompt without an answer, how often that is by chance, and how far away they lie."""
     prompts = sorted({asked for asked, _ in rows}, key=lambda p: crc32(p.encode()))
+    order = list(dict.fromkeys(asked for asked, _ in rows))
     asked_by = {w: sum(w in p.split() for p in prompts) for p in prompts for w in p.split()}
     said_by = {w: sum(w in a.split() for _, a in rows) for w in asked_by}
     weight = {
@@ -104,23 +145,26 @@ def by_loop(rows: list[Row]) -> tuple[int, set[str], float, float]:
     like = [{p: sum(weight.get(w, 0) for w in set(a.split()) & set(p.split())) for p in prompts} for _, a in rows]
     placed = [like[i][asked] > 0 for i, (asked, _) in enumerate(rows)]
     lost = {p: not any(placed[i] for i, (asked, _) in enumerate(rows) if asked == p) for p in prompts}
-    strays, slipped, others = 0, set(), []
-    for i, (asked, _) in enumerate(rows):
-        near = sorted((p for p in prompts if p != asked and like[i][p] > 0), key=lambda p: -round(like[i][p], 7))[
-            :NEAREST
-        ]
+    strays, missing, others, away = 0, set(), [], Counter[int]()
+    for i, (asked, answer) in enumerate(rows):
+        near = sorted((p for p in prompts if p != asked and like[i][p] > 0), key=lambda p: -round(like[i][p], 7))
         if placed[i]:
-            others += [lost[p] for p in near]
-        elif near:
+            others += [lost[p] for p in near[:NEAREST]]
+        elif near and not any(
+            len(set(t)) >= COPIED and set(t) <= set(near[0].split()) for t in (asked.split(), answer.split())
+        ):
             strays += 1
-            slipped |= {f"d:{i}"} if lost[near[0]] else set()
-    return strays, slipped, len(slipped) / strays, sum(others) / len(others)
+            if lost[near[0]]:
+                missing.add(f"d:{i}")
+                away[order.index(near[0]) - order.index(asked)] += 1
+    return strays, missing, sum(others) / len(others), away
 
 
 def test_the_counts_are_those_of_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """With prompts that stand there twice, words that anything between one and half of them have, and blocks of 7."""
     monkeypatch.setattr(elsewhere, "_AT_ONCE", 7)
     monkeypatch.setattr(elsewhere, "EXCESS", -1.0)
+    monkeypatch.setattr(elsewhere, "IN_STEP", 1)
     monkeypatch.setattr(elsewhere, "UNLIKELY", 2.0)
     rng = np.random.default_rng(8)
     rows: list[Row] = []
@@ -130,29 +174,56 @@ def test_the_counts_are_those_of_a_slow_loop(monkeypatch: pytest.MonkeyPatch) ->
     rows += [(asked, rows[i - 1][1]) for i, (asked, _) in enumerate(rows[:5])]
     astray = found(rows)
     assert astray is not None
-    strays, slipped, share, by_chance = by_loop(rows)
+    strays, missing, by_chance, away = by_loop(rows)
     assert astray.strays == strays
-    assert set(astray.sources) == slipped
-    assert (astray.share, astray.by_chance) == pytest.approx((share, by_chance), abs=1e-12)
+    assert set(astray.sources) == missing
+    assert (astray.share, astray.by_chance) == pytest.approx((len(astray.sources) / strays, by_chance), abs=1e-12)
+    if astray.apart:
+        assert astray.in_step == away[astray.apart] == max(away.values())
 
 
 @pytest.mark.parametrize(
-    ("found_", "of", "chance", "met"), [(8, 10, 30, 100), (0, 5, 3, 9), (5, 5, 1, 50), (3, 9, 9, 20)]
+    ("found_", "of", "chance", "met"),
+    [(8, 10, 30, 100), (9, 10, 20, 100), (0, 5, 3, 9), (5, 5, 1, 50), (5, 5, 40, 50), (3, 9, 9, 20)],
 )
 def test_the_chance_is_that_of_fishers_exact_test(found_: int, of: int, chance: int, met: int) -> None:
+    """More by a share of the records, and with a chance of one in a thousand at most."""
     exact = fisher_exact([[found_, of - found_], [chance, met - chance]], "greater").pvalue
-    assert elsewhere._chance_of(found_, of, chance, met) == pytest.approx(exact, rel=1e-9)
+    first, second = np.arange(of) < found_, np.arange(met) < chance
+    assert elsewhere._exceeds(first, second, 100) is bool(
+        exact < UNLIKELY and found_ - chance / met * of >= EXCESS * 100
+    )
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_one_column_that_slipped_alone_is_found(column: int) -> None:
+    """The other answer still speaks of the prompt."""
+    rows = [
+        (asked, answer, f"{answer.split()[0]} word{i % 60}") for i, (asked, answer) in enumerate(world(300, 6, 1.0))
+    ]
+    made = Spoken()
+    for i, (asked, *answers) in enumerate(rows):
+        answers[column] = rows[(i + 1) % 300][1 + column]
+        made.add(i, asked.split(), [a.split() for a in answers], f"d:{i}")
+    astray = made.elsewhere()
+    assert astray is not None
+    assert (astray.apart, astray.sure) == (1, True)
 
 
 def test_what_is_read_of_a_record() -> None:
-    """All turns of the prompt, both answers of a pair; records without answers are none."""
+    """All turns of the prompt, each answer of a pair in its place; records without answers are none."""
     faults = Faults()
     turns = (Message("system", "System"), Message("user", "First one"), Message("user", "Second"))
     faults.add(PreferencePair(prompt=turns, chosen="Alpha beta", rejected="Gamma, beta", source="a"))
-    faults.add(Judgement(prompt="Which", completion="Delta", desirable=True, source="b"))
-    faults.add(Demonstration(prompt="What", completion="Epsilon of it", source="c"))
-    same = spoken([("system first one second", "alpha beta gamma"), ("which", "delta"), ("what", "epsilon")])
-    for mine, by_hand in ((faults.spoken.asked, same.asked), (faults.spoken.answered, same.answered)):
-        sets = [[set(s.words[a:b]) for a, b in zip(s.ends, s.ends[1:], strict=False)] for s in (mine, by_hand)]
-        assert sets[0] == sets[1]
-    assert faults.spoken.sources == ["a", "b", "c"]
+    faults.add(PreferencePair(prompt="What", chosen="Delta", rejected="Of it", source="b"))
+    faults.add(Demonstration(prompt="What", completion="Epsilon", source="c"))
+    by_hand = Spoken()
+    by_hand.add(1, ["system", "first", "one", "second"], [["alpha", "beta"], ["gamma", "beta"]], "a")
+    by_hand.add(2, ["what"], [["delta"], ["of", "it"]], "b")
+    assert faults.spoken.sources == ["a", "b"]
+    for i in range(2):
+        assert faults.spoken.asked.of(i) == by_hand.asked.of(i)
+        assert [s.of(i) for s in faults.spoken.answered] == [s.of(i) for s in by_hand.answered]
+    single = Faults()
+    single.add(Judgement(prompt="Which", completion="Delta", desirable=False, source="b"))
+    assert len(single.spoken.answered) == 1

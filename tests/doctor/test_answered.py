@@ -39,7 +39,7 @@ SOUND = [f"It is the number {i} that I know of." for i in range(60)]
         ("It is a house, ", True),
         ("It is one of these:", True),
         ("He said: “It is a house.”", False),
-        ("Call print(house)", False),  # three words, and an end
+        ("It is as large as 14", False),  # a number may be the end of it
         ("a house", False),  # an answer of few words needs no full stop
         ("¿Es una casa grande?", False),
         ("これ は 家 です。", False),
@@ -61,7 +61,9 @@ def test_a_text_that_stops_in_the_middle(text: str, stops: bool) -> None:
         ((Message("system", "Be kind."), Message("user", "What is a house?")), "What is a house? Home.", ["echoed"]),
         ("What is a house?", "<p>It is home.</p>", ["of_a_page"]),
         ("What is a house?", "Home &amp; garden.", ["of_a_page"]),
-        ("What is a house?", "If a < b and b > c it is home.", []),
+        ("What is a house?", "If a < b and b > c it is home; if i <a && b> i, List<P> or Vec<Li>.", []),
+        ("What is a house?", "Write `<p>home</p>`:\n```html\n<div>home</div>\n```", []),
+        ("What is a house?", "```html\n<div>home</div>", []),
         ("What is a house?", "It is home and", ["unended"]),
     ],
 )
@@ -69,15 +71,16 @@ def test_what_an_answer_shows(prompt: Any, answer: str, faults: list[str]) -> No
     assert list(answer_faults(Demonstration(prompt=prompt, completion=answer), answer)) == faults
 
 
-def test_of_a_pair_the_preferred_answer_counts() -> None:
+def test_only_what_is_to_be_learnt_counts() -> None:
+    """Of a pair the preferred answer, of single ones those that are not called bad; nothing of a tie."""
     faults = Faults()
-    for label in (1.0, 0.2):
+    for label in (1.0, 0.2, 0.5):
         texts = ("It is a house and", "It is a house.")
-        chosen, rejected = texts if label == 1.0 else texts[::-1]
+        chosen, rejected = texts[::-1] if label == 0.2 else texts
         faults.add(PreferencePair(prompt="p", chosen=chosen, rejected=rejected, label=label, source="d:1"))
-    faults.add(Judgement(prompt="p", completion="It is a house", desirable=False, source="d:2"))
-    assert faults.counts["unended"] == 3
-    assert faults.lengths.total() == 3
+    for good in (True, False):
+        faults.add(Judgement(prompt="p", completion="It is a house", desirable=good, source="d:2"))
+    assert (faults.counts["unended"], faults.counts["to_learn"]) == (3, 3)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
@@ -85,7 +88,7 @@ def test_of_a_pair_the_preferred_answer_counts() -> None:
     ("key", "change"),
     [
         ("prompt_in_answer", lambda i, a: f"{i}: What do you know of it? {a}"),
-        ("web_marks", lambda i, a: f"<b>{a}</b>"),
+        ("web_marks", lambda i, a: f"<p>{a}</p>"),
     ],
 )
 def test_a_part_of_the_answers_is_named_with_its_lines(key: str, change: Any, share: float) -> None:
@@ -113,11 +116,18 @@ def test_a_column_that_was_cut_at_a_length() -> None:
     whole = [long(i) for i in range(60)]
     cut = found("cut_off", [a[:100] for a in whole])
     assert cut is not None
-    assert (cut.severity, cut.sure) == ("warning", "sure")
+    assert (cut.severity, cut.sure) == ("warning", "likely")
     assert "100 characters" in cut.title
+    few = ["The correct answer to the question above is option " + "ABCD"[i % 4] for i in range(60)]
+    same = found("cut_off", few)  # four texts
+    assert same is not None
+    assert same.severity == "info"
+    refusal = "I am sorry, but that is nothing that I could ever answer for you, whatever you may say to me."
+    mixed = [refusal if i % 5 == 0 else f"- one\n- two {i}" if i % 5 == 1 else a for i, a in enumerate(SOUND)]
+    assert found("cut_off", mixed) is None
     assert found("cut_off", whole) is None
-    same = [f"It is the house that I know of, the one with the number {i}." for i in range(10, 70)]
-    assert found("cut_off", same) is None  # all of one length, and each of them ends
+    alike = [f"It is the house that I know of, the one with the number {i}." for i in range(10, 70)]
+    assert found("cut_off", alike) is None  # all of one length, and each of them ends
 
 
 def test_most_stop_in_the_middle_and_nothing_is_known_of_the_model() -> None:

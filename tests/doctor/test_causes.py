@@ -88,6 +88,8 @@ def test_a_setting_that_another_one_replaces_is_not_read(recipe: dict[str, Any],
         ({"method": "dpo", "warmup_steps": 10}, 20, {}),  # half of them: the end of what is sound
         ({"method": "dpo", "warmup_steps": 10}, None, {}),  # of how many?
         ({"method": "dpo", "warmup_steps": 50}, 20, {"warmup_steps": 2.0}),  # 2.5 is 25 times 0.1, and 5 times sound
+        ({"method": "dpo", "warmup_steps": 1}, 1, {}),
+        ({"method": "dpo", "warmup_steps": [3], "lora_dropout": {}, "beta": 10**400, "weight_decay": True}, 9, {}),
         ({"method": "dpo", "warmup_steps": 0.9}, None, {"warmup_steps": 1.365}),
         ({"method": "ppo", "critic_warmup_steps": 16}, 16, {"critic_warmup_steps": 2.0}),
         ({"method": "ppo", "critic_warmup_steps": 5}, 16, {}),
@@ -107,7 +109,6 @@ def test_what_a_setting_amounts_to(recipe: dict[str, Any], steps: int | None, od
         ("warmup_steps", 0.95, "warmup_steps=0.1", make),
         ("lora_dropout", 0.9, "lora_dropout=0", make),
         ("max_grad_norm", 1e-4, "max_grad_norm=1", make),
-        ("desirable_weight", 0.001, "desirable_weight=1", make),
         ("critic_warmup_steps", 100, "critic_warmup_steps=0", make_policy),
         ("critic_learning_rate", 1e-9, "critic_learning_rate=auto", make_policy),
         ("temperature", 0.01, "temperature=1", make_policy),
@@ -119,8 +120,7 @@ def test_each_setting_that_holds_a_run_back_is_named_with_its_value(
     """The rate is the automatic one, and is not blamed."""
     still = {"samples/reward": to(0.1, 0.1), "samples/score": to(0.5, 0.5), "samples/kl": to(0.01)}
     course = {"answers": still} if making is make_policy else {"train": STUCK, "spread": 0.02}
-    other = {"loss_type": "kto"} if name == "desirable_weight" else {}
-    run = planned(making(tmp_path, recipe={name: value} | other, **course))
+    run = planned(making(tmp_path, recipe={name: value}, **course))
     run.environment = {"plan": {"automatic": {"learning_rate": 1e-5, "critic_learning_rate": 5e-5}}}
     d = diagnose(run)
     assert d.findings[0].about == name
@@ -175,6 +175,21 @@ def test_answers_drawn_too_hot_are_named_whatever_came_of_them(
     d = diagnose(planned(make_policy(tmp_path, rollouts=flat, answers=answers, recipe={"temperature": 5.0})))
     assert (d.findings[0].about, d.findings[0].severity) == ("temperature", severity)
     assert {p.remedy.setting: p.remedy.value for p in prescribe(d)} == {"temperature": 1.0}
+
+
+def test_a_cold_temperature_is_not_blamed_for_harm_that_a_rate_did(tmp_path: Path) -> None:
+    """Too cold a policy tries nothing new; it does not run away. Of one setting the page speaks once."""
+    ruined = {"samples/score": to(0.1, 0.5), "samples/kl": to(60.0)}
+    cold = {"temperature": 0.3, "learning_rate": 1e-4}
+    d = diagnose(planned(make_policy(tmp_path, answers=ruined, recipe=cold)))
+    assert (d.findings[0].key, d.findings[0].about) == ("rate_too_high", "learning_rate")
+    assert "temperature" not in {f.about for f in d.findings if f.severity == "bad"}
+
+
+def test_a_setting_that_may_do_either_is_named_once(tmp_path: Path) -> None:
+    flat = {"rewards/accuracies": to(0.5, 0.5), "rewards/margins": to(0.0), "loss": to(math.log(2), math.log(2))}
+    d = diagnose(planned(make_reward(tmp_path, held_out=flat, recipe={"center_rewards_coefficient": 50.0})))
+    assert len([f for f in d.findings if f.about == "center_rewards_coefficient"]) <= 1
 
 
 # -- 1: the rate is blamed only where it is off -----------------------------------------------------------------------
@@ -531,6 +546,21 @@ def test_words_that_tell_as_much_as_the_model_are_information(tmp_path: Path) ->
 )
 def test_what_was_wrong_before_training(tmp_path: Path, key: str, start: dict[str, float]) -> None:
     assert told(diagnose(beginning(make(tmp_path), **start)), key).cause
+
+
+@pytest.mark.parametrize(
+    ("sure", "ignored", "named"),
+    [(True, None, True), (False, None, False), (False, 0.3, True), (False, 0.09, False), (True, 0.0, True)],
+)
+def test_what_words_alone_do_not_show_takes_a_model_to_agree(
+    tmp_path: Path, sure: bool, ignored: float | None, named: bool
+) -> None:
+    """Of its own answers up to 10% fit another prompt as well; 30% of the data's are more than that, 9% are not."""
+    start = {} if ignored is None else {"prompt_ignored": ignored, "prompt_ignored_own": 0.0}
+    run = beginning(make(tmp_path), **start)
+    part = {"strays": 90, "n": 300, "share": 0.8, "by_chance": 0.3, "sure": sure, "count": 72, "sources": ["d:1"]}
+    run.data = {"train": {"audit": {"faults": {"elsewhere": part}}}}
+    assert ("answers_astray" in keys(run)) is named
 
 
 def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:

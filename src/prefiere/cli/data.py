@@ -96,7 +96,7 @@ def say_findings(
     from prefiere.doctor.rules.data import findings_of
     from prefiere.doctor.rules.start import before_run
 
-    found = findings_of(account, preferences=preferences) + before_run(
+    found = findings_of(account, preferences=preferences, start=row) + before_run(
         row, vocabulary=account.get("vocabulary"), preferences=preferences
     )
     spoken = tongue()

@@ -97,7 +97,7 @@ class Case:
         self.dials: tuple[DialReading, ...] = readings(
             self.recipe | ({"lora": False} if whole else {}),
             automatic if isinstance(automatic, Mapping) else {},
-            total if isinstance(total, int) else None,
+            total if isinstance(total, int) and not isinstance(total, bool) else None,
         )
 
     def _series(self, key: str) -> Series:

@@ -70,7 +70,7 @@ def diagnose(run: Run) -> Diagnosis:
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
 _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 """What is no comfort where something is bad."""
-_RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "cut_off", "length_paid", "mostly_length")
+_RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "length_paid", "mostly_length")
 """Information without which praise would say too much: such a run did learn, and is not simply good."""
 _EXPLAINED: dict[str, tuple[str, ...]] = {
     "no_pattern": (
@@ -82,9 +82,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "labels_swapped": ("mostly_length", "spikes", "words_reversed"),
     "words_reversed": ("mostly_length", "spikes", "weak_pattern", "no_pattern", "chance", "within_noise", "words_tell"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
-    **dict.fromkeys(
-        ("answers_elsewhere", "shortcut_word", "prompt_in_answer", "web_marks", "cut_off"), ("foreign_answers",)
-    ),
+    **dict.fromkeys(("answers_elsewhere", "shortcut_word", "prompt_in_answer", "web_marks"), ("foreign_answers",)),
     "answers_astray": ("some_elsewhere", "foreign_answers"),
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),

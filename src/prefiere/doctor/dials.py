@@ -24,7 +24,7 @@ class Dial:
     certain (answers that are drawn too hot are noise: nothing is learnt from them, or the wrong thing).
     auto: what to write to have it chosen. none: what a value of none stands for. zero: the farness of a value of 0
     where another one is usual. steps: whether it is a number of updates, or a share of them where it is below 1; it is
-    read as a share.
+    read as a share. lower: the push of a value below the usual one, where that is not the opposite of the other's.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Dial:
     none: float = math.inf
     zero: float = -math.inf
     steps: bool = False
+    lower: int | None = None
 
 
 DIALS: tuple[Dial, ...] = (
@@ -53,7 +54,7 @@ DIALS: tuple[Dial, ...] = (
     Dial("adam_epsilon", 0, 1e4, -1),
     Dial("adam_beta1", 0, 1.08, -1),
     Dial("cliprange", 1 / 10, 5, 1),
-    Dial("temperature", 1 / 2, 1.5, 0),
+    Dial("temperature", 1 / 2, 1.5, 0, lower=-1),
     Dial("gamma", 0.9, 1.01, 0),
     Dial("lam", 0.5, 1.1, 0),
     Dial("vf_coef", 1 / 20, 20, 0),
@@ -61,8 +62,6 @@ DIALS: tuple[Dial, ...] = (
     Dial("missing_eos_penalty", 0, 5, 0),
     Dial("lora_alpha", 1 / 10, 10, 1),
     Dial("lora_dropout", 0, 0.3, -1),
-    Dial("desirable_weight", 1 / 20, 20, 0),
-    Dial("undesirable_weight", 1 / 20, 20, 0),
     Dial("rpo_alpha", 0, 20, -1),
     Dial("dpop_lambda", 0, 200, -1),
     Dial("simpo_gamma", 0, 5, 1),
@@ -92,6 +91,8 @@ class DialReading:
     @property
     def push(self) -> int:
         """1: it moves the model further than usual; -1: it keeps it closer; 0: neither."""
+        if self.farness <= 0 and self.dial.lower is not None:
+            return self.dial.lower
         return self.dial.push * (1 if self.farness > 0 else -1)
 
     @property
@@ -122,17 +123,22 @@ def readings(
             continue
         value = recipe[dial.name]
         usual = automatic.get(dial.name) if dial.auto else _default(dial.name, fields, recipe)
-        if value == "auto" or isinstance(value, bool | str) or not isinstance(usual, int | float):
+        if usual is None or not _number(usual) or not (value is None or _number(value)):
             continue
         written = None if value is None else float(value)
         read = written
         if dial.steps and written is not None and written >= 1:
-            if not steps:
+            if not steps or written == 1:  # a single update is no long warm-up, however short the run
                 continue
             read = written / steps
         farness = _farness(dial, dial.none if read is None else read, float(usual))
         found.append(DialReading(dial, written, read, float(usual), farness))
     return tuple(sorted(found, key=lambda r: -abs(r.farness)))
+
+
+def _number(value: Any) -> bool:
+    """Whether a recipe that may come from a stranger has a number there, of a size that can be reckoned with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _counts_not(name: str, recipe: Mapping[str, Any]) -> bool:
@@ -170,4 +176,5 @@ def _farness(dial: Dial, value: float, usual: float) -> float:
 
 def farthest(all_readings: Sequence[DialReading], push: int) -> DialReading | None:
     """The odd dial that pushes a run most in a direction (1: further, -1: it stays closer), or may, if there is one."""
-    return next((r for r in all_readings if r.odd and r.push in (push, 0)), None)
+    odd = [r for r in all_readings if r.odd]
+    return next((r for wanted in (push, 0) for r in odd if r.push == wanted), None)

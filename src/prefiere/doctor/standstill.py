@@ -134,7 +134,7 @@ def barely(case: Case) -> Finding | None:
         return None
     return Finding(
         "barely",
-        "It ranks the answers correctly, but by a hair: what it writes has hardly changed.",
+        "What it writes has hardly changed: it ranks the answers correctly, by a hair.",
         "info",
         "Accuracy counts any difference, however small. The margin is the size of that difference, and it is tiny, so "
         "sampled answers will look as before.",

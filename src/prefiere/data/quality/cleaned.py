@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prefiere.asked.language import in_words
@@ -54,18 +54,18 @@ def cleaned(
         verdicts[key] = verdicts.get(key, 0) | verdict
         if (place := places.of(record.source)) in named:
             met.add(place)
-        faults.add(record)
+        faults.add(replace(record, source=str(read)))  # a row may hold several records, and no source at all
         read += 1
     left.beyond = read - faults.records
     left.missing = [said for place, said in named.items() if place not in met]
     turned = faults.words.reversed()
     astray = faults.spoken.elsewhere()
-    wrong = dict.fromkeys(astray.sources if astray is not None else (), "elsewhere")
+    wrong = dict.fromkeys(astray.sources if astray is not None and astray.sure else (), "elsewhere")
     wrong |= dict.fromkeys(turned.sources if turned is not None else (), "reversed")
     seen: set[tuple[int, int]] = set()
-    for record in records():
+    for i, record in enumerate(records()):
         said = pair_key(record)
-        odd = "swapped" if places.of(record.source) in named else wrong.get(record.source)
+        odd = "swapped" if places.of(record.source) in named else wrong.get(str(i))
         why = _why(record, verdicts[said[0]], said in seen, odd)
         seen.add(said)
         if why is None:

@@ -2,15 +2,16 @@
 slipped against each other, before any model.
 
 An answer takes up rare words of what was asked. One that has none of its own prompt's may share some with another
-prompt by chance; where rows have slipped, that other prompt is often one that no answer of its own speaks of either.
-How often is held against the same for the prompts that answers at the right place share words with besides.
+prompt by chance; where rows have slipped, the prompt that it shares most with is often one that no answer of its own
+speaks of either, or lies a certain number of prompts away. How often is held against the same for the prompts that
+answers at the right place share words with besides, and for those that a stray one shares less with.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -26,20 +27,25 @@ FEWEST, RARE, MOST = 50, 0.02, 64
 """Records below which nothing is said. A word is rare where no more of the prompts than this share have it, and no more
 of the answers, and `MOST` of either."""
 NEAREST, EXCESS, UNLIKELY = 5, 0.02, 0.001
-"""Other prompts that an answer at the right place is held against; the share of the records by which chance is passed,
-and the chance of it, from which on answers are said to have slipped."""
+"""Prompts other than its own that an answer is held against; the share of the records by which chance is passed, and
+the chance of it, from which on answers are said to have slipped."""
 IN_STEP = 10
-"""Answers that stand as many records away from the prompt that they speak of, or a fiftieth of all, from which on rows
-have slipped by so many."""
+"""Answers that stand as many prompts away from the one that they speak of, from which on rows have slipped by so many:
+three times as many as on the other side, since prompts next to each other may be about the same."""
+COPIED = 6
+"""Words of an answer, or of its prompt, of which all stand in another prompt: that one goes on from them, as the next
+turn of a dialogue does."""
 _AT_ONCE = 512
-"""Answers whose likeness to all prompts is held in memory."""
+"""Answers whose likeness to all prompts is looked at together."""
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """``strays`` of n answers have no rare word of their own prompt and some of another; of these the ``sources`` have
-    them of a prompt whose own answer is missing as well: their share, and the one that chance has. apart: by how many
-    records ``in_step`` of them lie away from that prompt; 0 where they do not agree."""
+    """``strays`` of n answers have no rare word of their own prompt and some of another; ``share`` of these have most
+    of a prompt whose own answer is missing as well, or lie ``apart`` prompts away from it, as ``in_step`` of them do; 0
+    where they do not agree. by_chance: the share that chance has. sure: whether words alone show it; if not, the data
+    may as well be of several kinds, in one of which answers never take up words of their prompts. sources: where they
+    were read."""
 
     strays: int
     n: int
@@ -47,83 +53,108 @@ class Elsewhere:
     by_chance: float
     apart: int
     in_step: int
+    sure: bool
     sources: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json, with the first `NAMED` places."""
         counted = {"strays": self.strays, "n": self.n, "share": self.share, "by_chance": self.by_chance}
         named = {"count": len(self.sources), "sources": self.sources[:NAMED]}
-        return counted | {"apart": self.apart, "in_step": self.in_step} | named
+        return counted | {"apart": self.apart, "in_step": self.in_step, "sure": self.sure} | named
 
 
 @dataclass
 class Spoken:
-    """The words of prompts and of their answers. ``add`` each record; ``elsewhere`` says which answers have slipped."""
+    """The words of prompts and of their answers: of all answers of a record together, and of each in its place (the
+    preferred one, the other one), since one column may slip without the rest. ``add`` each record; ``elsewhere`` says
+    which answers have slipped."""
 
     asked: _Sets = field(default_factory=lambda: _Sets())
-    answered: _Sets = field(default_factory=lambda: _Sets())
+    answered: tuple[_Sets, ...] = ()
     prompts: array[int] = field(default_factory=lambda: array("q"))
     sources: list[str] = field(default_factory=list)
 
-    def add(self, prompt: int, asked: Iterable[str], answered: Iterable[str], source: str) -> None:
-        """One record. prompt: int64 key of its prompt; asked, answered: the words of the prompt, and of all answers."""
+    def add(self, prompt: int, asked: Iterable[str], answered: Sequence[Iterable[str]], source: str) -> None:
+        """One record. prompt: int64 key of its prompt; asked: the words of the prompt; answered: those of each answer,
+        as many as of the first record, or nothing is noted."""
+        if not self.sources:
+            self.answered = tuple(_Sets() for _ in answered)
+        if len(answered) != len(self.answered):
+            return
         self.asked.add(asked)
-        self.answered.add(answered)
+        for mine, words in zip(self.answered, answered, strict=True):
+            mine.add(words)
         self.prompts.append(prompt)
         self.sources.append(source)
 
     def elsewhere(self) -> Elsewhere | None:
-        """What has slipped, where that is beyond chance (Fisher's exact test), or where rows have slipped in step."""
+        """What has slipped, beyond chance (Fisher's exact test): of all answers of the records, else of one column."""
         if len(self.sources) < FEWEST:
             return None
+        together = [_Sets.joined(self.answered)] if len(self.answered) > 1 else []
+        found = [f for sets in (*together, *self.answered) if (f := self._astray(sets)) is not None]
+        return next((f for f in found if f.sure), found[0] if found else None)
+
+    def _astray(self, answered: _Sets) -> Elsewhere | None:
         n, (_, first, prompt) = len(self.sources), np.unique(np.asarray(self.prompts), True, True)
-        own, at, likeness = self._nearest(first, prompt)
-        placed = own > 0
-        lost = np.bincount(prompt, weights=placed, minlength=len(first)) == 0
-        stray = ~placed & (likeness[:, 0] > 0)
-        slipped = stray & lost[at[:, 0]]
-        others = at[placed][likeness[placed] > 0]
-        strays, found, met, chance = int(stray.sum()), int(slipped.sum()), len(others), int(lost[others].sum())
-        if not strays:
+        own, at, likeness = self._nearest(answered, first, prompt)
+        placed, near = own > 0, likeness > 0
+        stray = ~placed & near[:, 0]
+        for i in np.flatnonzero(stray).tolist():
+            words, there = answered.of(i), self.asked.of(int(first[at[i, 0]]))
+            stray[i] = not any(len(w) >= COPIED and w <= there for w in (words, self.asked.of(i)))
+        if not stray.any():
             return None
-        share, by_chance = found / strays, chance / met if met else 1.0
-        apart, most = _in_step(first[at[slipped, 0]] - np.flatnonzero(slipped))
-        in_step = most if most >= max(IN_STEP, EXCESS * n) else 0
-        beyond = (share - by_chance) * strays >= EXCESS * n and _chance_of(found, strays, chance, met) < UNLIKELY
+        lost = np.bincount(prompt, weights=placed, minlength=len(first)) == 0
+        missing, strays = stray & lost[at[:, 0]], int(stray.sum())
+        less = near[:, 1:] & (likeness[:, 1:] < 0.99 * likeness[:, :1]) & stray[:, None]
+        told, besides = less.any(axis=1), lost[at[placed]][near[placed]]
+        beyond = _exceeds(missing[stray], besides, n)
+        sure = beyond and _exceeds(missing[told], lost[at[:, 1:]][less], n)
+        order = np.argsort(np.argsort(first))  # of prompts, by where each stands first
+        away = order[at[:, 0]] - order[prompt]
+        apart, most = Counter(away[missing].tolist()).most_common(1)[0] if missing.any() else (0, 0)
+        mirrored = int((away[missing] == -apart).sum())
+        in_step = most >= max(IN_STEP, EXCESS * n) and 3 * mirrored <= most
         if not (in_step or beyond):
             return None
-        named = [self.sources[i] for i in np.flatnonzero(slipped)]
-        return Elsewhere(strays, n, share, by_chance, apart if in_step else 0, in_step, named)
+        wrong = missing & (beyond | (away == apart))
+        named = [self.sources[i] for i in np.flatnonzero(wrong)]
+        chance = float(besides.mean()) if len(besides) else 0.0
+        if not in_step:
+            apart = most = 0
+        return Elsewhere(strays, n, len(named) / strays, chance, apart, most, sure or in_step, named)
 
-    def _nearest(self, first: np.ndarray, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _nearest(self, answered: _Sets, first: np.ndarray, prompt: np.ndarray) -> tuple[np.ndarray, ...]:
         """How much of its own prompt each answer has [n]; the other prompts of which it has most, the nearest first
-        [n, `NEAREST`], and how much [n, `NEAREST`]: rare words, each by the logarithm of how rare it is. first: where
-        each different prompt stands first; prompt: which one each record has."""
-        asked, answered = self._rows(first)
-        shape = (len(prompt), min(NEAREST, len(first)))
+        [n, `NEAREST`], and how much [n, `NEAREST`], 0 where there are no more: rare words, each by the logarithm of how
+        rare it is. first: where each different prompt stands first; prompt: which one each record has."""
+        asked, said = self._rows(answered, first)
+        shape = (len(prompt), NEAREST)
         own, at, likeness = np.zeros(len(prompt)), np.zeros(shape, np.int64), np.zeros(shape)
-        turn = 1e-9 * np.arange(len(first))  # of prompts that are equally near, the same comes first on every machine
         for begin in range(0, len(prompt), _AT_ONCE):
-            here = slice(begin, begin + _AT_ONCE)
-            like = (answered[here] @ asked.T).toarray()
-            each = np.arange(len(like))
-            own[here] = like[each, prompt[here]]
-            like[each, prompt[here]] = 0
-            far = turn - like
-            some = np.argpartition(far, shape[1] - 1, axis=1)[:, : shape[1]]
-            order = np.argsort(np.take_along_axis(far, some, 1), axis=1)
-            at[here] = np.take_along_axis(some, order, 1)
-            likeness[here] = np.take_along_axis(like, at[here], 1)
+            like = (said[begin : begin + _AT_ONCE] @ asked.T).tocsr()
+            row = begin + np.repeat(np.arange(like.shape[0]), np.diff(like.indptr))
+            mine = like.indices == prompt[row]
+            own[row[mine]] = like.data[mine]
+            row, to, much = row[~mine], like.indices[~mine], like.data[~mine]
+            by = np.lexsort(
+                (to, -np.round(much, 7), row)
+            )  # of prompts that are equally near, the same on every machine
+            row, to, much = row[by], to[by], much[by]
+            rank = np.arange(len(row)) - np.searchsorted(row, row)
+            few = rank < NEAREST
+            at[row[few], rank[few]], likeness[row[few], rank[few]] = to[few], much[few]
         return own, at, likeness
 
-    def _rows(self, first: np.ndarray) -> tuple[csr_array, csr_array]:
+    def _rows(self, answered: _Sets, first: np.ndarray) -> tuple[csr_array, csr_array]:
         """Rare words of each different prompt, 1 where it has one, and of each answer, by how rare they are."""
-        words = np.intersect1d(self.asked.words, self.answered.words)
-        asked, answered = self.asked.rows(words)[first], self.answered.rows(words)
-        common = np.maximum(asked.sum(axis=0), answered.sum(axis=0))
-        rare = np.flatnonzero(common <= max(2, min(RARE * answered.shape[0], MOST)))
-        weights = np.log(answered.shape[0] / common[rare])
-        return asked[:, rare], answered[:, rare].multiply(weights).tocsr()
+        words = np.intersect1d(self.asked.words, answered.words)
+        asked, said = self.asked.rows(words)[first], answered.rows(words)
+        common = np.maximum(asked.sum(axis=0), said.sum(axis=0))
+        rare = np.flatnonzero(common <= max(2, min(RARE * said.shape[0], MOST)))
+        weights = np.log(said.shape[0] / common[rare])
+        return asked[:, rare], said[:, rare].multiply(weights).tocsr()
 
 
 @dataclass
@@ -136,6 +167,19 @@ class _Sets:
     def add(self, words: Iterable[str]) -> None:
         self.words.extend(set(_told_apart(words)))
         self.ends.append(len(self.words))
+
+    def of(self, i: int) -> set[int]:
+        """One of them."""
+        return set(self.words[self.ends[i] : self.ends[i + 1]])
+
+    @staticmethod
+    def joined(sets: Sequence[_Sets]) -> _Sets:
+        """The words of several, place by place."""
+        both = _Sets()
+        for i in range(len(sets[0].ends) - 1):
+            both.words.extend(set().union(*(s.of(i) for s in sets)))
+            both.ends.append(len(both.words))
+        return both
 
     def rows(self, words: np.ndarray) -> csr_array:
         """A row for each set, 1 in the columns of its words. words: one for each column, ascending."""
@@ -153,13 +197,13 @@ def _told_apart(words: Iterable[str]) -> Iterator[int]:
     return (crc32(w.encode("utf-8", "surrogatepass")) for w in words if len(w) > 2 and w.isalnum())
 
 
-def _in_step(apart: np.ndarray) -> tuple[int, int]:
-    """The commonest of these distances, and how many there are of it."""
-    return Counter(apart.tolist()).most_common(1)[0] if len(apart) else (0, 0)
-
-
-def _chance_of(found: int, of: int, chance: int, met: int) -> float:
-    """How likely so many or more of the first group are, were both drawn from one: Fisher's exact test, one-sided."""
+def _exceeds(found: np.ndarray, others: np.ndarray, n: int) -> bool:
+    """Whether more of the first are so than of the others (bool each), by `EXCESS` of n records, and not by chance."""
+    if not len(found) or not len(others):
+        return False
     from scipy.stats import hypergeom
 
-    return float(hypergeom.sf(found - 1, of + met, found + chance, of)) if met else 1.0
+    count, chance = int(found.sum()), int(others.sum())
+    if count - chance / len(others) * len(found) < EXCESS * n:
+        return False
+    return float(hypergeom.sf(count - 1, len(found) + len(others), count + chance, len(found))) < UNLIKELY

@@ -35,9 +35,11 @@ _MARKUP = re.compile(
 _DAMAGED = re.compile("�|Ã[\x80-¿ƒ‚„†‡ˆ‰Š‹Œ]|â€[œ\x9d™˜\x93\x94“”]|ï¿½")
 """UTF-8 that was read as another encoding, or characters that were lost."""
 _OF_A_PAGE = re.compile(
-    r"</?(?:p|br|div|span|li|ul|ol|b|i|a|h[1-6])\b[^<>]*>|&(?:nbsp|amp|quot|lt|gt|#\d+);", re.IGNORECASE
+    r"</(?:p|div|span|li|ul|ol|h[1-6])>|<br ?/?>|(?<!\w)<(?:p|div|span|li|ul|ol|h[1-6])(?: [^<>]*)?>"
+    r"|&(?:nbsp|amp|quot|lt|gt|#\d+);"
 )
 """What a web page is made of, and no answer to be read."""
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LEAST_ASKED, _LEAST_CUT = 12, 50
 """Characters of a prompt that an answer may repeat by chance; of an answer that may have been cut at a round length."""
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -83,22 +85,22 @@ def one_word_apart(first: str, second: str) -> bool:
 
 
 def unended(text: str) -> bool:
-    """Whether a text of four words or more stops with none of what ends a sentence, or anything else: at a letter, or
-    where more must come."""
+    """Whether a text of four words or more stops at a letter, or where more must come, instead of at a full stop or any
+    other sign."""
     said = text.rstrip()
-    return len(said.split()) >= 4 and (said[-1].isalnum() or said[-1] in ",;:-(")
+    return len(said.split()) >= 4 and (said[-1].isalpha() or said[-1] in ",;:-(")
 
 
 def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
-    """What the preferred answer of a record, or its only one, shows: echoed (it begins with its prompt), unended,
-    of_a_page (marks of HTML)."""
+    """What an answer to a record's prompt shows: echoed (it begins with the last turn), unended, of_a_page (marks of
+    HTML, outside of code)."""
     turns = [record.prompt] if isinstance(record.prompt, str) else [m.content for m in record.prompt]
     asked = " ".join(turns[-1].casefold().split()) if turns else ""
     if len(asked) >= _LEAST_ASKED and " ".join(answer[: 4 * len(asked)].casefold().split()).startswith(asked):
         yield "echoed"
     if unended(answer):
         yield "unended"
-    if _OF_A_PAGE.search(answer):
+    if _OF_A_PAGE.search(_CODE.sub("", answer)):
         yield "of_a_page"
 
 
@@ -116,7 +118,7 @@ class Faults:
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
     spoken: Spoken = field(default_factory=Spoken)
-    lengths: Counter[int] = field(default_factory=Counter)
+    ended_at: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, record: AnyRecord) -> None:
         """Count what a record shows."""
@@ -127,12 +129,9 @@ class Faults:
         for name in texts_faulty(record):
             self._count(name, record.source)
         if answers:
-            asked, said = (set(_WORD.findall(t.casefold())) for t in (spoken_by(record.prompt), "\n".join(answers)))
-            self.spoken.add(prompt_key(record.prompt), asked, said, record.source)
-            preferred = answers[-1 if isinstance(record, PreferencePair) and record.label < 0.5 else 0]
-            for name in answer_faults(record, preferred):
-                self._count(name, record.source)
-            self.lengths[len(preferred.rstrip())] += 1
+            asked, *each = (set(_WORD.findall(t.casefold())) for t in (spoken_by(record.prompt), *answers))
+            self.spoken.add(prompt_key(record.prompt), asked, each, record.source)
+            self._answer(record, answers)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
@@ -140,6 +139,18 @@ class Faults:
             self.words.add_single(prompt_key(record.prompt), key, said, record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
             self._pair(record, *(answers if record.label > 0.5 else reversed(answers)))
+
+    def _answer(self, record: AnyRecord, answers: list[str]) -> None:
+        """What the answer shows that is to be learnt: the preferred one, or the only one that is not called bad."""
+        if (isinstance(record, Judgement) and not record.desirable) or getattr(record, "label", 1.0) == 0.5:
+            return
+        preferred = answers[-1 if isinstance(record, PreferencePair) and record.label < 0.5 else 0]
+        self._count("to_learn", "")
+        for name in answer_faults(record, preferred):
+            self._count(name, record.source)
+        key = _key(preferred)
+        if unended(preferred) and key not in self.ended_at:
+            self.ended_at[key] = len(preferred.rstrip())
 
     def _pair(self, record: PreferencePair, chosen: str, rejected: str) -> None:
         self.pairs += 1
@@ -165,13 +176,12 @@ class Faults:
             named.append(source)
 
     def at_the_limit(self) -> dict[str, int] | None:
-        """How many answers have the greatest length, or are one character shorter (a space went); None where that is
-        short."""
-        longest = max(self.lengths, default=0)
+        """Of different answers that stop in the middle, how many have the greatest length of these, or are one
+        character shorter (a space went); None where that is short."""
+        longest = max(self.ended_at.values(), default=0)
         if longest < _LEAST_CUT:
             return None
-        count = self.lengths[longest] + self.lengths[longest - 1]
-        return {"length": longest, "count": count, "of": self.lengths.total()}
+        return {"length": longest, "count": sum(longest - n < 2 for n in self.ended_at.values())}
 
     def shortcut(self) -> dict[str, Any] | None:
         """The word that tells the two answers apart best: of those that one answer alone has in 55% of the pairs at

@@ -1,5 +1,5 @@
-"""What is wrong with the answers of the data as texts: they repeat their prompt, stop in the middle, or come from a web
-page (`data.quality.faults`)."""
+"""What is wrong with the answers of the data as texts: they repeat their prompt, end without a full stop, or come from
+a web page (`data.quality.faults`)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from prefiere.doctor.words import interval, line
 from prefiere.stats import wilson
 
 PART, BEYOND = 0.1, 0.3
-"""Share of the answers from which on it is said; by how much more of them than of the model's own answers stop in the
-middle, beyond the intervals of both."""
+"""Share of the answers from which on it is said; by how much more of them than of the model's own answers end without a
+full stop, beyond the intervals of both."""
 FEWEST = 20
 """Answers below which nothing is said."""
 
 
 def _level(account: Account, name: str) -> Level | None:
-    """The share of the answers that were counted; None of few."""
-    count, n = (int(number_in(account, "audit", "faults", *at)) for at in ((name, "count"), ("at_the_limit", "of")))
-    return _of(count, n if n else int(number_in(account, "audit", "faults", "records")))
-
-
-def _of(count: int, n: int) -> Level | None:
+    """The share of the answers to be learnt that were counted; None of few."""
+    count, n = (int(number_in(account, "audit", "faults", part, "count")) for part in (name, "to_learn"))
     return Level(count / n, *wilson(count, n), n) if n >= FEWEST and 0 <= count <= n else None
 
 
@@ -45,11 +41,12 @@ def echoed(account: Account) -> Finding | None:
         "prompt_in_answer",
         f"{shown} of the answers begin by repeating their prompt.",
         "warning",
-        "The whole dialogue was probably written where the answer alone belongs. The model then learns to say each "
-        "question again before it answers.",
+        "The question was probably written where the answer alone belongs. The model then learns to say each question "
+        "again before it answers.",
         (line("echoed", level=interval(share, SHARE), n=f"{share.n:,}"),),
         (Remedy("take the prompt out of the answers, which begin where the model is to begin"),),
         cause=True,
+        sure="likely",
         lines=sources_in(part_of(account, "audit", "faults", "echoed")),
         values={"share": shown},
     )
@@ -76,14 +73,14 @@ def of_a_page(account: Account) -> Finding | None:
 
 
 def cut_off(account: Account, own: Level | None) -> Finding | None:
-    """Answers stop in the middle: many at the greatest length that there is, or more of them than of the model's own
-    (``own``); as information where half of all do, and nothing is known of the model's."""
+    """Answers stop without a full stop: many different ones at the same length, the greatest of these; or more of them
+    than of the model's own (``own``). As information where half of all do, and nothing is known of the model's."""
     share = _level(account, "unended")
     if share is None:
         return None
     limit = part_of(account, "audit", "faults", "at_the_limit")
-    length, count, of = (number_in(limit, k) for k in ("length", "count", "of"))
-    at_once = bool(of) and count >= max(10, 0.05 * of) and share.mean >= 0.05
+    length, count = (number_in(limit, k) for k in ("length", "count"))
+    at_once = length > 0 and max(10, 0.05 * share.n) <= count <= share.mean * share.n + 0.5
     more = own is not None and share.low > max(own.high, own.mean + BEYOND)
     if not (at_once or more or (own is None and share.low > 0.5)):
         return None
@@ -95,15 +92,17 @@ def cut_off(account: Account, own: Level | None) -> Finding | None:
     shown = f"{100 * share.mean:.0f}%"
     return Finding(
         "cut_off",
-        f"{shown} of the preferred answers stop in the middle"
-        + (f", and {count:,.0f} of all at the same length, {length:,.0f} characters." if at_once else "."),
+        f"{shown} of the answers to be learnt end without a full stop"
+        + (f", {count:,.0f} of them at the same length, {length:,.0f} characters." if at_once else "."),
         "warning" if at_once or more else "info",
-        "They end at a letter, or where more must come. Each is learnt with an end token after it: to stop there. A "
-        "column may have been cut where the data was stored or exported.",
+        "They stop at a letter, or where more must come, and each is learnt with an end token after it: to stop there. "
+        + ("They were cut" if at_once else "They may have been cut")
+        + " where the data was stored or exported"
+        + ("." if at_once else ", or those who wrote them leave out the last full stop."),
         tuple(seen),
         (Remedy("the whole answers, from where they came; or leave out those that were cut"),),
         cause=True,
-        sure="sure" if at_once else "likely",
+        sure="likely" if at_once else "possible",
         lines=sources_in(part_of(account, "audit", "faults", "unended")),
         values={"share": shown},
     )

@@ -11,17 +11,23 @@ from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
 from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended
-from prefiere.doctor.rules.told import astray, words_alone, words_reversed
+from prefiere.doctor.rules.start import Columns, astray, first_row
+from prefiere.doctor.rules.told import words_alone, words_reversed
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
 
 
 def findings_of(
-    account: Account, *, preferences: bool = True, model: Level | None = None, own: Level | None = None
+    account: Account,
+    *,
+    preferences: bool = True,
+    model: Level | None = None,
+    own: Level | None = None,
+    start: Columns | None = None,
 ) -> list[Finding]:
     """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from. model: how
     often a model that was trained on it is right on held-out pairs. own: how many of a model's own answers stop in the
-    middle."""
+    middle. start: the columns of the row of step 0, where a model was asked."""
     checks = (
         markup,
         damaged,
@@ -35,7 +41,7 @@ def findings_of(
         length_alone,
     )
     found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
-    found += [astray(account), echoed(account), of_a_page(account), cut_off(account, own)]
+    found += [astray(account, start or {}), echoed(account), of_a_page(account), cut_off(account, own)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model)]
     return [f for f in found if f is not None]
@@ -46,7 +52,9 @@ def in_run(case: Case) -> list[Finding]:
     right = case.change("eval_rewards/accuracies")
     preferences = case.family in ("preference", "reward")
     model = right.after if right else None
-    return findings_of(case.account("train"), preferences=preferences, model=model, own=own_unended(case))
+    return findings_of(
+        case.account("train"), preferences=preferences, model=model, own=own_unended(case), start=first_row(case)
+    )
 
 
 def _records(account: Account) -> float:

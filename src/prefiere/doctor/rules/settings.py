@@ -36,7 +36,7 @@ def too_strong(case: Case) -> Finding | None:
 def too_weak(case: Case) -> Finding | None:
     """The run did not move, and a setting holds it back."""
     odd = case.odd(-1)
-    if odd is None or harmed(case) or not unmoved(case):
+    if odd is None or harmed(case) or not unmoved(case) or too_strong(case) is not None:
         return None
     return _said(case, odd, "warning", "So the model stays where it started, whatever the data says.")
 
@@ -118,7 +118,7 @@ def _compared(odd: DialReading) -> str:
     if odd.value is None:
         return f"The {name} has no limit, where {odd.usual:g} is usual."
     if odd.dial.steps:
-        taken = f"{100 * odd.value:.0f}% of the updates" if odd.value < 1 else "longer than the run"
+        taken = f"{100 * odd.value:.0f}% of the updates" if odd.value <= 1 else "longer than the run"
         return f"The {name} is {taken}, where {100 * odd.usual:.0f}% is usual."
     if odd.usual == 0 or odd.value == 0:
         return f"The {name} is {odd.value:g}, where {odd.usual:g} is usual."

@@ -12,6 +12,7 @@ from typing import Any
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.series import Level, Series
 from prefiere.doctor.words import Worded, interval, line, number
@@ -39,7 +40,8 @@ def at_step_0(row: Columns, key: str) -> Level | None:
     return Level(float(series.values[0]), float(series.low[0]), float(series.high[0]), int(series.n[0]))
 
 
-def _first(case: Case) -> Columns:
+def first_row(case: Case) -> Columns:
+    """The row of step 0; empty where there is none."""
     return next((r for r in case.rows if r.get("step") == 0), {})
 
 
@@ -51,7 +53,7 @@ anything writes its own answers at half of it or less."""
 def no_language(case: Case) -> Finding | None:
     """The model finds its own answers (where none were sampled, the preferred ones) about as unlikely as tokens that
     are drawn blindly from its vocabulary: -ln V nats per token."""
-    return _no_language(_first(case), case.environment.get("vocabulary"))
+    return _no_language(first_row(case), case.environment.get("vocabulary"))
 
 
 def _no_language(row: Columns, size: Any) -> Finding | None:
@@ -81,12 +83,48 @@ def elsewhere(case: Case) -> Finding | None:
     """What their own prompt adds to the preferred answers, beside another one, is nothing beyond noise and less than a
     quarter of what it adds to the model's own answers, and that is half a nat per token or more. Where many prompts
     share a stock answer it is little, but something: the other answers belong to theirs."""
-    return _elsewhere(_first(case)) or _slipped(_first(case))
+    return _elsewhere(first_row(case)) or _slipped(first_row(case))
 
 
 BEYOND = 0.1
 """Share of answers that fit another prompt as well, beyond that of the model's own, from which on a part of them is
 called misplaced."""
+
+
+def more_ignored(row: Columns) -> bool:
+    """Whether more preferred answers than own ones fit another prompt as well, beyond the interval of the own."""
+    data, own = at_step_0(row, "start/prompt_ignored"), at_step_0(row, "start/prompt_ignored_own")
+    return data is not None and own is not None and data.n >= 8 and data.mean > max(own.high, own.mean + BEYOND)
+
+
+def astray(account: Account, start: Columns) -> Finding | None:
+    """Answers that share no rare word with their own prompt, and some with one whose answer is missing as well, more
+    often than chance has it (`data.quality.elsewhere`). Where words alone do not show it, a model must agree.
+
+    start: the columns of the row of step 0, empty where no model was asked."""
+    part = part_of(account, "audit", "faults", "elsewhere")
+    n, strays, count = (number_in(part, k) for k in ("n", "strays", "count"))
+    if not 0 < count <= strays <= n or not (part.get("sure") is True or more_ignored(start)):
+        return None
+    shares = {k: f"{100 * min(1.0, max(0.0, number_in(part, k))):.0f}%" for k in ("share", "by_chance")}
+    seen = [line("astray", strays=f"{strays:,.0f}", n=f"{n:,.0f}", **shares)]
+    if isinstance(apart := part.get("apart"), int) and 0 < abs(apart) < n:
+        seen.append(line("in_step", n=f"{number_in(part, 'in_step'):,.0f}", apart=f"{apart:+,.0f}"))
+    return Finding(
+        "answers_astray",
+        f"Answers stand at the wrong prompts: {count:,.0f} of {n:,.0f} speak of what another prompt asks.",
+        "warning",
+        "An answer takes up words of what was asked. These share no rare word with their own prompt, and some with "
+        "another one that is left without an answer of its own. Rows or columns of the data have slipped against each "
+        "other, or one column was sorted without the rest. A few of these lines are named by chance, and more have "
+        "slipped than words show.",
+        tuple(seen),
+        (Remedy("join prompts and answers again from where they came, row by row"), CLEAN),
+        cause=True,
+        sure="likely",
+        lines=sources_in(part),
+        values={"n": f"{count:,.0f}"},
+    )
 
 
 def _slipped(row: Columns) -> Finding | None:
@@ -137,7 +175,7 @@ def _elsewhere(row: Columns) -> Finding | None:
 def foreign(case: Case) -> Finding | None:
     """The model finds its own answers likelier than the preferred ones by 2 nats per token or more (7 times, for each
     token): these are not answers as it writes them."""
-    return _foreign(_first(case)) if case.family == "preference" else None
+    return _foreign(first_row(case)) if case.family == "preference" else None
 
 
 def _foreign(row: Columns) -> Finding | None:
@@ -187,7 +225,7 @@ def too_alike(case: Case) -> Finding | None:
     warning where both fall."""
     chosen = case.seen("rewards/chosen")
     falls = chosen is not None and chosen.change.falls()
-    return _too_alike(_first(case), falls, case.evidence("rewards/chosen"), case.gentler() if falls else ())
+    return _too_alike(first_row(case), falls, case.evidence("rewards/chosen"), case.gentler() if falls else ())
 
 
 def _too_alike(
@@ -219,7 +257,7 @@ def _too_alike(
 def broken(case: Case) -> Finding | None:
     """Before training, a third of all runs of three tokens in the answers had stood there before; whether they ended is
     for `answers.never_end` to say."""
-    return _broken(_first(case))
+    return _broken(first_row(case))
 
 
 def _broken(row: Columns) -> Finding | None:

@@ -1,5 +1,5 @@
-"""What words alone show of the data, before any model: labels that they contradict, answers at wrong prompts, and how
-often they tell the preferred answer (`data.quality`)."""
+"""What words alone show of the labels, before any model: those that they contradict, and how often they tell the
+preferred answer (`data.quality.told`)."""
 
 from __future__ import annotations
 
@@ -9,34 +9,6 @@ from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, so
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line, number
 from prefiere.stats import LEAST
-
-
-def astray(account: Account) -> Finding | None:
-    """Answers that share no rare word with their own prompt, and some with one whose answer is missing as well, more
-    often than chance has it (`data.quality.elsewhere`)."""
-    part = part_of(account, "audit", "faults", "elsewhere")
-    n, count, apart = (number_in(part, k) for k in ("n", "count", "apart"))
-    if not n:
-        return None
-    shares = {k: f"{100 * number_in(part, k):.0f}%" for k in ("share", "by_chance")}
-    seen = [line("astray", strays=f"{number_in(part, 'strays'):,.0f}", n=f"{n:,.0f}", **shares)]
-    if apart:
-        seen.append(line("in_step", n=f"{number_in(part, 'in_step'):,.0f}", apart=f"{apart:+,.0f}"))
-    return Finding(
-        "answers_astray",
-        f"Answers stand at the wrong prompts: {count:,.0f} of {n:,.0f} speak of what another prompt asks.",
-        "warning",
-        "An answer takes up words of what was asked. These share no rare word with their own prompt, and some with "
-        "another one that is left without an answer of its own. Rows or columns of the data have slipped against each "
-        "other, or one column was sorted without the rest. A few of these lines are named by chance, and more have "
-        "slipped than words show.",
-        tuple(seen),
-        (Remedy("join prompts and answers again from where they came, row by row"), CLEAN),
-        cause=True,
-        sure="likely",
-        lines=sources_in(part),
-        values={"n": f"{count:,.0f}"},
-    )
 
 
 def words_reversed(account: Account) -> Finding | None:
