@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -71,8 +72,13 @@ def texts_faulty(record: AnyRecord) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=8)  # the texts of the record at hand, which several counts look at
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
+
+
 def _words(text: str) -> list[str]:
-    return [w for w in _WORD.findall(text.casefold()) if w.isalnum()]
+    return [w for w in _tokens(text) if w.isalnum()]
 
 
 def one_word_apart(first: str, second: str) -> bool:
@@ -128,17 +134,17 @@ class Faults:
         answers = _answers_of(record)
         for name in texts_faulty(record):
             self._count(name, record.source)
+        prompt = prompt_key(record.prompt)
         if answers:
-            asked, *each = (set(_WORD.findall(t.casefold())) for t in (spoken_by(record.prompt), *answers))
-            self.spoken.add(prompt_key(record.prompt), asked, each, record.source)
+            asked, *each = (set(_tokens(t)) for t in (spoken_by(record.prompt), *answers))
+            self.spoken.add(prompt, asked, each, record.source)
             self._answer(record, answers)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
-            said = set(_WORD.findall(answers[0].casefold()))
-            self.words.add_single(prompt_key(record.prompt), key, said, record.desirable, record.source)
+            self.words.add_single(prompt, key, set(_tokens(answers[0])), record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
-            self._pair(record, *(answers if record.label > 0.5 else reversed(answers)))
+            self._pair(prompt, record.source, *(answers if record.label > 0.5 else reversed(answers)))
 
     def _answer(self, record: AnyRecord, answers: list[str]) -> None:
         """What the answer shows that is to be learnt: the preferred one, or the only one that is not called bad."""
@@ -152,18 +158,18 @@ class Faults:
         if unended(preferred) and key not in self.ended_at:
             self.ended_at[key] = len(preferred.rstrip())
 
-    def _pair(self, record: PreferencePair, chosen: str, rejected: str) -> None:
+    def _pair(self, prompt: int, source: str, chosen: str, rejected: str) -> None:
         self.pairs += 1
         if one_word_apart(chosen, rejected):
-            self._count("one_word", record.source)
-        both = [set(_WORD.findall(t.casefold())) for t in (chosen, rejected)]
+            self._count("one_word", source)
+        both = [set(_tokens(t)) for t in (chosen, rejected)]
         self.only[0].update(both[0] - both[1])
         self.only[1].update(both[1] - both[0])
         self.any[0].update(both[0])
         self.any[1].update(both[1])
         keys = [_key(text) for text in (chosen, rejected)]
         answers = int.from_bytes(blake2b(b"".join(sorted(keys)), digest_size=8).digest(), "little", signed=True)
-        self.words.add(prompt_key(record.prompt), answers, both[0] - both[1], both[1] - both[0], record.source)
+        self.words.add(prompt, answers, both[0] - both[1], both[1] - both[0], source)
         for counter, text, key in zip(self.texts, (chosen, rejected), keys, strict=True):
             counter[key] += 1
             if counter[key] == 2:
