@@ -495,6 +495,23 @@ def test_labels_without_a_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rate", "share", "trained"),
+    [(1e-6, 2e-5, True), (1e-6, 1e-6, False), (1e-6, 0.0, False), (1e-2, 0.0025, True), (1e-2, 0.0015, False)],
+)
+def test_what_a_trained_model_is_goes_with_its_rate(tmp_path: Path, rate: float, share: float, trained: bool) -> None:
+    """A large model has a small rate, and its weights move little, whatever it learns: that is no standstill."""
+    flat = {"rewards/margins": to(0.0), "rewards/accuracies": to(0.5, 0.5), "loss": to(0.72, math.log(2))}
+    own = {"train": {"rewards/margins": to(0.9)}, "held_out": flat, "spread": 0.3, "recipe": {"learning_rate": rate}}
+    run = make(tmp_path, **own)
+    rows = [row | {"learning_rate": rate} for row in run.metrics]
+    (run.folder / "metrics.jsonl").unlink()
+    for row in rows:
+        run.log(row)
+    d = diagnose(moved(planned(run, automatic=rate), share))
+    assert ("no_pattern" in d) is trained
+
+
+@pytest.mark.parametrize(
     ("words", "pairs", "key", "cause"),
     [
         ([0.51, 0.47, 0.55, 400], 400, "no_pattern", True),

@@ -99,8 +99,8 @@ def stuck(case: Case) -> Finding | None:
     which nothing is known. Where the weights have moved, the rate is not the cause."""
     if not still(case) or case.odd(-1) is not None:
         return None
-    few, weights = case.steps < 20, case.series("weights/moved")
-    if len(weights) and float(weights.values[-1]) > 0.002 and not few:
+    few = case.steps < 20
+    if case.moved and not few:
         return None
     known = any(r.dial.name == "learning_rate" for r in case.dials) or case.recipe.get("learning_rate") == "auto"
     return Finding(

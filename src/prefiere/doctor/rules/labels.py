@@ -21,9 +21,6 @@ from prefiere.doctor.words import line, number
 from prefiere.run import Run
 from prefiere.stats import FEWEST_MARGINS, LEAST, UNLIKELY, between, chance_of_one, firmly_against, wilson
 
-MOVED = 0.002
-"""Change of the weights over their length, from which on a model has been trained at all."""
-
 
 @dataclass(frozen=True)
 class Margins:
@@ -104,7 +101,7 @@ def _first_epoch(case: Case, rows: Sequence[Mapping[str, Any]]) -> float:
 def swapped(case: Case) -> Finding | None:
     """Held-out margins, and those of training pairs that were not learnt from yet, lie in two clouds. Those of a model
     that has not been trained are rounding, and say nothing of its labels."""
-    if moved(case) is False:
+    if case.moved is False:
         return None
     held, training = last_held_out(case), unseen(case)
     seen = held.joined(training)
@@ -159,12 +156,6 @@ def _place(source: str) -> tuple[str, int]:
     """``file:12`` in the order of files and lines."""
     name, _, line = source.rpartition(":")
     return (name, int(line)) if line.isdecimal() else (source, 0)
-
-
-def moved(case: Case) -> bool | None:
-    """Whether training moved the weights; None where nothing tells."""
-    series = case.series("weights/moved")
-    return bool(series.values[-1] > MOVED) if len(series) else None
 
 
 def _number(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.labels import last_held_out, moved, unseen
+from prefiere.doctor.rules.labels import last_held_out, unseen
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.rules.told import words_tell
 from prefiere.doctor.series import Change, Level
@@ -45,7 +45,7 @@ def nothing_learnt(case: Case) -> Finding | None:
 
 
 def _at_chance(case: Case) -> bool:
-    if case.family not in ("preference", "reward") or case.odd(-1) or case.odd(1) or not moved(case):
+    if case.family not in ("preference", "reward") or case.odd(-1) or case.odd(1) or not case.moved:
         return False
     right, margin = case.change("eval_rewards/accuracies"), case.change("eval_rewards/margins")
     if case.steps < 15 or right is None or right.after.n < 40 or not (right.after.low <= 0.5 <= right.after.high):
