@@ -103,7 +103,7 @@ def test_rewards_turn_the_model_over_seeds_and_do_not_break_it(
     either as good, or stops itself and says why."""
     from prefiere.demo import judge, main
 
-    monkeypatch.setattr(main, "SAMPLES", 16)
+    monkeypatch.setattr(main, "ANSWERS_PER_PROMPT", 16)
     base = base_model(tmp_path, QUIET, rebuild=False)
     flags = {"model": str(base), "data": str(corpus.write_corpus(tmp_path / "data")["preferences"]), "seed": seed}
     scorer = train(recipe.load("reward", None, {**flags, "out": str(tmp_path / "reward")}), console=QUIET)
