@@ -225,6 +225,17 @@ def test_clean_says_how_many_labels_it_did_not_hold_against_words(
     assert "were not looked at" not in whole.output
 
 
+def test_clean_says_it_of_demonstrations_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their words are held against their prompts; prompts alone have none to hold against anything."""
+    monkeypatch.setattr(faults, "LOOKED_AT", 3)
+    shown = [{"prompt": f"What is topic{i}?", "completion": f"It is number {i}."} for i in range(5)]
+    for rows, said in ((shown, True), ([{"prompt": r["prompt"]} for r in shown], False)):
+        name = written(tmp_path / f"{said}.jsonl", rows)
+        done = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / f"{said}-clean.jsonl")])
+        assert done.exit_code == 0, done.output
+        assert ("the words of the last 2 records were not looked at" in done.output) is said
+
+
 def swapped_run(folder: Path, name: str) -> Run:
     """A run on 200 lines of a file, every fifth of which it is as sure of as of the rest, the other way round."""
     run = make(folder)

@@ -112,9 +112,16 @@ def test_rows_that_slipped_in_step_are_said_so(share: float, by: int) -> None:
     rows = [(asked, sound[(i + by) % 300][1] if i >= begin else answer) for i, (asked, answer) in enumerate(sound)]
     astray = found(rows)
     assert astray is not None
-    assert astray.apart == by
+    assert (astray.apart, astray.sure) == (by, True)
     assert astray.in_step > 0.5 * len(astray.sources)
     assert sum(int(s[2:]) >= begin for s in astray.sources) > 0.8 * len(astray.sources)
+
+
+def test_where_no_answer_is_in_its_place_chance_is_not_said_to_be_none() -> None:
+    rows = [(f"topic{i} word", f"topic{(i + 1) % 60} word") for i in range(60)]
+    astray = found(rows)
+    assert astray is not None
+    assert (astray.apart, astray.by_chance) == (1, None)
 
 
 def test_prompts_and_answers_that_share_no_words_show_nothing() -> None:
@@ -178,8 +185,8 @@ def test_the_counts_are_those_of_a_slow_loop(monkeypatch: pytest.MonkeyPatch) ->
     assert astray.strays == strays
     assert set(astray.sources) == missing
     assert (astray.share, astray.by_chance) == pytest.approx((len(astray.sources) / strays, by_chance), abs=1e-12)
-    if astray.apart:
-        assert astray.in_step == away[astray.apart] == max(away.values())
+    assert astray.apart != 0
+    assert astray.in_step == away[astray.apart] == max(away.values())
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def test_a_cold_temperature_is_not_blamed_for_harm_that_a_rate_did(tmp_path: Pat
 def test_a_setting_that_may_do_either_is_named_once(tmp_path: Path) -> None:
     flat = {"rewards/accuracies": to(0.5, 0.5), "rewards/margins": to(0.0), "loss": to(math.log(2), math.log(2))}
     d = diagnose(planned(make_reward(tmp_path, held_out=flat, recipe={"center_rewards_coefficient": 50.0})))
-    assert len([f for f in d.findings if f.about == "center_rewards_coefficient"]) <= 1
+    assert [(f.key, f.severity) for f in d.findings if f.about == "center_rewards_coefficient"] == [
+        ("setting_too_high", "bad")
+    ]
 
 
 # -- 1: the rate is blamed only where it is off -----------------------------------------------------------------------
@@ -578,6 +580,10 @@ def test_what_words_alone_do_not_show_takes_a_model_to_agree(
     part = {"strays": 90, "n": 300, "share": 0.8, "by_chance": 0.3, "sure": sure, "count": 72, "sources": ["d:1"]}
     run.data = {"train": {"audit": {"faults": {"elsewhere": part}}}}
     assert ("answers_astray" in keys(run)) is named
+    if named:
+        assert "(by chance: 30%)" in told(diagnose(run), "answers_astray").evidence[0]
+        run.data = {"train": {"audit": {"faults": {"elsewhere": part | {"by_chance": None}}}}}
+        assert "(by chance: –)" in told(diagnose(run), "answers_astray").evidence[0]
 
 
 def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     console.print(in_words("clean.written", n=f"{kept:,}", out=out), markup=False, soft_wrap=True)
     if swapped is not None and not swapped.lines:
         console.print(f"  {in_words('clean.no_line', run=run)}", markup=False, soft_wrap=True)
-    if left.beyond and source.kind in ("pairs", "judgements"):
+    if left.beyond and source.kind != "prompts":
         console.print(f"  {in_words('clean.beyond', n=f'{left.beyond:,}')}", markup=False, soft_wrap=True)
     dropped = source.counts.dropped.total()
     lost = [in_words("clean.by_reader", n=f"{dropped:,}", counts=source.counts), *source.problems] if dropped else []

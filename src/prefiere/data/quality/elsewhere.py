@@ -43,14 +43,14 @@ _AT_ONCE = 512
 class Elsewhere:
     """``strays`` of n answers have no rare word of their own prompt and some of another; ``share`` of these have most
     of a prompt whose own answer is missing as well, or lie ``apart`` prompts away from it, as ``in_step`` of them do; 0
-    where they do not agree. by_chance: the share that chance has. sure: whether words alone show it; if not, the data
-    may as well be of several kinds, in one of which answers never take up words of their prompts. sources: where they
-    were read."""
+    where they do not agree. by_chance: the share that chance has; None where no answer is in its place to show it.
+    sure: whether words alone do; if not, the data may as well be of several kinds, in one of which answers never take
+    up words of their prompts. sources: where they were read."""
 
     strays: int
     n: int
     share: float
-    by_chance: float
+    by_chance: float | None
     apart: int
     in_step: int
     sure: bool
@@ -120,7 +120,7 @@ class Spoken:
             return None
         wrong = missing & (beyond | (away == apart))
         named = [self.sources[i] for i in np.flatnonzero(wrong)]
-        chance = float(besides.mean()) if len(besides) else 0.0
+        chance = float(besides.mean()) if len(besides) else None
         if not in_step:
             apart = most = 0
         return Elsewhere(strays, n, len(named) / strays, chance, apart, most, sure or in_step, named)

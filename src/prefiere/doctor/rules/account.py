@@ -15,11 +15,10 @@ CLEAN = Remedy("`prefiere data DATA --clean out.jsonl`, which writes the data wi
 def number_in(account: Account, *path: str) -> float:
     """A count or a share at a place of the account; 0 where there is none, or what may come from a stranger counts
     nothing (NaN, infinity, less than nothing)."""
-    found: Any = account
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    known = isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found < 2**63
-    return float(found) if known else 0.0
+    found = part_of(account, *path[:-1]).get(path[-1])
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return 0.0
+    return float(found) if 0 <= found < 2**63 else 0.0
 
 
 def part_of(account: Account, *path: str) -> Account:

@@ -3,7 +3,7 @@ a web page (`data.quality.faults`)."""
 
 from __future__ import annotations
 
-from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.case import Case, Finding, Surety
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.account import Account, number_in, part_of, sources_in
 from prefiere.doctor.rules.lengths import SHARE
@@ -33,41 +33,50 @@ def own_unended(case: Case) -> Level | None:
 
 def echoed(account: Account) -> Finding | None:
     """A tenth of the answers begin with their prompt, and the reader did not cut it off (a longer one it does)."""
-    share = _level(account, "echoed")
-    if share is None or share.low < PART:
-        return None
-    shown = f"{100 * share.mean:.0f}%"
-    return Finding(
+    return _counted(
+        account,
+        "echoed",
         "prompt_in_answer",
-        f"{shown} of the answers begin by repeating their prompt.",
-        "warning",
+        "begin by repeating their prompt",
         "The question was probably written where the answer alone belongs. The model then learns to say each question "
         "again before it answers.",
-        (line("echoed", level=interval(share, SHARE), n=f"{share.n:,}"),),
-        (Remedy("take the prompt out of the answers, which begin where the model is to begin"),),
-        cause=True,
-        sure="likely",
-        lines=sources_in(part_of(account, "audit", "faults", "echoed")),
-        values={"share": shown},
+        Remedy("take the prompt out of the answers, which begin where the model is to begin"),
+        "likely",
     )
 
 
 def of_a_page(account: Account) -> Finding | None:
     """A tenth of the answers hold marks of HTML."""
-    share = _level(account, "of_a_page")
+    return _counted(
+        account,
+        "of_a_page",
+        "web_marks",
+        "hold marks of a web page",
+        "Tags and entities such as <p> or &amp; are how a page is written, and not what people read. The model learns "
+        "to write them.",
+        Remedy("write the data again as plain text, or as Markdown"),
+        "sure",
+    )
+
+
+def _counted(
+    account: Account, part: str, key: str, what: str, meaning: str, advice: Remedy, sure: Surety
+) -> Finding | None:
+    """What a tenth of the answers to be learnt, or more, show beyond the interval of that share."""
+    share = _level(account, part)
     if share is None or share.low < PART:
         return None
     shown = f"{100 * share.mean:.0f}%"
     return Finding(
-        "web_marks",
-        f"{shown} of the answers hold marks of a web page.",
+        key,
+        f"{shown} of the answers {what}.",
         "warning",
-        "Tags and entities such as <p> or &amp; are how a page is written, and not what people read. The model learns "
-        "to write them.",
-        (line("of_a_page", level=interval(share, SHARE), n=f"{share.n:,}"),),
-        (Remedy("write the data again as plain text, or as Markdown"),),
+        meaning,
+        (line(part, level=interval(share, SHARE), n=f"{share.n:,}"),),
+        (advice,),
         cause=True,
-        lines=sources_in(part_of(account, "audit", "faults", "of_a_page")),
+        sure=sure,
+        lines=sources_in(part_of(account, "audit", "faults", part)),
         values={"share": shown},
     )
 

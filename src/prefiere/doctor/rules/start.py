@@ -106,7 +106,9 @@ def astray(account: Account, start: Columns) -> Finding | None:
     n, strays, count = (number_in(part, k) for k in ("n", "strays", "count"))
     if not 0 < count <= strays <= n or not (part.get("sure") is True or more_ignored(start)):
         return None
-    shares = {k: f"{100 * min(1.0, max(0.0, number_in(part, k))):.0f}%" for k in ("share", "by_chance")}
+    shares = {k: f"{100 * min(1.0, number_in(part, k)):.0f}%" for k in ("share", "by_chance")}
+    if part.get("by_chance") is None:  # no answer is in its place, to say how often chance has it
+        shares["by_chance"] = "–"
     seen = [line("astray", strays=f"{strays:,.0f}", n=f"{n:,.0f}", **shares)]
     if isinstance(apart := part.get("apart"), int) and 0 < abs(apart) < n:
         seen.append(line("in_step", n=f"{number_in(part, 'in_step'):,.0f}", apart=f"{apart:+,.0f}"))
