@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import runs
+from prefiere.cli.data import say_findings
 from prefiere.cli.main import app
 from prefiere.data.quality import faults
 from prefiere.data.quality.blind import blind_verdict, drawn
@@ -171,6 +172,21 @@ def test_labels_that_words_contradict_are_named_and_left_out(tmp_path: Path, sin
     assert left["sources"]["reversed"] == wrong
     again = json.loads(ASK.invoke(app, ["data", str(out), "--json"]).stdout)
     assert "words_reversed" not in {f["key"] for f in again["findings"]}
+
+
+def test_what_a_model_must_agree_to_is_said_once_it_was_asked() -> None:
+    """Words point elsewhere, and may mean data of several kinds; to the model 30% of the answers fit any prompt."""
+    part = {"strays": 90, "n": 300, "share": 0.8, "by_chance": 0.3, "sure": False, "count": 72, "sources": ["d:1"]}
+    account = {"audit": {"faults": {"elsewhere": part}}}
+    row = {
+        f"start/{name}{end}": value + by
+        for name, value in (("prompt_ignored", 0.3), ("prompt_ignored_own", 0.0))
+        for end, by in (("", 0.0), ("_low", -0.1), ("_high", 0.1))
+    } | {"start/prompt_ignored_n": 24, "start/prompt_ignored_own_n": 24}
+    said = [
+        {f["key"] for f in say_findings(account, seen, False, Console(quiet=True))["findings"]} for seen in ({}, row)
+    ]
+    assert ["answers_astray" in keys for keys in said] == [False, True]
 
 
 @pytest.mark.parametrize("kind", ["pairs", "singles", "demonstrations"])

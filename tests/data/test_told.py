@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -155,6 +157,24 @@ def test_labels_of_chance_that_lie_in_two_clouds_are_not_reversed(monkeypatch: p
         faults.add(PreferencePair(prompt=f"p{i}", chosen=chosen, rejected=rejected))
     assert faults.words.reversed() is None
     monkeypatch.setattr(faults.words, "found", lambda: None)
+    assert faults.words.reversed() is not None
+
+
+@pytest.mark.parametrize(("n", "words", "seed"), [(380, 300, 22), (380, 300, 35), (200, 60, 9)])
+def test_pairs_one_word_apart_are_not_reversed(monkeypatch: pytest.MonkeyPatch, n: int, words: int, seed: int) -> None:
+    """A random word of the preferred answer was exchanged: few words differ, so that many pairs are decided by the
+    same ones. These lie in two clouds, a third against their labels, and words tell fewer than the other two thirds."""
+    rng, often = np.random.default_rng(seed), 1 / np.arange(1, words + 1)
+    faults = Faults()
+    for i in range(n):
+        said = [f"w{w}" for w in rng.choice(words, 8, p=often / often.sum())]
+        at, other = int(rng.integers(8)), f"w{rng.choice(words, p=often / often.sum())}"
+        chosen, rejected = (" ".join(s) for s in (said, [*said[:at], other, *said[at + 1 :]]))
+        faults.add(PreferencePair(prompt=f"p{i}", chosen=chosen, rejected=rejected))
+    assert faults.words.reversed() is None
+    found = faults.words.found()
+    assert found is not None
+    monkeypatch.setattr(faults.words, "found", lambda: replace(found, high=1.0))
     assert faults.words.reversed() is not None
 
 

@@ -130,6 +130,15 @@ def test_a_column_that_was_cut_at_a_length() -> None:
     assert found("cut_off", alike) is None  # all of one length, and each of them ends
 
 
+def test_no_more_are_cut_at_a_length_than_end_without_a_full_stop() -> None:
+    """An account that a stranger wrote."""
+    odd = account([a.rstrip(".") for a in SOUND])
+    for count, severity in ((60, "warning"), (61, "info")):
+        odd["audit"]["faults"]["at_the_limit"] = {"length": 100, "count": count}
+        said = next(f for f in findings_of(odd, preferences=False) if f.key == "cut_off")
+        assert (said.severity, "at the same length" in said.title) == (severity, severity == "warning")
+
+
 def test_most_stop_in_the_middle_and_nothing_is_known_of_the_model() -> None:
     """People who write without full stops are heard of, and not warned of."""
     loose = found("cut_off", [a.rstrip(".") for a in SOUND])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.dials import readings
 from prefiere.doctor.prescribe import prescribe
@@ -128,6 +129,15 @@ def test_each_setting_that_holds_a_run_back_is_named_with_its_value(
     assert d.findings[0].remedy[0].split(",")[0] == usual
     assert not any("learning_rate" in r and "critic" not in r for f in d.findings for r in f.remedy)
     assert "inf" not in str(d.to_dict()).replace("info", "")
+
+
+@pytest.mark.parametrize(("plan", "odd"), [({"adapter": None}, False), ({"adapter": "new"}, True), ({}, True)])
+def test_settings_of_an_adapter_that_auto_did_not_choose_are_not_read(
+    tmp_path: Path, plan: dict[str, Any], odd: bool
+) -> None:
+    run = make(tmp_path, recipe={"lora": "auto", "lora_alpha": 32e4})
+    run.environment = {"plan": plan | {"automatic": {"learning_rate": 1e-5}}}
+    assert ("lora_alpha" in {d.dial.name for d in Case(run).dials if d.odd}) is odd
 
 
 def test_a_kl_that_costs_nothing_is_no_fault_without_harm(tmp_path: Path) -> None:
@@ -584,6 +594,14 @@ def test_what_words_alone_do_not_show_takes_a_model_to_agree(
         assert "(by chance: 30%)" in told(diagnose(run), "answers_astray").evidence[0]
         run.data = {"train": {"audit": {"faults": {"elsewhere": part | {"by_chance": None}}}}}
         assert "(by chance: –)" in told(diagnose(run), "answers_astray").evidence[0]
+
+
+@pytest.mark.parametrize(("part", "key"), [("echoed", "prompt_in_answer"), ("of_a_page", "web_marks")])
+def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: Path, part: str, key: str) -> None:
+    run = beginning(make(tmp_path), chosen_logp=-5.0)
+    assert "foreign_answers" in keys(run)
+    run.data = faulty(to_learn={"count": 100}, **{part: {"count": 90, "sources": ["d:1"]}})
+    assert (key in keys(run), "foreign_answers" in keys(run)) == (True, False)
 
 
 def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:

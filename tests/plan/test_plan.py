@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,15 @@ def test_a_reward_model_reads_pairs_and_keeps_no_reference(tmp_path: Path) -> No
     bert = resolve(runs.settings(tmp_path, Reward, model=str(runs.encoder_folder(tmp_path / "bert"))), CPU)
     assert bert.both_ways
     assert bert.max_length == 64
+
+
+@pytest.mark.parametrize("rate", ["auto", 1e-3])
+def test_what_auto_comes_to_is_recorded_whether_or_not_it_was_asked_for(tmp_path: Path, rate: Any) -> None:
+    """For the critic five times the policy's rate, for the doctor to hold what was asked for against."""
+    asked = runs.policy_settings(tmp_path, learning_rate=2e-6, critic_learning_rate=rate)
+    written = resolve(asked, CPU).to_json()
+    assert written["critic_learning_rate"] == pytest.approx(1e-5 if rate == "auto" else 1e-3)
+    assert written["automatic"]["critic_learning_rate"] == pytest.approx(1e-5)
 
 
 def test_another_revision_is_another_base() -> None:

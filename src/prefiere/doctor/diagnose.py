@@ -116,8 +116,8 @@ def praise(found: Iterable[Finding]) -> Finding | None:
 
 
 def reserve(found: Iterable[Finding]) -> Finding | None:
-    """Of findings, the gravest first: what praise must not be said without, damage and warnings before information."""
-    return next((f for f in found if f.severity in ("bad", "warning") or f.key in _RESERVES), None)
+    """Of findings, the gravest first and none of damage: what praise must not be said without, warnings first."""
+    return next((f for f in found if f.severity == "warning" or f.key in _RESERVES), None)
 
 
 def _verdict(found: list[Finding]) -> tuple[str, Severity]:

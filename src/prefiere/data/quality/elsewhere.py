@@ -138,9 +138,7 @@ class Spoken:
             mine = like.indices == prompt[row]
             own[row[mine]] = like.data[mine]
             row, to, much = row[~mine], like.indices[~mine], like.data[~mine]
-            by = np.lexsort(
-                (to, -np.round(much, 7), row)
-            )  # of prompts that are equally near, the same on every machine
+            by = np.lexsort((to, -np.round(much, 7), row))  # of equally near prompts the same on every machine
             row, to, much = row[by], to[by], much[by]
             rank = np.arange(len(row)) - np.searchsorted(row, row)
             few = rank < NEAREST

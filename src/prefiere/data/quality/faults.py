@@ -154,9 +154,8 @@ class Faults:
         self._count("to_learn", "")
         for name in answer_faults(record, preferred):
             self._count(name, record.source)
-        key = _key(preferred)
-        if unended(preferred) and key not in self.ended_at:
-            self.ended_at[key] = len(preferred.rstrip())
+        if unended(preferred):
+            self.ended_at[_key(preferred)] = len(preferred.rstrip())
 
     def _pair(self, prompt: int, source: str, chosen: str, rejected: str) -> None:
         self.pairs += 1

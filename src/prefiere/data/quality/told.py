@@ -117,8 +117,9 @@ class WordsTell:
         against = clustered_mean((score < 0).astype(float), keys, share=True)
         if chance_of_one(score) >= UNLIKELY or against.low <= LEAST_AGAINST:
             return None
-        if (told := self.found()) is not None and told.low <= 0.5:
-            return None  # labels of chance: any two pairs decide about each other, so that clouds come about more often
+        if (told := self.found()) is not None and (told.low <= 0.5 or told.high < 1 - against.mean):
+            return None  # any two pairs decide about each other, so that clouds come about of chance; words that were
+            # fitted to none of the pairs that they predict tell of nothing then, or of fewer than the clouds have right
         named = [self.sources[i] for i in np.flatnonzero(firmly_against(score))]
         return Reversed(against, len(score), between(score), named)
 
