@@ -68,15 +68,18 @@ def test_a_part_that_was_exchanged_is_found_and_named(share: float) -> None:
 
 
 def test_prompts_that_an_answer_is_as_near_to_are_no_control() -> None:
-    """Two prompts on each topic, the answers to both of which were exchanged with those on another: where one is left
-    without its answer, so is the other, which shows nothing of chance."""
+    """Four prompts on each topic, whose answers were exchanged with those on another: where one is left without its
+    answer, so are the other three, which shows nothing of chance. One answer in five names something besides."""
     rng = np.random.default_rng(0)
-    rows = [(f"topic{i // 2} about{i % 100}", f"topic{i // 2} about{rng.integers(100)}") for i in range(400)]
-    topics = rng.permutation(200)[:60].tolist()
+    rows = [
+        (f"topic{i // 4} about{i % 50}", f"topic{i // 4} about{rng.integers(50) if rng.random() < 0.2 else 'it'}")
+        for i in range(400)
+    ]
+    topics = rng.permutation(100)[:30].tolist()
     for one, other in zip(topics[::2], topics[1::2], strict=True):
-        for k in range(2):
-            (asked, answer), (there, besides) = rows[2 * one + k], rows[2 * other + k]
-            rows[2 * one + k], rows[2 * other + k] = (asked, besides), (there, answer)
+        for k in range(4):
+            (asked, answer), (there, besides) = rows[4 * one + k], rows[4 * other + k]
+            rows[4 * one + k], rows[4 * other + k] = (asked, besides), (there, answer)
     astray = found(rows)
     assert astray is not None
     assert (astray.sure, astray.apart) == (True, 0)
