@@ -73,7 +73,7 @@ def test_prompts_that_an_answer_is_as_near_to_are_no_control() -> None:
     rng = np.random.default_rng(7)
     rows = [
         (
-            f"topic{i // 4} about{i // 40 if i % 40 == 0 else 'it'}",
+            f"own{i} topic{i // 4} about{i // 40 if i % 40 == 0 else 'it'}",
             f"topic{i // 4} about{rng.integers(10) if rng.random() < 0.2 else 'it'}",
         )
         for i in range(400)
