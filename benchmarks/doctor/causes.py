@@ -155,6 +155,31 @@ def reworded(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
     ]  # fmt: skip
 
 
+def slipped(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
+    """The answers of the last rows, so many of them, are those of the row after."""
+    begin, sides = round((1 - share) * len(rows)), [k for k in rows[0] if k != "prompt"]
+    return [
+        {**row, **{k: rows[(i + 1) % len(rows) if i >= begin else i][k] for k in sides}} for i, row in enumerate(rows)
+    ]
+
+
+def of_answers(change: Callable[[Row, str], str]) -> Plant:
+    """Every answer of a share of the rows changed."""
+
+    def planted(row: Row, i: int) -> Row:
+        for side in set(row) - {"prompt"}:
+            row = put(row, side, change(row, of(row, side)))
+        return row
+
+    return lambda rows, rng, share: some(rows, rng, share, planted)
+
+
+def stored(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
+    """Answers cut at a length that so many of the preferred ones pass."""
+    longest = sorted(len(of(r, "chosen")) for r in rows)[round((1 - share) * (len(rows) - 1))]
+    return of_answers(lambda row, text: text[:longest])(rows, rng, 1.0)
+
+
 def one_sided(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
     """Single answers, of which so many are good."""
     out = []
@@ -183,6 +208,11 @@ def times(key: str) -> Callable[[float], Row]:
 
 def keys(*names: str) -> frozenset[str]:
     return frozenset(names)
+
+
+def odd(name: str) -> frozenset[str]:
+    """A setting that is named, with what it does or without."""
+    return keys(*(f"{key}:{name}" for key in ("setting_too_high", "setting_too_low", "unusual_setting")))
 
 
 SWAP, NO_PATTERN = ("labels_swapped", "words_reversed"), "no_pattern"
@@ -267,6 +297,23 @@ CAUSES: tuple[Cause, ...] = (
           settings=times("learning_rate")),
     Cause("sft: answers of other prompts", "sft", (0.6, 0.8, 1.0), keys(*ELSEWHERE), shuffled),
     Cause("sft: template written into the text", "sft", (0.2, 0.6, 1.0), keys("template_in_text"), templated),
+    Cause("rows slipped by one", "dpo", (0.3, 0.6, 1.0), keys(*ELSEWHERE), slipped),
+    Cause("sft: rows slipped by one", "sft", (0.3, 0.6, 1.0), keys(*ELSEWHERE), slipped),
+    Cause("a column was cut when it was stored", "dpo", (0.3, 0.6, 0.9), keys("cut_off"), stored),
+    Cause("marks of a web page", "dpo", (0.3, 0.6, 1.0), keys("web_marks"), of_answers(lambda r, a: f"<p>{a}</p>")),
+    Cause("sft: the prompt is in the answer", "sft", (0.3, 0.6, 1.0), keys("prompt_in_answer"),
+          of_answers(lambda r, a: f"{of(r, 'prompt')} {a}")),
+    Cause("warm-up", "dpo", (0.9, 100, 1000), odd("warmup_steps"), settings=lambda s: {"warmup_steps": s}),
+    Cause("max_grad_norm", "dpo", (1e-3, 1e-5, 1e-7), odd("max_grad_norm"), settings=lambda s: {"max_grad_norm": s}),
+    Cause("lora_alpha", "dpo", (1e3, 1e4, 1e5), odd("lora_alpha"), settings=lambda s: {"lora": True, "lora_alpha": s}),
+    Cause("lora_dropout", "dpo", (0.5, 0.7, 0.9), odd("lora_dropout"),
+          settings=lambda s: {"lora": True, "lora_dropout": s}),
+    Cause("KTO: one kind weighs nothing", "kto", (30.0, 200.0, 1000.0), keys("lopsided"),
+          settings=lambda s: {"desirable_weight": s}),
+    Cause("policy: temperature too low", "rloo", (0.1, 0.03, 0.01), odd("temperature"),
+          settings=lambda s: {"temperature": s}),
+    Cause("critic: rate too low", "ppo", (1e-6, 1e-8, 1e-10), odd("critic_learning_rate"),
+          settings=lambda s: {"critic_learning_rate": s}),
 )  # fmt: skip
 
 UNLEARNT = Cause("nothing learnt with sound labels and settings", "dpo", (None, None, None), keys("pattern_missed"))

@@ -276,6 +276,44 @@ def test_one_side_alone_is_no_margin(tmp_path: Path) -> None:
     assert told(d, "one_sided").cause
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "weights", "said", "set_to"),
+    [
+        (200, 200, (1.0, 1.0), None, None),
+        (200, 200, (1000.0, 1.0), "lopsided", ("desirable_weight", 1.0)),
+        (200, 200, (1.0, 40.0), "lopsided", ("undesirable_weight", 1.0)),
+        (300, 100, (0.0, 1.0), "lopsided", ("desirable_weight", 0.33)),
+        (300, 100, (0.5, 0.0), "lopsided", ("undesirable_weight", 1.5)),
+        (300, 100, (0.0, 0.0), None, None),  # nothing weighs anything: there is no heavier side
+        (200, 200, (10.0, 1.0), None, None),
+        (380, 12, (1.0, 1.0), "one_sided", None),
+        (380, 12, (1.0, 31.0), None, None),  # as the remedy has it
+        (380, 4, (1.0, 95.0), "one_sided", None),  # four answers are no more by weighing more
+        (380, 12, (1.0, 1e5), "one_sided", None),
+        (380, 12, ("x", 31.0), "one_sided", None),  # a recipe that a stranger wrote
+    ],
+)
+def test_what_each_kind_of_single_answers_weighs(
+    tmp_path: Path, good: int, bad: int, weights: tuple[Any, Any], said: str | None, set_to: Any
+) -> None:
+    """Number times weight, of which either kind has a twentieth at least."""
+    names = ("desirable_weight", "undesirable_weight")
+    run = planned(make(tmp_path, recipe={"loss_type": "kto"} | dict(zip(names, weights, strict=True))))
+    run.data = faulty(pairs=0, desirable={"count": good}, undesirable={"count": bad})
+    found = {f.key: f for f in diagnose(run).findings}
+    assert [k for k in ("one_sided", "lopsided") if k in found] == ([said] if said else [])
+    if set_to is not None:
+        remedy = found["lopsided"].remedies[0]
+        assert (remedy.setting, remedy.value) == set_to
+
+
+@pytest.mark.parametrize(("loss", "said"), [("kto", True), ("sigmoid", False)])
+def test_of_pairs_each_kind_is_half_and_only_kto_weighs_them(tmp_path: Path, loss: str, said: bool) -> None:
+    run = planned(make(tmp_path, recipe={"loss_type": loss, "desirable_weight": 50.0, "undesirable_weight": 1.0}))
+    run.data = faulty()
+    assert ("lopsided" in keys(run)) is said
+
+
 def test_a_broken_start_is_no_praise(tmp_path: Path) -> None:
     d = diagnose(make(tmp_path, answers={"samples/repetition": to(0.5, 0.5)}))
     assert "start_broken" in d

@@ -6,15 +6,24 @@ at has it.
 
 from __future__ import annotations
 
+import math
+
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Severity
-from prefiere.doctor.remedies import Remedy, advised
+from prefiere.doctor.remedies import Remedy, advised, set_to
 from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
 from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended
 from prefiere.doctor.rules.start import Columns, astray, first_row
 from prefiere.doctor.rules.told import words_alone, words_reversed
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
+
+Weights = tuple[float, float]
+"""Of a good answer and of a bad one (desirable_weight and undesirable_weight of KTO)."""
+_WEIGHTS = ("desirable_weight", "undesirable_weight")
+SIDE, FEW = 0.05, 10
+"""The share of the whole that either kind of single answers has, at least; how few a weight does not make up for.
+Ethayarajh et al. (2024) have weight times number between 1 and 4/3 to one."""
 
 
 def findings_of(
@@ -24,17 +33,19 @@ def findings_of(
     model: Level | None = None,
     own: Level | None = None,
     start: Columns | None = None,
+    weights: Weights = (1.0, 1.0),
 ) -> list[Finding]:
     """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from. model: how
     often a model that was trained on it is right on held-out pairs. own: how many of a model's own answers stop in the
-    middle. start: the columns of the row of step 0, where a model was asked."""
+    middle. start: the columns of the row of step 0, where a model was asked. weights: of single answers."""
     checks = (
         markup,
         damaged,
         one_text,
         contradictions,
         shortcut,
-        one_sided,
+        lambda seen: one_sided(seen, weights),
+        lambda seen: lopsided(seen, weights),
         nearly_same,
         one_word,
         repeated,
@@ -53,8 +64,20 @@ def in_run(case: Case) -> list[Finding]:
     preferences = case.family in ("preference", "reward")
     model = right.after if right else None
     return findings_of(
-        case.account("train"), preferences=preferences, model=model, own=own_unended(case), start=first_row(case)
+        case.account("train"),
+        preferences=preferences,
+        model=model,
+        own=own_unended(case),
+        start=first_row(case),
+        weights=_weights(case),
     )
+
+
+def _weights(case: Case) -> Weights:
+    if case.recipe.get("loss_type") != "kto":
+        return 1.0, 1.0
+    good, bad = (number_in(case.recipe, k) if k in case.recipe else 1.0 for k in _WEIGHTS)
+    return good, bad
 
 
 def _records(account: Account) -> float:
@@ -175,10 +198,13 @@ def shortcut(account: Account) -> Finding | None:
     )
 
 
-def one_sided(account: Account) -> Finding | None:
-    """Single answers of which hardly any, or nearly all, are called good."""
-    good, bad = (number_in(account, "audit", "faults", n, "count") for n in ("desirable", "undesirable"))
-    if good + bad < 20 or min(good, bad) >= 0.05 * (good + bad):
+def one_sided(account: Account, weights: Weights = (1.0, 1.0)) -> Finding | None:
+    """Single answers of which hardly any, or nearly all, are called good, and whose ``weights`` do not make up for it
+    (a weight tells no more of fewer than `FEW` answers)."""
+    good, bad = _good_and_bad(account)
+    if good + bad < 20 or min(good, bad) >= SIDE * (good + bad):
+        return None
+    if min(good, bad) >= FEW and not _light(good * weights[0], bad * weights[1]):
         return None
     missing = "bad" if bad < good else "good"
     return _found(
@@ -193,6 +219,38 @@ def one_sided(account: Account) -> Finding | None:
         ),
         n=f"{min(good, bad):,.0f}",
     )
+
+
+def lopsided(account: Account, weights: Weights) -> Finding | None:
+    """Both kinds of single answers are there, and ``weights`` make one kind count for next to nothing."""
+    good, bad = _good_and_bad(account)
+    if good + bad < 20 or min(good, bad) < SIDE * (good + bad) or not _light(good * weights[0], bad * weights[1]):
+        return None
+    heavy, light = ("good", "bad") if good * weights[0] > bad * weights[1] else ("bad", "good")
+    asked = max((0, 1), key=lambda i: abs(math.log(weights[i])) if weights[i] else math.inf)
+    name = _WEIGHTS[asked]
+    even = weights[1] * bad / good if asked == 0 else weights[0] * good / bad
+    return _found(
+        "lopsided",
+        f"The {heavy} answers weigh far more than the {light} ones: {name}={weights[asked]:g}.",
+        "warning",
+        "What tells good from bad can only be learnt from both, and one kind counts for next to nothing.",
+        (line("good_and_bad", good=f"{good:,.0f} × {weights[0]:g}", bad=f"{bad:,.0f} × {weights[1]:g}"),),
+        (set_to(name, float(f"{even:.2g}") or 1.0, "with which both kinds weigh the same"),),
+        setting=name,
+        value=f"{weights[asked]:g}",
+    )
+
+
+def _good_and_bad(account: Account) -> tuple[float, float]:
+    """How many single answers are called good, and bad; of a pair one is each."""
+    good, bad = (number_in(account, "audit", "faults", n, "count") for n in ("desirable", "undesirable"))
+    pairs = number_in(account, "audit", "faults", "pairs")
+    return good + pairs, bad + pairs
+
+
+def _light(one: float, other: float) -> bool:
+    return min(one, other) < SIDE * (one + other)
 
 
 def nearly_same(account: Account) -> Finding | None:
