@@ -13,7 +13,7 @@ from scipy.stats import fisher_exact
 
 from prefiere.data.quality import elsewhere
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
-from prefiere.data.quality.elsewhere import COPIED, EXCESS, FEWEST, NEAREST, UNLIKELY, Elsewhere, Spoken
+from prefiere.data.quality.elsewhere import COPIED, EXCESS, FEWEST, NEAREST, OTHERS, UNLIKELY, Elsewhere, Spoken
 from prefiere.data.quality.faults import Faults
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair
 
@@ -262,6 +262,35 @@ def test_the_counts_are_those_of_a_slow_loop(monkeypatch: pytest.MonkeyPatch, ra
     assert (astray.share, astray.by_chance) == pytest.approx((len(astray.sources) / strays, by_chance), abs=1e-12)
     apart, most = away.most_common(1)[0]
     assert (astray.apart, astray.in_step) == ((apart, most) if 3 * away[-apart] <= most else (0, 0))
+
+
+def test_how_many_speak_of_their_own_prompt_and_how_many_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow loop: a word in common that is rare, with the own prompt and with eight others of all over the data."""
+    monkeypatch.setattr(elsewhere, "RARE", 0.1)
+    rows, _ = moved(world(90, 3), 0.5, 1)
+    rows += [(asked, answer + " more") for asked, answer in rows[:30]]
+    n, prompts = len(rows), {asked for asked, _ in rows}
+    asked_by = Counter(w for p in prompts for w in set(p.split()))
+    said_by = Counter(w for _, a in rows for w in set(a.split()))
+    rare = {w for w in asked_by if said_by[w] and len(w) > 2 and max(asked_by[w], said_by[w]) <= max(2, 0.1 * n)}
+    own = sum(bool(set(a.split()) & set(p.split()) & rare) for p, a in rows)
+    met = []
+    for k in range(1, OTHERS + 1):
+        for i, (asked, answer) in enumerate(rows):
+            other = rows[(i - k * n // (OTHERS + 1)) % n][0]
+            met += [bool(set(answer.split()) & set(other.split()) & rare)] if other != asked else []
+    placed = spoken(rows).placed()
+    assert placed is not None
+    assert (placed.count, placed.n) == (own, n)
+    assert placed.by_chance == pytest.approx(np.mean(met), abs=1e-12)
+    assert 0 < placed.by_chance < own / n
+    assert spoken(rows[: FEWEST - 1]).placed() is None
+
+
+def test_one_prompt_alone_has_no_other_to_speak_of() -> None:
+    placed = spoken([("topic one", f"answer{i} topic") for i in range(60)]).placed()
+    assert placed is not None
+    assert placed.by_chance == 0.0
 
 
 @pytest.mark.parametrize(

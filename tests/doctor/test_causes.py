@@ -13,6 +13,7 @@ from prefiere.doctor.case import Case
 from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.dials import readings
 from prefiere.doctor.prescribe import prescribe
+from prefiere.doctor.rules.start import before_run, first_row
 from prefiere.run import Run
 from prefiere.settings import DPO
 from synthetic_runs import (
@@ -640,6 +641,30 @@ def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: P
     assert "foreign_answers" in keys(run)
     run.data = faulty(to_learn={"count": 100}, **{part: {"count": 90, "sources": ["d:1"]}})
     assert (key in keys(run), "foreign_answers" in keys(run)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "by_chance", "believed"),
+    [(230, 380, 0.02, False), (200, 380, 0.02, True), (230, 380, 0.12, True), (10, 12, 0.0, False), (9, 12, 0.0, True),
+     (0, 380, 0.02, True), (500, 380, 0.0, True), (None, 380, 0.0, True)],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "start"),
+    [
+        ("answers_elsewhere", {"prompt_matters": 0.05, "prompt_in_own": 2.5}),
+        ("some_elsewhere", {"prompt_matters": 1, "prompt_in_own": 2, "prompt_ignored": 0.3, "prompt_ignored_own": 0}),
+    ],
+)  # fmt: skip
+def test_a_model_is_not_believed_against_words_that_speak_of_their_prompts(
+    tmp_path: Path, key: str, start: dict[str, float], count: Any, n: int, by_chance: float, believed: bool
+) -> None:
+    """Half of the answers, beyond chance and the interval: 230 of 380 are 56% at least, 200 are 48%, 10 of 12 are 55%
+    and 9 are 47%."""
+    run = beginning(make(tmp_path), **start)
+    run.data = faulty(placed={"count": count, "n": n, "by_chance": by_chance})
+    assert (key in keys(run)) is believed
+    said = before_run(first_row(Case(run)), vocabulary=None, account=run.data["train"])
+    assert (key in {f.key for f in said}) is believed
 
 
 def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def say_findings(
     from prefiere.doctor.rules.start import before_run
 
     found = findings_of(account, preferences=preferences, start=row) + before_run(
-        row, vocabulary=account.get("vocabulary"), preferences=preferences
+        row, vocabulary=account.get("vocabulary"), preferences=preferences, account=account
     )
     spoken = tongue()
     for finding in found:

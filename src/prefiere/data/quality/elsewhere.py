@@ -35,6 +35,8 @@ three times as many as on the other side, since prompts next to each other may b
 COPIED = 6
 """Words of an answer, or of its prompt, of which all stand in another prompt: that one goes on from them, as the next
 turn of a dialogue does."""
+OTHERS = 8
+"""Records whose prompts an answer is held against beside its own, from all over the data."""
 _AT_ONCE = 512
 """Answers whose likeness to all prompts is looked at together."""
 
@@ -63,11 +65,25 @@ class Elsewhere:
         return counted | {"apart": self.apart, "in_step": self.in_step, "sure": self.sure} | named
 
 
+@dataclass(frozen=True)
+class Placed:
+    """``count`` of n answers share a rare word with their own prompt; by_chance: the share that does so with the prompt
+    of another record."""
+
+    count: int
+    n: int
+    by_chance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For data.json."""
+        return {"count": self.count, "n": self.n, "by_chance": self.by_chance}
+
+
 @dataclass
 class Spoken:
     """The words of prompts and of their answers: of all answers of a record together, and of each in its place (the
     preferred one, the other one), since one column may slip without the rest. ``add`` each record; ``elsewhere`` says
-    which answers have slipped."""
+    which answers have slipped, ``placed`` how many speak of their own prompt."""
 
     asked: _Sets = field(default_factory=lambda: _Sets())
     answered: tuple[_Sets, ...] = ()
@@ -94,6 +110,21 @@ class Spoken:
         together = [_Sets.joined(self.answered)] if len(self.answered) > 1 else []
         found = [f for sets in (*together, *self.answered) if (f := self._astray(sets)) is not None]
         return next((f for f in found if f.sure), found[0] if found else None)
+
+    def placed(self) -> Placed | None:
+        """How many answers speak of their own prompt, and how many would by chance; None below `FEWEST` records."""
+        n = len(self.sources)
+        if n < FEWEST:
+            return None
+        _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
+        asked, said = self._rows(_Sets.joined(self.answered), first)
+        own, shared, pairs = int(_share_any(asked[prompt], said).sum()), 0, 0
+        for k in range(1, OTHERS + 1):
+            to = np.roll(prompt, k * n // (OTHERS + 1))
+            other = to != prompt
+            shared += int(_share_any(asked[to], said)[other].sum())
+            pairs += int(other.sum())
+        return Placed(own, n, shared / pairs if pairs else 0.0)
 
     def _astray(self, answered: _Sets) -> Elsewhere | None:
         n, (_, first, prompt) = len(self.sources), np.unique(np.asarray(self.prompts), True, True)
@@ -188,6 +219,11 @@ class _Sets:
         known = np.isin(ours, words)
         at = (row[known], np.searchsorted(words, ours[known]))
         return csr_array((np.ones(len(at[0])), at), (len(self.ends) - 1, len(words)))
+
+
+def _share_any(asked: csr_array, said: csr_array) -> np.ndarray:
+    """Whether the rows of both have a word in common [n]."""
+    return np.asarray(asked.multiply(said).sum(axis=1)).ravel() > 0
 
 
 def _told_apart(words: Iterable[str]) -> Iterator[int]:

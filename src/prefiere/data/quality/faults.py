@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
-from prefiere.data.quality.elsewhere import Spoken
+from prefiere.data.quality.elsewhere import Elsewhere, Placed, Spoken
 from prefiere.data.quality.told import WordsTell
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
 
@@ -218,8 +218,11 @@ class Faults:
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
-            **({} if (astray := self.spoken.elsewhere()) is None else {"elsewhere": astray.to_dict()}),
+            **{name: part.to_dict() for name, part in self._places() if part is not None},
         }
+
+    def _places(self) -> tuple[tuple[str, Placed | Elsewhere | None], ...]:
+        return ("placed", self.spoken.placed()), ("elsewhere", self.spoken.elsewhere())
 
 
 def looked_through(records: Iterable[R], auditor: Auditor, faults: Faults) -> Iterator[R]:

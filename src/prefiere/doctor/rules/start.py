@@ -16,6 +16,7 @@ from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, so
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.series import Level, Series
 from prefiere.doctor.words import Worded, interval, line, number
+from prefiere.stats import wilson
 
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
 
@@ -23,10 +24,12 @@ TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the
 Columns = Mapping[str, Any]
 
 
-def before_run(row: Columns, *, vocabulary: int | None, preferences: bool = True) -> list[Finding]:
+def before_run(
+    row: Columns, *, vocabulary: int | None, preferences: bool = True, account: Account | None = None
+) -> list[Finding]:
     """What the columns of a row of step 0 show where no run has begun. vocabulary: tokens that the model knows.
-    preferences: whether pairs or judgements are learnt from."""
-    found = [_no_language(row, vocabulary), _elsewhere(row) or _slipped(row), _broken(row)]
+    preferences: whether pairs or judgements are learnt from. account: what was counted in the data."""
+    found = [_no_language(row, vocabulary), _misplaced(row, account or {}), _broken(row)]
     if preferences:
         found += [_foreign(row), _too_alike(row)]
     return [f for f in found if f is not None]
@@ -83,7 +86,20 @@ def elsewhere(case: Case) -> Finding | None:
     """What their own prompt adds to the preferred answers, beside another one, is nothing beyond noise and less than a
     quarter of what it adds to the model's own answers, and that is half a nat per token or more. Where many prompts
     share a stock answer it is little, but something: the other answers belong to theirs."""
-    return _elsewhere(first_row(case)) or _slipped(first_row(case))
+    return _misplaced(first_row(case), case.account("train"))
+
+
+PLACED = 0.5
+"""Share of the answers that speak of their own prompt, beyond chance, from which on no model is believed that finds
+them misplaced: to one that knows these answers by heart, or none like them, a prompt says nothing of a new one."""
+
+
+def _misplaced(row: Columns, account: Account) -> Finding | None:
+    part = part_of(account, "audit", "faults", "placed")
+    count, n, by_chance = (number_in(part, k) for k in ("count", "n", "by_chance"))
+    if 0 < count <= n and wilson(count, n)[0] - by_chance > PLACED:
+        return None
+    return _elsewhere(row) or _slipped(row)
 
 
 BEYOND = 0.1
