@@ -302,7 +302,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("a column was cut when it was stored", "dpo", (0.3, 0.6, 0.9), keys("cut_off"), stored),
     Cause("marks of a web page", "dpo", (0.3, 0.6, 1.0), keys("web_marks"), of_answers(lambda r, a: f"<p>{a}</p>")),
     Cause("sft: the prompt is in the answer", "sft", (0.3, 0.6, 1.0), keys("prompt_in_answer"),
-          of_answers(lambda r, a: f"{of(r, 'prompt')} {a}")),
+          of_answers(lambda r, a: f"Question: {of(r, 'prompt')} Answer: {a}")),
     Cause("warm-up", "dpo", (0.9, 100, 1000), odd("warmup_steps"), settings=lambda s: {"warmup_steps": s}),
     Cause("max_grad_norm", "dpo", (1e-3, 1e-5, 1e-7), odd("max_grad_norm"), settings=lambda s: {"max_grad_norm": s}),
     Cause("lora_alpha", "dpo", (1e3, 1e4, 1e5), odd("lora_alpha"), settings=lambda s: {"lora": True, "lora_alpha": s}),

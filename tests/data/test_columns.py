@@ -244,6 +244,18 @@ def test_where_one_answer_does_not_repeat_the_prompt_neither_is_cut(tmp_path, ch
     assert (pair.chosen, pair.rejected, source.counts.changed) == (chosen, f"{ASKS} Dry.", {})
 
 
+@pytest.mark.parametrize("asked", ["What is a dog?", "How deep is it?", "这里的海水到底有多深呢？"])
+def test_a_short_question_that_is_repeated_is_cut(tmp_path, asked):
+    (record,) = source_of(tmp_path, {"prompt": asked, "completion": f"{asked} It is."}, kind="demonstrations")
+    assert record.completion.strip() == "It is."
+
+
+@pytest.mark.parametrize("asked", ["Why?", "Why not?", "Hello there friend"])
+def test_a_short_prompt_that_an_answer_may_begin_with_is_not_cut(tmp_path, asked):
+    (record,) = source_of(tmp_path, {"prompt": asked, "completion": f"{asked} It is."}, kind="demonstrations")
+    assert record.completion == f"{asked} It is."
+
+
 def test_a_greeting_is_no_repeated_prompt(tmp_path):
     (record,) = source_of(tmp_path, {"prompt": "Hello", "completion": "Hello there."}, kind="demonstrations")
     assert record.completion == "Hello there."

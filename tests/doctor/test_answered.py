@@ -57,6 +57,9 @@ def test_a_text_that_stops_in_the_middle(text: str, stops: bool) -> None:
         ("What is a house?", "What is a house? It is home.", ["echoed"]),
         ("What is a house?", "  what IS a\nhouse? It is home.", ["echoed"]),
         ("What is a house?", "It is home. What is a house?", []),
+        ("What is a house?", "Question: What is a house?\nAnswer: It is home.", ["echoed"]),
+        ("What is a house?", "### Instruction:\n\nWhat  is a house?", ["echoed"]),
+        ("What is a house?", "That is a hard one. You ask me: what is a house?", []),
         ("Go on?", "Go on? It is home.", []),  # so short a prompt is said again by chance
         ((Message("system", "Be kind."), Message("user", "What is a house?")), "What is a house? Home.", ["echoed"]),
         ("What is a house?", "<p>It is home.</p>", ["of_a_page"]),

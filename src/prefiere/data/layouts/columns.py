@@ -85,13 +85,14 @@ def under_system(native: Native, row: RowMap, note: Callable[[str], None]) -> Na
 
 
 _ANSWERS = ("chosen", "rejected", "completion", "answer_a", "answer_b")
-_GREETING = 20  # characters: an answer may well begin with a shorter prompt ("Hello")
+_GREETING, _QUESTION = 20, 10  # characters: an answer may well begin with a shorter prompt ("Hello"), or ask "Why?"
 
 
 def without_repeated_prompt(native: Native, note: Callable[[str], None]) -> Native:
     """The record with answers that repeat their prompt, all of them, cut behind it; ``note`` is told."""
     prompt = native.prompt if isinstance(native.prompt, str) else native.prompt[-1].content if native.prompt else ""
-    if len(prompt) < _GREETING or isinstance(native, Prompt | Ranking):
+    shortest = _QUESTION if prompt.endswith(("?", "？", "؟")) else _GREETING
+    if len(prompt) < shortest or isinstance(native, Prompt | Ranking):
         return native
     rests: dict[str, Text] = {}
     for name in _ANSWERS:

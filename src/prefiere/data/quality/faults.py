@@ -41,8 +41,9 @@ _OF_A_PAGE = re.compile(
 )
 """What a web page is made of, and no answer to be read."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_LEAST_ASKED, _LEAST_CUT = 12, 50
-"""Characters of a prompt that an answer may repeat by chance; of an answer that may have been cut at a round length."""
+_LEAST_ASKED, _LABEL, _LEAST_CUT = 12, 20, 50
+"""Characters of a prompt that an answer may repeat by chance; of what may stand before one that it repeats ("Question:
+"); of an answer that may have been cut at a round length."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -98,11 +99,13 @@ def unended(text: str) -> bool:
 
 
 def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
-    """What an answer to a record's prompt shows: echoed (it begins with the last turn), unended, of_a_page (marks of
-    HTML, outside of code)."""
+    """What an answer to a record's prompt shows: echoed (it begins with the last turn, or a label and that), unended,
+    of_a_page (marks of HTML, outside of code)."""
     turns = [record.prompt] if isinstance(record.prompt, str) else [m.content for m in record.prompt]
     asked = " ".join(turns[-1].casefold().split()) if turns else ""
-    if len(asked) >= _LEAST_ASKED and " ".join(answer[: 4 * len(asked)].casefold().split()).startswith(asked):
+    begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
+    label, repeated, _ = begins.partition(asked)
+    if len(asked) >= _LEAST_ASKED and repeated and label.rstrip()[-1:] in ("", *":>]*#"):
         yield "echoed"
     if unended(answer):
         yield "unended"
