@@ -414,6 +414,21 @@ def test_at_chance_length_is_not_to_blame(tmp_path: Path) -> None:
     assert "mostly_length" not in keys(make_reward(tmp_path, train=flat, calibration=at_chance))
 
 
+@pytest.mark.parametrize(("harder", "odd"), [(0, True), (2, True), (3, False), (20, False)])
+def test_gradients_of_two_kinds_are_no_odd_examples(tmp_path: Path, harder: int, odd: bool) -> None:
+    """100 gradients about 0.2, three of them 3.0; of the rest so many are 1.5: beyond five of a hundred that are large,
+    they are those of the harder examples."""
+    run = make(tmp_path)
+    rows = run.metrics
+    for i, row in enumerate(rows[1:]):
+        row["grad_norm"] = 3.0 if i in (30, 50, 70) else 1.5 if i % 5 == 1 and i // 5 < harder else 0.2
+    (tmp_path / "metrics.jsonl").unlink()
+    for row in rows:
+        run.log(row)
+    assert len(rows) == 101
+    assert ("spikes" in keys(run)) is odd
+
+
 def test_gradients_that_are_mostly_zero_are_no_odd_examples(tmp_path: Path) -> None:
     """A saturated loss: most gradients vanish, some do not."""
     run = make(tmp_path)

@@ -270,7 +270,8 @@ def overfit(case: Case) -> Finding | None:
 
 
 def spikes(case: Case) -> Finding | None:
-    """At least three gradients above ten times the median around them, and at most a twentieth of all."""
+    """At least three gradients above ten times the median around them, and at most a twentieth of all above five
+    times: those that stand apart. Where many are large, some examples are harder than others, and none is odd."""
     norm = case.series("grad_norm")
     if len(norm) < 20:
         return None
@@ -278,7 +279,7 @@ def spikes(case: Case) -> Finding | None:
     # Where a loss saturates most gradients are 0 and the others are not odd: a tenth of the largest of most is usual.
     usual = np.maximum(np.maximum(around, 0.1 * float(np.quantile(norm.values, 0.9))), 1e-12)
     at = norm.steps[norm.values > 10 * usual].astype(int)
-    if not 3 <= len(at) <= max(3, len(norm) // 20):
+    if not 3 <= len(at) <= int((norm.values > 5 * usual).sum()) <= max(3, len(norm) // 20):
         return None
     shown = ", ".join(map(str, at[:10])) + (", ..." if len(at) > 10 else "")
     return Finding(
