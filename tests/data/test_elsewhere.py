@@ -191,12 +191,13 @@ def test_prompts_and_answers_that_share_no_words_show_nothing() -> None:
     [
         pytest.param(["".join(c) for c in product("abcdefghijklmnopqr", repeat=2)], id="of two letters"),
         pytest.param(["".join(c) for c in product("+-*/", repeat=5)], id="of signs"),
+        pytest.param([f"{i}" for i in range(1000, 1400)], id="of digits"),
     ],
 )
 def test_what_names_nothing_is_no_topic(names: list[str]) -> None:
     slipped = [(f"{names[i]} word", f"{names[i - 1]} word") for i in range(300)]
     assert found(slipped) is None
-    letters = [f"{name}{name}{name}".translate(str.maketrans("+-*/", "abcd")) for name in names]
+    letters = [f"{name}{name}{name}".translate(str.maketrans("+-*/0123456789", "abcdefghijklmn")) for name in names]
     assert found([(f"{letters[i]} word", f"{letters[i - 1]} word") for i in range(300)]) is not None
 
 

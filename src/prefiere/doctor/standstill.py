@@ -8,7 +8,7 @@ import math
 from prefiere.asked.kinds import prompts_file
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
-from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.words import line
 from prefiere.metrics import measured_again
 
@@ -77,7 +77,11 @@ def few_held_out(case: Case) -> Finding | None:
         "warning",
         f"With fewer than {FEW_HELD_OUT}, even 'all of them right' may be luck: what is shown holds of these few.",
         (line(f"held_out_{kind}", n=f"{count}"),),
-        (Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data"),),
+        (
+            set_to("sample_prompts", "auto", "which takes up to 32 prompts")
+            if case.recipe.get("sample_prompts") == count
+            else Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data"),
+        ),
         values={"n": str(count)},
     )
 

@@ -73,7 +73,11 @@ def not_held_out(case: Case) -> Finding | None:
             (line("known_answers", n=f"{known:,}", of=f"{examples:,}"),),
             (
                 Remedy("leave these examples out of one of the two"),
-                Remedy("eval_size instead of eval_data, which keeps them together"),
+                *(
+                    [Remedy("eval_size instead of eval_data, which keeps them together")]
+                    if case.recipe.get("eval_data")
+                    else []
+                ),
             ),
             cause=True,
             lines=tuple(map(str, listed)) if isinstance(listed, list) else (),

@@ -227,8 +227,9 @@ def _share_any(asked: csr_array, said: csr_array) -> np.ndarray:
 
 
 def _told_apart(words: Iterable[str]) -> Iterator[int]:
-    """Words that can name something: of three letters or more."""
-    return (crc32(w.encode("utf-8", "surrogatepass")) for w in words if len(w) > 2 and w.isalnum())
+    """Words that can name something: of three letters or more; numbers follow each other by themselves."""
+    named = (w for w in words if len(w) > 2 and w.isalnum() and not w.isdecimal())
+    return (crc32(w.encode("utf-8", "surrogatepass")) for w in named)
 
 
 def _exceeds(found: np.ndarray, others: np.ndarray, n: int) -> bool:

@@ -44,6 +44,7 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LEAST_ASKED, _LABEL, _LEAST_CUT = 12, 20, 50
 """Characters of a prompt that an answer may repeat by chance; of what may stand before one that it repeats ("Question:
 "); of an answer that may have been cut at a round length."""
+_ASKS = ("?", "？", "؟")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -123,7 +124,7 @@ class Faults:
     pairs: int = 0
     only: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     any: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
-    texts: tuple[Counter[bytes], Counter[bytes]] = field(default_factory=lambda: (Counter(), Counter()))
+    texts: dict[str, Counter[bytes]] = field(default_factory=dict)
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
     spoken: Spoken = field(default_factory=Spoken)
@@ -138,6 +139,9 @@ class Faults:
         for name in texts_faulty(record):
             self._count(name, record.source)
         prompt = prompt_key(record.prompt)
+        self._text("prompt", spoken_by(record.prompt))
+        if not isinstance(record.prompt, str) and record.prompt and record.prompt[-1].role == "assistant":
+            self._count("after_answer", record.source)
         if answers:
             asked, *each = (set(_tokens(t)) for t in (spoken_by(record.prompt), *answers))
             self.spoken.add(prompt, asked, each, record.source)
@@ -155,6 +159,12 @@ class Faults:
             return
         preferred = answers[-1 if isinstance(record, PreferencePair) and record.label < 0.5 else 0]
         self._count("to_learn", "")
+        if not isinstance(record, PreferencePair):
+            self._text("completion", preferred)
+        asked = record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content if record.prompt else ""
+        for name, text in (("prompt_asks", asked), ("answer_asks", preferred)):
+            if text.rstrip().endswith(_ASKS):
+                self._count(name, record.source)
         for name in answer_faults(record, preferred):
             self._count(name, record.source)
         if unended(preferred):
@@ -172,10 +182,14 @@ class Faults:
         keys = [_key(text) for text in (chosen, rejected)]
         answers = int.from_bytes(blake2b(b"".join(sorted(keys)), digest_size=8).digest(), "little", signed=True)
         self.words.add(prompt, answers, both[0] - both[1], both[1] - both[0], source)
-        for counter, text, key in zip(self.texts, (chosen, rejected), keys, strict=True):
-            counter[key] += 1
-            if counter[key] == 2:
-                self.shown[key] = text[:120]
+        self._text("chosen", chosen)
+        self._text("rejected", rejected)
+
+    def _text(self, name: str, text: str) -> None:
+        key, counter = _key(text), self.texts.setdefault(name, Counter())
+        counter[key] += 1
+        if counter[key] == 2:
+            self.shown[key] = text[:120]
 
     def _count(self, name: str, source: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -210,8 +224,8 @@ class Faults:
     def to_dict(self) -> dict[str, Any]:
         """For data.json."""
         same = {}
-        for name, counter in zip(("chosen", "rejected"), self.texts, strict=True):
-            if counter and (most := counter.most_common(1)[0])[1] > 1:
+        for name, counter in self.texts.items():
+            if (most := counter.most_common(1)[0])[1] > 1:
                 same[name] = {"count": most[1], "text": self.shown[most[0]]}
         return {
             "records": self.records,

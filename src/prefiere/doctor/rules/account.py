@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefiere.asked.language import Worded
+from prefiere.doctor.case import Finding, Severity
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.words import line
 
 Account = Mapping[str, Any]
 
@@ -33,3 +36,28 @@ def sources_in(part: Account) -> tuple[str, ...]:
     """Where what a part counts was read: ``file:line`` of the first ones."""
     listed = part.get("sources")
     return tuple(map(str, listed)) if isinstance(listed, list) else ()
+
+
+def records_in(account: Account) -> float:
+    """How many records were looked at."""
+    return number_in(account, "audit", "faults", "records")
+
+
+def shared(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
+    """Count, share of the records, first sources of what was counted."""
+    part = part_of(account, "audit", "faults", name)
+    count, records = number_in(part, "count"), records_in(account)
+    return count, count / records if records else 0.0, sources_in(part)
+
+
+def said(count: float, share: float, what: str, **values: str) -> Worded:
+    """A line of what was seen: a count, and the share that it is."""
+    return line(what, n=f"{count:,.0f}", share=f"{100 * share:.0f}%", **values)
+
+
+def counted(
+    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Worded, ...], advice: tuple[Remedy, ...],
+    lines: tuple[str, ...] = (), **values: str,
+) -> Finding:  # fmt: skip
+    """A finding of what was counted in the data, which is a cause."""
+    return Finding(key, title, severity, meaning, seen, advice, cause=True, lines=lines, values=values)

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import math
 
-from prefiere.asked.language import Worded
-from prefiere.doctor.case import Case, Finding, Severity
+from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, advised, set_to
-from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
+from prefiere.doctor.rules.account import (
+    CLEAN,
+    Account,
+    counted,
+    number_in,
+    part_of,
+    said,
+    sources_in,
+)
 from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended
 from prefiere.doctor.rules.start import Columns, astray, first_row
+from prefiere.doctor.rules.texts import OF_ANY
 from prefiere.doctor.rules.told import words_alone, words_reversed
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
@@ -39,9 +47,7 @@ def findings_of(
     often a model that was trained on it is right on held-out pairs. own: how many of a model's own answers stop in the
     middle. start: the columns of the row of step 0, where a model was asked. weights: of single answers."""
     checks = (
-        markup,
-        damaged,
-        one_text,
+        *OF_ANY,
         contradictions,
         shortcut,
         lambda seen: one_sided(seen, weights),
@@ -51,7 +57,7 @@ def findings_of(
         repeated,
         length_alone,
     )
-    found = [check(account) for check in checks] if preferences else [markup(account), damaged(account)]
+    found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), cut_off(account, own)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model)]
@@ -80,95 +86,19 @@ def _weights(case: Case) -> Weights:
     return good, bad
 
 
-def _records(account: Account) -> float:
-    return number_in(account, "audit", "faults", "records")
-
-
-def _share(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
-    """Count, share of the records, first sources of what was counted."""
-    part = part_of(account, "audit", "faults", name)
-    count, records = number_in(part, "count"), _records(account)
-    return count, count / records if records else 0.0, sources_in(part)
-
-
-def _said(count: float, share: float, what: str, **values: str) -> Worded:
-    return line(what, n=f"{count:,.0f}", share=f"{100 * share:.0f}%", **values)
-
-
-def _found(
-    key: str, title: str, severity: Severity, meaning: str, seen: tuple[Worded, ...], advice: tuple[Remedy, ...],
-    lines: tuple[str, ...] = (), **values: str,
-) -> Finding:  # fmt: skip
-    return Finding(key, title, severity, meaning, seen, advice, cause=True, lines=lines, values=values)
-
-
-def markup(account: Account) -> Finding | None:
-    """Marks of a chat template within the texts of a twentieth of the records or more."""
-    count, share, lines = _share(account, "markup")
-    if share < 0.05:
-        return None
-    return _found(
-        "template_in_text",
-        f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
-        "warning" if share < 0.5 else "bad",
-        "The model's own template is put around them once more, or they belong to another model. It then reads text "
-        "such as nobody will ever ask it, before training and after.",
-        (_said(count, share, "marks"),),
-        (Remedy("take the marks out of the data: messages as role and content, without a template"), CLEAN),
-        lines,
-        share=f"{100 * share:.0f}%",
-    )
-
-
-def damaged(account: Account) -> Finding | None:
-    """Text in a wrong encoding, in a twentieth of the records or more."""
-    count, share, lines = _share(account, "damaged")
-    if share < 0.05:
-        return None
-    return _found(
-        "damaged_text",
-        f"{100 * share:.0f}% of the texts are damaged: they were read in a wrong encoding.",
-        "warning" if share < 0.5 else "bad",
-        "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
-        (_said(count, share, "damaged"),),
-        (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
-        lines,
-        share=f"{100 * share:.0f}%",
-    )
-
-
-def one_text(account: Account) -> Finding | None:
-    """A fifth of the preferred answers, or of the others, are the same text."""
-    pairs = number_in(account, "audit", "faults", "pairs")
-    for side, word in (("chosen", "preferred"), ("rejected", "other")):
-        part = part_of(account, "audit", "faults", "same_text", side)
-        count = number_in(part, "count")
-        if pairs >= 20 and count >= 0.2 * pairs:
-            return _found(
-                "one_text",
-                f"{100 * count / pairs:.0f}% of the {word} answers are the same text.",
-                "warning" if count < 0.5 * pairs else "bad",
-                "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
-                (_said(count, count / pairs, f"same_text_{side}", text=str(part.get("text", ""))[:60]),),
-                (Remedy("leave these pairs out, or keep a few of them"),),
-                share=f"{100 * count / pairs:.0f}%",
-            )
-    return None
-
-
 def contradictions(account: Account) -> Finding | None:
     """The same two answers to the same prompt are preferred both ways, in a fiftieth of the records or more."""
     count, records = number_in(account, "audit", "contradictions"), number_in(account, "audit", "records")
     if not records or count < max(2, 0.02 * records):
         return None
     listed = part_of(account, "audit", "examples").get("contradictions")
-    return _found(
+    return counted(
         "contradictions",
         f"{count:,.0f} pairs contradict others: the same two answers are preferred both ways.",
         "warning" if count < 0.25 * records else "bad",
         "Each of the two undoes what the other teaches. People may differ, or votes may have been joined the wrong way "
         "round.",
-        (_said(count, count / records, "contradicted"),),
+        (said(count, count / records, "contradicted"),),
         (Remedy("keep the verdict of most people for each pair, or leave both out"), CLEAN),
         tuple(map(str, listed)) if isinstance(listed, list) else (),
         n=f"{count:,.0f}",
@@ -182,18 +112,24 @@ def shortcut(account: Account) -> Finding | None:
         return None
     side = "preferred" if word.get("side") == "chosen" else "other"
     shown = str(word.get("word"))[:40]
-    return _found(
+    sign = not any(c.isalnum() for c in shown)
+    return counted(
         "shortcut_word",
-        f"One word gives the labels away: “{shown}” stands in the {side} answer nearly every time.",
+        f"One {'sign' if sign else 'word'} gives the labels away: “{shown}” stands in the {side} answer nearly every "
+        "time.",
         "warning",
-        "The quickest way to tell the answers apart is this word, so that may be all that is learnt: to write it, or "
-        "never to write it, whatever else the answer says.",
+        f"The quickest way to tell the answers apart is this {'sign' if sign else 'word'}, so that may be all that is "
+        "learnt: to write it, or never to write it, whatever else the answer says. Look at what it stands in: a "
+        "sentence that one side always has, another language or form, or the end of answers that were cut.",
         (
             line(
                 f"word_in_{side}", word=shown, of=f"{number_in(word, 'of'):,.0f}", n=f"{number_in(word, 'pairs'):,.0f}"
             ),
         ),
-        (Remedy("take the word out of all answers, or add pairs in which both have it"),),
+        (
+            Remedy("read three pairs, and mend what one side alone has: `prefiere data DATA`"),
+            Remedy("take it out of all answers, or add pairs in which both have it"),
+        ),
         word=shown,
     )
 
@@ -207,7 +143,7 @@ def one_sided(account: Account, weights: Weights = (1.0, 1.0)) -> Finding | None
     if min(good, bad) >= FEW and not _light(good * weights[0], bad * weights[1]):
         return None
     missing = "bad" if bad < good else "good"
-    return _found(
+    return counted(
         "one_sided",
         f"Hardly any answer is called {missing}: {min(good, bad):,.0f} of {good + bad:,.0f}.",
         "warning",
@@ -230,7 +166,7 @@ def lopsided(account: Account, weights: Weights) -> Finding | None:
     asked = max((0, 1), key=lambda i: abs(math.log(weights[i])) if weights[i] else math.inf)
     name = _WEIGHTS[asked]
     even = weights[1] * bad / good if asked == 0 else weights[0] * good / bad
-    return _found(
+    return counted(
         "lopsided",
         f"The {heavy} answers weigh far more than the {light} ones: {name}={weights[asked]:g}.",
         "warning",
@@ -261,12 +197,12 @@ def nearly_same(account: Account) -> Finding | None:
     )
     if not pairs or count < max(2, 0.1 * pairs):
         return None
-    return _found(
+    return counted(
         "same_words",
         f"{100 * count / pairs:.0f}% of the pairs have the same words on both sides.",
         "warning" if count < 0.5 * pairs else "bad",
         "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
-        (_said(count, count / pairs, "same_words"),),
+        (said(count, count / pairs, "same_words"),),
         (Remedy("leave these pairs out"), CLEAN),
         sources_in(part_of(account, "audit", "faults", "nearly_same")),
         share=f"{100 * count / pairs:.0f}%",
@@ -285,7 +221,7 @@ def one_word(account: Account) -> Finding | None:
         "info",
         "That word is all that such a pair teaches, and the rest of the answer is pushed up and down at once: watch "
         "whether preferred answers get less likely (rewards/chosen), and whether the answers change at all.",
-        (_said(count, count / pairs, "one_word_apart"),),
+        (said(count, count / pairs, "one_word_apart"),),
         (Remedy("pairs of answers that were written apart from each other"),),
         lines=sources_in(part),
         values={"share": f"{100 * count / pairs:.0f}%"},
@@ -297,12 +233,12 @@ def repeated(account: Account) -> Finding | None:
     count, records = number_in(account, "audit", "duplicates"), number_in(account, "audit", "records")
     if not records or count < max(5, records / 3):
         return None
-    return _found(
+    return counted(
         "repeated",
         f"{100 * count / records:.0f}% of the records repeat earlier ones.",
         "warning",
         "Each counts as often as it stands there: it is learnt by heart, and other pairs weigh less.",
-        (_said(count, count / records, "repeated_records"),),
+        (said(count, count / records, "repeated_records"),),
         (Remedy("keep one of each"), CLEAN),
         share=f"{100 * count / records:.0f}%",
     )

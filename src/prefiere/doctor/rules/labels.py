@@ -16,7 +16,7 @@ import numpy as np
 from prefiere.asked.language import count_of
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.told import words_reversed
+from prefiere.doctor.rules.told import words_reversed, words_tell
 from prefiere.doctor.words import line, number
 from prefiere.run import Run
 from prefiere.stats import FEWEST_MARGINS, LEAST, UNLIKELY, between, chance_of_one, firmly_against, wilson
@@ -100,13 +100,16 @@ def _first_epoch(case: Case, rows: Sequence[Mapping[str, Any]]) -> float:
 
 def swapped(case: Case) -> Finding | None:
     """Held-out margins, and those of training pairs that were not learnt from yet, lie in two clouds. Those of a model
-    that has not been trained are rounding, and say nothing of its labels."""
+    that has not been trained are rounding, and say nothing of its labels; nor does one that finds more of them reversed
+    than words alone leave room for, which tell the others."""
     if case.moved is False:
         return None
     held, training = last_held_out(case), unseen(case)
     seen = held.joined(training)
     low, high = wilson(seen.against * len(seen), len(seen))
     if seen.chance >= UNLIKELY or low <= 0.02 or max(held.against, training.against) > 0.5:
+        return None
+    if (words := words_tell(case.account("train"))) is not None and low > 1 - words.low:
         return None
     lines = suspects(case)
     share = number(seen.against, "rewards/accuracies")
@@ -116,7 +119,8 @@ def swapped(case: Case) -> Finding | None:
         f"About {share} of the labels look reversed: the better answer stands in the place of the worse one.",
         "warning",
         "The model is sure of nearly every pair, and of a part of them it is sure the other way round. Labels that "
-        "were given at random would leave it unsure; a part that is swapped looks like this." + named,
+        "were given at random would leave it unsure; a part that is swapped looks like this, and so does a part of "
+        "another kind, which it gets wrong." + named,
         (
             line(
                 "against_their_label",

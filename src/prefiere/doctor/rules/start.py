@@ -19,6 +19,9 @@ from prefiere.doctor.words import Worded, interval, line, number
 from prefiere.stats import wilson
 
 TEMPLATE = Remedy("`prefiere data DATA --model M`: look at three examples as the model reads them")
+TOKENIZER = Remedy(
+    "read what the model answers before training: where that is no language either, its tokenizer is wrong"
+)
 
 
 Columns = Mapping[str, Any]
@@ -31,7 +34,7 @@ def before_run(
     preferences: whether pairs or judgements are learnt from. account: what was counted in the data."""
     found = [_no_language(row, vocabulary), _misplaced(row, account or {}), _broken(row)]
     if preferences:
-        found += [_foreign(row), _too_alike(row)]
+        found += [_foreign(row, vocabulary), _too_alike(row)]
     return [f for f in found if f is not None]
 
 
@@ -193,22 +196,32 @@ def _elsewhere(row: Columns) -> Finding | None:
 def foreign(case: Case) -> Finding | None:
     """The model finds its own answers likelier than the preferred ones by 2 nats per token or more (7 times, for each
     token): these are not answers as it writes them."""
-    return _foreign(first_row(case)) if case.family == "preference" else None
+    vocabulary = case.environment.get("vocabulary")
+    return _foreign(first_row(case), vocabulary) if case.family == "preference" else None
 
 
-def _foreign(row: Columns) -> Finding | None:
+def _foreign(row: Columns, vocabulary: Any) -> Finding | None:
     chosen, own, gap = at_step_0(row, "start/chosen_logp"), at_step_0(row, "samples/ref_logp"), _gap(row)
     if chosen is None or own is None or gap is None or gap <= FOREIGN:
         return None
+    known = isinstance(vocabulary, int) and not isinstance(vocabulary, bool) and vocabulary > 1
+    blind = known and chosen.mean < -math.log(vocabulary)
     return Finding(
         "foreign_answers",
         "These are not answers as this model writes them: it finds each of their words very unlikely.",
-        "warning",
+        "bad" if blind else "warning",
         "Either the answers come from very different writers, or the model reads them in another form than it writes: "
         "another chat template, marks in the text, another language. What is learnt on such pairs changes little of "
-        "what it writes itself.",
+        "what it writes itself."
+        + (
+            " Tokens that are drawn blindly would be likelier: the answers are in no language that it knows, or its "
+            "tokenizer belongs to another model."
+            if blind
+            else ""
+        ),
         (line("naturalness", chosen=interval(chosen), own=interval(own)),),
         (
+            *([TOKENIZER] if blind else []),
             TEMPLATE,
             Remedy("a supervised start on the preferred answers first (`prefiere sft`)"),
             Remedy("pairs of this model's own answers (`prefiere collect`, `prefiere loop`)"),

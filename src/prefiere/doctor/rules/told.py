@@ -11,6 +11,10 @@ from prefiere.doctor.words import interval, line, number
 from prefiere.stats import LEAST
 
 
+UNTOLD = 0.65
+"""Share of the preferred answers up to which words that may be at chance tell nothing: the high end of the interval."""
+
+
 def words_reversed(account: Account) -> Finding | None:
     """Labels that the words of the answers contradict as firmly as they confirm the others (`data.quality.told`)."""
     part = part_of(account, "audit", "faults", "words", "reversed")
@@ -51,7 +55,7 @@ def words_tell(account: Account) -> Level | None:
 def words_alone(account: Account, model: Level | None) -> Finding | None:
     """Whether words alone tell the preferred answer, and whether the model is shown to tell it better."""
     words = words_tell(account)
-    if words is None:
+    if words is None or (words.low <= 0.5 and words.high > UNTOLD):  # too few to say either
         return None
     told = number(words.mean, "rewards/accuracies")
     seen = (line("words_alone", share=interval(words, "rewards/accuracies"), n=f"{words.n:,}"),)

@@ -1,0 +1,128 @@
+"""What is wrong with the texts of data of any kind: marks of a template, damage, one text everywhere, and prompts and
+answers in each other's place."""
+
+from __future__ import annotations
+
+from prefiere.doctor.case import Finding
+from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.rules.account import (
+    CLEAN,
+    Account,
+    counted,
+    number_in,
+    part_of,
+    records_in,
+    said,
+    shared,
+    sources_in,
+)
+
+
+def markup(account: Account) -> Finding | None:
+    """Marks of a chat template within the texts of a twentieth of the records or more."""
+    count, share, lines = shared(account, "markup")
+    if share < 0.05:
+        return None
+    return counted(
+        "template_in_text",
+        f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
+        "warning" if share < 0.5 else "bad",
+        "The model's own template is put around them once more, or they belong to another model. It then reads text "
+        "such as nobody will ever ask it, before training and after.",
+        (said(count, share, "marks"),),
+        (Remedy("take the marks out of the data: messages as role and content, without a template"), CLEAN),
+        lines,
+        share=f"{100 * share:.0f}%",
+    )
+
+
+def damaged(account: Account) -> Finding | None:
+    """Text in a wrong encoding, in a twentieth of the records or more."""
+    count, share, lines = shared(account, "damaged")
+    if share < 0.05:
+        return None
+    return counted(
+        "damaged_text",
+        f"{100 * share:.0f}% of the texts are damaged: they were read in a wrong encoding.",
+        "warning" if share < 0.5 else "bad",
+        "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
+        (said(count, share, "damaged"),),
+        (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
+        lines,
+        share=f"{100 * share:.0f}%",
+    )
+
+
+def one_text(account: Account) -> Finding | None:
+    """A fifth of the preferred answers, of the others, or of single answers to be learnt, are the same text."""
+    pairs = number_in(account, "audit", "faults", "pairs")
+    single = number_in(account, "audit", "faults", "to_learn", "count") - pairs
+    for side, word, n in (("chosen", "preferred ", pairs), ("rejected", "other ", pairs), ("completion", "", single)):
+        part = part_of(account, "audit", "faults", "same_text", side)
+        count = number_in(part, "count")
+        if n >= 20 and 0.2 * n <= count <= n:
+            return counted(
+                "one_text",
+                f"{100 * count / n:.0f}% of the {word}answers are the same text.",
+                "warning" if count < 0.5 * n else "bad",
+                "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
+                (said(count, count / n, f"same_text_{side}", text=str(part.get("text", ""))[:60]),),
+                (Remedy("leave these pairs out, or keep a few of them"),),
+                share=f"{100 * count / n:.0f}%",
+            )
+    return None
+
+
+def one_prompt(account: Account) -> Finding | None:
+    """A fifth of the records have the same prompt."""
+    part, records = part_of(account, "audit", "faults", "same_text", "prompt"), records_in(account)
+    count = number_in(part, "count")
+    if records < 20 or not 0.2 * records <= count <= records:
+        return None
+    share = f"{100 * count / records:.0f}%"
+    return counted(
+        "one_prompt",
+        f"{share} of the records have the same prompt.",
+        "warning",
+        "What was asked is probably in another column, or was lost when the data was exported: the model is taught to "
+        "answer so many things to the same words. Where this one prompt is all that is wanted, nothing is wrong.",
+        (said(count, count / records, "same_prompt", text=str(part.get("text", ""))[:60]),),
+        (
+            Remedy(
+                "the column that holds what was asked, columns={prompt: ...}; `prefiere data` says which one is read"
+            ),
+        ),
+        share=share,
+    )
+
+
+def exchanged(account: Account) -> Finding | None:
+    """Two in five of the answers to be learnt end with a question mark, and far fewer of the prompts do; or an answer
+    stands last in a tenth of the prompts."""
+    answers, prompts, n = (
+        number_in(account, "audit", "faults", k, "count") for k in ("answer_asks", "prompt_asks", "to_learn")
+    )
+    asking = n >= 20 and 0.4 * n <= answers <= n and answers - prompts > 0.3 * n
+    after, records = number_in(account, "audit", "faults", "after_answer", "count"), records_in(account)
+    twice = records >= 20 and 0.1 * records <= after <= records
+    if not (asking or twice):
+        return None
+    seen = [said(answers, answers / n, "answer_asks"), said(prompts, prompts / n, "prompt_asks")] if asking else []
+    return Finding(
+        "exchanged",
+        "The answers look like questions, and the questions like answers."
+        if asking
+        else "In a part of the records an answer stands last in the prompt, where a question belongs.",
+        "warning",
+        "Columns or roles have probably been exchanged: the model learns to ask what it should answer. Where it is "
+        "to ask questions, or to go on with an answer, nothing is wrong.",
+        tuple(seen + ([said(after, after / records, "after_answer")] if twice else [])),
+        (Remedy("`prefiere data DATA`: read three examples; name the columns as they are, columns={prompt: ...}"),),
+        cause=True,
+        sure="likely" if asking else "possible",
+        lines=sources_in(part_of(account, "audit", "faults", "answer_asks" if asking else "after_answer")),
+    )
+
+
+OF_ANY = (markup, damaged, one_text, one_prompt, exchanged)
+"""Demonstrations are held against these as well."""
