@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import runs
+from prefiere.api.use import export
 from prefiere.console import Display
 from prefiere.evaluate.guards import degenerate
 from prefiere.evaluate.sampled import AnswerEvaluator, Answers, repetition
@@ -113,6 +114,20 @@ def test_the_folder_holds_what_it_promises(tmp_path) -> None:
     assert run.recipe["learning_rate"] == 1e-3
     assert run.environment["vocabulary"] == AutoModelForCausalLM.from_pretrained(run.model).config.vocab_size
     assert run.status["state"] == "finished"
+
+
+@pytest.mark.parametrize(("said", "kept"), [(9, [5, 9]), ([9, 5], [9, 5]), (None, [5])])
+def test_a_saved_model_stops_where_it_was_taught_to(tmp_path, said, kept) -> None:
+    """By another program as well, whose `generate` reads the generation configuration alone."""
+    s = runs.settings(tmp_path, max_steps=1, sample_steps=0, eval_size=0)
+    GenerationConfig(eos_token_id=said, pad_token_id=0).save_pretrained(s.model)
+    assert AutoTokenizer.from_pretrained(s.model).eos_token_id == 5
+    launch(s, display=QUIET)
+    assert GenerationConfig.from_pretrained(tmp_path / "run" / "model").eos_token_id == kept
+    adapted = s.model_copy(update={"lora": True, "out": str(tmp_path / "adapted")})
+    launch(adapted, display=QUIET)
+    export(adapted.out, tmp_path / "out", merge=True, quiet=True)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == kept
 
 
 def test_no_prompt_is_on_both_sides(tmp_path) -> None:

@@ -27,6 +27,7 @@ from prefiere.sample.local import generate
 from prefiere.sample.plain import set_way, way_of
 from prefiere.sample.sampling import Sampling, Vocabulary
 from prefiere.tokens.groups import PromptGroup
+from prefiere.tokens.tokenizer import ends_as_taught
 
 EXACT = 1e-3
 """Nats per token that log-probs may differ by where nothing should: far above fp32 rounding, far below effects."""
@@ -87,8 +88,10 @@ def export_model(
     with atomic_folder(out) as temporary, without_bars():
         whole = _written(model, source, merged, scheme is not None)
         said = whole.dtype if scheme is not None else published(whole).dtype
+        tokenizer = load_tokenizer(source)
+        ends_as_taught(whole, tokenizer)
         kept = _write(whole, temporary, dtype, said)
-        load_tokenizer(source).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     del model
     what = "merged model" if merged else "adapter" if source.adapter else "model"
     held = None if scheme is None else scheme.name

@@ -156,6 +156,18 @@ def eos_ids_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
+def ends_as_taught(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Before a model is written: its generation configuration names the token that it was taught to end an answer with,
+    the tokenizer's EOS, beside its own. With another one alone, `generate` would not stop elsewhere."""
+    generation, taught = getattr(model, "generation_config", None), tokenizer.eos_token_id
+    if generation is None or taught is None:
+        return
+    own = generation.eos_token_id
+    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
+    if taught not in ids:
+        generation.eos_token_id = [taught, *ids]
+
+
 def describe(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> Styled:
     """A group as a person can check it: prompt dim, scored tokens green, the others plain, special tokens reversed."""
     out = Styled()

@@ -34,6 +34,7 @@ from prefiere.models.shard import store
 from prefiere.models.shard.spread import gathered, in_parts, like, sharded, weights_of
 from prefiere.models.trunk import POLICY, REFERENCE, Trunk, activate
 from prefiere.run import Stop
+from prefiere.tokens.tokenizer import ends_as_taught
 from prefiere.train.engine import Engine
 
 WHOLE = "trained.safetensors"
@@ -304,6 +305,7 @@ def save_model(
         return
     with atomic_folder(folder) as temporary, without_bars():
         if not trunk.adapted:
+            ends_as_taught(model, tokenizer)
             save_whole(model, temporary, dtype, weights)
         elif str(getattr(model.peft_config[POLICY], "init_lora_weights", "")).lower().startswith(REWRITES_BASE):
             _save_as_lora(trunk, temporary)

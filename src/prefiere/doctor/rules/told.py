@@ -10,7 +10,6 @@ from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line, number
 from prefiere.stats import LEAST
 
-
 UNTOLD = 0.65
 """Share of the preferred answers up to which words that may be at chance tell nothing: the high end of the interval."""
 
