@@ -109,7 +109,8 @@ def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
 def test_clean_data_says_what_a_pair_does_not_hold(tmp_path: Path, row: dict[str, Any], said: str | None) -> None:
     done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", [row]), "--clean", str(tmp_path / "c.jsonl")])
     assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": "p", "chosen": "a", "rejected": "c"}
-    assert done.output.splitlines()[1:] == [f"  {said or 'nothing was left out'}"]
+    remark = ["  of scores the higher is taken for the better answer"] if "scores" in row else []
+    assert done.output.splitlines()[1:] == [f"  {said or 'nothing was left out'}", *remark]
 
 
 @pytest.mark.parametrize(

@@ -392,3 +392,24 @@ def test_the_commit_of_the_hub_is_recorded(monkeypatch, tmp_path):
 def test_a_name_with_a_split_is_still_the_hubs():
     assert sources.on_hub("owner/name:config[test]@main")
     assert not sources.on_hub("folder/data.jsonl[test]")
+
+
+@pytest.mark.parametrize(
+    ("row", "remark"),
+    [
+        (
+            {"question": "p", "answer_a": "x", "answer_b": "y", "rating_a": 4, "rating_b": 2},
+            "rating_a, rating_b the higher",
+        ),
+        ({"prompt": "p", "answers": ["x", "y"], "ratings": [4, 2]}, "ratings the higher"),
+        ({"prompt": "p", "answers": ["x", "y"], "ranks": [1, 2]}, "ranks the lower"),
+        ({"question": "p", "answer_a": "x", "answer_b": "y", "preference": "a"}, None),
+    ],
+)
+def test_which_way_numbers_are_read_is_said(tmp_path, row, remark):
+    """School grades may be better where they are lower."""
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    source = formats.read(tmp_path / "d.jsonl", kind="pairs")
+    (pair,) = source
+    assert pair.chosen == "x"
+    assert list(source.remarks) == ([f"of {remark} is taken for the better answer"] if remark else [])

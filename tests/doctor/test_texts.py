@@ -97,3 +97,19 @@ def test_an_answer_that_stands_last_in_the_prompt(share: float, said: bool) -> N
     assert ("exchanged" in seen) is said
     if said:
         assert "an answer stands last in the prompt" in seen["exchanged"].title
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [([0.0] * 60, True), ([1.0] * 60, False), ([-1.0] * 20 + [1.0] * 40, True), ([-1.0] * 6 + [1.0] * 54, False),
+     ([None] * 60, False), ([0.0] * 10 + [None] * 50, False)],
+)  # fmt: skip
+def test_scores_that_do_not_say_what_the_label_says(margins: list[float | None], said: bool) -> None:
+    """From a fifth of those that have scores on, of 20 or more."""
+    seen = found(
+        PreferencePair(prompt=f"What is {i}?", chosen=f"It is {i}.", rejected=f"No, {i}.", margin=m, source=f"d:{i}")
+        for i, m in enumerate(margins)
+    )
+    assert ("not_higher" in seen) is said
+    if said:
+        assert seen["not_higher"].lines[0] == "d:0"

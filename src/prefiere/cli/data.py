@@ -58,7 +58,8 @@ def inspect(settings: DPO, *, model: str | None, console: Console) -> dict[str, 
     found = auditor.found()
     read = source.describe()
     for line in source.unread_lines():
-        console.print(Styled.assemble((in_words("seen.unread"), "bold"), line), soft_wrap=True)
+        label = in_words("seen.remark" if line in read["remarks"] else "seen.unread")
+        console.print(Styled.assemble((label, "bold"), line), soft_wrap=True)
     if source.kind == "prompts" and (better := _as_pairs(read["unread_columns"])) is not None:
         said = in_words("seen.as_pairs", columns=better)
         console.print(Styled.assemble((in_words("seen.perhaps"), "bold"), said), soft_wrap=True)

@@ -31,7 +31,8 @@ class Layout:
     """A way to lay out records: the columns that decide, a further condition, and how a row is parsed.
 
     guesses: what the prompt or the answer is was not stated by a name, so that a text column that is not read may be
-    it. decide: the layout once all rows of its source, lazily, said what the values of a column mean.
+    it. decide: the layout once all rows of its source, lazily, said what the values of a column mean. remark: what was
+    taken for granted in reading it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layout:
     when: Callable[[RowMap], bool] | None = None
     guesses: bool = False
     decide: Callable[[Iterable[RowMap], str], Layout] | None = None
+    remark: str = ""
 
     def fits(self, row: RowMap) -> bool:
         """Whether a row has the columns, and values as they should be."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from prefiere.asked.language import count_of
+from prefiere.asked.language import count_of, in_words
 from prefiere.data.dialogues import settle
 from prefiere.data.layouts.columns import Layout, Native, Ranking, RowMap
 from prefiere.data.layouts.names import words_of
@@ -101,7 +101,8 @@ def _layout(asked: str, fields: tuple[str, ...], numbers: str, read: _Rated) -> 
             raise BadRow(fields[0], "fewer than two answers", content=True)
         yield Ranking(prompt=settled, answers=tuple(sorted(ranked, key=lambda r: r[0])), tools=tools(row))
 
-    return Layout(SEVERAL, "comparisons", (asked, *fields), parse)
+    remark = in_words("data.lower_better" if sign > 0 else "data.higher_better", columns=numbers)
+    return Layout(SEVERAL, "comparisons", (asked, *fields), parse, remark=remark)
 
 
 def _are(value: Any, kind: Any) -> bool:

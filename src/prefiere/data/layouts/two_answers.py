@@ -212,7 +212,8 @@ def _with_scores(asked: str, sides: Sides, pairs: Sequence[Sides]) -> Layout:
 
     def decide(rows: Iterable[RowMap], where: str) -> Layout:
         if len(clear) == 1:
-            return replace(unread, parse=_parser(context, sides, _by_scores(scores)))
+            remark = in_words("data.higher_better", columns=f"{scores.a}, {scores.b}")
+            return replace(unread, parse=_parser(context, sides, _by_scores(scores)), remark=remark)
         shown = ", ".join(in_words("data.both", a=s.a, b=s.b) for s in clear or pairs)
         if clear:
             hidden = map_to_give(dict.fromkeys(c for s in clear[1:] for c in (s.a, s.b)))

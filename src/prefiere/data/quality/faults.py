@@ -151,6 +151,10 @@ class Faults:
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
             self.words.add_single(prompt, key, set(_tokens(answers[0])), record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
+            if record.margin is not None:
+                self._count("scored", "")
+                if record.margin <= 0:
+                    self._count("not_higher", record.source)
             self._pair(prompt, record.source, *(answers if record.label > 0.5 else reversed(answers)))
 
     def _answer(self, record: AnyRecord, answers: list[str]) -> None:

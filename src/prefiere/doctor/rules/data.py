@@ -52,6 +52,7 @@ def findings_of(
         shortcut,
         lambda seen: one_sided(seen, weights),
         lambda seen: lopsided(seen, weights),
+        not_higher,
         nearly_same,
         one_word,
         repeated,
@@ -187,6 +188,25 @@ def _good_and_bad(account: Account) -> tuple[float, float]:
 
 def _light(one: float, other: float) -> bool:
     return min(one, other) < SIDE * (one + other)
+
+
+def not_higher(account: Account) -> Finding | None:
+    """The score of the preferred answer is not the higher one, in a fifth of the pairs that have scores."""
+    count, scored = (number_in(account, "audit", "faults", k, "count") for k in ("not_higher", "scored"))
+    if scored < 20 or not 0.2 * scored <= count <= scored:
+        return None
+    share = f"{100 * count / scored:.0f}%"
+    return counted(
+        "not_higher",
+        f"In {share} of the pairs the preferred answer does not have the higher score.",
+        "warning",
+        "The file says which answer is preferred, and scores beside it say otherwise, or that neither is. Either the "
+        "columns were exchanged, the lower score is the better one, or ties were kept as preferences.",
+        (said(count, count / scored, "not_higher"),),
+        (Remedy("see what the scores mean; leave out pairs that they do not tell apart"),),
+        sources_in(part_of(account, "audit", "faults", "not_higher")),
+        share=share,
+    )
 
 
 def nearly_same(account: Account) -> Finding | None:
