@@ -282,7 +282,8 @@ def test_how_many_speak_of_their_own_prompt_and_how_many_by_chance(monkeypatch: 
             met += [bool(set(answer.split()) & set(other.split()) & rare)] if other != asked else []
     placed = spoken(rows).placed()
     assert placed is not None
-    assert (placed.count, placed.n) == (own, n)
+    told = sum(bool(set(a.split()) & rare) for _, a in rows)
+    assert (placed.count, placed.n, placed.others) == (own, n, told - own)
     assert placed.by_chance == pytest.approx(np.mean(met), abs=1e-12)
     assert 0 < placed.by_chance < own / n
     assert spoken(rows[: FEWEST - 1]).placed() is None

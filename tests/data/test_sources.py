@@ -13,6 +13,7 @@ import pytest
 
 from prefiere.data import formats, sources, splits
 from prefiere.data.formats import DataError
+from prefiere.data.quality.faults import spoken_by
 
 ROWS = [{"prompt": f"¿qué es {i}?", "chosen": f"el {i} — sí", "rejected": f"no sé {i}"} for i in range(3)]
 LINES = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS).encode()
@@ -401,8 +402,8 @@ def test_a_name_with_a_split_is_still_the_hubs():
             {"question": "p", "answer_a": "x", "answer_b": "y", "rating_a": 4, "rating_b": 2},
             "rating_a, rating_b the higher",
         ),
-        ({"prompt": "p", "answers": ["x", "y"], "ratings": [4, 2]}, "ratings the higher"),
-        ({"prompt": "p", "answers": ["x", "y"], "ranks": [1, 2]}, "ranks the lower"),
+        ({"prompt": "p", "completions": ["x", "y"], "scores": [4, 2]}, "scores the higher"),
+        ({"prompt": "p", "completions": ["x", "y"], "ranks": [1, 2]}, "ranks the lower"),
         ({"question": "p", "answer_a": "x", "answer_b": "y", "preference": "a"}, None),
     ],
 )
@@ -411,5 +412,5 @@ def test_which_way_numbers_are_read_is_said(tmp_path, row, remark):
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
     source = formats.read(tmp_path / "d.jsonl", kind="pairs")
     (pair,) = source
-    assert pair.chosen == "x"
+    assert spoken_by(pair.chosen) == "x"
     assert list(source.remarks) == ([f"of {remark} is taken for the better answer"] if remark else [])

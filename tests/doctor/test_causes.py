@@ -682,6 +682,21 @@ def test_a_model_is_not_believed_against_words_that_speak_of_their_prompts(
     assert (key in {f.key for f in said}) is believed
 
 
+@pytest.mark.parametrize(
+    ("count", "others", "by_chance", "said"),
+    [(4, 340, 0.022, True), (0, 380, 0.006, True), (20, 340, 0.022, False), (60, 300, 0.2, False),
+     (4, 150, 0.022, False), (0, 0, 0.0, False), (0, 381, 0.006, False)],
+)  # fmt: skip
+def test_answers_that_speak_of_their_own_prompts_by_chance_alone(
+    tmp_path: Path, count: int, others: int, by_chance: float, said: bool
+) -> None:
+    """Of 380: 4 are 0.4 to 2.7%, about what chance has; 20 are 3.4% at least, more than that; 60 are too many for any
+    such claim; and where few have words of other prompts, nothing shows."""
+    run = make(tmp_path)
+    run.data = faulty(placed={"count": count, "n": 380, "others": others, "by_chance": by_chance})
+    assert ("answers_astray" in keys(run)) is said
+
+
 def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:
     ignored = {"prompt_matters": 0.9, "prompt_in_own": 2.5, "prompt_ignored": 0.4, "prompt_ignored_own": 0.0}
     d = diagnose(beginning(make(tmp_path), chosen_logp=-9.0, **ignored))

@@ -67,16 +67,17 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Placed:
-    """``count`` of n answers share a rare word with their own prompt; by_chance: the share that does so with the prompt
-    of another record."""
+    """``count`` of n answers share a rare word with their own prompt, ``others`` with other prompts alone; by_chance:
+    the share that does so with the prompt of another record."""
 
     count: int
     n: int
+    others: int
     by_chance: float
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json."""
-        return {"count": self.count, "n": self.n, "by_chance": self.by_chance}
+        return {"count": self.count, "n": self.n, "others": self.others, "by_chance": self.by_chance}
 
 
 @dataclass
@@ -118,13 +119,14 @@ class Spoken:
             return None
         _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
         asked, said = self._rows(_Sets.joined(self.answered), first)
-        own, shared, pairs = int(_share_any(asked[prompt], said).sum()), 0, 0
+        own, shared, pairs = _share_any(asked[prompt], said), 0, 0
         for k in range(1, OTHERS + 1):
             to = np.roll(prompt, k * n // (OTHERS + 1))
             other = to != prompt
             shared += int(_share_any(asked[to], said)[other].sum())
             pairs += int(other.sum())
-        return Placed(own, n, shared / pairs if pairs else 0.0)
+        others = int((~own & (np.diff(said.indptr) > 0)).sum())
+        return Placed(int(own.sum()), n, others, shared / pairs if pairs else 0.0)
 
     def _astray(self, answered: _Sets) -> Elsewhere | None:
         n, (_, first, prompt) = len(self.sources), np.unique(np.asarray(self.prompts), True, True)

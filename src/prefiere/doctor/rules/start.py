@@ -124,7 +124,7 @@ def astray(account: Account, start: Columns) -> Finding | None:
     part = part_of(account, "audit", "faults", "elsewhere")
     n, strays, count = (number_in(part, k) for k in ("n", "strays", "count"))
     if not 0 < count <= strays <= n or not (part.get("sure") is True or more_ignored(start)):
-        return None
+        return _by_chance(part_of(account, "audit", "faults", "placed"))
     shares = {k: f"{100 * min(1.0, number_in(part, k)):.0f}%" for k in ("share", "by_chance")}
     if part.get("by_chance") is None:  # no answer is in its place, to say how often chance has it
         shares["by_chance"] = "–"
@@ -145,6 +145,31 @@ def astray(account: Account, start: Columns) -> Finding | None:
         sure="likely",
         lines=sources_in(part),
         values={"n": f"{count:,.0f}"},
+    )
+
+
+def _by_chance(part: Account) -> Finding | None:
+    """Half of the answers or more speak of other prompts, and no more of them of their own than chance has it, less
+    than a tenth: as where a column was sorted without the rest, so that hardly any stands in its place."""
+    count, n, others, by_chance = (number_in(part, k) for k in ("count", "n", "others", "by_chance"))
+    if not (n > 0 and count + others <= n and others >= 0.5 * n):
+        return None
+    low, high = wilson(count, n)
+    if low > by_chance or high >= 0.1:
+        return None
+    return Finding(
+        "answers_astray",
+        f"Answers stand at the wrong prompts: {others:,.0f} of {n:,.0f} speak of what other prompts ask, and of their "
+        "own no more do than by chance.",
+        "warning",
+        "An answer takes up words of what was asked. Nearly all of these share rare words with other prompts alone: a "
+        "column was probably sorted, or joined, without the rest. Where answers never take up words of what is asked, "
+        "as in a choice among names, this shows nothing.",
+        (line("placed", n=f"{n:,.0f}", share=f"{100 * count / n:.1f}%", by_chance=f"{100 * by_chance:.1f}%"),),
+        (Remedy("join prompts and answers again from where they came, row by row"),),
+        cause=True,
+        sure="possible",
+        values={"n": f"{others:,.0f}"},
     )
 
 
