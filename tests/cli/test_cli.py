@@ -307,3 +307,11 @@ def test_words_after_two_dashes_and_short_options_are_read_as_before(loop: list[
     assert run("dpo", "-m", "a", "-dd.jsonl", "-o", "o", "--", "seed=3").exit_code == 0
     (call,) = loop
     assert (call.settings.model, call.settings.data, call.settings.out, call.settings.seed) == ("a", "d.jsonl", "o", 3)
+
+
+@pytest.mark.parametrize(("name", "said"), [("kto", "loss_type=kto"), ("orpo", "loss_type=orpo"), ("ktoo", "")])
+def test_a_loss_that_is_a_command_elsewhere_is_said_to_be_one_of_dpo(name: str, said: str) -> None:
+    done = run(name, "--data", "d.jsonl")
+    assert done.exit_code == 2
+    assert f"No such command '{name}'" in done.output
+    assert ("prefiere dpo" in done.output, said in done.output) == (bool(said), True)

@@ -13,10 +13,11 @@ import typer
 from prefiere.asked.language import in_words, speaking, tongue
 from prefiere.asked.spoken_help import asked_for, speak, spoken_headings
 from prefiere.cli import doctor, env, estimate, feedback, recipe, train, votes
-from prefiere.cli.train import SettingsCommand
+from prefiere.cli.train import Commands, SettingsCommand
 from prefiere.console import Json, command, console, hush, progress, say
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

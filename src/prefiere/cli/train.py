@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from prefiere.asked.language import in_words, tongue
 from prefiere.console import Json, command, console, hush, progress, say, table
@@ -41,6 +41,17 @@ Rewards = Annotated[
 Asked = Annotated[
     str | None, typer.Option("--prompts", "-p", help="Text with one prompt a line, or data in any layout.")
 ]
+
+
+class Commands(TyperGroup):
+    """All commands. What is a command of its own elsewhere, and a loss of ``dpo`` here, is said to be that."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names."""
+        losses = get_args(METHODS["dpo"].settings.model_fields["loss_type"].annotation)
+        if args and args[0] in losses and self.get_command(ctx, args[0]) is None:
+            ctx.fail(in_words("seen.a_loss", loss=args[0]))
+        return super().resolve_command(ctx, args)
 
 
 class SettingsCommand(TyperCommand):

@@ -62,7 +62,8 @@ def gained(case: Case, praise: str, measured: str, key: str, meaning: str, seen:
         return Finding(
             "learnt", f"Seen on {count} held-out {kind} only: {measured}.", "info", luck, seen, said_as="learnt_on_few"
         )
-    return Finding("learnt", f"{praise}: {measured}.", "good", meaning, seen)
+    said_as = {"imitation": "learnt_examples", "policy": "learnt_reward"}.get(case.family, "")
+    return Finding("learnt", f"{praise}: {measured}.", "good", meaning, seen, said_as=said_as)
 
 
 def few_held_out(case: Case) -> Finding | None:
