@@ -190,6 +190,22 @@ def test_what_a_model_must_agree_to_is_said_once_it_was_asked() -> None:
     assert ["answers_astray" in keys for keys in said] == [False, True]
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_column_that_slipped_alone_is_named(tmp_path: Path, side: str) -> None:
+    rng = np.random.default_rng(0)
+    data = [
+        {k: f"topic{i} is {' '.join(rng.choice(LIKED, 3))}" for k in ("chosen", "rejected")}
+        | {"prompt": f"What is topic{i}, after all?"}
+        for i in range(120)
+    ]
+    moved = [row | {side: data[(i + 1) % 120][side]} for i, row in enumerate(data)]
+    name = written(tmp_path / "d.jsonl", moved)
+    found = {f["key"]: f for f in json.loads(ASK.invoke(app, ["data", name, "--json"]).stdout)["findings"]}
+    word = "Preferred" if side == "chosen" else "Rejected"
+    assert found["answers_astray"]["title"].startswith(f"{word} answers stand at the wrong prompts")
+    assert f"The {word.lower()} answers stand" in ASK.invoke(app, ["data", name]).output
+
+
 @pytest.mark.parametrize("kind", ["pairs", "singles", "demonstrations"])
 def test_answers_that_slipped_by_a_row_are_named_and_left_out(tmp_path: Path, kind: str) -> None:
     """As where a cell was inserted in one column of a spreadsheet: from line 61 on, each answer is the next one's."""

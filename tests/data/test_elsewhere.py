@@ -320,7 +320,8 @@ def test_one_column_that_slipped_alone_is_found(column: int) -> None:
         made.add(i, asked.split(), [a.split() for a in answers], f"d:{i}")
     astray = made.elsewhere()
     assert astray is not None
-    assert (astray.apart, astray.sure) == (1, True)
+    assert (astray.apart, astray.sure, astray.column) == (1, True, column)
+    assert astray.to_dict()["column"] == column
 
 
 def test_a_column_that_slipped_for_certain_is_told_before_what_is_unsure() -> None:

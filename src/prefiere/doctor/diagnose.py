@@ -88,7 +88,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "damaged_text": ("foreign_answers", "shortcut_word"),
     "one_text": ("shortcut_word", "foreign_answers"),
     "one_prompt": ("repeated", "known_answers"),
-    "exchanged": ("shortcut_word", "foreign_answers"),
+    "exchanged": ("shortcut_word",),
     "repeated": ("shortcut_word",),
     "price_too_high": ("reward_flat", "setting_too_high"),
     "reward_constant": ("reward_flat", "dead_critic"),

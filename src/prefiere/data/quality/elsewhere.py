@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -47,7 +47,8 @@ class Elsewhere:
     of a prompt whose own answer is missing as well, or lie ``apart`` prompts away from it, as ``in_step`` of them do; 0
     where they do not agree. by_chance: the share that chance has; None where no answer is in its place to show it.
     sure: whether words alone do; if not, the data may as well be of several kinds, in one of which answers never take
-    up words of their prompts. sources: where they were read."""
+    up words of their prompts. sources: where they were read. column: which answer of each record it is, where that one
+    alone has slipped."""
 
     strays: int
     n: int
@@ -57,12 +58,14 @@ class Elsewhere:
     in_step: int
     sure: bool
     sources: list[str]
+    column: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json, with the first `NAMED` places."""
         counted = {"strays": self.strays, "n": self.n, "share": self.share, "by_chance": self.by_chance}
         named = {"count": len(self.sources), "sources": self.sources[:NAMED]}
-        return counted | {"apart": self.apart, "in_step": self.in_step, "sure": self.sure} | named
+        where = {} if self.column is None else {"column": self.column}
+        return counted | {"apart": self.apart, "in_step": self.in_step, "sure": self.sure} | named | where
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,10 @@ class Spoken:
         """What has slipped, beyond chance (Fisher's exact test): of all answers of the records, else of one column."""
         if len(self.sources) < FEWEST:
             return None
-        together = [_Sets.joined(self.answered)] if len(self.answered) > 1 else []
-        found = [f for sets in (*together, *self.answered) if (f := self._astray(sets)) is not None]
+        several = len(self.answered) > 1
+        looked_at: list[tuple[int | None, _Sets]] = [(None, _Sets.joined(self.answered))] if several else []
+        looked_at += [(i if several else None, sets) for i, sets in enumerate(self.answered)]
+        found = [replace(f, column=i) for i, sets in looked_at if (f := self._astray(sets)) is not None]
         return next((f for f in found if f.sure), found[0] if found else None)
 
     def placed(self) -> Placed | None:

@@ -131,9 +131,11 @@ def astray(account: Account, start: Columns) -> Finding | None:
     seen = [line("astray", strays=f"{strays:,.0f}", n=f"{n:,.0f}", **shares)]
     if isinstance(apart := part.get("apart"), int) and 0 < abs(apart) < n:
         seen.append(line("in_step", n=f"{number_in(part, 'in_step'):,.0f}", apart=f"{apart:+,.0f}"))
+    column = part.get("column")
+    side = "Preferred answers" if column == 0 else "Rejected answers" if column == 1 else "Answers"
     return Finding(
         "answers_astray",
-        f"Answers stand at the wrong prompts: {count:,.0f} of {n:,.0f} speak of what another prompt asks.",
+        f"{side} stand at the wrong prompts: {count:,.0f} of {n:,.0f} speak of what another prompt asks.",
         "warning",
         "An answer takes up words of what was asked. These share no rare word with their own prompt, and some with "
         "another one that is left without an answer of its own. Rows or columns of the data have slipped against each "
@@ -145,6 +147,7 @@ def astray(account: Account, start: Columns) -> Finding | None:
         sure="likely",
         lines=sources_in(part),
         values={"n": f"{count:,.0f}"},
+        said_as="preferred_astray" if column == 0 else "rejected_astray" if column == 1 else "",
     )
 
 
