@@ -660,7 +660,7 @@ def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: P
 
 @pytest.mark.parametrize(
     ("count", "n", "by_chance", "believed"),
-    [(230, 380, 0.02, False), (200, 380, 0.02, True), (230, 380, 0.12, True), (10, 12, 0.0, False), (9, 12, 0.0, True),
+    [(180, 380, 0.02, False), (170, 380, 0.02, True), (180, 380, 0.04, True), (9, 12, 0.0, False), (8, 12, 0.0, True),
      (0, 380, 0.02, True), (500, 380, 0.0, True), (None, 380, 0.0, True)],
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -673,8 +673,8 @@ def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: P
 def test_a_model_is_not_believed_against_words_that_speak_of_their_prompts(
     tmp_path: Path, key: str, start: dict[str, float], count: Any, n: int, by_chance: float, believed: bool
 ) -> None:
-    """Half of the answers, beyond chance and the interval: 230 of 380 are 56% at least, 200 are 48%, 10 of 12 are 55%
-    and 9 are 47%."""
+    """Two in five of the answers, beyond chance and the interval: 180 of 380 are 42% at least, 170 are 40%, 9 of 12 are
+    47% and 8 are 39%."""
     run = beginning(make(tmp_path), **start)
     run.data = faulty(placed={"count": count, "n": n, "by_chance": by_chance})
     assert (key in keys(run)) is believed

@@ -92,7 +92,7 @@ def elsewhere(case: Case) -> Finding | None:
     return _misplaced(first_row(case), case.account("train"))
 
 
-PLACED = 0.5
+PLACED = 0.4
 """Share of the answers that speak of their own prompt, beyond chance, from which on no model is believed that finds
 them misplaced: to one that knows these answers by heart, or none like them, a prompt says nothing of a new one."""
 
