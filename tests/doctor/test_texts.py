@@ -113,3 +113,17 @@ def test_scores_that_do_not_say_what_the_label_says(margins: list[float | None],
     assert ("not_higher" in seen) is said
     if said:
         assert seen["not_higher"].lines[0] == "d:0"
+
+
+@pytest.mark.parametrize(
+    ("around", "named"), [("{}\n\n", "(space after it)"), (" {}", "(space before it)"), ("{}", None)]
+)
+def test_spaces_around_one_side_give_the_labels_away(around: str, named: str | None) -> None:
+    """Nobody sees them on a page."""
+    seen = found(
+        PreferencePair(prompt=f"What is {i}?", chosen=around.format(f"It is {i}."), rejected=f"It is {i + 1}.")
+        for i in range(60)
+    )
+    assert ("shortcut_word" in seen) is (named is not None)
+    if named is not None:
+        assert seen["shortcut_word"].title.startswith(f"One sign gives the labels away: “{named}”")

@@ -27,6 +27,7 @@ LOOKED_AT = 20_000
 """Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
 USUAL_WORD = 0.05
 """A word that more answers of the other side have is a word of the language, and no mark."""
+BEFORE, AFTER = "(space before it)", "(space after it)"
 _SHOWN = 5
 _MARKUP = re.compile(
     r"<\|[\w ]{2,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]{1,30}｜>"
@@ -77,6 +78,14 @@ def texts_faulty(record: AnyRecord) -> list[str]:
 @lru_cache(maxsize=8)  # the texts of the record at hand, which several counts look at
 def _tokens(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
+
+
+def _edges(text: str) -> Iterator[str]:
+    """What nobody sees, and a model does: spaces or line breaks around a text, told among its words."""
+    if text[:1].isspace():
+        yield BEFORE
+    if text[-1:].isspace():
+        yield AFTER
 
 
 def _words(text: str) -> list[str]:
@@ -178,7 +187,7 @@ class Faults:
         self.pairs += 1
         if one_word_apart(chosen, rejected):
             self._count("one_word", source)
-        both = [set(_tokens(t)) for t in (chosen, rejected)]
+        both = [{*_tokens(t), *_edges(t)} for t in (chosen, rejected)]
         self.only[0].update(both[0] - both[1])
         self.only[1].update(both[1] - both[0])
         self.any[0].update(both[0])

@@ -113,7 +113,7 @@ def shortcut(account: Account) -> Finding | None:
         return None
     side = "preferred" if word.get("side") == "chosen" else "other"
     shown = str(word.get("word"))[:40]
-    sign = not any(c.isalnum() for c in shown)
+    sign = shown.startswith("(") or not any(c.isalnum() for c in shown)
     return counted(
         "shortcut_word",
         f"One {'sign' if sign else 'word'} gives the labels away: “{shown}” stands in the {side} answer nearly every "
