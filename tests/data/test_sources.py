@@ -414,3 +414,11 @@ def test_which_way_numbers_are_read_is_said(tmp_path, row, remark):
     (pair,) = source
     assert spoken_by(pair.chosen) == "x"
     assert list(source.remarks) == ([f"of {remark} is taken for the better answer"] if remark else [])
+
+
+@pytest.mark.parametrize("stars", [(1, 5, 3), ("1", "5", "3")])
+def test_answers_with_grades_are_no_good_and_bad_ones_and_it_is_said_why(tmp_path, stars):
+    rows = [{"prompt": f"p{i}", "completion": "x", "label": s} for i, s in enumerate(stars)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(DataError, match=r"label holds numbers \(1, 3, 5\): write true where an answer is good"):
+        list(formats.read(tmp_path / "d.jsonl", kind="judgements"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name,
 from prefiere.data.layouts.pairs import PAIRS
 from prefiere.data.layouts.several import SEVERAL, rated
 from prefiere.data.layouts.single import SINGLE
-from prefiere.data.layouts.two_answers import TWO_ANSWERS, answers_of, holds, is_text, recognised
+from prefiere.data.layouts.two_answers import TWO_ANSWERS, answers_of, holds, is_number, is_text, recognised
 from prefiere.data.layouts.verdicts import about_verdict, side_word
 from prefiere.data.schema import Kind
 from prefiere.data.values import BadRow, DataError, Row
@@ -159,7 +159,7 @@ def detect(
         found = answered[0]
         fields, holds = ", ".join(found.fields), in_words(f"data.holds.{found.holds}")
         told = {"kind": in_words(f"data.kind.{kind}"), "layout": found.name, "fields": fields, "holds": holds}
-        raise DataError(in_words("data.no_kind", where=where, **told))
+        raise DataError(in_words("data.no_kind", where=where, **told) + _graded(kind, rows, found.fields))
     best = able[0]
     fields = ", ".join(best.fields) or in_words("account.by_responses")
     how = in_words("account.as_told") if layout else in_words("account.by", fields=fields)
@@ -176,6 +176,16 @@ def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Det
 
 
 # -- what to do about columns that no layout has ----------------------------------------------------------------------
+
+
+def _graded(kind: Kind, rows: Sequence[RowMap], read: Collection[str]) -> str:
+    """Of answers that were to be good or bad: which column holds grades instead, if one does."""
+    for column in _columns_of(rows) if kind == "judgements" else ():
+        values = sorted({float(v) for row in rows if is_number(v := row.get(column))})
+        if column not in read and len(values) > 1 and holds(rows, column, is_number):
+            shown = ", ".join(f"{v:g}" for v in values[:6])
+            return ". " + in_words("data.graded", column=column, values=shown)
+    return ""
 
 
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:
