@@ -178,7 +178,7 @@ def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Det
 # -- what to do about columns that no layout has ----------------------------------------------------------------------
 
 
-def _graded(kind: Kind, rows: Sequence[RowMap], read: Collection[str]) -> str:
+def _graded(kind: Kind, rows: Sequence[Row], read: Collection[str]) -> str:
     """Of answers that were to be good or bad: which column holds grades instead, if one does."""
     for column in _columns_of(rows) if kind == "judgements" else ():
         values = sorted({float(v) for row in rows if is_number(v := row.get(column))})
