@@ -10,7 +10,7 @@ from typing import Any
 from prefiere.asked.language import in_words
 from prefiere.data.layouts.columns import Layout
 from prefiere.data.layouts.compared import COMPARED
-from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name, likely, map_to_give
+from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name, likely, map_to_give, words_of
 from prefiere.data.layouts.pairs import PAIRS
 from prefiere.data.layouts.several import SEVERAL, rated
 from prefiere.data.layouts.single import SINGLE
@@ -178,11 +178,15 @@ def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Det
 # -- what to do about columns that no layout has ----------------------------------------------------------------------
 
 
+_GRADES = {"label", "rating", "score", "stars", "star", "grade", "mark", "points", "feedback", "quality", "nota"}
+
+
 def _graded(kind: Kind, rows: Sequence[Row], read: Collection[str]) -> str:
     """Of answers that were to be good or bad: which column holds grades instead, if one does."""
     for column in _columns_of(rows) if kind == "judgements" else ():
-        values = sorted({float(v) for row in rows if is_number(v := row.get(column))})
-        if column not in read and len(values) > 1 and holds(rows, column, is_number):
+        values = sorted({float(row[column]) for row in rows if is_number(row.get(column))})
+        named = column not in read and set(words_of(column)) & _GRADES
+        if named and len(values) > 2 and holds(rows, column, is_number):
             shown = ", ".join(f"{v:g}" for v in values[:6])
             return ". " + in_words("data.graded", column=column, values=shown)
     return ""
