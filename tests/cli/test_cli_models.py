@@ -58,7 +58,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs[3]["rejected"] = pairs[3]["chosen"]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs), encoding="utf-8")
     (folder / "shown.jsonl").write_text(
-        "".join(json.dumps({"prompt": p["prompt"], "completion": p["chosen"]}) + "\n" for p in pairs), encoding="utf-8"
+        "".join(
+            json.dumps({"prompt": p["prompt"], "completion": f"{p['chosen']} Number {i}."}) + "\n"
+            for i, p in enumerate(pairs)
+        ),
+        encoding="utf-8",
     )
     (folder / "prompts.txt").write_text("What is a dog?\n¿Qué es una casa?\n", encoding="utf-8")
     (folder / "rule.py").write_text("def short(prompts, answers):\n    return [-len(a) for a in answers]\n")

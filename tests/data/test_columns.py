@@ -250,10 +250,14 @@ def test_a_short_question_that_is_repeated_is_cut(tmp_path, asked):
     assert record.completion.strip() == "It is."
 
 
-@pytest.mark.parametrize("asked", ["Why?", "Why not?", "Hello there friend"])
-def test_a_short_prompt_that_an_answer_may_begin_with_is_not_cut(tmp_path, asked):
-    (record,) = source_of(tmp_path, {"prompt": asked, "completion": f"{asked} It is."}, kind="demonstrations")
-    assert record.completion == f"{asked} It is."
+@pytest.mark.parametrize(
+    ("asked", "rest"),
+    [("Why?", "It is."), ("Why not?", "It is."), ("Hello there friend", "It is."), ("Was it you?", "she said."),
+     ("Who is he??", "? I see."), ("Who is he?", "\"And you?\"")],
+)  # fmt: skip
+def test_a_short_prompt_that_an_answer_may_begin_with_is_not_cut(tmp_path, asked, rest):
+    (record,) = source_of(tmp_path, {"prompt": asked, "completion": f"{asked} {rest}"}, kind="demonstrations")
+    assert record.completion == f"{asked} {rest}"
 
 
 def test_a_greeting_is_no_repeated_prompt(tmp_path):

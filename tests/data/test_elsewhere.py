@@ -13,7 +13,7 @@ from scipy.stats import fisher_exact
 
 from prefiere.data.quality import elsewhere
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
-from prefiere.data.quality.elsewhere import COPIED, EXCESS, FEWEST, NEAREST, OTHERS, UNLIKELY, Elsewhere, Spoken
+from prefiere.data.quality.elsewhere import COPIED, EXCESS, FEWEST, NEAREST, OTHERS, TOLD, UNLIKELY, Elsewhere, Spoken
 from prefiere.data.quality.faults import Faults
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair
 
@@ -269,29 +269,31 @@ def test_how_many_speak_of_their_own_prompt_and_how_many_by_chance(monkeypatch: 
     """A slow loop: a word in common that is rare, with the own prompt and with eight others of all over the data."""
     monkeypatch.setattr(elsewhere, "RARE", 0.1)
     rows, _ = moved(world(90, 3), 0.5, 1)
-    rows += [(asked, answer + " more") for asked, answer in rows[:30]]
+    rows += [(asked, answer + " more") for asked, answer in rows[:30]] + [
+        (asked, "topic1 word") for asked, _ in rows[:9]
+    ]
     n, prompts = len(rows), {asked for asked, _ in rows}
     asked_by = Counter(w for p in prompts for w in set(p.split()))
     said_by = Counter(w for _, a in rows for w in set(a.split()))
     rare = {w for w in asked_by if said_by[w] and len(w) > 2 and max(asked_by[w], said_by[w]) <= max(2, 0.1 * n)}
-    own = sum(bool(set(a.split()) & set(p.split()) & rare) for p, a in rows)
+    long = [(p, a) for p, a in rows if len({w for w in a.split() if len(w) > 2}) >= TOLD]
+    own = sum(bool(set(a.split()) & set(p.split()) & rare) for p, a in long)
     met = []
     for k in range(1, OTHERS + 1):
-        for i, (asked, answer) in enumerate(rows):
-            other = rows[(i - k * n // (OTHERS + 1)) % n][0]
+        for i, (asked, answer) in enumerate(long):
+            other = long[(i - k * len(long) // (OTHERS + 1)) % len(long)][0]
             met += [bool(set(answer.split()) & set(other.split()) & rare)] if other != asked else []
-    placed = spoken(rows).placed()
-    assert placed is not None
-    told = sum(bool(set(a.split()) & rare) for _, a in rows)
-    assert (placed.count, placed.n, placed.others) == (own, n, told - own)
+    (placed,) = spoken(rows).placed()
+    told = sum(bool(set(a.split()) & rare) for _, a in long)
+    assert (placed.count, placed.n, placed.others) == (own, len(long), told - own)
     assert placed.by_chance == pytest.approx(np.mean(met), abs=1e-12)
-    assert 0 < placed.by_chance < own / n
-    assert spoken(rows[: FEWEST - 1]).placed() is None
+    assert 0 < placed.by_chance < own / len(long)
+    assert len(long) < n
+    assert spoken(rows[: FEWEST - 1]).placed() == []
 
 
 def test_one_prompt_alone_has_no_other_to_speak_of() -> None:
-    placed = spoken([("topic one", f"answer{i} topic") for i in range(60)]).placed()
-    assert placed is not None
+    (placed,) = spoken([("topic one", f"answer{i} topic that you named") for i in range(60)]).placed()
     assert placed.by_chance == 0.0
 
 
@@ -354,3 +356,18 @@ def test_what_is_read_of_a_record() -> None:
     single = Faults()
     single.add(Judgement(prompt="Which", completion="Delta", desirable=False, source="b"))
     assert len(single.spoken.answered) == 1
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_column_that_was_sorted_alone_is_seen_in_its_place(column: int) -> None:
+    """No answer of it stands at its prompt, and all of the other do."""
+    rows = world(300, 2, 1.0)
+    by = np.random.default_rng(0).permutation(300)
+    made = Spoken()
+    for i, (asked, answer) in enumerate(rows):
+        answers = [answer.split(), answer.split()]
+        answers[column] = rows[by[i]][1].split()
+        made.add(i, asked.split(), answers, f"d:{i}")
+    placed = made.placed()
+    assert placed[column].count <= 0.05 * placed[column].n < 0.5 * placed[column].n <= placed[column].others
+    assert placed[1 - column].count > 0.9 * placed[1 - column].n

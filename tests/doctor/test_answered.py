@@ -59,6 +59,8 @@ def test_a_text_that_stops_in_the_middle(text: str, stops: bool) -> None:
         ("What is a house?", "It is home. What is a house?", []),
         ("What is a house?", "Question: What is a house?\nAnswer: It is home.", ["echoed"]),
         ("What is a house?", "### Instruction:\n\nWhat  is a house?", ["echoed"]),
+        ("world war ii", "World War II was a war.", []),  # a term, and its article
+        ("The great house of time", "# The great house of time\nIt was home.", []),  # a title
         ("What is a house?", "That is a hard one. You ask me: what is a house?", []),
         ("Go on?", "Go on? It is home.", []),  # so short a prompt is said again by chance
         ((Message("system", "Be kind."), Message("user", "What is a house?")), "What is a house? Home.", ["echoed"]),

@@ -660,7 +660,7 @@ def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: P
 
 @pytest.mark.parametrize(
     ("count", "n", "by_chance", "believed"),
-    [(180, 380, 0.02, False), (170, 380, 0.02, True), (180, 380, 0.04, True), (9, 12, 0.0, False), (8, 12, 0.0, True),
+    [(160, 380, 0.02, False), (140, 380, 0.02, True), (160, 380, 0.04, True), (8, 12, 0.0, False), (7, 12, 0.0, True),
      (0, 380, 0.02, True), (500, 380, 0.0, True), (None, 380, 0.0, True)],
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -673,8 +673,8 @@ def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: P
 def test_a_model_is_not_believed_against_words_that_speak_of_their_prompts(
     tmp_path: Path, key: str, start: dict[str, float], count: Any, n: int, by_chance: float, believed: bool
 ) -> None:
-    """Two in five of the answers, beyond chance and the interval: 180 of 380 are 42% at least, 170 are 40%, 9 of 12 are
-    47% and 8 are 39%."""
+    """35% of the answers, beyond chance and the interval: 160 of 380 are 37.2% at least, 140 are 32%, 8 of 12 are 39%
+    and 7 are 32%."""
     run = beginning(make(tmp_path), **start)
     run.data = faulty(placed={"count": count, "n": n, "by_chance": by_chance})
     assert (key in keys(run)) is believed
@@ -682,19 +682,22 @@ def test_a_model_is_not_believed_against_words_that_speak_of_their_prompts(
     assert (key in {f.key for f in said}) is believed
 
 
+@pytest.mark.parametrize(("place", "side"), [("placed", "Answers"), ("placed_other", "Rejected answers")])
 @pytest.mark.parametrize(
     ("count", "others", "by_chance", "said"),
     [(4, 340, 0.022, True), (0, 380, 0.006, True), (20, 340, 0.022, False), (60, 300, 0.2, False),
      (4, 150, 0.022, False), (0, 0, 0.0, False), (0, 381, 0.006, False)],
 )  # fmt: skip
 def test_answers_that_speak_of_their_own_prompts_by_chance_alone(
-    tmp_path: Path, count: int, others: int, by_chance: float, said: bool
+    tmp_path: Path, place: str, side: str, count: int, others: int, by_chance: float, said: bool
 ) -> None:
     """Of 380: 4 are 0.4 to 2.7%, about what chance has; 20 are 3.4% at least, more than that; 60 are too many for any
     such claim; and where few have words of other prompts, nothing shows."""
     run = make(tmp_path)
-    run.data = faulty(placed={"count": count, "n": 380, "others": others, "by_chance": by_chance})
+    run.data = faulty(**{place: {"count": count, "n": 380, "others": others, "by_chance": by_chance}})
     assert ("answers_astray" in keys(run)) is said
+    if said:
+        assert told(diagnose(run), "answers_astray").title.startswith(f"{side} stand")
 
 
 def test_answers_in_no_language_fit_no_prompt_and_are_not_misplaced(tmp_path: Path) -> None:

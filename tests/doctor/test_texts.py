@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.faults import Faults
-from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Text
+from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Prompt, Text
 from prefiere.doctor.case import Finding
 from prefiere.doctor.rules.data import findings_of
 
@@ -85,6 +86,18 @@ def test_questions_in_the_place_of_answers(kind: str, prompts: float, answers: f
         assert (seen["exchanged"].severity, seen["exchanged"].lines[0]) == ("warning", "d:0")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "That is so. Would you like more?",
+        "Which one do you mean? That depends.",
+        "It is. Is there anything else I can do?",
+    ],
+)
+def test_answers_with_a_question_in_them_are_no_questions(answer: str) -> None:
+    assert "exchanged" not in found(record("pairs", i, f"That is thing {i}.", f"{i}: {answer}") for i in range(60))
+
+
 @pytest.mark.parametrize(("share", "said"), [(0.05, False), (0.2, True)])
 def test_an_answer_that_stands_last_in_the_prompt(share: float, said: bool) -> None:
     """Roles that were exchanged."""
@@ -93,37 +106,79 @@ def test_an_answer_that_stands_last_in_the_prompt(share: float, said: bool) -> N
         turns = (Message("user", f"What is {i}?"), Message("assistant", "That?"))
         return turns if i < 60 * share else turns[:1]
 
-    seen = found([record("pairs", i, prompt(i), f"It is {i}.") for i in range(60)])
-    assert ("exchanged" in seen) is said
-    if said:
-        assert "an answer stands last in the prompt" in seen["exchanged"].title
+    seen = found(record("pairs", i, prompt(i), f"It is {i}.") for i in range(60))
+    assert ("after_answer" in seen) is said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", [("spam", "ham"), ("Yes.", "No."), ("a", "b", "c")])
+def test_a_choice_among_a_few_answers_is_no_fault(kind: str, classes: tuple[str, ...]) -> None:
+    """Four of five of the first class, whoever labelled them: neither one text, nor labels that look reversed."""
+    rng = np.random.default_rng(0)
+    rows: list[AnyRecord] = []
+    for i in range(300):
+        right = int(rng.random() > 0.8) * int(rng.integers(1, len(classes)))
+        given = right if rng.random() < 0.7 else (right + 1) % len(classes)
+        prompt = f"Which is {i}?"
+        if kind == "pairs":
+            rows.append(PreferencePair(prompt=prompt, chosen=classes[right], rejected=classes[right - 1]))
+        elif kind == "singles":
+            rows.append(Judgement(prompt=prompt, completion=classes[given], desirable=given == right))
+        else:
+            rows.append(Demonstration(prompt=prompt, completion=classes[right]))
+    seen = found(rows, kind != "demonstrations")
+    assert not {"one_text", "words_reversed"} & seen.keys()
+
+
+def test_prompts_that_many_answers_share_are_no_single_one() -> None:
+    """Four of them, with a hundred answers each; the first turn of dialogues; what a policy is asked."""
+    several = [record("pairs", i, f"What is thing {i % 4}?", f"It is {i}.") for i in range(400)]
+    turns = [
+        Demonstration(
+            prompt=(Message("user", "Hi"),),
+            completion=(
+                Message("assistant", "Hello."),
+                Message("user", f"What is {i}?"),
+                Message("assistant", f"{i}."),
+            ),
+        )
+        for i in range(60)
+    ]
+    asked = [Prompt(prompt="What is it?") for _ in range(60)]
+    for rows in (several, turns, asked):
+        assert "one_prompt" not in found(rows)
+
+
+@pytest.mark.parametrize("asked", ["", (Message("user", "What?"), Message("tool", ""))])
+def test_a_prompt_without_words_is_counted(asked: Text) -> None:
+    """Plain text, and what a tool returned."""
+    assert found([Demonstration(prompt=asked, completion=f"It is {i}.") for i in range(3)]) == {}
 
 
 @pytest.mark.parametrize(
-    ("margins", "said"),
-    [([0.0] * 60, True), ([1.0] * 60, False), ([-1.0] * 20 + [1.0] * 40, True), ([-1.0] * 6 + [1.0] * 54, False),
-     ([None] * 60, False), ([0.0] * 10 + [None] * 50, False)],
-)  # fmt: skip
-def test_scores_that_do_not_say_what_the_label_says(margins: list[float | None], said: bool) -> None:
-    """From a fifth of those that have scores on, of 20 or more."""
+    ("label", "margins", "said"),
+    [
+        (1.0, [0.0] * 60, "same score"),
+        (1.0, [0.0] * 20 + [1.0] * 40, None),  # margins that are rounded
+        (1.0, [1.0] * 60, None),
+        (1.0, [-1.0] * 10 + [1.0] * 50, "lower score"),
+        (1.0, [-1.0] * 4 + [1.0] * 56, None),
+        (1.0, [None] * 60, None),
+        (1.0, [0.0] * 10 + [None] * 50, None),
+        (0.2, [-1.0] * 60, None),  # the other answer is the preferred one
+        (0.2, [1.0] * 60, "lower score"),
+    ],
+)
+def test_scores_that_do_not_say_what_the_label_says(
+    label: float, margins: list[float | None], said: str | None
+) -> None:
     seen = found(
-        PreferencePair(prompt=f"What is {i}?", chosen=f"It is {i}.", rejected=f"No, {i}.", margin=m, source=f"d:{i}")
+        PreferencePair(
+            prompt=f"What is {i}?", chosen=f"It is {i}.", rejected=f"No, {i}.", label=label, margin=m, source=f"d:{i}"
+        )
         for i, m in enumerate(margins)
     )
-    assert ("not_higher" in seen) is said
-    if said:
+    assert ("not_higher" in seen) is (said is not None)
+    if said is not None:
+        assert said in seen["not_higher"].title
         assert seen["not_higher"].lines[0] == "d:0"
-
-
-@pytest.mark.parametrize(
-    ("around", "named"), [("{}\n\n", "(space after it)"), (" {}", "(space before it)"), ("{}", None)]
-)
-def test_spaces_around_one_side_give_the_labels_away(around: str, named: str | None) -> None:
-    """Nobody sees them on a page."""
-    seen = found(
-        PreferencePair(prompt=f"What is {i}?", chosen=around.format(f"It is {i}."), rejected=f"It is {i + 1}.")
-        for i in range(60)
-    )
-    assert ("shortcut_word" in seen) is (named is not None)
-    if named is not None:
-        assert seen["shortcut_word"].title.startswith(f"One sign gives the labels away: “{named}”")

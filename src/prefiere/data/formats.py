@@ -41,6 +41,7 @@ R = TypeVar("R")
 _SAMPLE = 32  # rows that decide about the layout
 _SHAPES = 1_000  # kinds of rows, by the columns that hold something, that are looked at for columns not read
 _SHOWN = 20  # problems kept in words; all are counted
+_COMPARE = ("pairs", "comparisons", "judgements")
 
 
 class ReadOptions(TypedDict, total=False):
@@ -232,7 +233,7 @@ class Records(Generic[R]):
 
         for number, part in enumerate(self._parts):
             layout = self._detect(part).layout
-            self.remarks |= {layout.remark: None} if layout.remark else {}
+            self.remarks |= {layout.remark: None} if layout.remark and self.kind in _COMPARE else {}
             shapes = set[tuple[str, ...]]()
             for line, raw in _rows_in(part, self.remarks):
                 counts.read += 1

@@ -80,7 +80,7 @@ def few_held_out(case: Case) -> Finding | None:
         (line(f"held_out_{kind}", n=f"{count}"),),
         (
             set_to("sample_prompts", "auto", "which takes up to 32 prompts")
-            if case.recipe.get("sample_prompts") == count
+            if case.family == "policy" and case.recipe.get("sample_prompts") == count
             else Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data"),
         ),
         values={"n": str(count)},

@@ -105,6 +105,9 @@ def without_repeated_prompt(native: Native, note: Callable[[str], None]) -> Nati
         rest = said[len(prompt) :]
         if not said.startswith(prompt) or not rest.strip() or (rest[0].isalnum() and prompt[-1].isalnum()):
             return native
+        begins = rest.lstrip()[0]
+        if len(prompt) < _GREETING and (begins.islower() or not begins.isalnum()):
+            return native  # "Was it you? she said" goes on with what it quotes
         rests[name] = rest if isinstance(answer, str) else (replace(answer[0], content=rest.lstrip()),)
     note("prompt cut off answers that repeat it")
     return replace(native, **rests)  # type: ignore[arg-type]

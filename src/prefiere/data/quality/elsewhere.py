@@ -35,8 +35,9 @@ three times as many as on the other side, since prompts next to each other may b
 COPIED = 6
 """Words of an answer, or of its prompt, of which all stand in another prompt: that one goes on from them, as the next
 turn of a dialogue does."""
-OTHERS = 8
-"""Records whose prompts an answer is held against beside its own, from all over the data."""
+OTHERS, TOLD = 8, 4
+"""Records whose prompts an answer is held against beside its own, from all over the data; different words of an answer
+from which on it is held against any."""
 _AT_ONCE = 512
 """Answers whose likeness to all prompts is looked at together."""
 
@@ -117,21 +118,25 @@ class Spoken:
         found = [replace(f, column=i) for i, sets in looked_at if (f := self._astray(sets)) is not None]
         return next((f for f in found if f.sure), found[0] if found else None)
 
-    def placed(self) -> Placed | None:
-        """How many answers speak of their own prompt, and how many would by chance; None below `FEWEST` records."""
-        n = len(self.sources)
-        if n < FEWEST:
-            return None
+    def placed(self) -> list[Placed]:
+        """Of the answers in each place, how many speak of their own prompt, and how many would by chance; nothing below
+        `FEWEST` of them. Answers of fewer words than `TOLD` speak of nothing: a name, a choice."""
         _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
-        asked, said = self._rows(_Sets.joined(self.answered), first)
-        own, shared, pairs = _share_any(asked[prompt], said), 0, 0
+        return [p for answered in self.answered if (p := self._placed(answered, first, prompt)) is not None]
+
+    def _placed(self, answered: _Sets, first: np.ndarray, prompt: np.ndarray) -> Placed | None:
+        told = np.flatnonzero(np.diff(answered.ends) >= TOLD)
+        if len(told) < FEWEST:
+            return None
+        asked, said = (rows[at] for rows, at in zip(self._rows(answered, first), (prompt[told], told), strict=True))
+        own, shared, pairs = _share_any(asked, said), 0, 0
         for k in range(1, OTHERS + 1):
-            to = np.roll(prompt, k * n // (OTHERS + 1))
-            other = to != prompt
-            shared += int(_share_any(asked[to], said)[other].sum())
+            by = np.roll(np.arange(len(told)), k * len(told) // (OTHERS + 1))
+            other = prompt[told][by] != prompt[told]
+            shared += int(_share_any(asked[by], said)[other].sum())
             pairs += int(other.sum())
         others = int((~own & (np.diff(said.indptr) > 0)).sum())
-        return Placed(int(own.sum()), n, others, shared / pairs if pairs else 0.0)
+        return Placed(int(own.sum()), len(told), others, shared / pairs if pairs else 0.0)
 
     def _astray(self, answered: _Sets) -> Elsewhere | None:
         n, (_, first, prompt) = len(self.sources), np.unique(np.asarray(self.prompts), True, True)

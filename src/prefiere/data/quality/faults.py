@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.elsewhere import Elsewhere, Placed, Spoken
-from prefiere.data.quality.told import WordsTell
+from prefiere.data.quality.told import WordsTell, few_texts
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
 
 R = TypeVar("R", bound=AnyRecord)
@@ -27,7 +27,6 @@ LOOKED_AT = 20_000
 """Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
 USUAL_WORD = 0.05
 """A word that more answers of the other side have is a word of the language, and no mark."""
-BEFORE, AFTER = "(space before it)", "(space after it)"
 _SHOWN = 5
 _MARKUP = re.compile(
     r"<\|[\w ]{2,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]{1,30}｜>"
@@ -46,6 +45,8 @@ _LEAST_ASKED, _LABEL, _LEAST_CUT = 12, 20, 50
 """Characters of a prompt that an answer may repeat by chance; of what may stand before one that it repeats ("Question:
 "); of an answer that may have been cut at a round length."""
 _ASKS = ("?", "？", "؟")
+_ENDS = (*_ASKS, ".", ":", "!", "。", "！", "：")
+_SENTENCE = re.compile(r"[.!]\s|[。！]")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -80,12 +81,10 @@ def _tokens(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
 
 
-def _edges(text: str) -> Iterator[str]:
-    """What nobody sees, and a model does: spaces or line breaks around a text, told among its words."""
-    if text[:1].isspace():
-        yield BEFORE
-    if text[-1:].isspace():
-        yield AFTER
+def _of_one_turn(record: AnyRecord) -> bool:
+    """Whether its completion is an answer alone, and no dialogue whose first turn the prompt is."""
+    completion = getattr(record, "completion", "")
+    return isinstance(completion, str) or len(completion) <= 1
 
 
 def _words(text: str) -> list[str]:
@@ -113,10 +112,11 @@ def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
     of_a_page (marks of HTML, outside of code)."""
     turns = [record.prompt] if isinstance(record.prompt, str) else [m.content for m in record.prompt]
     asked = " ".join(turns[-1].casefold().split()) if turns else ""
-    begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
-    label, repeated, _ = begins.partition(asked)
-    if len(asked) >= _LEAST_ASKED and repeated and label.rstrip()[-1:] in ("", *":>]*#"):
-        yield "echoed"
+    if len(asked) >= _LEAST_ASKED and (asked.endswith(_ENDS) or len(asked.split()) >= 5):
+        begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
+        label, repeated, _ = begins.partition(asked)
+        if repeated and label.rstrip()[-1:] in ("", ":", ">", "]"):
+            yield "echoed"
     if unended(answer):
         yield "unended"
     if _OF_A_PAGE.search(_CODE.sub("", answer)):
@@ -148,10 +148,11 @@ class Faults:
         for name in texts_faulty(record):
             self._count(name, record.source)
         prompt = prompt_key(record.prompt)
-        self._text("prompt", spoken_by(record.prompt))
         if not isinstance(record.prompt, str) and record.prompt and record.prompt[-1].role == "assistant":
             self._count("after_answer", record.source)
         if answers:
+            if isinstance(record, PreferencePair) or (len(answers) == 1 and _of_one_turn(record)):
+                self._text("prompt", spoken_by(record.prompt))
             asked, *each = (set(_tokens(t)) for t in (spoken_by(record.prompt), *answers))
             self.spoken.add(prompt, asked, each, record.source)
             self._answer(record, answers)
@@ -161,9 +162,10 @@ class Faults:
             self.words.add_single(prompt, key, set(_tokens(answers[0])), record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
             if record.margin is not None:
+                margin = record.margin if record.label > 0.5 else -record.margin
                 self._count("scored", "")
-                if record.margin <= 0:
-                    self._count("not_higher", record.source)
+                if margin <= 0:
+                    self._count("lower" if margin < 0 else "even", record.source)
             self._pair(prompt, record.source, *(answers if record.label > 0.5 else reversed(answers)))
 
     def _answer(self, record: AnyRecord, answers: list[str]) -> None:
@@ -176,7 +178,7 @@ class Faults:
             self._text("completion", preferred)
         asked = record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content if record.prompt else ""
         for name, text in (("prompt_asks", asked), ("answer_asks", preferred)):
-            if text.rstrip().endswith(_ASKS):
+            if text.rstrip().endswith(_ASKS) and not _SENTENCE.search(text):
                 self._count(name, record.source)
         for name in answer_faults(record, preferred):
             self._count(name, record.source)
@@ -187,7 +189,7 @@ class Faults:
         self.pairs += 1
         if one_word_apart(chosen, rejected):
             self._count("one_word", source)
-        both = [{*_tokens(t), *_edges(t)} for t in (chosen, rejected)]
+        both = [set(_tokens(t)) for t in (chosen, rejected)]
         self.only[0].update(both[0] - both[1])
         self.only[1].update(both[1] - both[0])
         self.any[0].update(both[0])
@@ -238,7 +240,8 @@ class Faults:
         """For data.json."""
         same = {}
         for name, counter in self.texts.items():
-            if (most := counter.most_common(1)[0])[1] > 1:
+            most = counter.most_common(1)[0]
+            if most[1] > 1 and (most[1] > 0.9 * counter.total() or not few_texts(counter.values())):
                 same[name] = {"count": most[1], "text": self.shown[most[0]]}
         return {
             "records": self.records,
@@ -248,11 +251,13 @@ class Faults:
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
-            **{name: part.to_dict() for name, part in self._places() if part is not None},
+            **{name: part.to_dict() for name, part in self._places()},
         }
 
-    def _places(self) -> tuple[tuple[str, Placed | Elsewhere | None], ...]:
-        return ("placed", self.spoken.placed()), ("elsewhere", self.spoken.elsewhere())
+    def _places(self) -> Iterator[tuple[str, Placed | Elsewhere]]:
+        yield from zip(("placed", "placed_other"), self.spoken.placed(), strict=False)
+        if (astray := self.spoken.elsewhere()) is not None:
+            yield "elsewhere", astray
 
 
 def looked_through(records: Iterable[R], auditor: Auditor, faults: Faults) -> Iterator[R]:

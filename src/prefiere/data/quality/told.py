@@ -28,8 +28,17 @@ if TYPE_CHECKING:
 PARTS, FEWEST, COLUMNS, RIDGE = 10, 50, 2**14, 0.1
 """Parts; pairs below which nothing is said; columns that words are hashed to; the ridge, beside the mean loss. Between
 ridges of 0.01 and 0.3, what is told of HH-RLHF's harmless test split differs by 2 points."""
+FEW = 20
+"""Different answers that classes are no more than."""
 LEAST_AGAINST, NAMED = 0.02, 1000
 """Share of labels, the low end of its interval, up to which none is called reversed; places that are listed."""
+
+
+def few_texts(counts: Iterable[int]) -> bool:
+    """Whether texts, counted each, are a choice among a few, as classes are: 20 of them, each there several times, make
+    up nine tenths."""
+    every = list(counts)
+    return bool(every) and sum(sorted((n for n in every if n > 1), reverse=True)[:FEW]) >= 0.9 * sum(every)
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,8 @@ class WordsTell:
         are such; each pair is looked at by what was fitted to all other parts, as in confident learning (Northcutt,
         Jiang and Chuang 2021)."""
         keys = self._keys()
-        if keys is None:
-            return None
+        if keys is None or few_texts(np.unique(np.asarray(self.answers), return_counts=True)[1].tolist()):
+            return None  # among a few classes, the other one that is right looks like a label that is wrong
         rows, part = self._rows(), folds_by_prompt(keys, PARTS, 0)
         score = np.zeros(len(keys))
         for i in range(PARTS):

@@ -13,10 +13,10 @@ from prefiere.doctor.remedies import Remedy, advised, set_to
 from prefiere.doctor.rules.account import (
     CLEAN,
     Account,
-    counted,
+    found_in_data,
     number_in,
     part_of,
-    said,
+    share_seen,
     sources_in,
 )
 from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended
@@ -93,13 +93,13 @@ def contradictions(account: Account) -> Finding | None:
     if not records or count < max(2, 0.02 * records):
         return None
     listed = part_of(account, "audit", "examples").get("contradictions")
-    return counted(
+    return found_in_data(
         "contradictions",
         f"{count:,.0f} pairs contradict others: the same two answers are preferred both ways.",
         "warning" if count < 0.25 * records else "bad",
         "Each of the two undoes what the other teaches. People may differ, or votes may have been joined the wrong way "
         "round.",
-        (said(count, count / records, "contradicted"),),
+        (share_seen(count, count / records, "contradicted"),),
         (Remedy("keep the verdict of most people for each pair, or leave both out"), CLEAN),
         tuple(map(str, listed)) if isinstance(listed, list) else (),
         n=f"{count:,.0f}",
@@ -113,8 +113,8 @@ def shortcut(account: Account) -> Finding | None:
         return None
     side = "preferred" if word.get("side") == "chosen" else "other"
     shown = str(word.get("word"))[:40]
-    sign = shown.startswith("(") or not any(c.isalnum() for c in shown)
-    return counted(
+    sign = not any(c.isalnum() for c in shown)
+    return found_in_data(
         "shortcut_word",
         f"One {'sign' if sign else 'word'} gives the labels away: “{shown}” stands in the {side} answer nearly every "
         "time.",
@@ -144,7 +144,7 @@ def one_sided(account: Account, weights: Weights = (1.0, 1.0)) -> Finding | None
     if min(good, bad) >= FEW and not _light(good * weights[0], bad * weights[1]):
         return None
     missing = "bad" if bad < good else "good"
-    return counted(
+    return found_in_data(
         "one_sided",
         f"Hardly any answer is called {missing}: {min(good, bad):,.0f} of {good + bad:,.0f}.",
         "warning",
@@ -167,7 +167,7 @@ def lopsided(account: Account, weights: Weights) -> Finding | None:
     asked = max((0, 1), key=lambda i: abs(math.log(weights[i])) if weights[i] else math.inf)
     name = _WEIGHTS[asked]
     even = weights[1] * bad / good if asked == 0 else weights[0] * good / bad
-    return counted(
+    return found_in_data(
         "lopsided",
         f"The {heavy} answers weigh far more than the {light} ones: {name}={weights[asked]:g}.",
         "warning",
@@ -191,20 +191,22 @@ def _light(one: float, other: float) -> bool:
 
 
 def not_higher(account: Account) -> Finding | None:
-    """The score of the preferred answer is not the higher one, in a fifth of the pairs that have scores."""
-    count, scored = (number_in(account, "audit", "faults", k, "count") for k in ("not_higher", "scored"))
-    if scored < 20 or not 0.2 * scored <= count <= scored:
+    """Of the pairs that have scores the preferred answer has the lower one in a tenth, or half are tied."""
+    lower, even, scored = (number_in(account, "audit", "faults", k, "count") for k in ("lower", "even", "scored"))
+    if scored < 20 or lower + even > scored or (lower < 0.1 * scored and even < 0.5 * scored):
         return None
+    name, count = ("lower", lower) if lower >= 0.1 * scored else ("even", even)
     share = f"{100 * count / scored:.0f}%"
-    return counted(
+    what = "the preferred answer has the lower score" if name == "lower" else "both answers have the same score"
+    return found_in_data(
         "not_higher",
-        f"In {share} of the pairs the preferred answer does not have the higher score.",
+        f"In {share} of the pairs {what}.",
         "warning",
         "The file says which answer is preferred, and scores beside it say otherwise, or that neither is. Either the "
         "columns were exchanged, the lower score is the better one, or ties were kept as preferences.",
-        (said(count, count / scored, "not_higher"),),
+        (share_seen(lower, lower / scored, "lower"), share_seen(even, even / scored, "even")),
         (Remedy("see what the scores mean; leave out pairs that they do not tell apart"),),
-        sources_in(part_of(account, "audit", "faults", "not_higher")),
+        sources_in(part_of(account, "audit", "faults", name)),
         share=share,
     )
 
@@ -217,12 +219,12 @@ def nearly_same(account: Account) -> Finding | None:
     )
     if not pairs or count < max(2, 0.1 * pairs):
         return None
-    return counted(
+    return found_in_data(
         "same_words",
         f"{100 * count / pairs:.0f}% of the pairs have the same words on both sides.",
         "warning" if count < 0.5 * pairs else "bad",
         "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
-        (said(count, count / pairs, "same_words"),),
+        (share_seen(count, count / pairs, "same_words"),),
         (Remedy("leave these pairs out"), CLEAN),
         sources_in(part_of(account, "audit", "faults", "nearly_same")),
         share=f"{100 * count / pairs:.0f}%",
@@ -241,7 +243,7 @@ def one_word(account: Account) -> Finding | None:
         "info",
         "That word is all that such a pair teaches, and the rest of the answer is pushed up and down at once: watch "
         "whether preferred answers get less likely (rewards/chosen), and whether the answers change at all.",
-        (said(count, count / pairs, "one_word_apart"),),
+        (share_seen(count, count / pairs, "one_word_apart"),),
         (Remedy("pairs of answers that were written apart from each other"),),
         lines=sources_in(part),
         values={"share": f"{100 * count / pairs:.0f}%"},
@@ -253,12 +255,12 @@ def repeated(account: Account) -> Finding | None:
     count, records = number_in(account, "audit", "duplicates"), number_in(account, "audit", "records")
     if not records or count < max(5, records / 3):
         return None
-    return counted(
+    return found_in_data(
         "repeated",
         f"{100 * count / records:.0f}% of the records repeat earlier ones.",
         "warning",
         "Each counts as often as it stands there: it is learnt by heart, and other pairs weigh less.",
-        (said(count, count / records, "repeated_records"),),
+        (share_seen(count, count / records, "repeated_records"),),
         (Remedy("keep one of each"), CLEAN),
         share=f"{100 * count / records:.0f}%",
     )

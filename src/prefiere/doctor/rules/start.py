@@ -92,7 +92,7 @@ def elsewhere(case: Case) -> Finding | None:
     return _misplaced(first_row(case), case.account("train"))
 
 
-PLACED = 0.4
+PLACED = 0.35
 """Share of the answers that speak of their own prompt, beyond chance, from which on no model is believed that finds
 them misplaced: to one that knows these answers by heart, or none like them, a prompt says nothing of a new one."""
 
@@ -124,7 +124,8 @@ def astray(account: Account, start: Columns) -> Finding | None:
     part = part_of(account, "audit", "faults", "elsewhere")
     n, strays, count = (number_in(part, k) for k in ("n", "strays", "count"))
     if not 0 < count <= strays <= n or not (part.get("sure") is True or more_ignored(start)):
-        return _by_chance(part_of(account, "audit", "faults", "placed"))
+        sides = (("placed", "Answers"), ("placed_other", "Rejected answers"))
+        return next((f for k, s in sides if (f := _by_chance(part_of(account, "audit", "faults", k), s))), None)
     shares = {k: f"{100 * min(1.0, number_in(part, k)):.0f}%" for k in ("share", "by_chance")}
     if part.get("by_chance") is None:  # no answer is in its place, to say how often chance has it
         shares["by_chance"] = "–"
@@ -151,7 +152,7 @@ def astray(account: Account, start: Columns) -> Finding | None:
     )
 
 
-def _by_chance(part: Account) -> Finding | None:
+def _by_chance(part: Account, side: str) -> Finding | None:
     """Half of the answers or more speak of other prompts, and no more of them of their own than chance has it, less
     than a tenth: as where a column was sorted without the rest, so that hardly any stands in its place."""
     count, n, others, by_chance = (number_in(part, k) for k in ("count", "n", "others", "by_chance"))
@@ -162,7 +163,7 @@ def _by_chance(part: Account) -> Finding | None:
         return None
     return Finding(
         "answers_astray",
-        f"Answers stand at the wrong prompts: {others:,.0f} of {n:,.0f} speak of what other prompts ask, and of their "
+        f"{side} stand at the wrong prompts: {others:,.0f} of {n:,.0f} speak of what other prompts ask, and of their "
         "own no more do than by chance.",
         "warning",
         "An answer takes up words of what was asked. Nearly all of these share rare words with other prompts alone: a "
@@ -173,6 +174,7 @@ def _by_chance(part: Account) -> Finding | None:
         cause=True,
         sure="possible",
         values={"n": f"{others:,.0f}"},
+        said_as="astray_by_chance",
     )
 
 

@@ -8,11 +8,11 @@ from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.account import (
     CLEAN,
     Account,
-    counted,
+    found_in_data,
     number_in,
     part_of,
     records_in,
-    said,
+    share_seen,
     shared,
     sources_in,
 )
@@ -23,13 +23,13 @@ def markup(account: Account) -> Finding | None:
     count, share, lines = shared(account, "markup")
     if share < 0.05:
         return None
-    return counted(
+    return found_in_data(
         "template_in_text",
         f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
         "warning" if share < 0.5 else "bad",
         "The model's own template is put around them once more, or they belong to another model. It then reads text "
         "such as nobody will ever ask it, before training and after.",
-        (said(count, share, "marks"),),
+        (share_seen(count, share, "marks"),),
         (Remedy("take the marks out of the data: messages as role and content, without a template"), CLEAN),
         lines,
         share=f"{100 * share:.0f}%",
@@ -41,12 +41,12 @@ def damaged(account: Account) -> Finding | None:
     count, share, lines = shared(account, "damaged")
     if share < 0.05:
         return None
-    return counted(
+    return found_in_data(
         "damaged_text",
         f"{100 * share:.0f}% of the texts are damaged: they were read in a wrong encoding.",
         "warning" if share < 0.5 else "bad",
         "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
-        (said(count, share, "damaged"),),
+        (share_seen(count, share, "damaged"),),
         (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
         lines,
         share=f"{100 * share:.0f}%",
@@ -54,23 +54,29 @@ def damaged(account: Account) -> Finding | None:
 
 
 def one_text(account: Account) -> Finding | None:
-    """A fifth of the preferred answers, of the others, or of single answers to be learnt, are the same text."""
+    """A fifth of the preferred answers, of the others, or of single answers to be learnt, are the same text, and the
+    answers are no choice among a few (`data.quality.told.few_texts`)."""
     pairs = number_in(account, "audit", "faults", "pairs")
     single = number_in(account, "audit", "faults", "to_learn", "count") - pairs
-    for side, word, n in (("chosen", "preferred ", pairs), ("rejected", "other ", pairs), ("completion", "", single)):
+    good = "good " if number_in(account, "audit", "faults", "desirable", "count") else ""
+    for side, word, n in (("chosen", "preferred ", pairs), ("rejected", "other ", pairs), ("completion", good, single)):
         part = part_of(account, "audit", "faults", "same_text", side)
         count = number_in(part, "count")
         if n >= 20 and 0.2 * n <= count <= n:
-            return counted(
+            return found_in_data(
                 "one_text",
                 f"{100 * count / n:.0f}% of the {word}answers are the same text.",
                 "warning" if count < 0.5 * n else "bad",
                 "What is learnt then is this text, whatever was asked: to write it everywhere, or to avoid it.",
-                (said(count, count / n, f"same_text_{side}", text=str(part.get("text", ""))[:60]),),
-                (Remedy("leave these pairs out, or keep a few of them"),),
+                (share_seen(count, count / n, f"same_text_{side}", text=_flat(part)),),
+                (Remedy("leave most of them out, and keep a few"),),
                 share=f"{100 * count / n:.0f}%",
             )
     return None
+
+
+def _flat(part: Account) -> str:
+    return " ".join(str(part.get("text", "")).split())[:60]
 
 
 def one_prompt(account: Account) -> Finding | None:
@@ -80,13 +86,13 @@ def one_prompt(account: Account) -> Finding | None:
     if records < 20 or not 0.2 * records <= count <= records:
         return None
     share = f"{100 * count / records:.0f}%"
-    return counted(
+    return found_in_data(
         "one_prompt",
         f"{share} of the records have the same prompt.",
         "warning",
         "What was asked is probably in another column, or was lost when the data was exported: the model is taught to "
         "answer so many things to the same words. Where this one prompt is all that is wanted, nothing is wrong.",
-        (said(count, count / records, "same_prompt", text=str(part.get("text", ""))[:60]),),
+        (share_seen(count, count / records, "same_prompt", text=_flat(part)),),
         (
             Remedy(
                 "the column that holds what was asked, columns={prompt: ...}; `prefiere data` says which one is read"
@@ -97,32 +103,45 @@ def one_prompt(account: Account) -> Finding | None:
 
 
 def exchanged(account: Account) -> Finding | None:
-    """Two in five of the answers to be learnt end with a question mark, and far fewer of the prompts do; or an answer
-    stands last in a tenth of the prompts."""
+    """Two in five of the answers to be learnt are one question, and 30 points fewer of the prompts are."""
     answers, prompts, n = (
         number_in(account, "audit", "faults", k, "count") for k in ("answer_asks", "prompt_asks", "to_learn")
     )
-    asking = n >= 20 and 0.4 * n <= answers <= n and answers - prompts > 0.3 * n
-    after, records = number_in(account, "audit", "faults", "after_answer", "count"), records_in(account)
-    twice = records >= 20 and 0.1 * records <= after <= records
-    if not (asking or twice):
+    if n < 20 or not 0.4 * n <= answers <= n or answers - prompts <= 0.3 * n:
         return None
-    seen = [said(answers, answers / n, "answer_asks"), said(prompts, prompts / n, "prompt_asks")] if asking else []
     return Finding(
         "exchanged",
-        "The answers look like questions, and the questions like answers."
-        if asking
-        else "In a part of the records an answer stands last in the prompt, where a question belongs.",
+        "The answers are questions, and the prompts are not: are they in each other's place?",
         "warning",
-        "Columns or roles have probably been exchanged: the model learns to ask what it should answer. Where it is "
-        "to ask questions, or to go on with an answer, nothing is wrong.",
-        tuple(seen + ([said(after, after / records, "after_answer")] if twice else [])),
+        "Where columns or roles were exchanged, the model learns to ask what it should answer. Where it is to ask "
+        "questions, nothing is wrong.",
+        (share_seen(answers, answers / n, "answer_asks"), share_seen(prompts, prompts / n, "prompt_asks")),
         (Remedy("`prefiere data DATA`: read three examples; name the columns as they are, columns={prompt: ...}"),),
         cause=True,
-        sure="likely" if asking else "possible",
-        lines=sources_in(part_of(account, "audit", "faults", "answer_asks" if asking else "after_answer")),
+        sure="possible",
+        lines=sources_in(part_of(account, "audit", "faults", "answer_asks")),
     )
 
 
-OF_ANY = (markup, damaged, one_text, one_prompt, exchanged)
+def after_answer(account: Account) -> Finding | None:
+    """An answer of the assistant stands last in a tenth of the prompts."""
+    after, share, lines = shared(account, "after_answer")
+    if records_in(account) < 20 or not 0.1 <= share <= 1:
+        return None
+    return Finding(
+        "after_answer",
+        f"In {100 * share:.0f}% of the records an answer stands last in the prompt, where a question belongs.",
+        "warning",
+        "Where roles were exchanged, the model learns to speak as those who ask. Where it is to go on with an answer "
+        "that is begun, nothing is wrong.",
+        (share_seen(after, share, "after_answer"),),
+        (Remedy("`prefiere data DATA`: read three examples, and see who says what"),),
+        cause=True,
+        sure="possible",
+        lines=lines,
+        values={"share": f"{100 * share:.0f}%"},
+    )
+
+
+OF_ANY = (markup, damaged, one_text, one_prompt, exchanged, after_answer)
 """Demonstrations are held against these as well."""
