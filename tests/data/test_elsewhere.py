@@ -284,16 +284,19 @@ def test_how_many_speak_of_their_own_prompt_and_how_many_by_chance(monkeypatch: 
             other = long[(i - k * len(long) // (OTHERS + 1)) % len(long)][0]
             met += [bool(set(answer.split()) & set(other.split()) & rare)] if other != asked else []
     (placed,) = spoken(rows).placed()
+    assert placed is not None
     told = sum(bool(set(a.split()) & rare) for _, a in long)
     assert (placed.count, placed.n, placed.others) == (own, len(long), told - own)
     assert placed.by_chance == pytest.approx(np.mean(met), abs=1e-12)
     assert 0 < placed.by_chance < own / len(long)
     assert len(long) < n
-    assert spoken(rows[: FEWEST - 1]).placed() == []
+    assert spoken(rows[: FEWEST - 1]).placed() == [None]
+    assert Spoken().placed() == []
 
 
 def test_one_prompt_alone_has_no_other_to_speak_of() -> None:
     (placed,) = spoken([("topic one", f"answer{i} topic that you named") for i in range(60)]).placed()
+    assert placed is not None
     assert placed.by_chance == 0.0
 
 
@@ -368,6 +371,17 @@ def test_a_column_that_was_sorted_alone_is_seen_in_its_place(column: int) -> Non
         answers = [answer.split(), answer.split()]
         answers[column] = rows[by[i]][1].split()
         made.add(i, asked.split(), answers, f"d:{i}")
-    placed = made.placed()
-    assert placed[column].count <= 0.05 * placed[column].n < 0.5 * placed[column].n <= placed[column].others
-    assert placed[1 - column].count > 0.9 * placed[1 - column].n
+    moved_, other = made.placed()[column], made.placed()[1 - column]
+    assert moved_ is not None
+    assert other is not None
+    assert moved_.count <= 0.05 * moved_.n < 0.5 * moved_.n <= moved_.others
+    assert other.count > 0.9 * other.n
+
+
+def test_what_is_counted_of_rejected_answers_is_not_taken_for_the_preferred_ones() -> None:
+    """Which here are of two words, and speak of nothing."""
+    faults = Faults()
+    for i, (asked, answer) in enumerate(world(100, 1, 1.0)):
+        faults.add(PreferencePair(prompt=asked, chosen=f"Yes {i}.", rejected=answer))
+    found_ = faults.to_dict()
+    assert ("placed" in found_, "placed_other" in found_) == (False, True)

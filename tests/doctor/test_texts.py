@@ -149,10 +149,16 @@ def test_prompts_that_many_answers_share_are_no_single_one() -> None:
         assert "one_prompt" not in found(rows)
 
 
-@pytest.mark.parametrize("asked", ["", (Message("user", "What?"), Message("tool", ""))])
-def test_a_prompt_without_words_is_counted(asked: Text) -> None:
-    """Plain text, and what a tool returned."""
-    assert found([Demonstration(prompt=asked, completion=f"It is {i}.") for i in range(3)]) == {}
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_prompt_without_words_is_counted(turns: bool) -> None:
+    """Plain text, which has none, and what a tool returned."""
+    rows = [
+        Demonstration(
+            prompt=(Message("user", f"What is {i}?"), Message("tool", "")) if turns else "", completion=f"It is {i}."
+        )
+        for i in range(60)
+    ]
+    assert found(rows, False) == {}
 
 
 @pytest.mark.parametrize(

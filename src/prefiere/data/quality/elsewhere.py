@@ -118,11 +118,11 @@ class Spoken:
         found = [replace(f, column=i) for i, sets in looked_at if (f := self._astray(sets)) is not None]
         return next((f for f in found if f.sure), found[0] if found else None)
 
-    def placed(self) -> list[Placed]:
-        """Of the answers in each place, how many speak of their own prompt, and how many would by chance; nothing below
+    def placed(self) -> list[Placed | None]:
+        """Of the answers in each place, how many speak of their own prompt, and how many would by chance; None below
         `FEWEST` of them. Answers of fewer words than `TOLD` speak of nothing: a name, a choice."""
         _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
-        return [p for answered in self.answered if (p := self._placed(answered, first, prompt)) is not None]
+        return [self._placed(answered, first, prompt) for answered in self.answered]
 
     def _placed(self, answered: _Sets, first: np.ndarray, prompt: np.ndarray) -> Placed | None:
         told = np.flatnonzero(np.diff(answered.ends) >= TOLD)

@@ -81,8 +81,12 @@ def _tokens(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
 
 
+def _last_turn(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
+
+
 def _of_one_turn(record: AnyRecord) -> bool:
-    """Whether its completion is an answer alone, and no dialogue whose first turn the prompt is."""
+    """Whether it answers its prompt alone, and is no dialogue of which the prompt is the first turn."""
     completion = getattr(record, "completion", "")
     return isinstance(completion, str) or len(completion) <= 1
 
@@ -110,8 +114,7 @@ def unended(text: str) -> bool:
 def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
     """What an answer to a record's prompt shows: echoed (it begins with the last turn, or a label and that), unended,
     of_a_page (marks of HTML, outside of code)."""
-    turns = [record.prompt] if isinstance(record.prompt, str) else [m.content for m in record.prompt]
-    asked = " ".join(turns[-1].casefold().split()) if turns else ""
+    asked = " ".join(_last_turn(record.prompt).casefold().split())
     if len(asked) >= _LEAST_ASKED and (asked.endswith(_ENDS) or len(asked.split()) >= 5):
         begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
         label, repeated, _ = begins.partition(asked)
@@ -151,7 +154,7 @@ class Faults:
         if not isinstance(record.prompt, str) and record.prompt and record.prompt[-1].role == "assistant":
             self._count("after_answer", record.source)
         if answers:
-            if isinstance(record, PreferencePair) or (len(answers) == 1 and _of_one_turn(record)):
+            if _of_one_turn(record) and spoken_by(record.prompt).strip():
                 self._text("prompt", spoken_by(record.prompt))
             asked, *each = (set(_tokens(t)) for t in (spoken_by(record.prompt), *answers))
             self.spoken.add(prompt, asked, each, record.source)
@@ -176,8 +179,7 @@ class Faults:
         self._count("to_learn", "")
         if not isinstance(record, PreferencePair):
             self._text("completion", preferred)
-        asked = record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content if record.prompt else ""
-        for name, text in (("prompt_asks", asked), ("answer_asks", preferred)):
+        for name, text in (("prompt_asks", _last_turn(record.prompt)), ("answer_asks", preferred)):
             if text.rstrip().endswith(_ASKS) and not _SENTENCE.search(text):
                 self._count(name, record.source)
         for name in answer_faults(record, preferred):
@@ -251,13 +253,12 @@ class Faults:
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
-            **{name: part.to_dict() for name, part in self._places()},
+            **{name: part.to_dict() for name, part in self._places() if part is not None},
         }
 
-    def _places(self) -> Iterator[tuple[str, Placed | Elsewhere]]:
+    def _places(self) -> Iterator[tuple[str, Placed | Elsewhere | None]]:
         yield from zip(("placed", "placed_other"), self.spoken.placed(), strict=False)
-        if (astray := self.spoken.elsewhere()) is not None:
-            yield "elsewhere", astray
+        yield "elsewhere", self.spoken.elsewhere()
 
 
 def looked_through(records: Iterable[R], auditor: Auditor, faults: Faults) -> Iterator[R]:

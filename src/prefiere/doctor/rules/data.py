@@ -135,7 +135,7 @@ def shortcut(account: Account) -> Finding | None:
     )
 
 
-def one_sided(account: Account, weights: Weights = (1.0, 1.0)) -> Finding | None:
+def one_sided(account: Account, weights: Weights) -> Finding | None:
     """Single answers of which hardly any, or nearly all, are called good, and whose ``weights`` do not make up for it
     (a weight tells no more of fewer than `FEW` answers)."""
     good, bad = _good_and_bad(account)
