@@ -418,3 +418,11 @@ def test_a_person_is_asked(tmp_path: Path) -> None:
     done = ASK.invoke(app, ["data", name, "--check"], input="".join(f"{a}\n" for a in answers))
     assert "You agreed on 15 of 15" in done.output
     assert "The labels say what you say." in done.output
+
+
+def test_which_way_scores_are_read_is_a_note_and_nothing_unread(tmp_path: Path) -> None:
+    said = {"question": "Why?", "answer_a": "x", "answer_b": "y", "rating_a": 4, "rating_b": 2}
+    name = written(tmp_path / "d.jsonl", [said | {"question": f"Why {i}?"} for i in range(3)])
+    lines = ASK.invoke(app, ["data", name]).output.splitlines()
+    assert "Note    of rating_a, rating_b the higher is taken for the better answer" in lines
+    assert not any(line.startswith("Unread") for line in lines)

@@ -315,6 +315,38 @@ def test_of_pairs_each_kind_is_half_and_only_kto_weighs_them(tmp_path: Path, los
     assert ("lopsided" in keys(run)) is said
 
 
+def test_a_remedy_names_the_setting_that_decided(tmp_path: Path) -> None:
+    """Few prompts because sample_prompts says so; held out by eval_size, and not from a file of its own."""
+    few = make_policy(tmp_path / "a", recipe={"sample_prompts": 12, "eval_size": 60}, prompts=12)
+    assert told(diagnose(few), "few_held_out").remedies[0].setting == "sample_prompts"
+    assert "eval_size" in told(diagnose(make(tmp_path / "b", pairs=12)), "few_held_out").remedy[0]
+    for name, recipe, said in (("c", {"eval_data": "held.jsonl"}, True), ("d", {"eval_size": 60}, False)):
+        run = planned(make(tmp_path / name, recipe=recipe), known_answers={"examples": 101, "of": 101})
+        assert any("instead of eval_data" in r for r in told(diagnose(run), "known_answers").remedy) is said
+
+
+@pytest.mark.parametrize(("by", "said_as"), [(make, ""), (make_reward, ""), (make_policy, "learnt_reward")])
+def test_what_was_learnt_from_is_said(tmp_path: Path, by: Any, said_as: str) -> None:
+    """People preferred nothing where there were examples alone, or a function."""
+    assert told(diagnose(by(tmp_path)), "learnt").said_as == said_as
+
+
+@pytest.mark.parametrize(
+    ("cause", "symptom"), [("one_prompt", "repeated"), ("repeated", "shortcut_word")], ids=lambda k: str(k)
+)
+def test_what_repeats_explains_what_it_gives_away(tmp_path: Path, cause: str, symptom: str) -> None:
+    run = planned(make(tmp_path))
+    data = faulty(shortcut={"word": "indeed", "side": "chosen", "pairs": 300, "of": 302, "low": 0.97})
+    counted = data["train"]["audit"]
+    counted["duplicates"] = 400
+    if cause == "one_prompt":
+        counted["faults"]["same_text"] = {"prompt": {"count": 480, "text": "nan"}}
+    run.data = data
+    found = keys(run)
+    assert cause in found
+    assert symptom not in found
+
+
 def test_a_broken_start_is_no_praise(tmp_path: Path) -> None:
     d = diagnose(make(tmp_path, answers={"samples/repetition": to(0.5, 0.5)}))
     assert "start_broken" in d
@@ -482,6 +514,15 @@ def test_the_lines_that_look_swapped_are_named(tmp_path: Path) -> None:
     assert set(finding.lines) == {f"pairs.jsonl:{i + 1}" for i in range(0, 200, 5)}
 
 
+@pytest.mark.parametrize(("low", "said"), [(0.75, True), (0.84, True), (0.9, False), (0.97, False)])
+def test_no_more_labels_are_reversed_than_words_leave_room_for(tmp_path: Path, low: float, said: bool) -> None:
+    """A fifth of 200 is 15% at least; of what words tell, 97% say that 3% may be reversed at most."""
+    rng = np.random.default_rng(0)
+    run = with_pairs(make(tmp_path), np.where(np.arange(200) % 5 == 0, -1, 1) * rng.normal(2.0, 0.3, 200))
+    run.data = faulty(words={"right": low + 0.01, "low": low, "high": 0.99, "n": 500})
+    assert ("labels_swapped" in keys(run)) is said
+
+
 def test_a_label_that_prefers_the_other_answer_is_no_swapped_one(tmp_path: Path) -> None:
     """A quarter of the labels is 0.1, and there the model rightly ranks the other answer higher."""
     labels = np.where(np.arange(200) % 4 == 0, 0.1, 1.0)
@@ -602,6 +643,17 @@ def test_where_nothing_was_learnt_words_are_the_second_witness(
     assert d.severity != "good"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.45, 0.55, "words_silent"), (0.48, 1.0, None), (0.6, 1.0, "words_tell")]
+)
+def test_of_an_interval_that_holds_everything_words_say_nothing(
+    tmp_path: Path, low: float, high: float, said: str | None
+) -> None:
+    """All of four pairs told is 100%, and no coin."""
+    run = planned(make(tmp_path), **faulty(words={"right": (low + high) / 2, "low": low, "high": high, "n": 60}))
+    assert {"words_silent", "words_tell"} & set(keys(run)) == ({said} if said else set())
+
+
 def test_words_that_tell_as_much_as_the_model_are_information(tmp_path: Path) -> None:
     run = planned(make(tmp_path), **faulty(words={"right": 0.8, "low": 0.78, "high": 0.82, "n": 2000}))
     d = diagnose(run)
@@ -648,6 +700,22 @@ def test_what_words_alone_do_not_show_takes_a_model_to_agree(
         assert "(by chance: 30%)" in told(diagnose(run), "answers_astray").evidence[0]
         run.data = {"train": {"audit": {"faults": {"elsewhere": part | {"by_chance": None}}}}}
         assert "(by chance: –)" in told(diagnose(run), "answers_astray").evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("logp", "vocabulary", "severity"),
+    [(-10.5, 32_000, "bad"), (-10.2, 32_000, "warning"), (-10.5, None, "warning"), (-10.5, True, "warning"),
+     (-10.5, "x", "warning"), (-10.5, 0, "warning"), (-10.5, -3, "warning"), (-10.5, 10**400, "warning")],
+)  # fmt: skip
+def test_answers_less_likely_than_blind_tokens_are_no_language_to_the_model(
+    tmp_path: Path, logp: float, vocabulary: Any, severity: str
+) -> None:
+    """ln 32,000 = 10.37 nats. Its tokenizer may belong to another model, as it writes sound tokens itself."""
+    run = beginning(make(tmp_path), chosen_logp=logp)
+    run.environment = {"vocabulary": vocabulary}
+    finding = told(diagnose(run), "foreign_answers")
+    assert finding.severity == severity
+    assert any("tokenizer is wrong" in r for r in finding.remedy) is (severity == "bad")
 
 
 @pytest.mark.parametrize(("part", "key"), [("echoed", "prompt_in_answer"), ("of_a_page", "web_marks")])

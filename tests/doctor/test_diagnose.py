@@ -293,7 +293,7 @@ def sft(folder: Path, seed: int, final: float, held_out: float) -> Run:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sft(tmp_path: Path, seed: int) -> None:
     good, noise = diagnose(sft(tmp_path / "a", seed, 1.5, 1.6)), diagnose(sft(tmp_path / "b", seed, 2.39, 2.4))
-    assert [f.key for f in good.findings] == ["learnt"]
+    assert [(f.key, f.said_as) for f in good.findings] == [("learnt", "learnt_examples")]
     assert "answers it never saw" in good.headline
     assert "learnt" not in noise or noise.severity == "good"  # 5% of noise passes for learning
     settings = " ".join(r for f in noise.findings for r in f.remedy)
