@@ -102,13 +102,14 @@ def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
         ({"prompt": "p", "completions": ["a", "c"], "scores": [3, 1]}, None),
         (
             {"prompt": "p", "answer_a": "a", "answer_b": "c", "preference": "a", "annotator": "ana"},
-            "written as pairs: who voted, and when, is not",
+            "written as pairs: when people voted, and in which order the answers stood, is not",
         ),
     ],
 )
 def test_clean_data_says_what_a_pair_does_not_hold(tmp_path: Path, row: dict[str, Any], said: str | None) -> None:
     done = ASK.invoke(app, ["data", written(tmp_path / "d.jsonl", [row]), "--clean", str(tmp_path / "c.jsonl")])
-    assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": "p", "chosen": "a", "rejected": "c"}
+    said_by = {k: v for k, v in row.items() if k == "annotator"}
+    assert json.loads((tmp_path / "c.jsonl").read_text()) == {"prompt": "p", "chosen": "a", "rejected": "c"} | said_by
     remark = ["  of scores the higher is taken for the better answer"] if "scores" in row else []
     assert done.output.splitlines()[1:] == [f"  {said or 'nothing was left out'}", *remark]
 

@@ -611,7 +611,14 @@ def records(texts):
     whole = {"tools": TOOLS, "weight": NUMBER}
     return st.one_of(
         of(
-            PreferencePair, "prompt", "chosen", "rejected", label=st.floats(0, 1), margin=st.none() | NUMBER, **whole
+            PreferencePair,
+            "prompt",
+            "chosen",
+            "rejected",
+            label=st.floats(0, 1),
+            margin=st.none() | NUMBER,
+            annotator=st.none() | TEXT,
+            **whole,
         ).map(lambda rows: ("pairs", rows)),
         of(Judgement, "prompt", "completion", desirable=st.booleans(), **whole).map(lambda rows: ("judgements", rows)),
         of(Demonstration, "prompt", "completion", **whole).map(lambda rows: ("demonstrations", rows)),

@@ -378,12 +378,16 @@ def test_pairs_from_comparisons(tmp_path):
     verdicts = ["model_a", "model_b", "tie", "tie (bothbad)"]
     got, source = records(tmp_path, [ARENA | {"winner": w} for w in verdicts])
     x, y = (assistant("x"),), (assistant("y"),)
+    who = ARENA_SAYS["annotator"]
     assert got == [
-        PreferencePair(prompt=ASKED, chosen=x, rejected=y),
-        PreferencePair(prompt=ASKED, chosen=y, rejected=x),
-        PreferencePair(prompt=ASKED, chosen=x, rejected=y, label=0.5),
+        PreferencePair(prompt=ASKED, chosen=x, rejected=y, annotator=who, chosen_first=True),
+        PreferencePair(prompt=ASKED, chosen=y, rejected=x, annotator=who, chosen_first=False),
+        PreferencePair(prompt=ASKED, chosen=x, rejected=y, annotator=who, label=0.5),
     ]
     assert source.counts.dropped == {"both bad": 1}
+    named = {"prompt": "q", "chosen": "x", "rejected": "y", "rater": "ana"}
+    got, _ = records(tmp_path, [named])
+    assert got == [PreferencePair(prompt="q", chosen="x", rejected="y", annotator="ana")]
 
 
 def test_strength_becomes_a_soft_label(tmp_path):
@@ -524,7 +528,8 @@ def test_two_conversations_with_a_score_each_begin_with_their_prompt(tmp_path):
         "source": "summarize",
     }
     got, _ = records(tmp_path, [row])
-    assert got == [PreferencePair(prompt=ASKED, chosen=(assistant("y"),), rejected=(assistant("x"),))]
+    y, x = (assistant("y"),), (assistant("x"),)
+    assert got == [PreferencePair(prompt=ASKED, chosen=y, rejected=x, chosen_first=False)]
     got, _ = records(tmp_path, [row], kind="prompts")
     assert [p.prompt for p in got] == [ASKED]
 

@@ -506,6 +506,14 @@ def test_one_cloud_is_not(tmp_path: Path, seed: int, mean: float) -> None:
     assert "labels_swapped" not in keys(with_pairs(make(tmp_path), margins))
 
 
+@pytest.mark.parametrize(("digits", "said"), [(2, True), (0, False)])
+def test_margins_that_rounding_left_few_values_of_are_no_clouds(tmp_path: Path, digits: int, said: bool) -> None:
+    """As a tiny rate or beta leaves: nothing lies between values that are whole."""
+    rng = np.random.default_rng(0)
+    margins = np.where(np.arange(200) % 5 == 0, -1, 1) * np.round(rng.normal(2.0, 0.4, 200), digits)
+    assert ("labels_swapped" in keys(with_pairs(make(tmp_path), margins))) is said
+
+
 def test_the_lines_that_look_swapped_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     run = make(tmp_path)

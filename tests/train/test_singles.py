@@ -63,6 +63,14 @@ def test_a_margin_is_beta_times_the_difference_of_the_changes(tmp_path: Path) ->
     assert any(abs(r["margin"]) > 0.01 for r in run.pairs)
 
 
+def test_a_tiny_beta_leaves_no_zeros(tmp_path: Path) -> None:
+    """What is written has significant digits: margins of 1e-5 tell as much as those of 1."""
+    run = trained(tmp_path, beta=1e-5)
+    assert 0 < max(abs(r["margin"]) for r in run.pairs) < 1e-4
+    for r in run.pairs:
+        assert r["margin"] == pytest.approx(1e-5 * (r["chosen"] - r["rejected"]), rel=0.02, abs=2e-9)
+
+
 def test_single_answers_say_which_side_they_are_on(tmp_path: Path) -> None:
     train = [r for r in trained(tmp_path, loss_type="kto").pairs if r["split"] == "train"]
     assert {r["label"] for r in train} == {0.0, 1.0}

@@ -81,6 +81,8 @@ def _pairs(native: Native, pairs_per_prompt: PairsPerPrompt, note: Note) -> list
             chosen=chosen,
             rejected=rejected,
             label=0.5 if native.preference == "tie" else soft_label(native.strength),
+            annotator=native.annotator,
+            chosen_first=None if native.preference == "tie" else native.preference == "a",
             tools=native.tools,
         )
     ]
@@ -120,6 +122,7 @@ def _comparison(pair: PreferencePair) -> Comparison:
         answer_b=pair.rejected,
         preference=preference,
         strength=_strength(max(pair.label, 1 - pair.label)),
+        annotator=pair.annotator,
         tools=pair.tools,
     )
 

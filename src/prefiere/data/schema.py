@@ -73,7 +73,8 @@ class PreferencePair:
     """One comparison as a loss takes it.
 
     ``label`` is the probability that ``chosen`` is the preferred answer (1 for a plain pair, 0.5 for a tie);
-    ``weight`` scales the pair's loss; ``margin`` is a reward difference that the data states, if it does.
+    ``weight`` scales the pair's loss; ``margin`` is a reward difference that the data states, if it does;
+    ``annotator`` is who preferred it, and ``chosen_first`` whether it was the first of the two, where the data says.
     """
 
     prompt: Text
@@ -82,6 +83,8 @@ class PreferencePair:
     weight: float = 1.0
     label: float = 1.0
     margin: float | None = None
+    annotator: str | None = None
+    chosen_first: bool | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
 

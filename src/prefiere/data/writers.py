@@ -18,11 +18,11 @@ from prefiere.files import atomic
 def write(records: Iterable[AnyRecord], path: str | Path) -> int:
     """Write records to ``path`` (.jsonl, .parquet or .xlsx), atomically. Returns how many.
 
-    Columns: prompt, chosen, rejected (and soft_label, margin); prompt, completion, label; prompt, completion; prompt,
-    answer_a, answer_b, preference (and strength, annotator, created_at); each with weight and tools where they are not
-    the default. ``source`` is not written. Parquet has no type for free-form keys: there tools and what a message holds
-    besides role and content are JSON text, and all prompts and answers must be strings, or all messages. In a sheet
-    messages are JSON text as well, and no cell is a formula.
+    Columns: prompt, chosen, rejected (and soft_label, margin, annotator); prompt, completion, label; prompt,
+    completion; prompt, answer_a, answer_b, preference (and strength, annotator, created_at); each with weight and tools
+    where they are not the default. ``source`` is not written. Parquet has no type for free-form keys: there tools and
+    what a message holds besides role and content are JSON text, and all prompts and answers must be strings, or all
+    messages. In a sheet messages are JSON text as well, and no cell is a formula.
 
     Raises ValueError at another suffix, at text that the file cannot hold, or at mixed forms in Parquet and sheets.
     """
@@ -70,6 +70,7 @@ def as_row(record: AnyRecord) -> dict[str, Any]:
     if isinstance(record, PreferencePair):
         row |= {"chosen": _text(record.chosen), "rejected": _text(record.rejected)}
         optional = {"soft_label": (record.label, 1.0), "margin": (record.margin, None), "weight": (record.weight, 1.0)}
+        optional["annotator"] = (record.annotator, None)
     elif isinstance(record, Comparison):
         row |= {"answer_a": _text(record.answer_a), "answer_b": _text(record.answer_b), "preference": record.preference}
         optional = {k: (getattr(record, k), None) for k in ("strength", "annotator", "created_at")}

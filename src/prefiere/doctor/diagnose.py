@@ -81,6 +81,8 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "weak_pattern": ("within_noise", "stuck", "chance", "mostly_length", "words_tell"),
     "labels_swapped": ("mostly_length", "spikes", "words_reversed"),
     "words_reversed": ("mostly_length", "spikes", "weak_pattern", "no_pattern", "chance", "within_noise", "words_tell"),
+    "person_contrary": ("labels_swapped", "words_reversed", "mostly_length", "spikes"),
+    "one_place": ("no_pattern", "weak_pattern", "within_noise", "stuck", "chance", "words_silent"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
     **dict.fromkeys(("answers_elsewhere", "shortcut_word", "prompt_in_answer", "web_marks"), ("foreign_answers",)),
     "answers_astray": ("some_elsewhere", "foreign_answers"),

@@ -41,12 +41,17 @@ def rows(
             "step": step,
             "split": split,
             "source": store.source(int(i)),
-            **{name: round(float(values[at]), 4) for name, values in columns.items()},
-            **({"label": round(float(labels[at]), 4)} if labels[at] != 1 else {}),
+            **{name: _short(values[at]) for name, values in columns.items()},
+            **({"label": _short(labels[at])} if labels[at] != 1 else {}),
             "tokens": store.sizes(int(i))[1:],
         }
         for at, i in enumerate(index)
     ]
+
+
+def _short(value: float) -> float:
+    """Five significant digits: margins of a small beta or rate are small, and no zeros."""
+    return float(f"{float(value):.5g}")
 
 
 @dataclass

@@ -113,6 +113,11 @@ def without_repeated_prompt(native: Native, note: Callable[[str], None]) -> Nati
     return replace(native, **rests)  # type: ignore[arg-type]
 
 
+def said_by(value: object) -> str | None:
+    """Who preferred an answer, as text; None where the data does not say."""
+    return None if value is None else str(value)
+
+
 def asked_text(value: Any, field: str) -> Text:
     """A prompt: raw text, messages, or an object that holds the text in full (WebGPT)."""
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):

@@ -21,6 +21,7 @@ from prefiere.data.layouts.columns import (
     implicit,
     instruction,
     margin,
+    said_by,
     weight,
 )
 from prefiere.data.layouts.names import ASKED
@@ -47,6 +48,7 @@ def pair_parser(
             weight=weight(row),
             label=1.0 if soft is None else soft,
             margin=margin(row),
+            annotator=said_by(row.get("annotator")),
             tools=tools(row),
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefiere.asked.language import in_words
 from prefiere.data.dialogues import settle
-from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, implicit, instruction
+from prefiere.data.layouts.columns import Context, Layout, Native, RowMap, given, implicit, instruction, said_by
 from prefiere.data.layouts.names import ASKED, Sides, map_to_give, side_by_side, words_of
 from prefiere.data.layouts.verdicts import (
     about_verdict,
@@ -74,7 +74,7 @@ def comparison(
         answer_b=b,
         preference=preference,
         strength=strength,
-        annotator=None if annotator is None else str(annotator),
+        annotator=said_by(annotator),
         created_at=created_at,
         tools=tools(row),
     )

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.elsewhere import Elsewhere, Placed, Spoken
+from prefiere.data.quality.people import People
 from prefiere.data.quality.told import WordsTell, few_texts
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
 
@@ -139,6 +140,7 @@ class Faults:
     texts: dict[str, Counter[bytes]] = field(default_factory=dict)
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
+    people: People = field(default_factory=People)
     spoken: Spoken = field(default_factory=Spoken)
     ended_at: dict[bytes, int] = field(default_factory=dict)
 
@@ -170,6 +172,7 @@ class Faults:
                 if margin <= 0:
                     self._count("lower" if margin < 0 else "even", record.source)
             self._pair(prompt, record.source, *(answers if record.label > 0.5 else reversed(answers)))
+            self.people.add(record)
 
     def _answer(self, record: AnyRecord, answers: list[str]) -> None:
         """What the answer shows that is to be learnt: the preferred one, or the only one that is not called bad."""
@@ -253,6 +256,7 @@ class Faults:
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
+            "people": self.people.to_dict(self.words),
             **{name: part.to_dict() for name, part in self._places() if part is not None},
         }
 

@@ -11,7 +11,7 @@ that is chance.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -99,15 +99,17 @@ class WordsTell:
         """How often words tell the preferred answer of pairs that they were not fitted to, of prompts and answers that
         were not among these either; None below `FEWEST` pairs, or where too few of them are independent."""
         keys = self._keys()
-        if keys is None or self.good:
+        return None if keys is None or self.good else _told(self._rows(), keys)
+
+    def of_some(self, some_N: np.ndarray) -> tuple[Estimate, Callable[[], Estimate]] | None:
+        """How often words that were fitted to the other pairs tell what was preferred in these, bool [N]; and, to be
+        called, how often they tell it among the others. None where the others are too few."""
+        keys = together(np.asarray(self.prompts), np.asarray(self.answers))
+        if self.good or not _enough(keys[~some_N]):
             return None
-        rows, part = self._rows(), folds_by_prompt(keys, PARTS, 0)
-        right = np.zeros(len(keys))
-        for i in range(1, PARTS):
-            score = rows[part == i] @ _fitted(rows[part < i])
-            right[part == i] = (1 + np.sign(np.round(score, 9))) / 2
-        asked = part > 0
-        return clustered_mean(right[asked], keys[asked], share=True)
+        rows = self._rows()
+        right = _right(rows[some_N] @ _fitted(rows[~some_N]))
+        return clustered_mean(right, keys[some_N], share=True), lambda: _told(rows[~some_N], keys[~some_N])
 
     def reversed(self) -> Reversed | None:
         """The labels that words contradict as firmly as they confirm the others (`stats.chance_of_one`), where there
@@ -136,7 +138,7 @@ class WordsTell:
         """What is the same, or of the same prompt or answers; None where too little is independent."""
         keys = together(np.asarray(self.prompts), np.asarray(self.answers))
         one_sided = bool(self.good) and len(set(self.good)) < 2
-        return None if one_sided or len(keys) < FEWEST or len(np.unique(keys)) < PARTS else keys
+        return None if one_sided or not _enough(keys) else keys
 
     def _rows(self) -> csr_array:
         """A row for each pair, of which a sum above 0 agrees with its label."""
@@ -156,6 +158,23 @@ class WordsTell:
         told, turned = self.found(), self.reversed()
         share = {} if told is None else {"right": told.mean, "low": told.low, "high": told.high, "n": told.n}
         return share | ({} if turned is None else {"reversed": turned.to_dict()}) or None
+
+
+def _enough(keys: np.ndarray) -> bool:
+    return len(keys) >= FEWEST and len(np.unique(keys)) >= PARTS
+
+
+def _right(score: np.ndarray) -> np.ndarray:
+    """1 where a score agrees with its label, 0.5 where it is none."""
+    return np.asarray((1 + np.sign(np.round(score, 9))) / 2)
+
+
+def _told(rows: csr_array, keys: np.ndarray) -> Estimate:
+    """How often words that were fitted to the parts before tell the preferred answer of a part."""
+    part, right = folds_by_prompt(keys, PARTS, 0), np.zeros(len(keys))
+    for i in range(1, PARTS):
+        right[part == i] = _right(rows[part == i] @ _fitted(rows[part < i]))
+    return clustered_mean(right[part > 0], keys[part > 0], share=True)
 
 
 def _fitted(pairs: csr_array) -> np.ndarray:

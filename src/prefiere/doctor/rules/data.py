@@ -22,7 +22,7 @@ from prefiere.doctor.rules.account import (
 from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended
 from prefiere.doctor.rules.start import Columns, astray, first_row
 from prefiere.doctor.rules.texts import OF_ANY
-from prefiere.doctor.rules.told import words_alone, words_reversed
+from prefiere.doctor.rules.told import one_place, people_apart, words_alone, words_reversed
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
 
@@ -61,7 +61,7 @@ def findings_of(
     found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), cut_off(account, own)]
     if preferences:
-        found += [words_reversed(account), words_alone(account, model)]
+        found += [words_reversed(account), words_alone(account, model), people_apart(account), one_place(account)]
     return [f for f in found if f is not None]
 
 

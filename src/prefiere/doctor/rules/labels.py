@@ -36,8 +36,10 @@ class Margins:
 
     @property
     def chance(self) -> float:
-        """How likely these are of a single bell (`stats.chance_of_one`)."""
-        return chance_of_one(self.margin)
+        """How likely these are of a single bell (`stats.chance_of_one`). A few values, each there often, are what
+        rounding leaves of margins of nearly nothing, and no clouds."""
+        rounded = 2 * len(np.unique(np.abs(self.margin))) < len(self)
+        return 1.0 if rounded else chance_of_one(self.margin)
 
     def joined(self, other: Margins) -> Margins:
         """Both, each in units of its own median size."""

@@ -1,11 +1,14 @@
-"""What words alone show of the labels, before any model: those that they contradict, and how often they tell the
-preferred answer (`data.quality.told`)."""
+"""What words alone show of the labels, before any model: those that they contradict, how often they tell the preferred
+answer (`data.quality.told`), and whose preferences are not the others' (`data.quality.people`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from prefiere.asked.language import Worded
 from prefiere.doctor.case import Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, sources_in
+from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, share_seen, sources_in
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line, number
 from prefiere.stats import LEAST
@@ -80,4 +83,65 @@ def words_alone(account: Account, model: Level | None) -> Finding | None:
         "what to say.",
         seen,
         values={"share": told},
+    )
+
+
+def people_apart(account: Account) -> Finding | None:
+    """Somebody whose preferences are the reverse of the others', or else follow none of their pattern."""
+    listed = part_of(account, "audit", "faults", "people").get("apart")
+    people = [p for p in listed if isinstance(p, Mapping) and number_in(p, "n")] if isinstance(listed, list) else []
+    contrary = any(p.get("contrary") is True for p in people)
+    people = [p for p in people if (p.get("contrary") is True) == contrary]
+    if not people:
+        return None
+    who = ", ".join(str(p.get("who")) for p in people[:3]) + (" ..." if len(people) > 3 else "")
+    title = "is the opposite of what the others preferred." if contrary else "follows no pattern of the others'."
+    meaning = (
+        "Words that were fitted to everybody else's preferences tell the reverse of theirs. Either they took the "
+        "question the other way round, or their column was exchanged, or they want something else."
+        if contrary
+        else "Words that were fitted to everybody else's preferences tell none of theirs. Either they chose without "
+        "reading, or their rows have slipped, or they go by something else."
+    )
+    return Finding(
+        "person_contrary" if contrary else "person_unlike",
+        f"What {who} preferred {title}",
+        "warning",
+        meaning,
+        tuple(_person(p) for p in people[:3]),
+        (Remedy("ask them what they went by; turn their labels round, or leave them out"),),
+        cause=True,
+        sure="likely",
+        lines=tuple(source for p in people for source in sources_in(p)),
+        values={"who": who},
+    )
+
+
+def _person(of: Account) -> Worded:
+    shares = {k: f"{100 * number_in(of, k):.0f}%" for k in ("right", "low", "high", "others")}
+    return line("of_one_person", who=str(of.get("who")), n=f"{number_in(of, 'n'):,.0f}", **shares)
+
+
+def one_place(account: Account) -> Finding | None:
+    """Of two answers that were shown, the one in the same place was nearly always preferred."""
+    part = part_of(account, "audit", "faults", "people", "always")
+    count, n = number_in(part, "count"), number_in(part, "of")
+    if not 0 < count <= n:
+        return None
+    share, who = f"{100 * count / n:.0f}%", part.get("who")
+    by = f" by {who}" if who is not None else ""
+    return Finding(
+        "one_place",
+        f"In {share} of the comparisons{by} the answer in the same place was preferred.",
+        "warning",
+        "Two answers in random order win about as often in either place. Either the place was chosen without reading, "
+        "or the verdict was misread; where one model's answers always stand there, that model is preferred.",
+        (
+            share_seen(count, count / n, "stood_first" if part.get("place") == "first" else "stood_second"),
+            *((line("by_person", who=str(who)),) if who is not None else ()),
+        ),
+        (Remedy("`prefiere data DATA --check`: judge some of them again, in random order"),),
+        cause=True,
+        sure="possible",
+        values={"share": share},
     )
