@@ -11,7 +11,7 @@ from benchmarks.doctor.causes import CAUSES, UNLEARNT
 from benchmarks.doctor.table import table_of
 from benchmarks.doctor.witness import learnt
 
-from prefiere.data.quality.faults import texts_faulty
+from prefiere.data.quality.marks import texts_faulty
 from prefiere.data.schema import Message, PreferencePair
 from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import Diagnosis

@@ -7,8 +7,9 @@ import pytest
 
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
-from prefiere.data.quality.faults import Faults, one_word_apart
+from prefiere.data.quality.faults import Faults
 from prefiere.data.quality.leaks import known_answers, together
+from prefiere.data.quality.marks import one_word_apart
 from prefiere.data.schema import Judgement, PreferencePair
 from prefiere.doctor.rules.data import findings_of
 

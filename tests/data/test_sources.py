@@ -13,7 +13,7 @@ import pytest
 
 from prefiere.data import formats, sources, splits
 from prefiere.data.formats import DataError
-from prefiere.data.quality.faults import spoken_by
+from prefiere.data.quality.marks import spoken_by
 
 ROWS = [{"prompt": f"¿qué es {i}?", "chosen": f"el {i} — sí", "rejected": f"no sé {i}"} for i in range(3)]
 LINES = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS).encode()

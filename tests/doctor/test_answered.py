@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefiere.data.quality.faults import Faults, answer_faults, unended
+from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.marks import answer_faults, unended
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.diagnose import diagnose

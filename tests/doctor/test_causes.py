@@ -255,7 +255,9 @@ def test_an_accuracy_that_holds_a_coin_is_no_praise(tmp_path: Path) -> None:
 def test_held_out_answers_that_stand_in_training_are_no_praise(tmp_path: Path) -> None:
     d = diagnose(planned(make(tmp_path), known_answers={"examples": 101, "of": 101}))
     assert d.severity == "warning"
-    assert "But: 100% of the held-out examples were trained on" in d.headline
+    assert "100% of the held-out examples were trained on" in d.headline
+    assert told(d, "learnt").severity == "info"
+    assert "never saw" not in str(told(d, "learnt"))
     assert diagnose(planned(make(tmp_path / "b"), known_answers={"examples": 3, "of": 101})).severity == "good"
     some = {"examples": 2, "of": 9, "sources": ["held.jsonl:1", "held.jsonl:4"]}
     d = diagnose(planned(make(tmp_path / "c"), known_answers=some))

@@ -342,3 +342,18 @@ def test_a_date_in_a_template_is_the_runs_own() -> None:
     assert decode(tok, now.prompt) == today
     without = [Encoder(tokenizer("bpe", "chatml"), eos_ids=[5], day=day).key() for day in days]
     assert without[0] == without[1]
+
+
+def test_a_template_that_does_not_ask_for_an_answer_is_counted() -> None:
+    """It writes a mark before an answer that a model is not given; where a turn's end asks, nothing is missing."""
+    marked = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    asking = marked + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    bare = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    records = [demo(ASKED, f"a:answer {i}") for i in range(3)]
+    for template, counted in ((marked, 3), (asking, 0), (bare, 0)):
+        tok = tokenizer("bpe", "chatml")
+        tok.chat_template = template
+        assert encode(tok, *records)[1].counts["unasked"] == counted, template

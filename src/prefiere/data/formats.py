@@ -30,7 +30,7 @@ from prefiere.data.layouts.unread import Asked, holds_something, keys_unread, re
 from prefiere.data.layouts.written import decoded, prose_columns
 from prefiere.data.schema import Comparison, Demonstration, Judgement, Kind, PreferencePair, Prompt
 from prefiere.data.splits import ReadFor, RowSplit
-from prefiere.data.values import BadRow, Counts, DataError, Remark, Row
+from prefiere.data.values import BadRow, Counts, DataError, Remark, Row, refuse_a_header
 from prefiere.data.writers import write
 
 __all__ = ["Counts", "DataError", "Kind", "Prompt", "Records", "read", "read_comparisons", "write"]
@@ -143,6 +143,7 @@ class Records(Generic[R]):
         """A row under the names that layouts know, with messages that were written as text decoded."""
         if isinstance(row, BadRow):
             raise row
+        refuse_a_header(row)
         prose = self._prose.get(part.name)
         if prose is None:
             first = (r for _, r in itertools.islice(_rows_in(part), _SAMPLE) if not isinstance(r, BadRow))

@@ -43,6 +43,12 @@ class Remark:
     text: str
 
 
+def refuse_a_header(row: Mapping[str, Any]) -> None:
+    """Raises BadRow for a row that repeats the names of its columns: tables were put one after the other."""
+    if len(row) > 1 and all(value == name for name, value in row.items()):
+        raise BadRow("row", "header in the middle", "the row repeats the names of the columns", content=True)
+
+
 def need(row: Mapping[str, Any], field: str) -> Any:
     """The value of a column that the layout cannot do without."""
     if field not in row:

@@ -15,7 +15,7 @@ from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding, Seen
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import lengths
-from prefiere.doctor.standstill import gained, pairs_needed, still, stuck
+from prefiere.doctor.standstill import gained, pairs_needed, still, stuck, unseen_ones
 from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.metrics import column
 
@@ -43,7 +43,7 @@ def learnt(case: Case) -> Finding | None:
         loss = case.seen("loss")
         if loss is None or not loss.change.falls():
             return None
-        on = "on answers it never saw" if loss.held_out else "on its training answers"
+        on = f"on {unseen_ones(case, 'answers')}" if loss.held_out else "on its training answers"
         return gained(
             case,
             "The model learnt to answer like the examples",
@@ -60,7 +60,7 @@ def learnt(case: Case) -> Finding | None:
         return None
     if accuracy is not None and accuracy.held_out and accuracy.change.after.known and accuracy.change.after.low <= 0.5:
         return None
-    measured = ("on comparisons it never saw" if margin.held_out else "on its training comparisons") + " "
+    measured = (f"on {unseen_ones(case, 'comparisons')}" if margin.held_out else "on its training comparisons") + " "
     if accuracy is None:
         measured += "the margin rose"
     elif accuracy.change.after.mean > 0.5:

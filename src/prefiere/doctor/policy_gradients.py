@@ -296,13 +296,21 @@ def adaptive(case: Case) -> Finding | None:
     coefficient = case.series("kl_coef").values
     if len(coefficient) < 2 or coefficient[0] <= 0 or 0.8 < coefficient[-1] / coefficient[0] < 1.25:
         return None
-    up = coefficient[-1] > coefficient[0]
+    up, target, seen = coefficient[-1] > coefficient[0], case.recipe.get("target_kl"), case.end("objective/kl")
+    kl = seen.mean if seen is not None else 0.0
+    aim = float(target) if isinstance(target, int | float) else 0.0
+    far = kl > 0 and aim > 0 and not 1 / 3 < kl / aim < 3
     return Finding(
         "adaptive",
         f"The KL coefficient adapted itself, from {number(coefficient[0])} to {number(coefficient[-1])}.",
         "info",
         "It rises while the KL is above target_kl and falls while it is below. It ended "
         + ("higher: the coefficient it began with was too weak." if up else "lower: it began too strong.")
-        + " The value of the end is a good fixed kl_coef for a run like this.",
+        + (
+            f" The KL ended at {number(kl)}, far from the {number(aim)} that were asked for."
+            if far
+            else " The value of the end is a good fixed kl_coef for a run like this."
+        ),
         case.evidence("objective/kl", "samples/kl"),
+        said_as="adaptive_far" if far else "",
     )

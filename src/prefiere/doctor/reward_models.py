@@ -15,7 +15,7 @@ from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules import labels
 from prefiere.doctor.series import Change, Level
-from prefiere.doctor.standstill import FEW_HELD_OUT, gained, pairs_needed
+from prefiere.doctor.standstill import FEW_HELD_OUT, gained, pairs_needed, unseen_ones
 from prefiere.doctor.words import interval, line, number, with_interval
 from prefiere.stats import wilson
 
@@ -64,7 +64,8 @@ def scores_learnt(case: Case) -> Finding | None:
             return None
         key, share = ACCURACY, f"{with_interval(trained.after, ACCURACY)} of the time on its training comparisons"
     elif right.above(0.5):
-        key, share = f"eval_{ACCURACY}", f"{with_interval(right, ACCURACY)} of the time on comparisons it never saw"
+        key, on = f"eval_{ACCURACY}", unseen_ones(case, "comparisons")
+        share = f"{with_interval(right, ACCURACY)} of the time on {on}"
     else:
         return None
     return gained(

@@ -9,6 +9,7 @@ from prefiere.asked.kinds import prompts_file
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, set_to
+from prefiere.doctor.truncation import not_held_out
 from prefiere.doctor.words import line
 from prefiere.metrics import measured_again
 
@@ -43,11 +44,22 @@ def _kind(case: Case) -> str:
     return "prompts" if case.family == "policy" else "examples"
 
 
+def unseen_ones(case: Case, what: str) -> str:
+    """Held-out examples in words, which were not trained on unless the data says so: "comparisons it never saw"."""
+    return f"held-out {what}" if _known(case) else f"{what} it never saw"
+
+
+def _known(case: Case) -> bool:
+    found = not_held_out(case)
+    return found is not None and found.severity == "warning"
+
+
 def gained(case: Case, praise: str, measured: str, key: str, meaning: str, seen: tuple[Worded, ...]) -> Finding | None:
     """What a run learnt: ``praise: measured.``, where `FEW_HELD_OUT` held-out examples or more show it.
 
-    On fewer, or on training data alone, what was measured is told as information and nothing is praised; where a
-    single training row decides, it is not told. key: the metric that shows it. measured: what it shows.
+    On fewer, on held-out ones that were trained on, or on training data alone, what was measured is told as information
+    and nothing is praised; where a single training row decides, it is not told. key: the metric that shows it.
+    measured: what it shows.
     """
     count = examples_held_out(case)
     if not measured_again(key) or count == 0:
@@ -61,6 +73,11 @@ def gained(case: Case, praise: str, measured: str, key: str, meaning: str, seen:
         luck, kind = "Others may show the opposite: so few show no more than themselves.", _kind(case)
         return Finding(
             "learnt", f"Seen on {count} held-out {kind} only: {measured}.", "info", luck, seen, said_as="learnt_on_few"
+        )
+    if _known(case):
+        of_known = "These examples, or their answers, were trained on: they do not show how it does on others."
+        return Finding(
+            "learnt", f"Measured on what it had seen: {measured}.", "info", of_known, seen, said_as="learnt_on_known"
         )
     said_as = {"imitation": "learnt_examples", "policy": "learnt_reward"}.get(case.family, "")
     return Finding("learnt", f"{praise}: {measured}.", "good", meaning, seen, said_as=said_as)

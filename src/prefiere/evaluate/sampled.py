@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefiere.data.quality.faults import unended
+from prefiere.data.quality.marks import unended
 from prefiere.data.schema import Text, question
 from prefiere.evaluate.functions import Answered
 from prefiere.evaluate.judges import Judge, spread
@@ -171,13 +171,14 @@ class AnswerEvaluator:
         return scores_AM
 
     def retest(self, answers: Answers) -> dict[str, float]:
-        """``start/reward_retest``: the correlation of the reward with itself, where up to `RETESTED` answers are
-        scored a second time. Nothing without a reward, or where all answers earn the same."""
+        """``start/reward_retest``: the correlation of the reward with itself, where up to `RETESTED` answers are scored
+        a second time, in reverse: what depends on the answers beside it, or is given to the wrong ones, differs.
+        Nothing without a reward, or where all answers earn the same."""
         first = answers.signals.get("reward")
         if self.reward is None or first is None:
             return {}
-        some = answers.samples[:RETESTED]
-        second = self.reward.combined(self._scores(self.reward, self._answered(some, 0), some))
+        some = answers.samples[:RETESTED][::-1]
+        second = self.reward.combined(self._scores(self.reward, self._answered(some, 0), some))[::-1]
         if len(some) < 3 or not (np.ptp(first[: len(some)]) > 0 and np.ptp(second) > 0):
             return {}
         return {"start/reward_retest": float(np.corrcoef(first[: len(some)], second)[0, 1])}

@@ -42,9 +42,11 @@ ROUNDED = 8
 
 def few(store: GroupStore, examples: int, share: int = 16) -> list[int]:
     """One example in ``share`` of those that a run visits, of different prompts, from all over the store; `MOST` at
-    most and `FEWEST` at least, as far as there are. Where they stand in the store."""
+    most and `FEWEST` at least, as far as there are. Of a prompt with several it is any, not always the first, which may
+    be the only one in its place where a cell was filled down. Where they stand in the store."""
     good = np.arange(len(store)) if store.k > 1 else np.flatnonzero(store.labels >= 0.5)
-    first = good[np.unique(store.prompt_keys[good], return_index=True)[1]]
+    mixed = good[np.random.default_rng(0).permutation(len(good))]
+    first = mixed[np.unique(store.prompt_keys[mixed], return_index=True)[1]]
     wanted = min(len(first), max(FEWEST, min(MOST, examples // share)))
     at = np.sort(first)[np.linspace(0, len(first) - 1, wanted).astype(int)] if wanted else []
     return [int(i) for i in at]

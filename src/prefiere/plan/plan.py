@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -307,6 +308,13 @@ def _no_second_adapter(settings: Settings) -> None:
         )
 
 
+def named_modules(targets: str | list[str]) -> str | list[str]:
+    """Plain names in one string ("k_proj", "q_proj,v_proj") as a list: PEFT takes a string for a pattern of whole
+    paths. all-linear, and patterns, stay."""
+    plain = isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"\w+(\s*,\s*\w+)*", targets)
+    return [name.strip() for name in str(targets).split(",")] if plain else targets
+
+
 def adapter_of(settings: Settings) -> Adapter:
     """The new adapter that these settings describe. Raises ValueError for one that cannot be trained so."""
     if settings.peft_config is not None:
@@ -318,7 +326,7 @@ def adapter_of(settings: Settings) -> Adapter:
         r=settings.lora_r,
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
-        targets=settings.lora_target_modules,
+        targets=named_modules(settings.lora_target_modules),
         dora=settings.use_dora,
         rslora=settings.use_rslora,
     )

@@ -28,6 +28,8 @@ from prefiere.tokens.written import LEFT_OUT, Marks, left_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MARK = "Mk0kM"
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -84,12 +86,16 @@ class Renderer:
     @cached_property
     def header(self) -> str:
         """What stands between the last word of a prompt and its answer: the turn's end, and who speaks next."""
-        mark = "Mk0kM"
         try:
-            asking = self._render([{"role": "user", "content": mark}], (), ask=True)
+            asking = self._render([{"role": "user", "content": _MARK}], (), ask=True)
         except TemplateRefusal:
             return ""
-        return asking.rpartition(mark)[2]
+        return asking.rpartition(_MARK)[2]
+
+    @cached_property
+    def _asks(self) -> bool:
+        """Whether the template writes something to ask for an answer; where the end of a turn does, it need not."""
+        return self.header != (self._tried([{"role": "user", "content": _MARK}], ()) or "").rpartition(_MARK)[2]
 
     # ---- what the encoder asks
 
@@ -256,6 +262,8 @@ class Renderer:
                 spans.append((whole[at:start], False))
             spans.append((whole[start : len(closed)], i in said))
             at = len(closed)
+            if i == turns[0] and not self._asks and spans[-1][0].partition(turn["content"] or "\0")[0].strip():
+                left_out.add("unasked")
             if i in said:
                 left_out |= self._answer_left_out([*before, turn], tools, spans[-1][0])
         if asked.get(1) != prompt or said != [0]:  # what both answers follow is looked for once
@@ -285,8 +293,7 @@ class Renderer:
         gone, at = set(self._marks.missing(talk, tools or ()).before) if talk else set[str](), 0
         for i, m in enumerate(talk):
             content = (m["content"] or "").strip()
-            found = text.find(content, at)
-            if found >= 0:
+            if (found := text.find(content, at)) >= 0:
                 at = found
             elif i not in skip:
                 lost = left_of(text, content)

@@ -28,6 +28,7 @@ WHAT = (
     "results_left_out",
     "system_left_out",
     "developer_left_out",
+    "unasked",
     "split_by_turn",
     "control_tokens",
     "end_added",

@@ -78,6 +78,8 @@ def refuse_a_guess(
     if not texts:
         return
     ours = "prompt" if "prompt" not in layout.fields else "system"
+    if ours in texts and (empty := sum(not holds_something(row.get(ours)) for row in rows)):
+        raise DataError(in_words("data.empty_cells", where=where, column=ours, n=f"{empty:,}", of=f"{len(rows):,}"))
     asked = likely(ours, texts) or texts[0]
     given: dict[str, str | None] = {ours: asked}
     if layout.fields == ("text",):

@@ -9,7 +9,8 @@ from pathlib import Path
 from prefiere.asked.language import in_words
 from prefiere.data.audit import pair_key
 from prefiere.data.convert import AnyRecord, check_content
-from prefiere.data.quality.faults import Faults, texts_faulty
+from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.marks import texts_faulty
 from prefiere.data.values import BadRow
 
 

@@ -1,12 +1,13 @@
 """What is wrong with the answers of the data as texts: they repeat their prompt, end without a full stop, or come from
-a web page (`data.quality.faults`)."""
+a web page (`data.quality.marks`); and with what the chat template makes of them."""
 
 from __future__ import annotations
 
 from prefiere.doctor.case import Case, Finding, Surety
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.account import Account, number_in, part_of, sources_in
+from prefiere.doctor.rules.account import Account, number_in, part_of, share_seen, sources_in
 from prefiere.doctor.rules.lengths import SHARE
+from prefiere.doctor.rules.start import TEMPLATE
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line
 from prefiere.stats import wilson
@@ -114,4 +115,50 @@ def cut_off(account: Account, own: Level | None) -> Finding | None:
         sure="likely" if at_once else "possible",
         lines=sources_in(part_of(account, "audit", "faults", "unended")),
         values={"share": shown},
+    )
+
+
+def _of_examples(account: Account, name: str, least: float) -> tuple[float, float] | None:
+    """How many examples the chat template did this to, and of how many; None below a share of ``least``."""
+    count, n = number_in(account, "tokens", name, "count"), number_in(account, "tokens", "examples")
+    return (count, n) if n >= FEWEST and least * n <= count <= n else None
+
+
+def unasked(account: Account) -> Finding | None:
+    """The chat template has no generation prompt: before half of the answers or more it writes a mark that a model is
+    not given when it is asked."""
+    if (found := _of_examples(account, "unasked", 0.5)) is None:
+        return None
+    return Finding(
+        "unasked",
+        "The chat template does not ask for an answer: the mark before answers is missing when the model is asked.",
+        "warning",
+        "It writes a mark before each answer of the data, and none after a question (add_generation_prompt). So the "
+        "model begins its answers where nobody has told it to, and the mark is learnt as if it were text.",
+        (share_seen(found[0], found[0] / found[1], "unasked"),),
+        (
+            Remedy("a chat template that ends with the mark of an answer where add_generation_prompt is set"),
+            TEMPLATE,
+        ),
+        cause=True,
+        lines=sources_in(part_of(account, "tokens", "unasked")),
+    )
+
+
+def system_dropped(account: Account) -> Finding | None:
+    """The chat template leaves out the system message of a twentieth of the examples or more."""
+    if (found := _of_examples(account, "system_left_out", 0.05)) is None:
+        return None
+    share = f"{100 * found[0] / found[1]:.0f}%"
+    return Finding(
+        "system_dropped",
+        f"The chat template leaves out the system message of {share} of the examples.",
+        "warning",
+        "The model never reads it, in training or after. Where it says how to answer, pairs look as if they "
+        "contradicted each other.",
+        (share_seen(found[0], found[0] / found[1], "system_dropped"),),
+        (Remedy("write what it says into the first question, or give the tokenizer a template that writes it"),),
+        cause=True,
+        lines=sources_in(part_of(account, "tokens", "system_left_out")),
+        values={"share": share},
     )

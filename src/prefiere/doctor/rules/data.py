@@ -19,9 +19,9 @@ from prefiere.doctor.rules.account import (
     share_seen,
     sources_in,
 )
-from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended
+from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended, system_dropped, unasked
 from prefiere.doctor.rules.start import Columns, astray, first_row
-from prefiere.doctor.rules.texts import OF_ANY
+from prefiere.doctor.rules.texts import OF_ANY, holds_other, same_words_reordered
 from prefiere.doctor.rules.told import one_place, people_apart, words_alone, words_reversed
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
@@ -55,11 +55,14 @@ def findings_of(
         not_higher,
         nearly_same,
         one_word,
+        same_words_reordered,
+        holds_other,
         repeated,
         length_alone,
     )
     found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), cut_off(account, own)]
+    found += [unasked(account), system_dropped(account)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model), people_apart(account), one_place(account)]
     return [f for f in found if f is not None]
@@ -113,7 +116,9 @@ def shortcut(account: Account) -> Finding | None:
         return None
     side = "preferred" if word.get("side") == "chosen" else "other"
     shown = str(word.get("word"))[:40]
-    sign = not any(c.isalnum() for c in shown)
+    if shown.isspace() or shown == "\u200b":
+        shown = f"U+{ord(shown[0]):04X}"
+    sign = shown.startswith("U+") or not any(c.isalnum() for c in shown)
     return found_in_data(
         "shortcut_word",
         f"One {'sign' if sign else 'word'} gives the labels away: “{shown}” stands in the {side} answer nearly every "

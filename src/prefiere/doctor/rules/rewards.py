@@ -5,6 +5,8 @@ Read off single sampled answers (samples.jsonl), which carry the reward and, whe
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from prefiere.doctor.case import Case, Finding
@@ -12,6 +14,14 @@ from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.words import line, number
 
 SCORE = Remedy("`prefiere score` on the reward model, or the reward function on ten answers that you judge yourself")
+
+
+CHANGED, LEVELS = 8, 5
+"""Prompts whose answer changed, and different rewards among them, from which on the prompt alone may be scored."""
+
+
+MOSTLY, FEWEST = 0.8, 20
+"""Share of the answers that earn the same, from which on it is said, of so many or more."""
 
 
 def correlation(case: Case, *, start: bool) -> tuple[float, int] | None:
@@ -52,7 +62,7 @@ def opposed(case: Case) -> Finding | None:
 
 
 def noisy(case: Case) -> Finding | None:
-    """The same answers, scored twice, get other rewards: a correlation below one half."""
+    """The same answers, scored twice, the second time in reverse, get other rewards: a correlation below one half."""
     again = case.series("start/reward_retest")
     if not len(again) or not again.values[0] < 0.5:
         return None
@@ -61,18 +71,23 @@ def noisy(case: Case) -> Finding | None:
         "The reward is mostly chance: the same answers, scored twice, get different rewards.",
         "bad",
         "Nothing can be learnt from a number that says something else every time. A higher rate would only follow its "
-        "chance.",
+        "chance. The second time they were in another order: a reward that goes to the wrong answer of a batch, or "
+        "depends on what stands beside it, looks the same.",
         (line("agreement", r=number(float(again.values[0]))),),
-        (Remedy("a reward that depends on prompt and answer alone: no draws, no sampling at a temperature"), SCORE),
+        (
+            Remedy("a reward that depends on prompt and answer alone: no draws, no sampling at a temperature"),
+            Remedy("see that a reward function returns its rewards in the order of the answers that it gets"),
+            SCORE,
+        ),
         cause=True,
         values={"r": f"{again.values[0]:.2f}"},
     )
 
 
 def constant(case: Case) -> Finding | None:
-    """All answers earn the same."""
-    spread = case.series("reward_std")
-    if len(spread) < 3 or float(np.median(spread.values)) >= 1e-6:
+    """All answers earn the same, in all updates: the few of one update may do so by chance."""
+    spread, mean = case.series("reward_std"), case.series("reward")
+    if len(spread) < 3 or float(np.median(spread.values)) >= 1e-6 or (len(mean) and np.ptp(mean.values) >= 1e-6):
         return None
     return Finding(
         "reward_constant",
@@ -82,6 +97,82 @@ def constant(case: Case) -> Finding | None:
         (line("reward_spread", spread=number(float(np.median(spread.values)))),),
         (Remedy("a reward that tells answers apart: `prefiere score` on a few of them"),),
         cause=True,
+    )
+
+
+def of_prompt(case: Case) -> Finding | None:
+    """Among answers of which at least `CHANGED` changed along the run, each prompt's earn what they earned before, and
+    prompts earn different rewards: what is scored is the prompt."""
+    earned: dict[str, set[float]] = {}
+    said: dict[str, set[str]] = {}
+    for row in case.answers:
+        if isinstance(row.get("reward"), int | float):
+            earned.setdefault(str(row.get("prompt")), set()).add(round(float(row["reward"]), 6))
+            said.setdefault(str(row.get("prompt")), set()).add(str(row.get("completion")))
+    changed = [asked for asked, answers in said.items() if len(answers) > 1]
+    levels = {value for asked in changed for value in earned[asked]}
+    if len(changed) < CHANGED or any(len(earned[asked]) > 1 for asked in changed) or len(levels) < LEVELS:
+        return None
+    return Finding(
+        "reward_of_prompt",
+        "The reward depends on the prompt alone: whatever is answered to it earns the same.",
+        "bad",
+        "Learning compares answers to a prompt: what earned more is made likelier. Here prompts differ in what they "
+        "earn, and answers do not.",
+        (line("same_reward", n=f"{len(changed)}"),),
+        (Remedy("a reward that tells the answers to one prompt apart: `prefiere score` on several answers to it"),),
+        cause=True,
+        sure="likely",
+    )
+
+
+def of_batch(case: Case) -> Finding | None:
+    """The mean of the rewards is the same in every update, to a thousandth of their spread: they are counted from the
+    mean of their batch."""
+    mean, spread = case.series("reward"), case.series("reward_std")
+    if len(mean) < 5 or len(mean) != len(spread) or not float(np.median(spread.values)) > 1e-6:
+        return None
+    if np.ptp(mean.values) >= 1e-3 * float(np.median(spread.values)):
+        return None
+    return Finding(
+        "reward_of_batch",
+        "The reward is counted from the mean of its own batch, so that it cannot show whether answers got better.",
+        "warning",
+        "In every update the mean reward is the same, and answers differ as before. A level that is taken off in the "
+        "reward function hides every change; which answer of a batch is the better one is still learnt.",
+        (line("same_mean", level=number(float(mean.values[-1])), n=f"{len(mean)}"),),
+        (Remedy("a reward on a scale of its own, not in units of its batch: prefiere scales rewards by itself"),),
+        cause=True,
+        sure="likely",
+    )
+
+
+def mostly_same(case: Case) -> Finding | None:
+    """Before training four in five answers earn exactly the same, and the reward did not rise."""
+    earned = [
+        float(r["reward"]) for r in case.answers if r.get("step") == 0 and isinstance(r.get("reward"), int | float)
+    ]
+    reward = case.seen("samples/reward")
+    if len(earned) < FEWEST or (reward is not None and reward.change.rises()):
+        return None
+    value, count = Counter(earned).most_common(1)[0]
+    if not MOSTLY * len(earned) <= count < len(earned):
+        return None
+    share = f"{100 * count / len(earned):.0f}%"
+    return Finding(
+        "reward_mostly_same",
+        f"{share} of the answers earn exactly the same reward, {value:g}, so there is little to learn from.",
+        "warning",
+        "Learning compares answers: what earned more is made likelier. Either a value stands in where the reward "
+        "fails (a score that is not found in a text), or nearly no answer does what it pays for.",
+        (line("same_reward_of_all", share=share, n=f"{len(earned)}", value=f"{value:g}"),),
+        (
+            Remedy("the reward function on ten answers of this run (samples.jsonl): does it find what it looks for?"),
+            Remedy("a reward that tells more answers apart, or prompts and a start from which some earn it"),
+        ),
+        cause=True,
+        sure="likely",
+        values={"share": share, "value": f"{value:g}"},
     )
 
 

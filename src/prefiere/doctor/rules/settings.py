@@ -5,8 +5,10 @@ from __future__ import annotations
 from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding, Severity
 from prefiere.doctor.dials import DialReading
+from prefiere.doctor.remedies import set_to
 from prefiere.doctor.standstill import still
 from prefiere.doctor.words import number
+from prefiere.metrics import column
 
 _WORDS = {
     "learning_rate": "learning rate",
@@ -56,6 +58,27 @@ def out_of_range(case: Case) -> Finding | None:
         (case.usual(odd),),
         about=odd.dial.name,
         values={"setting": odd.dial.name, "value": shown, "usual": str(odd.setting)},
+    )
+
+
+def worst_kept(case: Case) -> Finding | None:
+    """The checkpoint that is kept as the best is the worst: greater_is_better says the reverse of the metric."""
+    name, greater = case.recipe.get("metric_for_best_model"), case.recipe.get("greater_is_better")
+    if not isinstance(name, str) or not isinstance(greater, bool):
+        return None
+    if (better := column(name).better) is None or greater == (better == "higher"):
+        return None
+    return Finding(
+        "worst_kept",
+        f"model/ holds the worst step, not the best: greater_is_better={str(greater).lower()} for {name}.",
+        "warning",
+        f"Of {name} the {better} value is the better one. What this page says of the last step does not hold of "
+        "model/, which was taken from the step that measured worst.",
+        (),
+        (set_to("greater_is_better", better == "higher"),),
+        cause=True,
+        about="greater_is_better",
+        values={"setting": name},
     )
 
 

@@ -87,20 +87,25 @@ def _no_language(row: Columns, size: Any) -> Finding | None:
 
 def elsewhere(case: Case) -> Finding | None:
     """What their own prompt adds to the preferred answers, beside another one, is nothing beyond noise and less than a
-    quarter of what it adds to the model's own answers, and that is half a nat per token or more. Where many prompts
-    share a stock answer it is little, but something: the other answers belong to theirs."""
+    quarter of what it adds to the model's own answers. That is half a nat per token or more, or, of answers that repeat
+    little of what was asked, a tenth beyond its interval, of which the preferred ones do not reach half. Where many
+    prompts share a stock answer it is little, but something: the other answers belong to theirs."""
     return _misplaced(first_row(case), case.account("train"))
 
 
 PLACED = 0.35
 """Share of the answers that speak of their own prompt, beyond chance, from which on no model is believed that finds
 them misplaced: to one that knows these answers by heart, or none like them, a prompt says nothing of a new one."""
+RECITES = 1.0
+"""Nats per token that their prompt adds to a model's own answers, from which on it may know them by heart."""
 
 
 def _misplaced(row: Columns, account: Account) -> Finding | None:
     part = part_of(account, "audit", "faults", "placed")
     count, n, by_chance = (number_in(part, k) for k in ("count", "n", "by_chance"))
-    if 0 < count <= n and wilson(count, n)[0] - by_chance > PLACED:
+    own = at_step_0(row, "start/prompt_in_own")
+    recites = own is not None and own.mean >= RECITES
+    if recites and 0 < count <= n and wilson(count, n)[0] - by_chance > PLACED:
         return None
     return _elsewhere(row) or _slipped(row)
 
@@ -203,7 +208,9 @@ def _slipped(row: Columns) -> Finding | None:
 
 def _elsewhere(row: Columns) -> Finding | None:
     data, own = at_step_0(row, "start/prompt_matters"), at_step_0(row, "start/prompt_in_own")
-    if data is None or data.n < 8 or own is None or not (own.mean > 0.5 and data.mean < 0.25 * own.mean):
+    if data is None or data.n < 8 or own is None or not data.mean < 0.25 * own.mean:
+        return None
+    if not own.mean > 0.5 and not (own.low > 0.1 and data.high < 0.5 * own.low):
         return None
     if data.low > 0:
         return None

@@ -79,6 +79,143 @@ def _flat(part: Account) -> str:
     return " ".join(str(part.get("text", "")).split())[:60]
 
 
+def texts_again(account: Account) -> Finding | None:
+    """A few texts, each in a twentieth or more, are three in ten of the answers to be learnt, or of the others, and
+    none of them alone is what `one_text` tells of."""
+    pairs = number_in(account, "audit", "faults", "pairs")
+    single = number_in(account, "audit", "faults", "to_learn", "count") - pairs
+    if one_text(account) is not None:
+        return None
+    for side, n in (("chosen", pairs), ("rejected", pairs), ("completion", single)):
+        part = part_of(account, "audit", "faults", "often", side)
+        count, texts, shown = number_in(part, "count"), number_in(part, "texts"), part.get("shown")
+        if n >= 20 and 0.3 * n <= count <= n and texts >= 2:
+            first = str(shown[0]) if isinstance(shown, list) and shown else ""
+            return found_in_data(
+                "few_texts",
+                f"{100 * count / n:.0f}% of the answers {'that were not preferred ' if side == 'rejected' else ''}are "
+                f"{texts:.0f} texts, which stand there again and again.",
+                "warning",
+                "What is learnt then is these texts, whatever was asked: to write them everywhere (refusals, "
+                "greetings, placeholders), or to avoid them.",
+                (share_seen(count, count / n, f"few_texts_{side}", text=_flat({"text": first})),),
+                (Remedy("leave most of them out, and keep a few"),),
+                share=f"{100 * count / n:.0f}%",
+                n=f"{texts:.0f}",
+            )
+    return None
+
+
+def none_given(account: Account) -> Finding | None:
+    """A twentieth of the answers to be learnt, or of the others, say that there is none (N/A, #REF!)."""
+    pairs = number_in(account, "audit", "faults", "pairs")
+    for name, n, word in (
+        ("no_answer", number_in(account, "audit", "faults", "to_learn", "count"), ""),
+        ("no_other_answer", pairs, "that were not preferred "),
+    ):
+        part = part_of(account, "audit", "faults", name)
+        count = number_in(part, "count")
+        if n >= 20 and 0.05 * n <= count <= n:
+            return found_in_data(
+                "none_given",
+                f"{100 * count / n:.0f}% of the answers {word}are none: N/A, a lone sign, a formula that failed.",
+                "warning",
+                "Such a pair is won by any answer at all, and a placeholder that is preferred is learnt. Cells were "
+                "empty, or formulas failed, where the data was exported.",
+                (share_seen(count, count / n, name),),
+                (Remedy("leave these rows out, and export the sheet's values again"),),
+                sources_in(part),
+                share=f"{100 * count / n:.0f}%",
+            )
+    return None
+
+
+def begins_labelled(account: Account) -> Finding | None:
+    """A fifth of the answers to be learnt begin with the same label: "Response 1:"."""
+    part, n = part_of(account, "audit", "faults", "label"), number_in(account, "audit", "faults", "to_learn", "count")
+    count, label = number_in(part, "count"), str(part.get("label"))[:40]
+    if n < 20 or not 0.2 * n <= count <= n:
+        return None
+    return Finding(
+        "label_before",
+        f"{100 * count / n:.0f}% of the answers begin with a label: “{label}:”.",
+        "warning",
+        "A form in which answers were shown or stored got into them, and the model learns to write it. Where answers "
+        "are to begin so, nothing is wrong.",
+        (share_seen(count, count / n, "label_before", text=label),),
+        (Remedy("take it off the answers, of both sides"),),
+        cause=True,
+        sure="possible",
+        values={"share": f"{100 * count / n:.0f}%", "word": label},
+    )
+
+
+def coded_prompts(account: Account) -> Finding | None:
+    """A fifth of the prompts are numbers or codes."""
+    count, share, lines = shared(account, "coded")
+    if records_in(account) < 20 or not 0.2 <= share <= 1:
+        return None
+    return found_in_data(
+        "coded_prompts",
+        f"{100 * share:.0f}% of the prompts are a number or a code, in which nothing is asked.",
+        "warning",
+        "A column of numbers was taken for what people asked, or the text that belongs to them was not joined in.",
+        (share_seen(count, share, "coded"),),
+        (
+            Remedy(
+                "the column that holds what was asked, columns={prompt: ...}; `prefiere data` says which one is read"
+            ),
+        ),
+        lines,
+        share=f"{100 * share:.0f}%",
+    )
+
+
+def same_words_reordered(account: Account) -> Finding | None:
+    """In a quarter of the pairs both answers have the same words in another order."""
+    return _of_pairs(
+        account,
+        "in_another_order",
+        "the two answers have the same words in another order",
+        "The order is all that such a pair teaches, and a model that writes sentences knows it. Where the order is "
+        "what people compared (of steps, of names), nothing is wrong.",
+        Remedy("pairs of answers that were written apart from each other"),
+        0.25,
+    )
+
+
+def holds_other(account: Account) -> Finding | None:
+    """In a tenth of the pairs the preferred answer holds the other one whole."""
+    return _of_pairs(
+        account,
+        "holds_other",
+        "the preferred answer holds the other one whole",
+        "Both may have been copied into one cell, and the model learns to write the worse answer, too. Where the "
+        "better answer was made by going on with the other, nothing is wrong.",
+        Remedy("`prefiere data DATA`: read three examples; keep what was preferred alone"),
+        0.1,
+    )
+
+
+def _of_pairs(account: Account, name: str, what: str, meaning: str, advice: Remedy, least: float) -> Finding | None:
+    part, pairs = part_of(account, "audit", "faults", name), number_in(account, "audit", "faults", "pairs")
+    count = number_in(part, "count")
+    if pairs < 20 or not least * pairs <= count <= pairs:
+        return None
+    return Finding(
+        name,
+        f"In {100 * count / pairs:.0f}% of the pairs {what}.",
+        "warning",
+        meaning,
+        (share_seen(count, count / pairs, name),),
+        (advice,),
+        cause=True,
+        sure="possible",
+        lines=sources_in(part),
+        values={"share": f"{100 * count / pairs:.0f}%"},
+    )
+
+
 def one_prompt(account: Account) -> Finding | None:
     """A fifth of the records have the same prompt."""
     part, records = part_of(account, "audit", "faults", "same_text", "prompt"), records_in(account)
@@ -143,5 +280,16 @@ def after_answer(account: Account) -> Finding | None:
     )
 
 
-OF_ANY = (markup, damaged, one_text, one_prompt, exchanged, after_answer)
+OF_ANY = (
+    markup,
+    damaged,
+    one_text,
+    texts_again,
+    none_given,
+    begins_labelled,
+    one_prompt,
+    coded_prompts,
+    exchanged,
+    after_answer,
+)
 """Demonstrations are held against these as well."""

@@ -1,0 +1,159 @@
+"""What exports and spreadsheets leave in texts: no answers at all, labels, codes, copies, words in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prefiere.data import formats
+from prefiere.data.convert import AnyRecord
+from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.marks import is_coded, leading_label, no_answer, reordered, stands_in
+from prefiere.data.schema import Demonstration, PreferencePair
+from prefiere.doctor.case import Finding
+from prefiere.doctor.rules.data import findings_of
+
+THINGS = ("mower", "printer", "kettle", "router", "drone", "heater", "radio", "camera")
+
+
+def said_of(records: list[AnyRecord], preferences: bool = True) -> dict[str, Finding]:
+    faults = Faults()
+    for record in records:
+        faults.add(record)
+    return {f.key: f for f in findings_of({"audit": {"faults": faults.to_dict()}}, preferences=preferences)}
+
+
+def asked(i: int) -> str:
+    return f"My {THINGS[i % 8]} number {i} does not work. What now?"
+
+
+def good(i: int) -> str:
+    return f"I am sorry to hear that about your {THINGS[i % 8]}. Please press its button {i} times."
+
+
+def bad(i: int) -> str:
+    return f"Well, every {THINGS[i % 8]} does that sometimes, {i} of them in a week."
+
+
+Mistake = Callable[[int], tuple[str, str, str]]
+
+
+def pairs(share: float, mistake: Mistake, n: int = 100) -> list[AnyRecord]:
+    """Sound pairs, of which a share from the first on has the mistake."""
+    rows = [mistake(i) if i < n * share else (asked(i), good(i), bad(i)) for i in range(n)]
+    return [PreferencePair(prompt=p, chosen=c, rejected=r, source=f"d:{i + 1}") for i, (p, c, r) in enumerate(rows)]
+
+
+REFUSALS = ("I cannot help with that.", "Sorry, no.", "That is not possible here.", "Please ask somebody else.")
+MISTAKES: dict[str, tuple[float, Mistake]] = {
+    "few_texts": (0.4, lambda i: (asked(i), REFUSALS[i % 4], bad(i))),
+    "none_given": (0.1, lambda i: (asked(i), good(i), ("N/A", "none", "-", "#REF!")[i % 4])),
+    "label_before": (0.3, lambda i: (asked(i), f"Response {1 + i % 2}: {good(i)}", bad(i))),
+    "coded_prompts": (0.3, lambda i: (f"TCK-{20_000 + i}", good(i), bad(i))),
+    "in_another_order": (0.3, lambda i: (asked(i), good(i), " ".join(reversed(good(i).split())))),
+    "holds_other": (0.2, lambda i: (asked(i), f"{good(i)} {bad(i)}", bad(i))),
+}
+
+
+@pytest.mark.parametrize("key", MISTAKES)
+def test_what_an_export_left_in_the_texts_is_named(key: str) -> None:
+    share, mistake = MISTAKES[key]
+    said = said_of(pairs(share, mistake))
+    assert said[key].severity == "warning"
+    assert f"{100 * share:.0f}%" in said[key].title
+    assert not MISTAKES.keys() - {key} & said.keys() - {"few_texts"}
+    assert not MISTAKES.keys() & said_of(pairs(share / 10, mistake)).keys()  # one or two rows are no kind
+
+
+def test_sound_data_has_none_of_it() -> None:
+    assert not MISTAKES.keys() & said_of(pairs(0, MISTAKES["few_texts"][1])).keys()
+    home = Path(__file__).parents[2].parent / "shared" / "data"
+    if (home / "dpo_en_demo.json").is_file():
+        assert not MISTAKES.keys() & said_of([*formats.read(str(home / "dpo_en_demo.json"), kind="pairs")]).keys()
+
+
+def test_demonstrations_are_held_against_these_as_well() -> None:
+    def shown(answer: Callable[[int], str]) -> list[AnyRecord]:
+        return [Demonstration(prompt=asked(i), completion=answer(i), source=f"d:{i}") for i in range(60)]
+
+    assert "label_before" in said_of(shown(lambda i: f"Agent: {good(i)}"), False)
+    assert "none_given" in said_of(shown(lambda i: "n/a" if i % 10 == 0 else good(i)), False)
+    assert "few_texts" in said_of(shown(lambda i: REFUSALS[i // 2 % 4] if i % 2 else good(i)), False)
+    assert not MISTAKES.keys() & said_of(shown(good), False).keys()
+
+
+def test_none_is_an_answer_where_answers_are_a_choice() -> None:
+    """As of a class "none": twenty texts, each there several times."""
+    rows: list[AnyRecord] = [
+        PreferencePair(prompt=asked(i), chosen=("none", "red", "blue")[i % 3], rejected=("red", "blue", "none")[i % 3])
+        for i in range(90)
+    ]
+    assert not {"none_given", "few_texts"} & said_of(rows).keys()
+
+
+def test_a_space_that_nobody_sees_is_named_by_its_number() -> None:
+    said = said_of(pairs(1, lambda i: (asked(i), good(i).replace(" ", "\xa0"), good(i + 8))))
+    assert "U+00A0" in said["shortcut_word"].title
+
+
+@pytest.mark.parametrize(
+    "text", ["N/A", " n/a. ", "None", "NULL", "#REF!", "#DIV/0!", "-", "--", "?", "...", "(none)", "TODO", "[missing]"]
+)
+def test_what_says_that_there_is_no_answer(text: str) -> None:
+    assert no_answer(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["No.", "4", "Na+ ions", "None of them is right.", "�", "🙂", "¡Sí!", "x", "null, as in C"]
+)
+def test_short_answers_are_answers(text: str) -> None:
+    assert not no_answer(text)
+
+
+def test_labels_codes_orders_and_copies() -> None:
+    assert leading_label("Response 1: it is so.") == "response #"
+    assert leading_label("**Answer:** it is so.") == "answer"
+    assert leading_label("Agent: hello") == "agent"
+    assert leading_label("It is so: see below.") == "it is so"
+    assert leading_label("https://example.org says so") is None
+    assert leading_label("At 10:30 it begins.") is None
+    assert leading_label("I would say that you can try this: turn it off.") is None
+    assert all(map(is_coded, ("TCK-20014", "20014", "id_99", "3f2a-77b1", "#12")))
+    assert not any(map(is_coded, ("12 + 7 =", "12+7=", "What is 7?", "Madrid", "perro", "why?")))
+    assert reordered("a b c d e f", "f e d c b a")
+    assert not reordered("a b c d e f", "a b c d e f")
+    assert not reordered("a b c", "c b a")
+    assert stands_in("It is so, as they all say.", "Yes. It is so,  as they all SAY. And more.")
+    assert not stands_in("It is so.", "It is so. And more.")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_the_header_of_a_table_that_was_put_behind_another_is_no_record(tmp_path: Path, suffix: str) -> None:
+    columns = ("prompt", "chosen", "rejected")
+    rows = [columns, *((f"q{i}", f"yes {i}", f"no {i}") for i in range(3)), columns, ("q9", "yes", "no")]
+    path = tmp_path / f"d.{suffix}"
+    if suffix == "csv":
+        path.write_text("\n".join(",".join(r) for r in rows) + "\n")
+    else:
+        formats.write([PreferencePair(prompt=p, chosen=c, rejected=r) for p, c, r in rows[1:]], path)
+    source = formats.read(str(path), kind="pairs")
+    assert [r.prompt for r in source] == ["q0", "q1", "q2", "q9"]
+    assert source.counts.dropped == {"header in the middle": 1}
+
+
+def test_any_record_of_a_prompt_may_be_looked_at() -> None:
+    """Where a cell was filled down, only the first record of a prompt is in its place."""
+    from prefiere.evaluate.start import few
+    from prefiere.tokens.groups import GroupStore, PromptGroup
+
+    def group(i: int) -> PromptGroup:
+        ids = [np.asarray(x, np.int32) for x in ([1, i // 3], [2, i], [3, i])]
+        return PromptGroup(ids[0], tuple(ids[1:]), tuple(np.ones(2, bool) for _ in range(2)))
+
+    store = GroupStore.build([group(i) for i in range(300)], 2)
+    places = np.asarray(few(store, 16 * 60)) % 3
+    assert min(np.bincount(places, minlength=3)) >= 8
+    assert few(store, 16 * 60) == few(store, 16 * 60)
