@@ -130,6 +130,28 @@ def test_labels_codes_orders_and_copies() -> None:
     assert not stands_in("It is so.", "It is so. And more.")
 
 
+@pytest.mark.parametrize(("at", "end"), [(0, "first"), (2, "last")])
+def test_prompts_that_were_filled_down_over_those_of_other_rows(at: int, end: str) -> None:
+    """Every third row keeps its own prompt, and the two before or behind it get that one."""
+    rng = np.random.default_rng(0)
+    things = [f"thing{i}" for i in range(60)]
+    about = [str(t) for t in rng.choice(things, 300)]
+
+    def rows(filled: bool) -> list[AnyRecord]:
+        asked_of = [about[i - i % 3 + at] if filled else about[i - i % 3] for i in range(300)]
+        said = about if filled else asked_of
+        return [
+            PreferencePair(prompt=f"My {a} does not work, says {i // 3}.", chosen=f"Turn the {s} off and on {i} times.",
+                           rejected=f"Every {s} does that, {i} in a week.", source=f"d:{i}")
+            for i, (a, s) in enumerate(zip(asked_of, said, strict=True))
+        ]  # fmt: skip
+
+    found = said_of(rows(True))["filled_down"]
+    assert f"the {end} one alone" in found.title
+    assert found.severity == "bad"
+    assert "filled_down" not in said_of(rows(False))
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_the_header_of_a_table_that_was_put_behind_another_is_no_record(tmp_path: Path, suffix: str) -> None:
     columns = ("prompt", "chosen", "rejected")

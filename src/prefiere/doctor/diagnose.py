@@ -114,13 +114,19 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
 """A cause, and the symptoms that would say less, or something else, beside it."""
 
 
+def _lesser(symptom: Finding) -> bool:
+    """Whether a mere warning may take its place. That answers are in no language of the model's ruins a run whatever
+    else is the matter with them."""
+    return symptom.key != "foreign_answers" or symptom.severity != "bad"
+
+
 def _consistent(found: list[Finding]) -> list[Finding]:
     """Findings that do not contradict each other: the gravest first, and of equals those that name a cause; no praise
     beside damage, no symptom that a cause explains, and all remedies push the way that the first one does."""
     if any(f.severity == "bad" for f in found):
         found = [f for f in found if f.key not in _PRAISE]
-    explained = {key for f in found for key in _EXPLAINED.get(f.key, ())}
-    found = [f for f in found if f.key not in explained]
+    explained = {(key, f.severity == "bad") for f in found for key in _EXPLAINED.get(f.key, ())}
+    found = [f for f in found if (f.key, True) not in explained and not ((f.key, False) in explained and _lesser(f))]
     found.sort(key=lambda f: (_ORDER.index(f.severity), not f.cause))
     push = next((r.push for f in found for r in f.remedies if r.push), 0)
     return [replace(f, advice=agreeing(f.remedies, push)) for f in found]

@@ -124,6 +124,25 @@ class Spoken:
         _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
         return [self._placed(answered, first, prompt) for answered in self.answered]
 
+    def filled(self) -> dict[str, Any] | None:
+        """Of prompts with several records: how many of the first record of each (or of the last, whichever are more)
+        have an answer that speaks of the prompt, and how many of its others. None of few."""
+        _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
+        several = np.flatnonzero(np.bincount(prompt, minlength=len(first))[prompt] > 1) if len(prompt) else prompt
+        if len(several) < FEWEST:
+            return None
+        asked, said = self._rows(_Sets.joined(self.answered), first)
+        own = _share_any(asked[prompt], said)
+        ends = {"first": np.unique(prompt[several], return_index=True)[1]}
+        ends["last"] = len(several) - 1 - np.unique(prompt[several][::-1], return_index=True)[1]
+        found: list[dict[str, Any]] = []
+        for end, at in ends.items():
+            apart = np.zeros(len(several), bool)
+            apart[at] = True
+            one, rest = own[several][apart], own[several][~apart]
+            found.append({"end": end, "count": int(one.sum()), "of": len(one), "rest": int(rest.sum()), "n": len(rest)})
+        return max(found, key=lambda f: int(f["count"]))
+
     def _placed(self, answered: _Sets, first: np.ndarray, prompt: np.ndarray) -> Placed | None:
         told = np.flatnonzero(np.diff(answered.ends) >= TOLD)
         if len(told) < FEWEST:

@@ -208,6 +208,7 @@ class Faults:
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
+            "filled": self.spoken.filled(),
             "people": self.people.to_dict(self.words),
             **{name: part.to_dict() for name, part in self._places() if part is not None},
         }

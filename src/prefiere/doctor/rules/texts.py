@@ -16,6 +16,7 @@ from prefiere.doctor.rules.account import (
     shared,
     sources_in,
 )
+from prefiere.stats import wilson
 
 
 def markup(account: Account) -> Finding | None:
@@ -280,7 +281,34 @@ def after_answer(account: Account) -> Finding | None:
     )
 
 
+def filled_down(account: Account) -> Finding | None:
+    """Of prompts with several records, one answer of each speaks of its prompt as answers do, and of the others less
+    than a quarter as many do: the cell of the prompt was filled down over rows of other prompts."""
+    part = part_of(account, "audit", "faults", "filled")
+    count, of, rest, n = (number_in(part, k) for k in ("count", "of", "rest", "n"))
+    if not (0 < count <= of and rest <= n and n >= 20):
+        return None
+    low, high = wilson(count, of)[0], wilson(rest, n)[1]
+    if low <= 0.2 or high >= 0.25 * low:
+        return None
+    end = "last" if part.get("end") == "last" else "first"
+    return found_in_data(
+        "filled_down",
+        f"Of several answers to the same prompt the {end} one alone answers it: {n:,.0f} stand at a prompt of others.",
+        "warning" if n < records_in(account) / 2 else "bad",
+        "An answer takes up rare words of what was asked. These do hardly ever, where another one at the same prompt "
+        "does: merged or empty cells were filled with the prompt of the row before (or after), and theirs are lost.",
+        (
+            share_seen(count, count / of, f"speaks_{end}"),
+            share_seen(rest, rest / n, "speaks_rest"),
+        ),
+        (Remedy("join prompts and answers again from where they came, row by row"),),
+        n=f"{n:,.0f}",
+    )
+
+
 OF_ANY = (
+    filled_down,
     markup,
     damaged,
     one_text,
