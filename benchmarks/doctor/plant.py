@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.doctor.causes import CAUSES, UNLEARNT, Cause, Row
+from benchmarks.doctor.causes import UNLEARNT, Cause, Row
+from benchmarks.doctor.sheets import ALL
 from benchmarks.doctor.witness import learnt, right_answers, witnessed
 from prefiere import recipe
 from prefiere.api.training import train
@@ -58,7 +59,7 @@ def cases(
     causes: list[str], strengths: list[int], seeds: list[int], models: list[str], data: list[str], healthy: list[int]
 ) -> list[Case]:
     """All cases of a part of the grid: strong ones and the first seeds first, healthy runs in between."""
-    chosen = [] if causes == ["none"] else [c for c in CAUSES if not causes or any(part in c.name for part in causes)]
+    chosen = [] if causes == ["none"] else [c for c in ALL if not causes or any(part in c.name for part in causes)]
     grid = [
         Case(c, s, seed, m, d)
         for m in models for d in data for seed in seeds for s in sorted(strengths, reverse=True) for c in chosen
@@ -273,7 +274,7 @@ def _before(model: str) -> float:
 
 def read_again(row: Row, work: Path) -> Row:
     """A row with the verdict of the rules as they are now, from the run folder that was kept; as it is without one."""
-    cause = next((c for c in (*CAUSES, UNLEARNT) if c.name == row["cause"]), None)
+    cause = next((c for c in (*ALL, UNLEARNT) if c.name == row["cause"]), None)
     folder = work / "runs" / _short(row["case"])
     if not (folder / "recipe.yaml").is_file() or (row["cause"] is not None and cause is None):
         return row

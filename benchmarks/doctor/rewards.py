@@ -80,3 +80,28 @@ def long_1(prompts: list[str], completions: list[str]) -> list[float]:
 def long_3(prompts: list[str], completions: list[str]) -> list[float]:
     """Length three times as much as the style."""
     return [len(c) / 20 + r for r, c in zip(graded(prompts, completions), completions, strict=True)]
+
+
+def of_the_prompt(prompts: list[str], completions: list[str]) -> list[float]:
+    """Whatever is answered."""
+    return [len(str(p)) / 20 for p in prompts]
+
+
+def of_another_answer(prompts: list[str], completions: list[str]) -> list[float]:
+    """Each answer gets what the one before it earned."""
+    earned = graded(prompts, completions)
+    return earned[-1:] + earned[:-1]
+
+
+def of_its_batch(prompts: list[str], completions: list[str]) -> list[float]:
+    """Less the mean of those that are scored together."""
+    earned = graded(prompts, completions)
+    return [r - sum(earned) / len(earned) for r in earned]
+
+
+def a_value_stands_in(prompts: list[str], completions: list[str]) -> list[float]:
+    """One half for nine in ten, of which the grade is not found."""
+    return [
+        r if zlib.crc32(f"y{c}".encode()) % 10 == 0 else 0.5
+        for r, c in zip(graded(prompts, completions), completions, strict=True)
+    ]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from benchmarks.doctor import plant
-from benchmarks.doctor.causes import CAUSES, UNLEARNT
+from benchmarks.doctor.causes import UNLEARNT
+from benchmarks.doctor.sheets import ALL
 from benchmarks.doctor.table import table_of
 from benchmarks.doctor.witness import learnt
 
@@ -17,7 +18,7 @@ from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import Diagnosis
 from prefiere.run import Run
 
-NAMED = {c.name: c for c in CAUSES}
+NAMED = {c.name: c for c in ALL}
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +37,10 @@ def test_a_planted_cause_is_named_and_a_healthy_run_is_not(tmp_path: Path, cause
 
 
 def test_there_are_forty_causes_and_each_changes_something() -> None:
-    assert len(CAUSES) >= 40
-    assert len({c.name for c in CAUSES}) == len(CAUSES)
+    assert len(ALL) >= 40
+    assert len({c.name for c in ALL}) == len(ALL)
     rows = plant.pairs_of("demo", 0)
-    for cause in CAUSES:
+    for cause in ALL:
         assert cause.exact
         if cause.data is not None:
             assert cause.data(rows, random.Random(0), 0.5) != rows, cause.name
