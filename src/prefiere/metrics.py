@@ -205,6 +205,8 @@ ROLLOUTS = (
       "the reward model gives it.", axis="score"),
     C("reward_std", "spread of the reward within an update", "", "update", None, "Where it is 0, all answers earn the "
       "same and nothing is learnt.", axis="score"),
+    C("frac_reward_zero_std", "prompts whose answers all earn the same", "", "update", DOWN, "Of several answers to a "
+      "prompt: where all earn the same, none of them is made likelier.", axis="share of prompts"),
     *(C(f"reward_{name}", f"reward of the rollouts, {words}", "", "update", None, meaning, axis="score") for
       name, words, meaning in (
         ("p05", "5% quantile", "One answer in twenty of the update's own earns less."),

@@ -52,6 +52,16 @@ def test_a_reward_of_the_prompt_alone(tmp_path: Path, reward: Any, change: bool,
     assert ("reward_of_prompt" in keys(diagnose(sampled(make_policy(tmp_path), reward, change=change)))) is said
 
 
+@pytest.mark.parametrize(("alike", "entropy", "said"), [(1.0, 1.0, True), (0.9, 1.0, False), (1.0, 0.01, False)])
+def test_a_reward_of_the_prompt_alone_shows_within_rollouts(
+    tmp_path: Path, alike: float, entropy: float, said: bool
+) -> None:
+    """The policy does not move then, so that no answer changes. Answers that are all the same show nothing."""
+    rollouts = {"frac_reward_zero_std": lambda t: alike, "reward_std": lambda t: 0.5, "entropy": lambda t: entropy}
+    run = make_policy(tmp_path, rollouts=rollouts, noise=0)
+    assert ("reward_of_prompt" in keys(diagnose(run))) is said
+
+
 def test_a_reward_that_is_counted_from_the_mean_of_its_batch(tmp_path: Path) -> None:
     centred = make_policy(tmp_path / "a", rollouts={"reward": lambda t: 0.0, "reward_std": lambda t: 1.0}, noise=0)
     assert "reward_of_batch" in keys(diagnose(centred))
@@ -86,6 +96,23 @@ def turned_by_one(completions: list[str], **columns: Any) -> list[float]:
 
 def of_each(completions: list[str], **columns: Any) -> list[float]:
     return [float(sum(map(ord, c)) % 97) for c in completions]
+
+
+def of_asked(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(str(p))) for p in prompts]
+
+
+@pytest.mark.parametrize(("reward", "alike"), [("of_asked", True), ("of_each", False)])
+def test_a_run_says_whether_the_answers_to_a_prompt_earn_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: str, alike: bool
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = runs.policy_settings(tmp_path, "rloo", reward=f"test_rewards:{reward}", logging_steps=1)
+    run = launch(settings, display=Display(quiet=True)).run
+    found = [row["frac_reward_zero_std"] for row in run.metrics if "frac_reward_zero_std" in row]
+    assert len(found) == 3
+    assert (set(found) == {1.0}) is alike
+    assert ("reward_of_prompt" in keys(diagnose(run))) is alike
 
 
 @pytest.mark.parametrize(("reward", "agrees"), [("of_each", True), ("turned_by_one", False)])

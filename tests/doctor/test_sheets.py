@@ -14,7 +14,9 @@ from prefiere.data.quality.faults import Faults
 from prefiere.data.quality.marks import is_coded, leading_label, no_answer, reordered, stands_in
 from prefiere.data.schema import Demonstration, PreferencePair
 from prefiere.doctor.case import Finding
+from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.rules.data import findings_of
+from synthetic_runs import beginning, make
 
 THINGS = ("mower", "printer", "kettle", "router", "drone", "heater", "radio", "camera")
 
@@ -92,6 +94,12 @@ def test_none_is_an_answer_where_answers_are_a_choice() -> None:
         for i in range(90)
     ]
     assert not {"none_given", "few_texts"} & said_of(rows).keys()
+
+
+def test_refusals_nearly_everywhere_are_no_classes() -> None:
+    """Of classes the other answers are a choice among a few as well."""
+    said = said_of(pairs(0.95, lambda i: (asked(i), REFUSALS[i % 4], bad(i))))
+    assert {"few_texts", "one_text"} & said.keys()
 
 
 def test_a_space_that_nobody_sees_is_named_by_its_number() -> None:
@@ -179,3 +187,14 @@ def test_any_record_of_a_prompt_may_be_looked_at() -> None:
     places = np.asarray(few(store, 16 * 60)) % 3
     assert min(np.bincount(places, minlength=3)) >= 8
     assert few(store, 16 * 60) == few(store, 16 * 60)
+
+
+def test_a_sign_does_not_take_the_place_of_answers_that_ruin_a_run(tmp_path: Path) -> None:
+    """Of another writer, whose every answer has an exclamation mark: less likely than blind tokens (ln 32,000)."""
+    word = {"word": "!", "side": "chosen", "pairs": 90, "of": 90, "low": 0.95}
+    for logp, keys in ((-10.5, ("foreign_answers", "shortcut_word")), (-5.0, ("shortcut_word",))):
+        run = beginning(make(tmp_path / str(logp)), chosen_logp=logp)
+        run.environment = {"vocabulary": 32_000}
+        run.data = {"train": {"audit": {"faults": {"records": 100, "pairs": 100, "shortcut": word}}}}
+        found = [f.key for f in diagnose(run).findings if f.key in ("foreign_answers", "shortcut_word")]
+        assert tuple(found) == keys

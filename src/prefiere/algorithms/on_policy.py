@@ -234,6 +234,7 @@ class OnPolicy:
         found = {
             "reward": Moments.of(reward_C),
             "reward_std": Moments.of([reward_C.std()]),
+            **({"frac_reward_zero_std": Moments.of([_alike(reward_C, rollout.k)])} if rollout.k > 1 else {}),
             **{f"reward_{name}": Moments.of([value]) for name, value in spread_of(reward_C).items()},
             "objective/kl": Moments.of(np.add.reduceat(kl_N, rollout.first_C[:-1])),
             "objective/kl_k1": Moments.of(np.add.reduceat(tokens["logp"] - tokens["ref"], rollout.first_C[:-1])),
@@ -321,3 +322,8 @@ def _merged(parts: Sequence[Moments]) -> Moments:
     for part in parts:
         total = total + part
     return total
+
+
+def _alike(reward_C: np.ndarray, k: int) -> float:
+    """The share of the prompts, with k answers each, whose answers all earn the same."""
+    return float((np.ptp(reward_C.reshape(-1, k), axis=1) == 0).mean())

@@ -93,7 +93,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),
     **dict.fromkeys(("one_text", "few_texts"), ("shortcut_word", "foreign_answers", "repeated")),
-    "none_given": ("shortcut_word",),
+    "none_given": ("shortcut_word", "few_texts", "one_text"),
     "label_before": ("shortcut_word", "foreign_answers"),
     "in_another_order": ("too_alike", "foreign_answers"),
     "coded_prompts": ("answers_elsewhere", "some_elsewhere"),
@@ -114,10 +114,10 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
 """A cause, and the symptoms that would say less, or something else, beside it."""
 
 
-def _lesser(symptom: Finding) -> bool:
-    """Whether a mere warning may take its place. That answers are in no language of the model's ruins a run whatever
-    else is the matter with them."""
-    return symptom.key != "foreign_answers" or symptom.severity != "bad"
+def _explains(cause: Finding, other: Finding) -> bool:
+    """Whether a cause takes the place of another finding. A word that gives labels away may be the least that is the
+    matter with answers that ruin a run."""
+    return other.key in _EXPLAINED.get(cause.key, ()) and not (cause.key == "shortcut_word" and other.severity == "bad")
 
 
 def _consistent(found: list[Finding]) -> list[Finding]:
@@ -125,8 +125,7 @@ def _consistent(found: list[Finding]) -> list[Finding]:
     beside damage, no symptom that a cause explains, and all remedies push the way that the first one does."""
     if any(f.severity == "bad" for f in found):
         found = [f for f in found if f.key not in _PRAISE]
-    explained = {(key, f.severity == "bad") for f in found for key in _EXPLAINED.get(f.key, ())}
-    found = [f for f in found if (f.key, True) not in explained and not ((f.key, False) in explained and _lesser(f))]
+    found = [f for f in found if not any(_explains(cause, f) for cause in found)]
     found.sort(key=lambda f: (_ORDER.index(f.severity), not f.cause))
     push = next((r.push for f in found for r in f.remedies if r.push), 0)
     return [replace(f, advice=agreeing(f.remedies, push)) for f in found]

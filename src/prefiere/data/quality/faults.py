@@ -188,8 +188,7 @@ class Faults:
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json."""
-        same = {}
-        classes = {name for name, counter in self.texts.items() if few_texts(counter.values())}
+        same, classes = {}, self._classes()
         for name, counter in self.texts.items():
             most = counter.most_common(1)[0]
             if most[1] > 1 and (most[1] > 0.9 * counter.total() or name not in classes):
@@ -212,6 +211,12 @@ class Faults:
             "people": self.people.to_dict(self.words),
             **{name: part.to_dict() for name, part in self._places() if part is not None},
         }
+
+    def _classes(self) -> set[str]:
+        """Which texts are a choice among a few: of pairs those of both sides, or of neither."""
+        few = {name for name, counter in self.texts.items() if few_texts(counter.values())}
+        sides = {"chosen", "rejected"}
+        return few if few >= sides else few - sides
 
     def _often(self, texts: Counter[bytes]) -> dict[str, Any]:
         """How many have one of the few texts that are there often: up to `OFTEN`, each a twentieth or more."""

@@ -18,8 +18,8 @@ SCORE = Remedy("`prefiere score` on the reward model, or the reward function on 
 
 CHANGED, LEVELS = 8, 5
 """Prompts whose answer changed, and different rewards among them, from which on the prompt alone may be scored."""
-
-
+DIFFER = 0.05
+"""Nats of entropy per token, from which on the answers to a prompt differ."""
 MOSTLY, FEWEST = 0.8, 20
 """Share of the answers that earn the same, from which on it is said, of so many or more."""
 
@@ -101,8 +101,35 @@ def constant(case: Case) -> Finding | None:
 
 
 def of_prompt(case: Case) -> Finding | None:
-    """Among answers of which at least `CHANGED` changed along the run, each prompt's earn what they earned before, and
-    prompts earn different rewards: what is scored is the prompt."""
+    """Prompts earn different rewards and the answers to each the same: within every rollout, of answers that differ; or
+    along the run, of `CHANGED` prompts or more whose answer changed."""
+    within, count = _same_within(case), _same_along(case)
+    if not within and not count:
+        return None
+    return Finding(
+        "reward_of_prompt",
+        "The reward depends on the prompt alone: whatever is answered to it earns the same.",
+        "bad",
+        "Learning compares answers to a prompt: what earned more is made likelier. Here prompts differ in what they "
+        "earn, and answers do not.",
+        (line("same_reward", n=f"{count}") if count else line("same_within", n=f"{within}"),),
+        (Remedy("a reward that tells the answers to one prompt apart: `prefiere score` on several answers to it"),),
+        cause=True,
+        sure="likely",
+    )
+
+
+def _same_within(case: Case) -> int:
+    """How many updates there are, if in none of them the answers to a prompt differ in what they earn, and prompts do;
+    0 else, or where the answers themselves hardly differ."""
+    alike, spread, entropy = (case.series(k).values for k in ("frac_reward_zero_std", "reward_std", "entropy"))
+    if len(alike) < 3 or len(entropy) < 3 or float(np.median(spread)) < 1e-6 or float(np.median(entropy)) < DIFFER:
+        return 0
+    return len(alike) if float(alike.min()) == 1 else 0
+
+
+def _same_along(case: Case) -> int:
+    """How many prompts changed their answer and none its reward; 0 where these are few, or earn a few values only."""
     earned: dict[str, set[float]] = {}
     said: dict[str, set[str]] = {}
     for row in case.answers:
@@ -111,19 +138,8 @@ def of_prompt(case: Case) -> Finding | None:
             said.setdefault(str(row.get("prompt")), set()).add(str(row.get("completion")))
     changed = [asked for asked, answers in said.items() if len(answers) > 1]
     levels = {value for asked in changed for value in earned[asked]}
-    if len(changed) < CHANGED or any(len(earned[asked]) > 1 for asked in changed) or len(levels) < LEVELS:
-        return None
-    return Finding(
-        "reward_of_prompt",
-        "The reward depends on the prompt alone: whatever is answered to it earns the same.",
-        "bad",
-        "Learning compares answers to a prompt: what earned more is made likelier. Here prompts differ in what they "
-        "earn, and answers do not.",
-        (line("same_reward", n=f"{len(changed)}"),),
-        (Remedy("a reward that tells the answers to one prompt apart: `prefiere score` on several answers to it"),),
-        cause=True,
-        sure="likely",
-    )
+    constant = all(len(earned[asked]) == 1 for asked in changed)
+    return len(changed) if constant and len(changed) >= CHANGED and len(levels) >= LEVELS else 0
 
 
 def of_batch(case: Case) -> Finding | None:
