@@ -13,6 +13,7 @@ from prefiere.doctor.answers import answers_broken
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, advised
 from prefiere.doctor.rules import lengths, peak
+from prefiere.doctor.rules.rewards import SCORE
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import figure, interval, line, number, with_interval
 
@@ -180,8 +181,12 @@ def reward_flat(case: Case) -> Finding | None:
         odd, usual_rate = case.odd(-1), _rate_is_usual(case)
         remedy = (case.usual(odd),) if odd else (MORE_ROLLOUTS,) if usual_rate else (case.rate_times(10), MORE_ROLLOUTS)
     else:
-        why = "The policy moved, but not to where the reward is: the signal drowns in noise."
+        why = (
+            "The policy moved, but not to where the reward is: the signal drowns in noise, or the reward was made for "
+            "other answers than these."
+        )
         remedy = (
+            SCORE,
             Remedy("a larger batch_size (rollouts per update)"),
             Remedy("whiten_advantages=true"),
             MORE_ROLLOUTS,
