@@ -93,6 +93,7 @@ def say_findings(
     """What the doctor says of the data before a run is begun, in plain words. row: what was measured with a model.
     ruined: whether a run on it would be."""
     from prefiere.cli.doctor import STYLES, show_reasons
+    from prefiere.doctor.diagnose import consistent
     from prefiere.doctor.plain.tell import plain_words, told
     from prefiere.doctor.rules.data import findings_of
     from prefiere.doctor.rules.start import before_run
@@ -100,14 +101,14 @@ def say_findings(
     found = findings_of(account, preferences=preferences, start=row) + before_run(
         row, vocabulary=account.get("vocabulary"), preferences=preferences, account=account
     )
-    spoken = tongue()
-    for finding in found:
+    ruined, spoken = any(f.severity == "bad" for f in found), tongue()
+    for finding in (found := consistent(found)):
         said = told(finding, spoken)
         console.print()
         console.print(Styled(said.headline, STYLES[finding.severity]), soft_wrap=True)
         show_reasons(said, plain_words(spoken).around, console)
     keys = [{"key": f.key, "severity": f.severity, "title": f.title, "lines": list(f.lines)} for f in found]
-    return {"findings": keys, "ruined": any(f.severity == "bad" for f in found)}
+    return {"findings": keys, "ruined": ruined}
 
 
 def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[str, Any]:

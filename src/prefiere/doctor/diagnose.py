@@ -62,7 +62,7 @@ def diagnose(run: Run) -> Diagnosis:
     case = Case(run)
     checked = (*_OF_THE_RUN, *_CHECKS[case.family], *_OF_ALL, course.unfinished, course.unmeasured)
     found = [f for check in checked if (f := check(case)) is not None] + data.in_run(case)
-    found = [replace(f, advice=acceptable(f.remedies, case.recipe)) for f in _consistent(found)]
+    found = [replace(f, advice=acceptable(f.remedies, case.recipe)) for f in consistent(found)]
     headline, severity = _verdict(found)
     return Diagnosis(headline, severity, tuple(found))
 
@@ -120,7 +120,7 @@ def _explains(cause: Finding, other: Finding) -> bool:
     return other.key in _EXPLAINED.get(cause.key, ()) and not (cause.key == "shortcut_word" and other.severity == "bad")
 
 
-def _consistent(found: list[Finding]) -> list[Finding]:
+def consistent(found: list[Finding]) -> list[Finding]:
     """Findings that do not contradict each other: the gravest first, and of equals those that name a cause; no praise
     beside damage, no symptom that a cause explains, and all remedies push the way that the first one does."""
     if any(f.severity == "bad" for f in found):
