@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefiere.data.audit import share
-from prefiere.data.quality.told import WordsTell
+from prefiere.data.quality.told import NAMED, WordsTell
 from prefiere.data.schema import PreferencePair
 from prefiere.stats import Estimate
 
@@ -75,11 +75,11 @@ class People:
         return None
 
     def to_dict(self, words: WordsTell) -> dict[str, Any]:
-        """For data.json."""
+        """For data.json, with the first `NAMED` places of each."""
         found = [
             {
                 "who": a.who, "contrary": a.contrary, "right": a.told.mean, "low": a.told.low, "high": a.told.high,
-                "n": a.told.n, "others": a.others.mean, "sources": list(a.sources),
+                "n": a.told.n, "others": a.others.mean, "sources": list(a.sources[:NAMED]),
             }
             for a in self.apart(words)
         ]  # fmt: skip
