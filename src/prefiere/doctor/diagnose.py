@@ -88,7 +88,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "system_dropped": ("no_pattern", "weak_pattern", "within_noise", "chance"),
     **dict.fromkeys(("shortcut_word", "web_marks"), ("foreign_answers",)),
     "answers_elsewhere": ("foreign_answers", "shortcut_word"),
-    "prompt_in_answer": ("foreign_answers", "shortcut_word"),
+    "prompt_in_answer": ("foreign_answers", "shortcut_word", "label_before"),
     "answers_astray": ("some_elsewhere", "foreign_answers"),
     "template_in_text": ("foreign_answers", "start_broken", "shortcut_word"),
     "damaged_text": ("foreign_answers", "shortcut_word"),
