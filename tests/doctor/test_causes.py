@@ -516,6 +516,13 @@ def test_margins_that_rounding_left_few_values_of_are_no_clouds(tmp_path: Path, 
     assert ("labels_swapped" in keys(with_pairs(make(tmp_path), margins))) is said
 
 
+def test_many_margins_of_few_digits_are_read_all_the_same(tmp_path: Path) -> None:
+    """Eight thousand of four decimals share many values, and are a thousand steps of these each."""
+    side = np.where(np.arange(8000) % 5 == 0, -1, 1)
+    margins = np.round(side * np.random.default_rng(0).normal(0.15, 0.03, 8000), 4)
+    assert "labels_swapped" in keys(with_pairs(make(tmp_path), margins))
+
+
 def test_the_lines_that_look_swapped_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     run = make(tmp_path)

@@ -78,9 +78,32 @@ def test_two_who_want_opposite_things_are_both_named() -> None:
 
 @pytest.mark.parametrize("liked", [0.95, 0.7, 0.5])
 def test_people_who_agree_are_not_told_apart_nor_are_those_of_labels_without_a_pattern(liked: float) -> None:
-    for seed in range(8):
+    for seed in range(4):
         found = said_of(by(drawn(400, 10 + seed, liked)))
         assert not {"person_contrary", "person_unlike"} & found.keys()
+
+
+def test_the_only_one_of_another_language_is_no_stranger() -> None:
+    """Words of the others say nothing of theirs."""
+    for seed in range(4):
+        pairs = by(drawn(400, 20 + seed))
+        mine = [
+            replace(p, chosen=p.chosen.replace("w", "ж"), rejected=p.rejected.replace("w", "ж"))
+            if p.annotator == "ben"
+            else p
+            for p in pairs
+        ]
+        assert not {"person_contrary", "person_unlike"} & said_of(mine).keys()
+
+
+def test_many_people_who_agree_as_people_do_are_not_named() -> None:
+    """Thirty of them with some 27 pairs each, of whom words tell 70%."""
+    people = tuple(f"p{i}" for i in range(30))
+    named = [
+        {"person_contrary", "person_unlike"} & said_of(by(drawn(800, 30 + seed, 0.8), people)).keys()
+        for seed in range(4)
+    ]
+    assert not any(named)
 
 
 def test_of_one_person_alone_and_of_few_pairs_nothing_is_said() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import runs
@@ -58,8 +57,10 @@ def test_a_reward_of_the_prompt_alone_shows_within_rollouts(
 ) -> None:
     """The policy does not move then, so that no answer changes. Answers that are all the same show nothing."""
     rollouts = {"frac_reward_zero_std": lambda t: alike, "reward_std": lambda t: 0.5, "entropy": lambda t: entropy}
-    run = make_policy(tmp_path, rollouts=rollouts, noise=0)
+    run = sampled(make_policy(tmp_path, rollouts=rollouts, noise=0), lambda i, step: i / 10, change=False)
     assert ("reward_of_prompt" in keys(diagnose(run))) is said
+    right_or_wrong = make_policy(tmp_path / "b", rollouts=rollouts, noise=0)
+    assert "reward_of_prompt" not in keys(diagnose(sampled(right_or_wrong, lambda i, step: i % 2, change=False)))
 
 
 def test_a_reward_that_is_counted_from_the_mean_of_its_batch(tmp_path: Path) -> None:
@@ -79,8 +80,17 @@ def test_two_answers_that_earn_the_same_are_no_constant_reward(tmp_path: Path) -
 @pytest.mark.parametrize(("odd", "said"), [(2, True), (4, True), (6, False), (0, False)])
 def test_a_value_that_stands_in_for_most_rewards(tmp_path: Path, odd: int, said: bool) -> None:
     run = make_policy(tmp_path, answers=FLAT)
-    d = diagnose(sampled(run, lambda i, step: 0.5 if i >= odd else i / 7 + step))
+    d = diagnose(sampled(run, lambda i, step: 0.5 if i >= odd else i / 7 + 0.6))
     assert ("reward_mostly_same" in keys(d)) is said
+
+
+def test_most_answers_that_earn_the_most_are_no_fault(tmp_path: Path) -> None:
+    d = diagnose(sampled(make_policy(tmp_path, answers=FLAT), lambda i, step: float(i >= 1)))
+    assert "reward_mostly_same" not in keys(d)
+
+
+def test_a_reward_that_no_float_holds_is_read_past(tmp_path: Path) -> None:
+    diagnose(sampled(make_policy(tmp_path), lambda i, step: 10**400 if i else True))
 
 
 def test_most_earn_the_same_at_first_where_the_reward_rises_later(tmp_path: Path) -> None:
@@ -99,7 +109,7 @@ def of_each(completions: list[str], **columns: Any) -> list[float]:
 
 
 def of_asked(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    return [float(len(str(p))) for p in prompts]
+    return [float(sum(map(ord, str(p))) % 97) for p in prompts]
 
 
 @pytest.mark.parametrize(("reward", "alike"), [("of_asked", True), ("of_each", False)])
@@ -107,12 +117,13 @@ def test_a_run_says_whether_the_answers_to_a_prompt_earn_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: str, alike: bool
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    settings = runs.policy_settings(tmp_path, "rloo", reward=f"test_rewards:{reward}", logging_steps=1)
+    settings = runs.policy_settings(
+        tmp_path, "rloo", reward=f"test_rewards:{reward}", logging_steps=1, max_steps=6, sample_prompts=8
+    )
     run = launch(settings, display=Display(quiet=True)).run
     found = [row["frac_reward_zero_std"] for row in run.metrics if "frac_reward_zero_std" in row]
-    assert len(found) == 3
+    assert len(found) == 6
     assert (set(found) == {1.0}) is alike
-    assert ("reward_of_prompt" in keys(diagnose(run))) is alike
 
 
 @pytest.mark.parametrize(("reward", "agrees"), [("of_each", True), ("turned_by_one", False)])
@@ -183,4 +194,3 @@ def test_answers_at_other_prompts_show_where_prompts_add_little(
         run.log(row)
     run.data = {"train": {"audit": {"faults": {"placed": {"count": 200, "n": 400, "by_chance": 0.01}}}}}
     assert ("answers_elsewhere" in keys(diagnose(run))) is said
-    assert np.isfinite(rows[0]["start/prompt_matters"])

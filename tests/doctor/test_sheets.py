@@ -12,7 +12,7 @@ from prefiere.data import formats
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.faults import Faults
 from prefiere.data.quality.marks import is_coded, leading_label, no_answer, reordered, stands_in
-from prefiere.data.schema import Demonstration, PreferencePair
+from prefiere.data.schema import Demonstration, Judgement, PreferencePair
 from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.rules.data import findings_of
@@ -72,9 +72,6 @@ def test_what_an_export_left_in_the_texts_is_named(key: str) -> None:
 
 def test_sound_data_has_none_of_it() -> None:
     assert not MISTAKES.keys() & said_of(pairs(0, MISTAKES["few_texts"][1])).keys()
-    home = Path(__file__).parents[2].parent / "shared" / "data"
-    if (home / "dpo_en_demo.json").is_file():
-        assert not MISTAKES.keys() & said_of([*formats.read(str(home / "dpo_en_demo.json"), kind="pairs")]).keys()
 
 
 def test_demonstrations_are_held_against_these_as_well() -> None:
@@ -102,6 +99,27 @@ def test_refusals_nearly_everywhere_are_no_classes() -> None:
     assert {"few_texts", "one_text"} & said.keys()
 
 
+def test_classes_beside_answers_in_words_are_no_few_texts() -> None:
+    rows = pairs(1, lambda i: (asked(i), ("positive", "negative", "neutral")[i % 3], bad(i)))
+    assert not {"few_texts", "one_text"} & said_of(rows).keys()
+
+
+def test_a_form_that_is_wanted_is_information_and_how_answers_were_shown_a_warning() -> None:
+    for label, severity in (("Thought", "info"), ("Response 2", "warning"), ("Agent", "warning")):
+        said = said_of(pairs(1, lambda i, label=label: (asked(i), f"{label}: {good(i)}", bad(i))))
+        assert said["label_before"].severity == severity
+
+
+def test_bad_answers_at_a_prompt_may_speak_of_anything() -> None:
+    """Of single answers the good one answers, and the bad ones refuse."""
+    rows: list[AnyRecord] = [
+        Judgement(prompt=f"My thing{i // 3} does not work.", completion=f"Turn the thing{i // 3} off, {i} times."
+                  if i % 3 == 0 else f"I cannot help you with this, says number {i}.", desirable=i % 3 == 0)
+        for i in range(300)
+    ]  # fmt: skip
+    assert "filled_down" not in said_of(rows)
+
+
 def test_a_space_that_nobody_sees_is_named_by_its_number() -> None:
     said = said_of(pairs(1, lambda i: (asked(i), good(i).replace(" ", "\xa0"), good(i + 8))))
     assert "U+00A0" in said["shortcut_word"].title
@@ -115,7 +133,7 @@ def test_what_says_that_there_is_no_answer(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["No.", "4", "Na+ ions", "None of them is right.", "�", "🙂", "¡Sí!", "x", "null, as in C"]
+    "text", ["No.", "4", "Na+ ions", "None of them is right.", "�", "🙂", "¡Sí!", "x", "null, as in C", "{}", "[]"]
 )
 def test_short_answers_are_answers(text: str) -> None:
     assert not no_answer(text)
@@ -129,8 +147,11 @@ def test_labels_codes_orders_and_copies() -> None:
     assert leading_label("https://example.org says so") is None
     assert leading_label("At 10:30 it begins.") is None
     assert leading_label("I would say that you can try this: turn it off.") is None
-    assert all(map(is_coded, ("TCK-20014", "20014", "id_99", "3f2a-77b1", "#12")))
-    assert not any(map(is_coded, ("12 + 7 =", "12+7=", "What is 7?", "Madrid", "perro", "why?")))
+    assert leading_label("class Solution:\n    pass") is None
+    assert leading_label('{"name": "Ana"}') is None
+    assert all(map(is_coded, ("TCK-20014", "20014", "id_99", "#12", "123e4567-e89b-12d3-a456-426614174000")))
+    assert not any(map(is_coded, ("12 + 7 =", "12+7=", "92-2", "9/3", "What is 7?", "Madrid", "perro", "why?")))
+    assert not any(map(is_coded, ("计算3加6等于多少", "2026-11-29", "https://a.org/1", "x")))
     assert reordered("a b c d e f", "f e d c b a")
     assert not reordered("a b c d e f", "a b c d e f")
     assert not reordered("a b c", "c b a")

@@ -262,8 +262,8 @@ class Renderer:
                 spans.append((whole[at:start], False))
             spans.append((whole[start : len(closed)], i in said))
             at = len(closed)
-            if i == turns[0] and not self._asks and spans[-1][0].partition(turn["content"] or "\0")[0].strip():
-                left_out.add("unasked")
+            opening, there, _ = spans[-1][0].partition((turn["content"] or "").strip() or "\0")
+            left_out |= {"unasked"} if i == turns[0] and there and opening.strip() and not self._asks else set()
             if i in said:
                 left_out |= self._answer_left_out([*before, turn], tools, spans[-1][0])
         if asked.get(1) != prompt or said != [0]:  # what both answers follow is looked for once

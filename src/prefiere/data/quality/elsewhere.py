@@ -94,10 +94,13 @@ class Spoken:
     answered: tuple[_Sets, ...] = ()
     prompts: array[int] = field(default_factory=lambda: array("q"))
     sources: list[str] = field(default_factory=list)
+    bad: array[int] = field(default_factory=lambda: array("b"))
 
-    def add(self, prompt: int, asked: Iterable[str], answered: Sequence[Iterable[str]], source: str) -> None:
+    def add(
+        self, prompt: int, asked: Iterable[str], answered: Sequence[Iterable[str]], source: str, bad: bool = False
+    ) -> None:
         """One record. prompt: int64 key of its prompt; asked: the words of the prompt; answered: those of each answer,
-        as many as of the first record, or nothing is noted."""
+        as many as of the first record, or nothing is noted. bad: it was called no answer to the prompt."""
         if not self.sources:
             self.answered = tuple(_Sets() for _ in answered)
         if len(answered) != len(self.answered):
@@ -107,6 +110,7 @@ class Spoken:
             mine.add(words)
         self.prompts.append(prompt)
         self.sources.append(source)
+        self.bad.append(bad)
 
     def elsewhere(self) -> Elsewhere | None:
         """What has slipped, beyond chance (Fisher's exact test): of all answers of the records, else of one column."""
@@ -126,9 +130,11 @@ class Spoken:
 
     def filled(self) -> dict[str, Any] | None:
         """Of prompts with several records: how many of the first record of each (or of the last, whichever are more)
-        have an answer that speaks of the prompt, and how many of its others. None of few."""
+        have an answer that speaks of the prompt, and how many of its others; bad answers may do as they like. None of
+        few."""
         _, first, prompt = np.unique(np.asarray(self.prompts), True, True)
-        several = np.flatnonzero(np.bincount(prompt, minlength=len(first))[prompt] > 1) if len(prompt) else prompt
+        good = np.flatnonzero(np.asarray(self.bad) == 0)
+        several = good[np.bincount(prompt[good], minlength=len(first))[prompt[good]] > 1]
         if len(several) < FEWEST:
             return None
         asked, said = self._rows(_Sets.joined(self.answered), first)

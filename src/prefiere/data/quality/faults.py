@@ -44,7 +44,8 @@ LOOKED_AT = 20_000
 """Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
 USUAL_WORD = 0.05
 """A word that more answers of the other side have is a word of the language, and no mark."""
-OFTEN, _SHOWN = 5, 5
+OFTEN, CLASS, _SHOWN = 5, 4, 5
+"""Texts that are looked at for being there often; words of a class at most; sources that are listed."""
 _CLASSES = {"no_answer": {"chosen", "completion"}, "no_other_answer": {"rejected"}}
 """Texts among which "none" is an answer, where they are a choice among a few."""
 
@@ -94,7 +95,8 @@ class Faults:
                 if is_coded(spoken_by(record.prompt)):
                     self._count("coded", record.source)
             asked, *each = (set(tokens_of(t)) for t in (spoken_by(record.prompt), *answers))
-            self.spoken.add(prompt, asked, each, record.source)
+            bad = isinstance(record, Judgement) and not record.desirable
+            self.spoken.add(prompt, asked, each, record.source, bad)
             self._answer(record, answers)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
@@ -213,10 +215,13 @@ class Faults:
         }
 
     def _classes(self) -> set[str]:
-        """Which texts are a choice among a few: of pairs those of both sides, or of neither."""
+        """Which texts are a choice among a few. Where those of one side of the pairs alone are, they must be short, as
+        classes are and refusals are not."""
         few = {name for name, counter in self.texts.items() if few_texts(counter.values())}
-        sides = {"chosen", "rejected"}
-        return few if few >= sides else few - sides
+        if len(alone := few & {"chosen", "rejected"}) == 1:
+            said = [self.shown[key] for key, n in self.texts[min(alone)].most_common(OFTEN) if n > 1]
+            few -= alone if max((len(text.split()) for text in said), default=0) > CLASS else set()
+        return few
 
     def _often(self, texts: Counter[bytes]) -> dict[str, Any]:
         """How many have one of the few texts that are there often: up to `OFTEN`, each a twentieth or more."""

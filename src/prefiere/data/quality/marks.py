@@ -66,8 +66,10 @@ _NO_ANSWER = frozenset(
     ]
 )
 _SIGNS = "()[]<>{}!?.,*_-–—/~ "
-_BEFORE = re.compile(r"\W{0,3}((?:[^\W\d_]+ ?){1,3}?)(?: ?(\d{1,2}|(?<= )[A-Da-d]))?\W{0,2}:\W{0,2}\s")
-_CODED = re.compile(r"(?=.*\d)[\w./#:-]{2,60}")
+_BEFORE = re.compile(r"[*_#>\[( ]{0,4}((?:[^\W\d_]+ ?){1,3}?)(?: ?(\d{1,2}|(?<= )[A-Da-d]))?[*_\])]{0,3}:[*_]{0,2} \S")
+_CODED = re.compile(
+    r"#?\d{2,}|#?[A-Za-z]{1,12}[-_#:]?\d{2,}(?:[-_]\w+)*|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII
+)
 
 
 def spoken_by(text: Text) -> str:
@@ -141,8 +143,8 @@ def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
 
 def no_answer(text: str) -> bool:
     """Whether a text says that there is none: N/A, null, what a sheet writes of a formula that failed, a lone sign."""
-    said = text.strip().casefold().strip(_SIGNS)
-    return said in _NO_ANSWER or (not said and 0 < len(text.strip()) <= 5)
+    said = text.strip().casefold()
+    return said.strip(_SIGNS) in _NO_ANSWER or (0 < len(said) <= 5 and not said.strip("-–—_.?*/"))
 
 
 def leading_label(text: str) -> str | None:
@@ -166,6 +168,6 @@ def reordered(first: str, second: str) -> bool:
 
 
 def stands_in(text: str, other: str) -> bool:
-    """Whether a text of twenty characters or more stands whole stands_in another one."""
+    """Whether a text of twenty characters or more stands whole within another one."""
     inner, outer = (" ".join(t.casefold().split()) for t in (text, other))
     return 20 <= len(inner) < len(outer) and inner in outer

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,14 @@ from prefiere.data.quality.told import NAMED, WordsTell
 from prefiere.data.schema import PreferencePair
 from prefiere.stats import Estimate
 
-FEWEST, MOST = 20, 32
+FEWEST, MOST = 20, 16
 """Pairs of one person below which nothing is said of them; how many people are looked at, those of most pairs first."""
 BY_CHANCE = 0.01
-"""Chance, over all people, that somebody is called contrary whose labels are drawn by a coin."""
+"""Chance, over all people, that somebody is named who prefers by a coin, or just as much less than the others."""
+PLACE = 0.85
+"""How often the same place was preferred, the low end of the share, from which on it is said."""
+LONGEST_NAME = 80
+"""Characters of a name that are kept."""
 BELOW_OTHERS = 0.1
 """How far below the others somebody is whose preferences have no pattern of theirs."""
 
@@ -56,11 +61,9 @@ class People:
         if len(known) < 2:
             return []
         who = np.asarray([w if w is not None else "" for w in self.who], object)
-        found = []
-        for name in some:
-            one = _apart(name, who == name, words, BY_CHANCE / len(some))
-            found += [one] if one is not None else []
-        return found
+        each = zip(some, words.of_each(who == name for name in some), strict=True)
+        found = [_apart(name, who == name, told, words, BY_CHANCE / len(some)) for name, told in each]
+        return [one for one in found if one is not None]
 
     def always(self) -> dict[str, Any] | None:
         """The place, ``first`` or ``second``, that was chosen nearly always: in all comparisons, or by one person."""
@@ -69,33 +72,43 @@ class People:
         counted |= {name: (self.first[name], self.second[name]) for name in people}
         for name, (first, second) in counted.items():
             most, n = max(first, second), first + second
-            if n >= FEWEST and (low := share(most, n).low) > 0.9:
+            if n >= FEWEST and (low := share(most, n).low) > PLACE:
                 place = "first" if most == first else "second"
-                return {"place": place, "count": most, "of": n, "low": low, "who": name}
+                return {
+                    "place": place,
+                    "count": most,
+                    "of": n,
+                    "low": low,
+                    "who": None if name is None else name[:LONGEST_NAME],
+                }
         return None
 
     def to_dict(self, words: WordsTell) -> dict[str, Any]:
         """For data.json, with the first `NAMED` places of each."""
-        found = [
-            {
-                "who": a.who, "contrary": a.contrary, "right": a.told.mean, "low": a.told.low, "high": a.told.high,
-                "n": a.told.n, "others": a.others.mean, "sources": list(a.sources[:NAMED]),
-            }
-            for a in self.apart(words)
-        ]  # fmt: skip
+        found = []
+        for a in self.apart(words):
+            told = {"right": a.told.mean, "low": a.told.low, "high": a.told.high, "n": a.told.n}
+            named = {"who": a.who[:LONGEST_NAME], "contrary": a.contrary, "sources": list(a.sources[:NAMED])}
+            found.append({**named, **told, "others": a.others.mean})
         return {"apart": found, "always": self.always()}
 
 
-def _apart(name: str, his_N: np.ndarray, words: WordsTell, unlikely: float) -> Apart | None:
+def _apart(
+    name: str, his_N: np.ndarray, compared: tuple[Estimate, Callable[[], Estimate]] | None, words: WordsTell,
+    unlikely: float,
+) -> Apart | None:  # fmt: skip
     from scipy.stats import binom
 
-    if (compared := words.of_some(his_N)) is None or compared[0].low > 0.5:
+    if compared is None or compared[0].low > 0.5:
         return None
     told, others = compared[0], compared[1]()
     if others.low <= 0.5:  # nothing was fitted that could be contradicted
         return None
-    chance = float(binom.cdf(math.floor(told.mean * told.n), told.n, 0.5))
-    contrary = told.high < 0.5 and chance < unlikely
-    if not contrary and told.high >= others.low - BELOW_OTHERS:
+
+    def beyond(level: float) -> bool:
+        return told.high < level and bool(binom.cdf(math.floor(told.mean * told.n), told.n, level) < unlikely)
+
+    contrary = beyond(0.5)
+    if not contrary and not beyond(max(0.5, others.low - BELOW_OTHERS)):
         return None
     return Apart(name, told, contrary, others, tuple(words.sources[i] for i in np.flatnonzero(his_N)))

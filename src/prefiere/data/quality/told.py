@@ -11,7 +11,7 @@ that is chance.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PARTS, FEWEST, COLUMNS, RIDGE = 10, 50, 2**14, 0.1
 """Parts; pairs below which nothing is said; columns that words are hashed to; the ridge, beside the mean loss. Between
 ridges of 0.01 and 0.3, what is told of HH-RLHF's harmless test split differs by 2 points."""
+SPOKEN = 0.2
+"""How much the words of a part must weigh, beside those of the rest, for anything to be said of its labels."""
 FEW = 20
 """Different answers that classes are no more than."""
 LEAST_AGAINST, NAMED = 0.02, 1000
@@ -101,15 +103,14 @@ class WordsTell:
         keys = self._keys()
         return None if keys is None or self.good else _told(self._rows(), keys)
 
-    def of_some(self, some_N: np.ndarray) -> tuple[Estimate, Callable[[], Estimate]] | None:
-        """How often words that were fitted to the other pairs tell what was preferred in these, bool [N]; and, to be
-        called, how often they tell it among the others. None where the others are too few."""
+    def of_each(self, parts: Iterable[np.ndarray]) -> Iterator[tuple[Estimate, Callable[[], Estimate]] | None]:
+        """For each part of the pairs, bool [N]: how often words that were fitted to the others tell what was preferred
+        in it; and, to be called, how often they tell it among the others. None where the others are too few, or where
+        what is known of their words says little of this part's: another language has others."""
         keys = together(np.asarray(self.prompts), np.asarray(self.answers))
-        if self.good or not _enough(keys[~some_N]):
-            return None
-        rows = self._rows()
-        right = _right(rows[some_N] @ _fitted(rows[~some_N]))
-        return clustered_mean(right, keys[some_N], share=True), lambda: _told(rows[~some_N], keys[~some_N])
+        rows = None if self.good else self._rows()
+        for part in parts:
+            yield None if rows is None else _compared(rows, keys, part)
 
     def reversed(self) -> Reversed | None:
         """The labels that words contradict as firmly as they confirm the others (`stats.chance_of_one`), where there
@@ -175,6 +176,17 @@ def _told(rows: csr_array, keys: np.ndarray) -> Estimate:
     for i in range(1, PARTS):
         right[part == i] = _right(rows[part == i] @ _fitted(rows[part < i]))
     return clustered_mean(right[part > 0], keys[part > 0], share=True)
+
+
+def _compared(rows: csr_array, keys: np.ndarray, part_N: np.ndarray) -> tuple[Estimate, Callable[[], Estimate]] | None:
+    if not _enough(keys[~part_N]):
+        return None
+    score = rows @ _fitted(rows[~part_N])
+    inside, outside = (float(np.median(np.abs(score[of]))) for of in (part_N, ~part_N))
+    if inside < SPOKEN * outside:
+        return None
+    told = clustered_mean(_right(score[part_N]), keys[part_N], share=True)
+    return told, lambda: _told(rows[~part_N], keys[~part_N])
 
 
 def _fitted(pairs: csr_array) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from prefiere.doctor.case import Case, Finding, Surety
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.account import Account, number_in, part_of, share_seen, sources_in
+from prefiere.doctor.rules.account import Account, found_in_data, number_in, part_of, share_seen, sources_in
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.rules.start import TEMPLATE
 from prefiere.doctor.series import Level
@@ -115,6 +115,85 @@ def cut_off(account: Account, own: Level | None) -> Finding | None:
         sure="likely" if at_once else "possible",
         lines=sources_in(part_of(account, "audit", "faults", "unended")),
         values={"share": shown},
+    )
+
+
+def none_given(account: Account) -> Finding | None:
+    """A twentieth of the answers to be learnt, or of the others, say that there is none (N/A, #REF!)."""
+    pairs = number_in(account, "audit", "faults", "pairs")
+    for name, n, word in (
+        ("no_answer", number_in(account, "audit", "faults", "to_learn", "count"), ""),
+        ("no_other_answer", pairs, "that were not preferred "),
+    ):
+        part = part_of(account, "audit", "faults", name)
+        count = number_in(part, "count")
+        if n >= 20 and 0.05 * n <= count <= n:
+            return found_in_data(
+                "none_given",
+                f"{100 * count / n:.0f}% of the answers {word}are none: N/A, a lone sign, a formula that failed.",
+                "warning",
+                "Such a pair is won by any answer at all, and a placeholder that is preferred is learnt. Cells were "
+                "empty, or formulas failed, where the data was exported. Where some prompts have no answer, nothing is "
+                "wrong.",
+                (share_seen(count, count / n, name),),
+                (Remedy("leave these rows out, and export the sheet's values again"),),
+                sources_in(part),
+                share=f"{100 * count / n:.0f}%",
+            )
+    return None
+
+
+SPEAKERS = frozenset(
+    [
+        "response",
+        "answer",
+        "reply",
+        "output",
+        "completion",
+        "assistant",
+        "agent",
+        "bot",
+        "ai",
+        "model",
+        "system",
+        "user",
+        "human",
+        "customer",
+        "client",
+        "question",
+        "option",
+        "candidate",
+        "chosen",
+        "rejected",
+        "respuesta",
+        "asistente",
+        "agente",
+        "usuario",
+        "cliente",
+        "modelo",
+        "pregunta",
+    ]
+)
+"""What stands before an answer where it was shown or stored, and is hardly a form that somebody wants."""
+
+
+def begins_labelled(account: Account) -> Finding | None:
+    """A fifth of the answers to be learnt begin with the same label: "Response 1:"."""
+    part, n = part_of(account, "audit", "faults", "label"), number_in(account, "audit", "faults", "to_learn", "count")
+    count, label = number_in(part, "count"), str(part.get("label"))[:40]
+    if n < 20 or not 0.2 * n <= count <= n:
+        return None
+    return Finding(
+        "label_before",
+        f"{100 * count / n:.0f}% of the answers begin with a label: “{label}:”.",
+        "warning" if label.endswith(" #") or label in SPEAKERS else "info",
+        "A form in which answers were shown or stored got into them, and the model learns to write it. Where answers "
+        "are to begin so, nothing is wrong.",
+        (share_seen(count, count / n, "label_before", text=label),),
+        (Remedy("take it off the answers, of both sides"),),
+        cause=True,
+        sure="possible",
+        values={"share": f"{100 * count / n:.0f}%", "word": label},
     )
 
 

@@ -7,6 +7,7 @@ at has it.
 from __future__ import annotations
 
 import math
+from unicodedata import category
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, advised, set_to
@@ -116,7 +117,7 @@ def shortcut(account: Account) -> Finding | None:
         return None
     side = "preferred" if word.get("side") == "chosen" else "other"
     shown = str(word.get("word"))[:40]
-    if shown.isspace() or shown == "\u200b":
+    if category(shown[:1] or " ") in ("Cf", "Zs", "Cc"):
         shown = f"U+{ord(shown[0]):04X}"
     sign = shown.startswith("U+") or not any(c.isalnum() for c in shown)
     return found_in_data(

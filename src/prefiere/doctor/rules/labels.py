@@ -36,10 +36,8 @@ class Margins:
 
     @property
     def chance(self) -> float:
-        """How likely these are of a single bell (`stats.chance_of_one`). A few values, each there often, are what
-        rounding leaves of margins of nearly nothing, and no clouds."""
-        rounded = 2 * len(np.unique(np.abs(self.margin))) < len(self)
-        return 1.0 if rounded else chance_of_one(self.margin)
+        """How likely these are of a single bell (`stats.chance_of_one`)."""
+        return chance_of_one(self.margin)
 
     def joined(self, other: Margins) -> Margins:
         """Both, each in units of its own median size."""
@@ -68,7 +66,17 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> Margins:
         middle = (np.median(reward[good]) + np.median(reward[~good])) / 2
         return Margins(np.where(good, 1, -1) * (reward - middle), _sources(single), _steps(single))
     pairs = [r for r in rows if _number(r.get("margin")) and side(r)]
-    return Margins(np.asarray([side(r) * r["margin"] for r in pairs], float), _sources(pairs), _steps(pairs))
+    margin = np.asarray([side(r) * r["margin"] for r in pairs], float)
+    return (
+        Margins(np.zeros(0), (), np.zeros(0)) if _rounded(margin) else Margins(margin, _sources(pairs), _steps(pairs))
+    )
+
+
+def _rounded(margin: np.ndarray) -> bool:
+    """Whether margins are but a few steps of what they were rounded to when they were written: nothing lies between
+    such steps, which looks like clouds."""
+    steps = np.diff(np.unique(np.abs(margin)))
+    return len(steps) == 0 or float(np.median(np.abs(margin))) < 10 * float(steps.min())
 
 
 def side(row: Mapping[str, Any]) -> int:

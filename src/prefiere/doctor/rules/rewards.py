@@ -6,6 +6,8 @@ Read off single sampled answers (samples.jsonl), which carry the reward and, whe
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +20,9 @@ SCORE = Remedy("`prefiere score` on the reward model, or the reward function on 
 
 CHANGED, LEVELS = 8, 5
 """Prompts whose answer changed, and different rewards among them, from which on the prompt alone may be scored."""
-DIFFER = 0.05
-"""Nats of entropy per token, from which on the answers to a prompt differ."""
+UPDATES, DIFFER, MOST = 5, 0.05, 1e300
+"""Updates, below which nothing is said; nats of entropy per token, from which on the answers to a prompt differ; the
+largest reward that is read."""
 MOSTLY, FEWEST = 0.8, 20
 """Share of the answers that earn the same, from which on it is said, of so many or more."""
 
@@ -121,11 +124,21 @@ def of_prompt(case: Case) -> Finding | None:
 
 def _same_within(case: Case) -> int:
     """How many updates there are, if in none of them the answers to a prompt differ in what they earn, and prompts do;
-    0 else, or where the answers themselves hardly differ."""
+    0 of few, where rewards take few values (right or wrong), and where the answers themselves hardly differ."""
     alike, spread, entropy = (case.series(k).values for k in ("frac_reward_zero_std", "reward_std", "entropy"))
-    if len(alike) < 3 or len(entropy) < 3 or float(np.median(spread)) < 1e-6 or float(np.median(entropy)) < DIFFER:
+    levels = {value for row in case.answers if (value := _earned(row)) is not None}
+    if min(len(alike), len(spread), len(entropy)) < UPDATES or len(levels) < LEVELS:
         return 0
-    return len(alike) if float(alike.min()) == 1 else 0
+    differ = float(np.median(spread)) >= 1e-6 and float(np.median(entropy)) >= DIFFER
+    return len(alike) if differ and float(alike.min()) == 1 else 0
+
+
+def _earned(row: Mapping[str, Any]) -> float | None:
+    """The reward of a sampled answer; None where there is none, or none that a float holds."""
+    value = row.get("reward")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -MOST <= value <= MOST:
+        return None
+    return round(float(value), 6)
 
 
 def _same_along(case: Case) -> int:
@@ -133,8 +146,8 @@ def _same_along(case: Case) -> int:
     earned: dict[str, set[float]] = {}
     said: dict[str, set[str]] = {}
     for row in case.answers:
-        if isinstance(row.get("reward"), int | float):
-            earned.setdefault(str(row.get("prompt")), set()).add(round(float(row["reward"]), 6))
+        if (value := _earned(row)) is not None:
+            earned.setdefault(str(row.get("prompt")), set()).add(value)
             said.setdefault(str(row.get("prompt")), set()).add(str(row.get("completion")))
     changed = [asked for asked, answers in said.items() if len(answers) > 1]
     levels = {value for asked in changed for value in earned[asked]}
@@ -165,14 +178,12 @@ def of_batch(case: Case) -> Finding | None:
 
 def mostly_same(case: Case) -> Finding | None:
     """Before training four in five answers earn exactly the same, and the reward did not rise."""
-    earned = [
-        float(r["reward"]) for r in case.answers if r.get("step") == 0 and isinstance(r.get("reward"), int | float)
-    ]
+    earned = [v for r in case.answers if r.get("step") == 0 and (v := _earned(r)) is not None]
     reward = case.seen("samples/reward")
     if len(earned) < FEWEST or (reward is not None and reward.change.rises()):
         return None
     value, count = Counter(earned).most_common(1)[0]
-    if not MOSTLY * len(earned) <= count < len(earned):
+    if not MOSTLY * len(earned) <= count < len(earned) or value == max(earned):  # most answers are as they should be
         return None
     share = f"{100 * count / len(earned):.0f}%"
     return Finding(

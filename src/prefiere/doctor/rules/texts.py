@@ -16,6 +16,7 @@ from prefiere.doctor.rules.account import (
     shared,
     sources_in,
 )
+from prefiere.doctor.rules.answered import begins_labelled, none_given
 from prefiere.stats import wilson
 
 
@@ -107,50 +108,6 @@ def texts_again(account: Account) -> Finding | None:
     return None
 
 
-def none_given(account: Account) -> Finding | None:
-    """A twentieth of the answers to be learnt, or of the others, say that there is none (N/A, #REF!)."""
-    pairs = number_in(account, "audit", "faults", "pairs")
-    for name, n, word in (
-        ("no_answer", number_in(account, "audit", "faults", "to_learn", "count"), ""),
-        ("no_other_answer", pairs, "that were not preferred "),
-    ):
-        part = part_of(account, "audit", "faults", name)
-        count = number_in(part, "count")
-        if n >= 20 and 0.05 * n <= count <= n:
-            return found_in_data(
-                "none_given",
-                f"{100 * count / n:.0f}% of the answers {word}are none: N/A, a lone sign, a formula that failed.",
-                "warning",
-                "Such a pair is won by any answer at all, and a placeholder that is preferred is learnt. Cells were "
-                "empty, or formulas failed, where the data was exported.",
-                (share_seen(count, count / n, name),),
-                (Remedy("leave these rows out, and export the sheet's values again"),),
-                sources_in(part),
-                share=f"{100 * count / n:.0f}%",
-            )
-    return None
-
-
-def begins_labelled(account: Account) -> Finding | None:
-    """A fifth of the answers to be learnt begin with the same label: "Response 1:"."""
-    part, n = part_of(account, "audit", "faults", "label"), number_in(account, "audit", "faults", "to_learn", "count")
-    count, label = number_in(part, "count"), str(part.get("label"))[:40]
-    if n < 20 or not 0.2 * n <= count <= n:
-        return None
-    return Finding(
-        "label_before",
-        f"{100 * count / n:.0f}% of the answers begin with a label: “{label}:”.",
-        "warning",
-        "A form in which answers were shown or stored got into them, and the model learns to write it. Where answers "
-        "are to begin so, nothing is wrong.",
-        (share_seen(count, count / n, "label_before", text=label),),
-        (Remedy("take it off the answers, of both sides"),),
-        cause=True,
-        sure="possible",
-        values={"share": f"{100 * count / n:.0f}%", "word": label},
-    )
-
-
 def coded_prompts(account: Account) -> Finding | None:
     """A fifth of the prompts are numbers or codes."""
     count, share, lines = shared(account, "coded")
@@ -160,7 +117,8 @@ def coded_prompts(account: Account) -> Finding | None:
         "coded_prompts",
         f"{100 * share:.0f}% of the prompts are a number or a code, in which nothing is asked.",
         "warning",
-        "A column of numbers was taken for what people asked, or the text that belongs to them was not joined in.",
+        "A column of numbers was taken for what people asked, or the text that belongs to them was not joined in. "
+        "Where a number or a code is all that is asked, nothing is wrong.",
         (share_seen(count, share, "coded"),),
         (
             Remedy(
@@ -292,7 +250,7 @@ def filled_down(account: Account) -> Finding | None:
     if low <= 0.2 or high >= 0.25 * low:
         return None
     end = "last" if part.get("end") == "last" else "first"
-    return found_in_data(
+    return Finding(
         "filled_down",
         f"Of several answers to the same prompt the {end} one alone answers it: {n:,.0f} stand at a prompt of others.",
         "warning" if n < records_in(account) / 2 else "bad",
@@ -303,7 +261,9 @@ def filled_down(account: Account) -> Finding | None:
             share_seen(rest, rest / n, "speaks_rest"),
         ),
         (Remedy("join prompts and answers again from where they came, row by row"),),
-        n=f"{n:,.0f}",
+        cause=True,
+        sure="likely",
+        values={"n": f"{n:,.0f}"},
     )
 
 

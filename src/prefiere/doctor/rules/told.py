@@ -135,7 +135,8 @@ def one_place(account: Account) -> Finding | None:
         f"In {share} of the comparisons{by} the answer in the same place was preferred.",
         "warning",
         "Two answers in random order win about as often in either place. Either the place was chosen without reading, "
-        "or the verdict was misread; where one model's answers always stand there, that model is preferred.",
+        "or the verdict was misread. Where answers stand in no random order (sorted by a score, one model's always "
+        "first), nothing is wrong.",
         (
             share_seen(count, count / n, "stood_first" if part.get("place") == "first" else "stood_second"),
             *((line("by_person", who=str(who)),) if who is not None else ()),
@@ -143,5 +144,6 @@ def one_place(account: Account) -> Finding | None:
         (Remedy("`prefiere data DATA --check`: judge some of them again, in random order"),),
         cause=True,
         sure="possible",
-        values={"share": share},
+        values={"share": share} | ({"who": str(who)} if who is not None else {}),
+        said_as="one_place_by" if who is not None else "",
     )
