@@ -71,6 +71,13 @@ def test_one_who_chose_at_random_follows_no_pattern() -> None:
     assert said["person_unlike"].values["who"] == "eva"
 
 
+def test_one_who_agrees_a_little_less_is_no_stranger() -> None:
+    """Of 150 pairs words tell 60%, and of the others' 68%."""
+    rng = np.random.default_rng(3)
+    pairs = [turned(p) if p.annotator == "eva" and rng.random() < 0.15 else p for p in by(drawn(600, 3))]
+    assert not {"person_contrary", "person_unlike"} & said_of(pairs).keys()
+
+
 def test_two_who_want_opposite_things_are_both_named() -> None:
     pairs = [turned(p) if p.annotator == "ben" else p for p in by(drawn(400, 2), ("ana", "ben"))]
     assert said_of(pairs)["person_contrary"].values["who"] == "ana, ben"

@@ -63,6 +63,11 @@ def test_a_reward_of_the_prompt_alone_shows_within_rollouts(
     assert "reward_of_prompt" not in keys(diagnose(sampled(right_or_wrong, lambda i, step: i % 2, change=False)))
 
 
+def test_of_few_answers_that_changed_nothing_is_said(tmp_path: Path) -> None:
+    d = diagnose(sampled(make_policy(tmp_path), lambda i, step: i / 10, answers=7))
+    assert "reward_of_prompt" not in keys(d)
+
+
 def test_a_reward_that_is_counted_from_the_mean_of_its_batch(tmp_path: Path) -> None:
     centred = make_policy(tmp_path / "a", rollouts={"reward": lambda t: 0.0, "reward_std": lambda t: 1.0}, noise=0)
     assert "reward_of_batch" in keys(diagnose(centred))

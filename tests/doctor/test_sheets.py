@@ -110,6 +110,16 @@ def test_a_form_that_is_wanted_is_information_and_how_answers_were_shown_a_warni
         assert said["label_before"].severity == severity
 
 
+@pytest.mark.parametrize(
+    ("count", "rest", "said"), [(48, 3, True), (48, 25, False), (20, 1, False), (0, 0, False), (200, 3, False)]
+)
+def test_the_others_must_speak_of_their_prompt_much_less(count: int, rest: int, said: bool) -> None:
+    """Of 100 and 200: 48 are 38% at least, and 3 are 4.3% at most, 25 are 18%; 20 are 13%, too few to stand out."""
+    filled = {"end": "first", "count": count, "of": 100, "rest": rest, "n": 200}
+    found = findings_of({"audit": {"faults": {"records": 300, "filled": filled}}})
+    assert ("filled_down" in {f.key for f in found}) is said
+
+
 def test_bad_answers_at_a_prompt_may_speak_of_anything() -> None:
     """Of single answers the good one answers, and the bad ones refuse."""
     rows: list[AnyRecord] = [

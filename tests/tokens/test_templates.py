@@ -352,8 +352,12 @@ def test_a_template_that_does_not_ask_for_an_answer_is_counted() -> None:
         "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
         "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
     )
+    thought = marked.replace(
+        "{{ m.content }}", "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+    )
+    thinking = thought + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     records = [demo(ASKED, f"a:answer {i}") for i in range(3)]
-    for template, counted in ((marked, 3), (asking, 0), (bare, 0)):
+    for template, counted in ((marked, 3), (asking, 0), (bare, 0), (thinking, 0)):
         tok = tokenizer("bpe", "chatml")
         tok.chat_template = template
         assert encode(tok, *records)[1].counts["unasked"] == counted, template

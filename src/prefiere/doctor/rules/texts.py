@@ -91,7 +91,7 @@ def texts_again(account: Account) -> Finding | None:
     for side, n in (("chosen", pairs), ("rejected", pairs), ("completion", single)):
         part = part_of(account, "audit", "faults", "often", side)
         count, texts, shown = number_in(part, "count"), number_in(part, "texts"), part.get("shown")
-        if n >= 20 and 0.3 * n <= count <= n and texts >= 2:
+        if n >= 20 and 0.3 * n <= count <= n:
             first = str(shown[0]) if isinstance(shown, list) and shown else ""
             return found_in_data(
                 "few_texts",
