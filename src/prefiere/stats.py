@@ -7,13 +7,21 @@ mean over five pairs, whichever process saw which. No torch here.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
+
+
+def float_of(value: Any) -> float | None:
+    """A number that a float holds; None for anything else, since files of a run may come from a stranger."""
+    most = sys.float_info.max
+    known = isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
+    return float(value) if known else None
 
 
 @dataclass(frozen=True, slots=True)

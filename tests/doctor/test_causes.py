@@ -516,6 +516,23 @@ def test_margins_that_rounding_left_few_values_of_are_no_clouds(tmp_path: Path, 
     assert ("labels_swapped" in keys(with_pairs(make(tmp_path), margins))) is said
 
 
+@pytest.mark.parametrize(("digits", "said"), [(2, True), (0, False)])
+def test_rewards_of_single_answers_that_rounding_left_few_values_of_are_no_clouds(
+    tmp_path: Path, digits: int, said: bool
+) -> None:
+    good = np.arange(200) % 2 == 0
+    towards = np.where(np.arange(200) // 2 % 5 == 0, -1, 1) * np.where(good, 1, -1)
+    reward = np.round(towards * np.random.default_rng(0).normal(2.0, 0.4, 200), digits)
+    run = make(tmp_path)
+    run.log_pairs(
+        [
+            {"step": 100, "split": "eval", "source": f"d:{i}", "reward": float(r), "label": float(g), "tokens": [4]}
+            for i, (r, g) in enumerate(zip(reward, good, strict=True))
+        ]
+    )
+    assert ("labels_swapped" in keys(run)) is said
+
+
 def test_many_margins_of_few_digits_are_read_all_the_same(tmp_path: Path) -> None:
     """Eight thousand of four decimals share many values, and are a thousand steps of these each."""
     side = np.where(np.arange(8000) % 5 == 0, -1, 1)

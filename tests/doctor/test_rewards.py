@@ -17,6 +17,7 @@ from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.launch import launch
 from prefiere.plan.plan import named_modules
 from prefiere.run import Run
+from prefiere.stats import float_of
 from synthetic_runs import beginning, make, make_policy
 
 FLAT: dict[str, Callable[[float], float]] = {"samples/reward": lambda t: 0.2}
@@ -78,8 +79,14 @@ def test_a_reward_that_is_counted_from_the_mean_of_its_batch(tmp_path: Path) -> 
 
 def test_two_answers_that_earn_the_same_are_no_constant_reward(tmp_path: Path) -> None:
     """As with a batch of one prompt and two answers: within most updates nothing differs, and the reward rises."""
-    run = make_policy(tmp_path, rollouts={"reward": lambda t: t, "reward_std": lambda t: 0.0}, noise=0)
-    assert "reward_constant" not in keys(diagnose(run))
+    rollouts = {"reward": lambda t: t, "reward_std": lambda t: 0.0}
+    assert "reward_constant" not in keys(diagnose(make_policy(tmp_path, rollouts=rollouts, noise=0, episodes=2)))
+
+
+def test_one_reward_for_all_of_a_large_update_is_constant_though_updates_differ(tmp_path: Path) -> None:
+    """As a function that gives the first answer's score to all of its batch."""
+    run = make_policy(tmp_path, rollouts={"reward": lambda t: t % 0.1, "reward_std": lambda t: 0.0}, noise=0)
+    assert "reward_constant" in keys(diagnose(run))
 
 
 @pytest.mark.parametrize(("odd", "said"), [(2, True), (4, True), (6, False), (0, False)])
@@ -94,8 +101,20 @@ def test_most_answers_that_earn_the_most_are_no_fault(tmp_path: Path) -> None:
     assert "reward_mostly_same" not in keys(d)
 
 
-def test_a_reward_that_no_float_holds_is_read_past(tmp_path: Path) -> None:
-    diagnose(sampled(make_policy(tmp_path), lambda i, step: 10**400 if i else True))
+@pytest.mark.parametrize("strange", [10**400, -(10**400), float("nan"), float("inf"), True, "1", None, [1]])
+def test_a_number_that_no_float_holds_is_read_past(tmp_path: Path, strange: Any) -> None:
+    """In samples, pairs and metrics, which may come from a stranger."""
+    assert float_of(strange) is None
+    run = sampled(make_policy(tmp_path / "a"), lambda i, step: strange if i else 1.0)
+    run.log_samples(
+        [{"step": 0, "prompt": f"q{i}", "completion": "a", "reward": i, "score": strange} for i in range(30)]
+    )
+    run.log({"step": 200, "reward": strange, "reward_std": strange, "samples/reward": strange})
+    diagnose(run)
+    pairs = make(tmp_path / "b")
+    row = {"split": "eval", "source": "d:1", "tokens": [3, 3], "step": 100}
+    pairs.log_pairs([{**row, "margin": strange, "label": strange}, {**row, "reward": strange, "label": 1}] * 40)
+    diagnose(pairs)
 
 
 def test_most_earn_the_same_at_first_where_the_reward_rises_later(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_bad_answers_at_a_prompt_may_speak_of_anything() -> None:
 def test_a_space_that_nobody_sees_is_named_by_its_number() -> None:
     said = said_of(pairs(1, lambda i: (asked(i), good(i).replace(" ", "\xa0"), good(i + 8))))
     assert "U+00A0" in said["shortcut_word"].title
+    said = said_of(pairs(1, lambda i: (asked(i), f"\ufeff{good(i)}", good(i + 8))))
+    assert "U+FEFF" in said["shortcut_word"].title
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,16 @@ def test_the_header_of_a_table_that_was_put_behind_another_is_no_record(tmp_path
     assert source.counts.dropped == {"header in the middle": 1}
 
 
+def test_a_header_with_the_mark_of_its_encoding_or_an_empty_column_is_one(tmp_path: Path) -> None:
+    """As two exports of a sheet, one behind the other; a row of one word that is a column's name is not."""
+    text = "prompt,chosen,rejected,note\nq0,yes,no,\n\ufeffprompt,chosen,rejected,\nq1,yes,no,chosen\n,chosen,,\n"
+    (tmp_path / "d.csv").write_text(text)
+    source = formats.read(str(tmp_path / "d.csv"), kind="pairs")
+    assert [r.prompt for r in source] == ["q0", "q1"]
+    assert source.counts.dropped["header in the middle"] == 1
+    assert source.counts.dropped.total() == 2
+
+
 def test_any_record_of_a_prompt_may_be_looked_at() -> None:
     """Where a cell was filled down, only the first record of a prompt is in its place."""
     from prefiere.evaluate.start import few
@@ -229,3 +241,27 @@ def test_a_sign_does_not_take_the_place_of_answers_that_ruin_a_run(tmp_path: Pat
         run.data = {"train": {"audit": {"faults": {"records": 100, "pairs": 100, "shortcut": word}}}}
         found = [f.key for f in diagnose(run).findings if f.key in ("foreign_answers", "shortcut_word")]
         assert tuple(found) == keys
+
+
+def test_information_takes_the_place_of_no_warning(tmp_path: Path) -> None:
+    """A form that is wanted says nothing of a word that gives the labels away."""
+    word = {"word": "thought", "side": "chosen", "pairs": 90, "of": 90, "low": 0.95}
+    label = {"to_learn": {"count": 100}, "label": {"label": "thought", "count": 90}}
+    run = make(tmp_path)
+    run.data = {"train": {"audit": {"faults": {"records": 100, "pairs": 100, "shortcut": word, **label}}}}
+    found = {f.key: f.severity for f in diagnose(run).findings}
+    assert (found["label_before"], found["shortcut_word"]) == ("info", "warning")
+
+
+@pytest.mark.parametrize(("count", "severity"), [(4, None), (5, "info"), (49, "info"), (50, "warning")])
+def test_system_messages_that_a_template_leaves_out(tmp_path: Path, count: int, severity: str | None) -> None:
+    run = make(tmp_path)
+    run.data = {"train": {"tokens": {"examples": 100, "system_left_out": {"count": count, "sources": ["d:1"]}}}}
+    assert {f.key: f.severity for f in diagnose(run).findings}.get("system_dropped") == severity
+
+
+@pytest.mark.parametrize(("count", "said"), [(49, False), (50, True)])
+def test_a_template_that_does_not_ask(tmp_path: Path, count: int, said: bool) -> None:
+    run = make(tmp_path)
+    run.data = {"train": {"tokens": {"examples": 100, "unasked": {"count": count, "sources": ["d:1"]}}}}
+    assert ("unasked" in [f.key for f in diagnose(run).findings]) is said

@@ -101,14 +101,15 @@ def say_findings(
     found = findings_of(account, preferences=preferences, start=row) + before_run(
         row, vocabulary=account.get("vocabulary"), preferences=preferences, account=account
     )
-    ruined, spoken = any(f.severity == "bad" for f in found), tongue()
-    for finding in (found := consistent(found)):
+    kept, spoken = consistent(found), tongue()  # and what would ruin a run, whatever explains it
+    found = [f for f in found if f.severity == "bad" and f.key not in {k.key for k in kept}] + kept
+    for finding in found:
         said = told(finding, spoken)
         console.print()
         console.print(Styled(said.headline, STYLES[finding.severity]), soft_wrap=True)
         show_reasons(said, plain_words(spoken).around, console)
     keys = [{"key": f.key, "severity": f.severity, "title": f.title, "lines": list(f.lines)} for f in found]
-    return {"findings": keys, "ruined": ruined}
+    return {"findings": keys, "ruined": any(f.severity == "bad" for f in found)}
 
 
 def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[str, Any]:

@@ -43,9 +43,17 @@ class Remark:
     text: str
 
 
+_AROUND = " \t\ufeff"
+
+
 def refuse_a_header(row: Mapping[str, Any]) -> None:
-    """Raises BadRow for a row that repeats the names of its columns: tables were put one after the other."""
-    if len(row) > 1 and all(value == name for name, value in row.items()):
+    """Raises BadRow for a row that repeats the names of its columns, two or more, and holds nothing else: tables were
+    put one after the other, each perhaps with the mark of its encoding (BOM)."""
+
+    def repeats(name: str, value: Any) -> bool:
+        return value is None or (isinstance(value, str) and value.strip(_AROUND) in ("", str(name).strip(_AROUND)))
+
+    if all(repeats(name, value) for name, value in row.items()) and sum(map(bool, row.values())) > 1:
         raise BadRow("row", "header in the middle", "the row repeats the names of the columns", content=True)
 
 

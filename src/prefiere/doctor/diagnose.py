@@ -82,7 +82,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "labels_swapped": ("mostly_length", "spikes", "words_reversed"),
     "words_reversed": ("mostly_length", "spikes", "weak_pattern", "no_pattern", "chance", "within_noise", "words_tell"),
     "person_contrary": ("labels_swapped", "words_reversed", "mostly_length", "spikes"),
-    "one_place": ("no_pattern", "weak_pattern", "within_noise", "stuck", "chance", "words_silent"),
+    "one_place": ("no_pattern", "weak_pattern", "within_noise", "chance", "words_silent"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
     "cut_off": ("shortcut_word",),
     "system_dropped": ("no_pattern", "weak_pattern", "within_noise", "chance"),
@@ -115,9 +115,11 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
 
 
 def _explains(cause: Finding, other: Finding) -> bool:
-    """Whether a cause takes the place of another finding. A word that gives labels away may be the least that is the
-    matter with answers that ruin a run."""
-    return other.key in _EXPLAINED.get(cause.key, ()) and not (cause.key == "shortcut_word" and other.severity == "bad")
+    """Whether a cause takes the place of another finding: information explains no warning, and a word that gives labels
+    away may be the least that is the matter with answers that ruin a run."""
+    if cause.severity == "info" or (cause.key == "shortcut_word" and other.severity == "bad"):
+        return False
+    return other.key in _EXPLAINED.get(cause.key, ())
 
 
 def consistent(found: list[Finding]) -> list[Finding]:

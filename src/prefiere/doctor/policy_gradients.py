@@ -16,6 +16,7 @@ from prefiere.doctor.rules import lengths, peak
 from prefiere.doctor.rules.rewards import SCORE
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import figure, interval, line, number, with_interval
+from prefiere.stats import float_of
 
 WORTH_HAVING = 0.5
 """A rise of a reward or score, in the spread of single ones before training, that is worth a run."""
@@ -303,7 +304,7 @@ def adaptive(case: Case) -> Finding | None:
         return None
     up, target, seen = coefficient[-1] > coefficient[0], case.recipe.get("target_kl"), case.end("objective/kl")
     kl = seen.mean if seen is not None else 0.0
-    aim = float(target) if isinstance(target, int | float) else 0.0
+    aim = float_of(target) or 0.0
     far = kl > 0 and aim > 0 and not 1 / 3 < kl / aim < 3
     return Finding(
         "adaptive",

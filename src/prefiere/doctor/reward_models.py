@@ -17,7 +17,7 @@ from prefiere.doctor.rules import labels
 from prefiere.doctor.series import Change, Level
 from prefiere.doctor.standstill import FEW_HELD_OUT, gained, pairs_needed, unseen_ones
 from prefiere.doctor.words import interval, line, number, with_interval
-from prefiere.stats import wilson
+from prefiere.stats import float_of, wilson
 
 ACCURACY = "rewards/accuracies"
 
@@ -291,4 +291,4 @@ def _touch(right: Level, rule: Level) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float_of(value) is not None

@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import stdtrit
 
 from prefiere.metrics import measured_again
+from prefiere.stats import float_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +111,10 @@ class Series:
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], key: str) -> Self:
         """The rows that have a finite value at ``key``, by step."""
-        found = sorted((r for r in rows if _number(r, key) is not None), key=lambda r: r.get("step", 0))
+        found = sorted((r for r in rows if float_of(r.get(key)) is not None), key=lambda r: r.get("step", 0))
 
         def column(name: str, missing: float) -> np.ndarray:
-            values = [_number(r, name) for r in found]
+            values = [float_of(r.get(name)) for r in found]
             return np.array([missing if v is None else v for v in values], dtype=np.float64)
 
         return cls(
@@ -195,8 +196,3 @@ def _trimmed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spread = np.clip(ordered, kept[:, :1], kept[:, -1:]).std(axis=1, ddof=1) * (np.ptp(kept, axis=1) > 0)
     share = kept.shape[1] / rows
     return kept.mean(axis=1), float(stdtrit(kept.shape[1] - 1, 0.975)) * spread / (share * math.sqrt(rows))
-
-
-def _number(row: Mapping[str, Any], key: str) -> float | None:
-    value = row.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

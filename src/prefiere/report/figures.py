@@ -14,6 +14,7 @@ from prefiere.doctor.case import Case
 from prefiere.report.curves import MUTED, ink, per_cent, svg
 from prefiere.report.frontier import Frontier, Path
 from prefiere.report.say import phrase
+from prefiere.stats import float_of
 
 FAR = 8.0
 """From this ratio of the largest to the smallest final KL on, the axis of KL is drawn by roots (as in Gao et al. 2023),
@@ -140,7 +141,7 @@ def by_length(cases: Sequence[Case]) -> str | None:
 def _points(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """predicted, observed and its bounds [bins, 4] of the bins that hold them; a bound that is missing is nan."""
     found = [[b.get(k) for k in ("predicted", "observed", "observed_low", "observed_high")] for b in rows]
-    points = [[float(v) if isinstance(v, int | float) else np.nan for v in row] for row in found]
+    points = [[np.nan if (held := float_of(v)) is None else held for v in row] for row in found]
     points = [row for row in points if np.isfinite(row[:2]).all()]
     return np.array(points, dtype=np.float64).reshape(-1, 4)
 

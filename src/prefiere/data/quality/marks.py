@@ -31,40 +31,14 @@ _LEAST_ASKED, _LABEL, LEAST_CUT = 12, 20, 50
 ASKS = ("?", "？", "؟")
 _ENDS = (*ASKS, ".", ":", "!", "。", "！", "：")
 SENTENCE = re.compile(r"[.!]\s|[。！]")
-_WORD = re.compile(r"\w+|[^\w\s]|[\r\xa0\u2000-\u200b\u202f\u3000]")
-"""Words and signs, and spaces of other kinds than everybody types."""
-_NO_ANSWER = frozenset(
-    [
-        "n/a",
-        "na",
-        "n.a",
-        "none",
-        "null",
-        "nil",
-        "nan",
-        "undefined",
-        "empty",
-        "missing",
-        "tbd",
-        "todo",
-        "no answer",
-        "no response",
-        "not available",
-        "not applicable",
-        "#n/a",
-        "#ref",
-        "#value",
-        "#name",
-        "#div/0",
-        "#null",
-        "#num",
-        "#error",
-        "sin respuesta",
-        "no disponible",
-        "ninguna",
-        "pendiente",
-    ]
-)
+_WORD = re.compile(r"\w+|[^\w\s]|[\r\xa0\xad\u2000-\u200b\u202f\u3000\ufeff]")
+"""Words and signs, and what nobody sees: spaces of other kinds than everybody types, marks of an encoding."""
+_NO_ANSWER = frozenset((
+    "n/a", "na", "n.a", "none", "null", "nil", "nan", "undefined", "empty", "missing", "tbd", "todo",
+    "no answer", "no response", "not available", "not applicable", "#n/a", "#ref", "#value", "#name", "#div/0",
+    "#null", "#num", "#error", "sin respuesta", "no disponible", "ninguna", "pendiente",
+))  # fmt: skip
+"""What says that there is no answer, in small letters, without the signs around it."""
 _SIGNS = "()[]<>{}!?.,*_-–—/~ "
 _BEFORE = re.compile(r"[*_#>\[( ]{0,4}((?:[^\W\d_]+ ?){1,3}?)(?: ?(\d{1,2}|(?<= )[A-Da-d]))?[*_\])]{0,3}:[*_]{0,2} \S")
 _CODED = re.compile(

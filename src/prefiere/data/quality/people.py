@@ -72,15 +72,9 @@ class People:
         counted |= {name: (self.first[name], self.second[name]) for name in people}
         for name, (first, second) in counted.items():
             most, n = max(first, second), first + second
-            if n >= FEWEST and (low := share(most, n).low) > PLACE:
-                place = "first" if most == first else "second"
-                return {
-                    "place": place,
-                    "count": most,
-                    "of": n,
-                    "low": low,
-                    "who": None if name is None else name[:LONGEST_NAME],
-                }
+            if n >= FEWEST and share(most, n).low > PLACE:
+                who = None if name is None else name[:LONGEST_NAME]
+                return {"place": "first" if most == first else "second", "count": most, "of": n, "who": who}
         return None
 
     def to_dict(self, words: WordsTell) -> dict[str, Any]:

@@ -143,37 +143,11 @@ def none_given(account: Account) -> Finding | None:
     return None
 
 
-SPEAKERS = frozenset(
-    [
-        "response",
-        "answer",
-        "reply",
-        "output",
-        "completion",
-        "assistant",
-        "agent",
-        "bot",
-        "ai",
-        "model",
-        "system",
-        "user",
-        "human",
-        "customer",
-        "client",
-        "question",
-        "option",
-        "candidate",
-        "chosen",
-        "rejected",
-        "respuesta",
-        "asistente",
-        "agente",
-        "usuario",
-        "cliente",
-        "modelo",
-        "pregunta",
-    ]
-)
+SPEAKERS = frozenset((
+    "response", "answer", "reply", "output", "completion", "assistant", "agent", "bot", "ai", "model", "system",
+    "user", "human", "customer", "client", "question", "option", "candidate", "chosen", "rejected", "respuesta",
+    "asistente", "agente", "usuario", "cliente", "modelo", "pregunta",
+))  # fmt: skip
 """What stands before an answer where it was shown or stored, and is hardly a form that somebody wants."""
 
 
@@ -225,14 +199,15 @@ def unasked(account: Account) -> Finding | None:
 
 
 def system_dropped(account: Account) -> Finding | None:
-    """The chat template leaves out the system message of a twentieth of the examples or more."""
+    """The chat template leaves out the system message of a twentieth of the examples or more; as information below
+    half, which explains little of what a run shows."""
     if (found := _of_examples(account, "system_left_out", 0.05)) is None:
         return None
     share = f"{100 * found[0] / found[1]:.0f}%"
     return Finding(
         "system_dropped",
         f"The chat template leaves out the system message of {share} of the examples.",
-        "warning",
+        "warning" if found[0] >= 0.5 * found[1] else "info",
         "The model never reads it, in training or after. Where it says how to answer, pairs look as if they "
         "contradicted each other.",
         (share_seen(found[0], found[0] / found[1], "system_dropped"),),

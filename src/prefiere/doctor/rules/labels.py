@@ -19,7 +19,7 @@ from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.told import words_reversed, words_tell
 from prefiere.doctor.words import line, number
 from prefiere.run import Run
-from prefiere.stats import FEWEST_MARGINS, LEAST, UNLIKELY, between, chance_of_one, firmly_against, wilson
+from prefiere.stats import FEWEST_MARGINS, LEAST, UNLIKELY, between, chance_of_one, firmly_against, float_of, wilson
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,19 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> Margins:
         if good.all() or not good.any():
             return Margins(np.zeros(0), (), np.zeros(0))
         middle = (np.median(reward[good]) + np.median(reward[~good])) / 2
-        return Margins(np.where(good, 1, -1) * (reward - middle), _sources(single), _steps(single))
+        return _told(np.where(good, 1, -1) * (reward - middle), single, reward)
     pairs = [r for r in rows if _number(r.get("margin")) and side(r)]
     margin = np.asarray([side(r) * r["margin"] for r in pairs], float)
-    return (
-        Margins(np.zeros(0), (), np.zeros(0)) if _rounded(margin) else Margins(margin, _sources(pairs), _steps(pairs))
-    )
+    return _told(margin, pairs, margin)
 
 
-def _rounded(margin: np.ndarray) -> bool:
-    """Whether margins are but a few steps of what they were rounded to when they were written: nothing lies between
-    such steps, which looks like clouds."""
-    steps = np.diff(np.unique(np.abs(margin)))
-    return len(steps) == 0 or float(np.median(np.abs(margin))) < 10 * float(steps.min())
+def _told(margin: np.ndarray, rows: Sequence[Mapping[str, Any]], written: np.ndarray) -> Margins:
+    """These margins; none where they are but a few steps of what ``written`` was rounded to: nothing lies between such
+    steps, which looks like clouds."""
+    steps = np.diff(np.unique(written))
+    if len(steps) == 0 or float(np.median(np.abs(margin))) < 10 * float(steps.min()):
+        return Margins(np.zeros(0), (), np.zeros(0))
+    return Margins(margin, _sources(rows), _steps(rows))
 
 
 def side(row: Mapping[str, Any]) -> int:
@@ -173,7 +173,7 @@ def _place(source: str) -> tuple[str, int]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return float_of(value) is not None
 
 
 def _sources(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

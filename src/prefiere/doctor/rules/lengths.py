@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -17,7 +18,7 @@ from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.labels import side
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line, number
-from prefiere.stats import wilson
+from prefiere.stats import float_of, wilson
 
 SHARE = "rewards/accuracies"
 """A column whose numbers are shown in per cent."""
@@ -37,10 +38,15 @@ class Bin:
     right: Level
 
 
+def _both_lengths(tokens: Any) -> bool:
+    return isinstance(tokens, list) and len(tokens) == 2 and None not in map(float_of, tokens)
+
+
 def right_by_length(case: Case) -> tuple[Bin, ...]:
     """Accuracy of the last validation in bins of tokens of the preferred answer less the other, cut at a tenth of the
     median length; ties and empty bins are left out."""
-    rows = [r for r in case.pairs if r.get("split") == "eval" and len(r.get("tokens") or ()) == 2 and "margin" in r]
+    rows = [r for r in case.pairs if r.get("split") == "eval" and float_of(r.get("margin")) is not None]
+    rows = [r for r in rows if _both_lengths(r.get("tokens"))]
     last = max((r["step"] for r in rows), default=0)
     rows = [r for r in rows if r["step"] == last and side(r)]
     if not rows:
@@ -78,7 +84,7 @@ def wins(case: Case) -> Wins | None:
     A logistic model of a win on tanh(difference of length over its deviation), as the length-controlled win rate of
     Dubois et al. (2024, section 3): at a difference of 0 its intercept is left. None below 20 answers.
     """
-    rows = [r for r in case.answers if isinstance(r.get("score"), int | float) and isinstance(r.get("tokens"), int)]
+    rows = [r for r in case.answers if None not in (float_of(r.get("score")), float_of(r.get("tokens")))]
     steps = sorted({r["step"] for r in rows})
     if len(steps) < 2:
         return None

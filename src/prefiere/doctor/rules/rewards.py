@@ -14,17 +14,18 @@ import numpy as np
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.words import line, number
+from prefiere.stats import float_of
 
 SCORE = Remedy("`prefiere score` on the reward model, or the reward function on ten answers that you judge yourself")
 
 
 CHANGED, LEVELS = 8, 5
 """Prompts whose answer changed, and different rewards among them, from which on the prompt alone may be scored."""
-UPDATES, DIFFER, MOST = 5, 0.05, 1e300
-"""Updates, below which nothing is said; nats of entropy per token, from which on the answers to a prompt differ; the
-largest reward that is read."""
-MOSTLY, FEWEST = 0.8, 20
-"""Share of the answers that earn the same, from which on it is said, of so many or more."""
+UPDATES, DIFFER = 5, 0.05
+"""Updates, below which nothing is said; nats of entropy per token, from which on the answers to a prompt differ."""
+MOSTLY, FEWEST, FEW = 0.8, 20, 8
+"""Share of the answers that earn the same, from which on it is said, of so many or more; answers of an update that are
+few."""
 
 
 def correlation(case: Case, *, start: bool) -> tuple[float, int] | None:
@@ -35,8 +36,8 @@ def correlation(case: Case, *, start: bool) -> tuple[float, int] | None:
     if not steps:
         return None
     at = steps[0] if start else steps[-1]
-    both = [(r.get("reward"), r.get("score")) for r in rows if r.get("step") == at]
-    pairs = np.asarray([p for p in both if all(isinstance(v, int | float) for v in p)], float)
+    both = [(float_of(r.get("reward")), float_of(r.get("score"))) for r in rows if r.get("step") == at]
+    pairs = np.asarray([p for p in both if None not in p], float)
     if len(pairs) < 12 or not (np.ptp(pairs[:, 0]) > 0 and np.ptp(pairs[:, 1]) > 0):
         return None
     return float(np.corrcoef(pairs.T)[0, 1]), len(pairs)
@@ -88,9 +89,12 @@ def noisy(case: Case) -> Finding | None:
 
 
 def constant(case: Case) -> Finding | None:
-    """All answers earn the same, in all updates: the few of one update may do so by chance."""
+    """All answers of an update earn the same; of an update of `FEW` or fewer, which may do so by chance, those of the
+    other updates as well."""
     spread, mean = case.series("reward_std"), case.series("reward")
-    if len(spread) < 3 or float(np.median(spread.values)) >= 1e-6 or (len(mean) and np.ptp(mean.values) >= 1e-6):
+    if len(spread) < 3 or float(np.median(spread.values)) >= 1e-6:
+        return None
+    if len(mean) and np.median(mean.n) <= FEW and np.ptp(mean.values) >= 1e-6:
         return None
     return Finding(
         "reward_constant",
@@ -134,11 +138,9 @@ def _same_within(case: Case) -> int:
 
 
 def _earned(row: Mapping[str, Any]) -> float | None:
-    """The reward of a sampled answer; None where there is none, or none that a float holds."""
-    value = row.get("reward")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not -MOST <= value <= MOST:
-        return None
-    return round(float(value), 6)
+    """The reward of a sampled answer; None where there is none."""
+    value = float_of(row.get("reward"))
+    return None if value is None else round(value, 6)
 
 
 def _same_along(case: Case) -> int:

@@ -19,6 +19,10 @@ from prefiere.doctor.rules.account import (
 from prefiere.doctor.rules.answered import begins_labelled, none_given
 from prefiere.stats import wilson
 
+OTHER_COLUMN = Remedy(
+    "the column that holds what was asked, columns={prompt: ...}; `prefiere data` says which one is read"
+)
+
 
 def markup(account: Account) -> Finding | None:
     """Marks of a chat template within the texts of a twentieth of the records or more."""
@@ -120,11 +124,7 @@ def coded_prompts(account: Account) -> Finding | None:
         "A column of numbers was taken for what people asked, or the text that belongs to them was not joined in. "
         "Where a number or a code is all that is asked, nothing is wrong.",
         (share_seen(count, share, "coded"),),
-        (
-            Remedy(
-                "the column that holds what was asked, columns={prompt: ...}; `prefiere data` says which one is read"
-            ),
-        ),
+        (OTHER_COLUMN,),
         lines,
         share=f"{100 * share:.0f}%",
     )
@@ -189,11 +189,7 @@ def one_prompt(account: Account) -> Finding | None:
         "What was asked is probably in another column, or was lost when the data was exported: the model is taught to "
         "answer so many things to the same words. Where this one prompt is all that is wanted, nothing is wrong.",
         (share_seen(count, count / records, "same_prompt", text=_flat(part)),),
-        (
-            Remedy(
-                "the column that holds what was asked, columns={prompt: ...}; `prefiere data` says which one is read"
-            ),
-        ),
+        (OTHER_COLUMN,),
         share=share,
     )
 
