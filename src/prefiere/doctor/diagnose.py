@@ -99,7 +99,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "coded_prompts": ("answers_elsewhere", "some_elsewhere"),
     "one_prompt": ("repeated", "known_answers"),
     "exchanged": ("shortcut_word",),
-    "repeated": ("shortcut_word",),
+    "repeated": ("shortcut_word", "labels_swapped"),
     "price_too_high": ("reward_flat", "setting_too_high"),
     "reward_mostly_same": ("reward_flat", "dead_critic", "not_followed", "reward_outliers"),
     "reward_of_prompt": ("reward_flat", "dead_critic", "not_followed"),
