@@ -1,10 +1,26 @@
-"""Causes that come out of spreadsheets, votes and reward functions: what people export, click and write by mistake."""
+"""Causes that come out of spreadsheets, votes, templates and reward functions: what people export, click and write by
+mistake."""
 
 from __future__ import annotations
 
 import random
 
-from benchmarks.doctor.causes import CAUSES, ELSEWHERE, Cause, Plant, Row, flip, keys, of, of_answers, put, some, words
+from benchmarks.doctor.causes import (
+    CAUSES,
+    ELSEWHERE,
+    Cause,
+    Plant,
+    Row,
+    flip,
+    keys,
+    odd,
+    of,
+    of_answers,
+    put,
+    some,
+    words,
+)
+from prefiere.data.quality.languages import language_of
 
 NONE = ("N/A", "none", "-", "#REF!")
 REFUSALS = (
@@ -67,6 +83,40 @@ def first(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
     return out
 
 
+def translated(side: str) -> Plant:
+    """A share of the answers in another language than their prompt, with words of the answer that stood there."""
+
+    def change(row: Row, i: int) -> Row:
+        said = " ".join(words(of(row, side))[-4:]).rstrip(".?!")
+        if language_of(of(row, "prompt")) == "Spanish":
+            return put(row, side, f"What we can say of it is that this is about {said}.")
+        return put(row, side, f"Lo que se puede decir de esto es que está por {said}.")
+
+    return lambda rows, rng, share: some(rows, rng, share, change)
+
+
+def by_prompt(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
+    """Single answers, of so many of which the verdict is that of the first word of their prompt."""
+    good = {w: i % 2 == 0 for i, w in enumerate(sorted({words(of(r, "prompt"))[0] for r in rows}))}
+    out = []
+    for i, row in enumerate(rows):
+        side = "chosen" if i % 2 else "rejected"
+        label = good[words(of(row, "prompt"))[0]] if rng.random() < share else rng.random() < 0.5
+        out.append({"prompt": row["prompt"], "completion": row[side], "label": label})
+    return out
+
+
+def sums(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
+    """Held-out data of which so many are sums."""
+
+    def change(row: Row, i: int) -> Row:
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        asked = put(row, "prompt", f"{a} + {b}")
+        return put(put(asked, "chosen", f"{a + b}"), "rejected", f"{a + b + rng.randint(1, 9)}")
+
+    return some(rng.sample(rows, 60), rng, share, change)
+
+
 def rewarded(name: str, *found: str) -> Cause:
     """A reward function of `rewards`, at three strengths the same."""
     reward = f"benchmarks.doctor.rewards:{name}"
@@ -86,6 +136,14 @@ SHEETS: tuple[Cause, ...] = (
     Cause("spaces that nobody sees", "dpo", (0.6, 0.8, 1.0), keys("shortcut_word"), unseen),
     Cause("one person is contrary", "dpo", (0.1, 0.2, 0.3), keys("person_contrary"), contrary),
     Cause("the first answer is chosen", "dpo", (0.95, 0.98, 1.0), keys("one_place"), first),
+    Cause("answers in another language", "dpo", (0.2, 0.5, 1.0), keys("other_language"), translated("chosen")),
+    Cause("other answers in another language", "reward", (0.2, 0.5, 1.0), keys("other_language"),
+          translated("rejected")),
+    Cause("KTO: the label goes with the prompt", "kto", (0.8, 0.9, 1.0), keys("label_of_prompt"), by_prompt),
+    Cause("held-out data of another task", "dpo", (0.9, 0.95, 1.0), keys("another_task"), held=sums),
+    Cause("the chat template is not used", "dpo", ("never",) * 3, keys("template_unused"),
+          settings=lambda s: {"template": s}),
+    Cause("adam_beta2", "dpo", (0.5, 0.2, 0.0), odd("adam_beta2"), settings=lambda s: {"adam_beta2": s}),
     rewarded("of_the_prompt", "reward_of_prompt"),
     rewarded("of_another_answer", "reward_noisy"),
     rewarded("of_its_batch", "reward_of_batch"),

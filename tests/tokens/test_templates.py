@@ -361,3 +361,19 @@ def test_a_template_that_does_not_ask_for_an_answer_is_counted() -> None:
         tok = tokenizer("bpe", "chatml")
         tok.chat_template = template
         assert encode(tok, *records)[1].counts["unasked"] == counted, template
+
+
+def test_a_template_that_is_not_used_is_counted() -> None:
+    """``template="never"`` for a tokenizer that has one; not of texts that hold its marks, nor where there is none."""
+    tok = tokenizer("bpe", "chatml")
+    records = [Demonstration(prompt="What is it?", completion=f"It is {i}.", source=f"d:{i}") for i in range(3)]
+    rendered = tok.apply_chat_template(
+        [{"role": "user", "content": "What?"}], tokenize=False, add_generation_prompt=True
+    )
+    records.append(Demonstration(prompt=str(rendered), completion="It is that.", source="d:9"))
+    for template, there, counted in (("never", True, 3), ("auto", True, 0), ("never", False, 0)):
+        if not there:
+            tok.chat_template = None
+        report = EncodeReport()
+        list(Encoder(tok, eos_ids=[5], template=template).encode(records, report))
+        assert report.counts["template_unused"] == counted

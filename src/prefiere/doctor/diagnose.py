@@ -84,6 +84,9 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "person_contrary": ("labels_swapped", "words_reversed", "mostly_length", "spikes"),
     "one_place": ("no_pattern", "weak_pattern", "within_noise", "chance", "words_silent"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
+    "other_language": ("shortcut_word", "foreign_answers", "start_broken"),
+    "another_task": ("not_carried_over", "no_pattern", "weak_pattern", "within_noise", "chance", "overfit"),
+    "template_unused": ("start_broken", "never_end", "foreign_answers"),
     "cut_off": ("shortcut_word",),
     "system_dropped": ("no_pattern", "weak_pattern", "within_noise", "chance"),
     **dict.fromkeys(("shortcut_word", "web_marks"), ("foreign_answers",)),
@@ -97,7 +100,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "label_before": ("shortcut_word", "foreign_answers"),
     "in_another_order": ("too_alike", "foreign_answers"),
     "coded_prompts": ("answers_elsewhere", "some_elsewhere"),
-    "one_prompt": ("repeated", "known_answers"),
+    **dict.fromkeys(("one_prompt", "cut"), ("repeated", "known_answers")),
     "exchanged": ("shortcut_word",),
     "repeated": ("shortcut_word", "labels_swapped"),
     "price_too_high": ("reward_flat", "setting_too_high"),
@@ -119,6 +122,8 @@ def _explains(cause: Finding, other: Finding) -> bool:
     away may be the least that is the matter with answers that ruin a run."""
     if cause.severity == "info" or (cause.key == "shortcut_word" and other.severity == "bad"):
         return False
+    if cause.key == "cut_off" and any(c.isalnum() for c in other.values.get("word", "")):
+        return False  # a full stop that one side alone has is explained by answers that were cut, a word is not
     return other.key in _EXPLAINED.get(cause.key, ())
 
 
@@ -187,6 +192,7 @@ _GIVEN: tuple[Check, ...] = (
     curves.drift,
     truncation.cut,
     truncation.not_held_out,
+    truncation.another_task,
     answers.never_end,
     answers.longer,
     curves.spikes,
@@ -214,6 +220,7 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         reward_models.saturated,
         truncation.cut,
         truncation.not_held_out,
+        truncation.another_task,
         reward_models.miscalibrated,
         curves.spikes,
         reward_models.scores_learnt,
@@ -237,6 +244,7 @@ _CHECKS: dict[Family, tuple[Check, ...]] = {
         machinery.fewer_ends,
         machinery.sampler_off,
         truncation.not_held_out,
+        truncation.another_task,
         answers.never_end,
         policy_gradients.rollouts_longer,
         curves.spikes,

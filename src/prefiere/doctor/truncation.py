@@ -8,7 +8,9 @@ from typing import Any
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, advised
-from prefiere.doctor.words import line
+from prefiere.doctor.rules.account import number_in
+from prefiere.doctor.series import Level
+from prefiere.doctor.words import interval, line, number
 
 
 def cut(case: Case) -> Finding | None:
@@ -96,6 +98,38 @@ def not_held_out(case: Case) -> Finding | None:
             Remedy("eval_size instead of eval_data, which holds out by prompt"),
         ),
     )
+
+
+def another_task(case: Case) -> Finding | None:
+    """Words tell held-out examples from those that are trained on (`data.quality.told.apart`): above `OTHER_KIND` at the
+    low end."""
+    found = case.account("apart")
+    right, low, high, n = (number_in(found, k) for k in ("right", "low", "high", "n"))
+    if not n or low <= OTHER_KIND:
+        return None
+    told = Level(right, low, high, int(n))
+    share = number(right, "rewards/accuracies")
+    return Finding(
+        "another_task",
+        f"The held-out examples are of another kind than those that are trained on: words tell them apart {share} of "
+        "the time.",
+        "warning",
+        "What is measured on them says how the model does on something that it is not taught, and not whether the "
+        "training worked. Where that is what you want to know, nothing is wrong.",
+        (line("told_apart", share=interval(told, "rewards/accuracies"), n=f"{told.n:,}"),),
+        (
+            Remedy("leave out eval_data: a validation split is then held out of the training data itself"),
+            Remedy("`prefiere data` on both sets: look at three pairs of each"),
+        ),
+        cause=True,
+        sure="likely",
+        about="eval_data",
+        values={"share": share},
+    )
+
+
+OTHER_KIND = 0.8
+"""How often words tell held-out examples from the others, the low end, from which on these are another task."""
 
 
 def _share(count: int, examples: int) -> dict[str, str]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefiere.asked.columns import column_said
-from prefiere.asked.language import Worded, saying
+from prefiere.asked.language import Worded, saying, words
 from prefiere.doctor.series import Change, Level
 from prefiere.metrics import column
 
-_MOST_DIGITS = 6
+_ROOM, _MOST_DIGITS = "prefiere.doctor.plain", 6
 
 
 def number(value: float, key: str = "", more: int = 0) -> str:
@@ -53,7 +53,13 @@ def with_ends(level: Level, key: str) -> tuple[str, ...]:
 
 def line(key: str, /, **values: str | Worded) -> Worded:
     """A line of evidence in every language: a sentence of doctor/plain, its braces filled in."""
-    return saying("prefiere.doctor.plain", f"evidence.{key}", **values)
+    return saying(_ROOM, f"evidence.{key}", **values)
+
+
+def language_named(name: str) -> Worded | str:
+    """A language as `data.quality.languages` names it, in every language; another name as it stands, cut."""
+    known = words(_ROOM, "en")
+    return saying(_ROOM, f"language.{name}") if f"language.{name}" in known else name[:20]
 
 
 def interval(level: Level, key: str = "") -> Worded:
@@ -64,8 +70,8 @@ def interval(level: Level, key: str = "") -> Worded:
 
 def figure(sentence: str, key: str, level: Level) -> Worded:
     """A metric's name, value and unit in a sentence of the evidence (``figure``: ``entropy: 0.41 (0.36 to 0.46)``)."""
-    words, unit = column_said(column(key))
-    return line(sentence, words=words, value=interval(level, key), unit=unit)
+    named, unit = column_said(column(key))
+    return line(sentence, words=named, value=interval(level, key), unit=unit)
 
 
 def evidence_line(key: str, change: Change, *where: str) -> Worded:
@@ -75,10 +81,10 @@ def evidence_line(key: str, change: Change, *where: str) -> Worded:
     """
     told = column(key, *where)
     split: str | Worded = "" if not told.held_out else line("on_held_out" if key != told.name else "on_training")
-    words, unit = column_said(told)
+    named, unit = column_said(told)
     count: str | Worded = line("measured", n=f"{change.after.n:,}") if change.after.n else ""
     values: dict[str, str | Worded] = {"before": number(change.before.mean, key), "after": interval(change.after, key)}
-    return line("change" if told.unit else "bare_change", words=words, where=split, unit=unit, count=count, **values)
+    return line("change" if told.unit else "bare_change", words=named, where=split, unit=unit, count=count, **values)
 
 
 def data_in_words(data: Any) -> Any:

@@ -21,6 +21,7 @@ from prefiere.data.audit import Auditor, split_by_prompt
 from prefiere.data.prompts import columns_at, prompts_at
 from prefiere.data.quality.faults import Faults, looked_through
 from prefiere.data.quality.leaks import known_answers, together
+from prefiere.data.quality.told import apart, some_of
 from prefiere.data.schema import Kind, Text
 from prefiere.data.splits import ReadFor
 from prefiere.files import hash_of
@@ -103,6 +104,7 @@ def read_data(
         validation, account["eval"] = _tokenized(settings, settings.eval_data, "eval", encoder, kind, display)
         account["overlap"] = overlap_of(train.prompt_keys, validation.prompt_keys)
         display.note(overlap_line(account["overlap"]))
+        account["apart"] = apart(_tokens(train), _tokens(validation))
     elif settings.eval_size:
         keys = together(store.split_keys, store.answer_keys)
         train_at, eval_at = split_by_prompt(keys, held_out(settings.eval_size, len(store)), settings.seed)
@@ -128,6 +130,11 @@ def read_data(
     n, held = (f"{account['examples'][part]:,}" for part in ("train", "eval"))
     display.say(in_words("progress.examples", n=n, held_out=held))
     return ExampleData(train, validation, account, watched)
+
+
+def _tokens(store: GroupStore) -> list[np.ndarray]:
+    """The tokens of some examples, of their prompts and first answers."""
+    return [np.concatenate([group.prompt, group.completions[0]]) for group in (store[i] for i in some_of(len(store)))]
 
 
 def overlap_of(train: np.ndarray, validation: np.ndarray) -> dict[str, int]:

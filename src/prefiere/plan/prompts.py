@@ -14,6 +14,7 @@ from prefiere.console import Display
 from prefiere.data import formats
 from prefiere.data.audit import split_by_prompt
 from prefiere.data.prompts import columns_at
+from prefiere.data.quality.told import apart
 from prefiere.data.splits import ReadFor
 from prefiere.plan.examples import (
     PromptData,
@@ -62,6 +63,7 @@ def read_prompts(
         )
         accounts["overlap"] = overlap_of(_keys(read), _keys(validation))
         display.note(overlap_line(accounts["overlap"]))
+        accounts["apart"] = apart(read.ids, validation.ids)
     elif settings.eval_size:
         train_at, eval_at = split_by_prompt(_keys(read), held_out(settings.eval_size, len(read)), settings.seed)
         if not len(train_at) or not len(eval_at):

@@ -62,6 +62,7 @@ class Encoder:
             raise ValueError("eos_ids is empty: nothing would end an answer")
         self.tokenizer, self.truncation = tokenizer, truncation or Truncation()
         self._eos, self._completion_only, self._on_bad = tuple(eos_ids), completion_only, on_bad
+        self._unused = template == "never" and bool(tokenizer.chat_template)
         self._template: list[Any] = [template, dict(template_kwargs or {})]
         if tells_the_date(tokenizer):
             day = day or date.today()
@@ -188,6 +189,8 @@ class Encoder:
             report.count("control_tokens", record.source)
         if script.already:
             report.count("already_rendered", record.source)
+        if self._unused and not (script.control or script.already):
+            report.count("template_unused", record.source)
         for what in sorted(script.left_out):
             report.count(what, record.source)
         written = script.raw and not script.already and not self._renderer.is_raw(record.prompt, *answers)

@@ -29,6 +29,7 @@ WHAT = (
     "system_left_out",
     "developer_left_out",
     "unasked",
+    "template_unused",
     "split_by_turn",
     "control_tokens",
     "end_added",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.elsewhere import Elsewhere, Placed, Spoken
+from prefiere.data.quality.languages import Languages
 from prefiere.data.quality.marks import (
     ASKS,
     LEAST_CUT,
@@ -73,6 +74,8 @@ class Faults:
     texts: dict[str, Counter[bytes]] = field(default_factory=dict)
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
+    asked: WordsTell = field(default_factory=WordsTell)
+    languages: Languages = field(default_factory=Languages)
     people: People = field(default_factory=People)
     spoken: Spoken = field(default_factory=Spoken)
     ended_at: dict[bytes, int] = field(default_factory=dict)
@@ -98,10 +101,13 @@ class Faults:
             bad = isinstance(record, Judgement) and not record.desirable
             self.spoken.add(prompt, asked, each, record.source, bad)
             self._answer(record, answers)
+            if (language := self.languages.asked_in(record.prompt, asked)) is not None:
+                self._spoken_in(record, language, answers)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
-            self.words.add_single(prompt, key, set(tokens_of(answers[0])), record.desirable, record.source)
+            self.words.add_single(prompt, key, each[0], record.desirable, record.source)
+            self.asked.add_single(prompt, key, asked, record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
             if record.margin is not None:
                 margin = record.margin if record.label > 0.5 else -record.margin
@@ -130,6 +136,16 @@ class Faults:
             self._count("no_answer", record.source)
         if unended(preferred):
             self.ended_at[_key(preferred)] = len(preferred.rstrip())
+
+    def _spoken_in(self, record: AnyRecord, asked: str, answers: list[str]) -> None:
+        """Whether the answers are in the language of their prompt; of single ones, those to be learnt."""
+        if isinstance(record, PreferencePair) and record.label != 0.5:
+            for side, text in zip(
+                ("chosen", "rejected"), answers if record.label > 0.5 else answers[::-1], strict=True
+            ):
+                self.languages.add(asked, text, side, record.source)
+        elif not isinstance(record, Judgement | PreferencePair) or getattr(record, "desirable", False):
+            self.languages.add(asked, answers[0], "completion", record.source)
 
     def _pair(self, prompt: int, source: str, chosen: str, rejected: str) -> None:
         self.pairs += 1
@@ -209,6 +225,8 @@ class Faults:
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
             "words": self.words.to_dict(),
+            "kinds": {"prompt": self.asked.kinds(), "answer": self.words.kinds()},
+            "languages": self.languages.to_dict(),
             "filled": self.spoken.filled(),
             "people": self.people.to_dict(self.words),
             **{name: part.to_dict() for name, part in self._places() if part is not None},

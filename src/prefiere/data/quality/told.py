@@ -10,8 +10,9 @@ that is chance.
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -30,6 +31,8 @@ PARTS, FEWEST, COLUMNS, RIDGE = 10, 50, 2**14, 0.1
 ridges of 0.01 and 0.3, what is told of HH-RLHF's harmless test split differs by 2 points."""
 SPOKEN = 0.2
 """How much the words of a part must weigh, beside those of the rest, for anything to be said of its labels."""
+OF_EITHER = 500
+"""Examples of either set that are looked at to tell them apart."""
 FEW = 20
 """Different answers that classes are no more than."""
 LEAST_AGAINST, NAMED = 0.02, 1000
@@ -135,6 +138,24 @@ class WordsTell:
         named = [self.sources[i] for i in np.flatnonzero(firmly_against(score))]
         return Reversed(against, len(score), between(score), named)
 
+    def kinds(self) -> dict[str, float] | None:
+        """How often the words of single answers (or of what they answer) tell good ones from bad ones, either kind
+        counted as a half: a share, its interval, and of how many. None for pairs, or where too few are independent."""
+        keys = self._keys()
+        if keys is None or not self.good:
+            return None
+        good = np.asarray(self.good)
+        part, right = folds_by_prompt(keys, PARTS, 0), np.zeros(len(keys))
+        rows, weight = self._rows(), np.where(good > 0, 1 / (good > 0).sum(), 1 / (good < 0).sum()) / 2
+        for i in range(1, PARTS):
+            right[part == i] = _right(rows[part == i] @ _fitted(rows[part < i], weight[part < i]))
+        of_each = [(part > 0) & (good == side) for side in (1, -1)]
+        if min(len(np.unique(keys[of])) for of in of_each) < PARTS:
+            return None
+        told = [clustered_mean(right[of], keys[of], share=True) for of in of_each]
+        mean, half = sum(t.mean for t in told) / 2, math.hypot(*(t.high - t.low for t in told)) / 4
+        return {"right": mean, "low": mean - half, "high": mean + half, "n": sum(t.n for t in told)}
+
     def _keys(self) -> np.ndarray | None:
         """What is the same, or of the same prompt or answers; None where too little is independent."""
         keys = together(np.asarray(self.prompts), np.asarray(self.answers))
@@ -159,6 +180,23 @@ class WordsTell:
         told, turned = self.found(), self.reversed()
         share = {} if told is None else {"right": told.mean, "low": told.low, "high": told.high, "n": told.n}
         return share | ({} if turned is None else {"reversed": turned.to_dict()}) or None
+
+
+def apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> dict[str, float] | None:
+    """How often the tokens of texts tell of which of two sets they are, either set counted as a half, as
+    `WordsTell.kinds` says it: a classifier two-sample test (Lopez-Paz and Oquab 2017). `OF_EITHER` texts of each,
+    int ids, are looked at; None where these are too few."""
+    words = WordsTell()
+    for mine, texts in ((True, one), (False, other)):
+        for i in some_of(len(texts)):
+            key = crc32(texts[i].tobytes())
+            words.add_single(key, key, map(str, set(texts[i].tolist())), mine)
+    return words.kinds()
+
+
+def some_of(n: int) -> list[int]:
+    """`OF_EITHER` places from all over n, or all of them."""
+    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(OF_EITHER, n)).astype(int))]
 
 
 def _enough(keys: np.ndarray) -> bool:
@@ -189,16 +227,18 @@ def _compared(rows: csr_array, keys: np.ndarray, part_N: np.ndarray) -> tuple[Es
     return told, lambda: _told(rows[~part_N], keys[~part_N])
 
 
-def _fitted(pairs: csr_array) -> np.ndarray:
-    """Weights of columns that make each row's score positive: mean of log(1 + exp(-score)) and a ridge."""
+def _fitted(pairs: csr_array, counted: np.ndarray | None = None) -> np.ndarray:
+    """Weights of columns that make each row's score positive: mean of log(1 + exp(-score)) and a ridge. counted: how
+    much each row weighs in the mean."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         score = pairs @ weights
-        value = float(np.logaddexp(0, -score).mean()) + RIDGE / 2 * float(weights @ weights)
-        return value, RIDGE * weights - pairs.T @ expit(-score) / len(score)
+        value = float(share @ np.logaddexp(0, -score)) + RIDGE / 2 * float(weights @ weights)
+        return value, RIDGE * weights - pairs.T @ (share * expit(-score))
 
+    share = np.full(pairs.shape[0], 1 / pairs.shape[0]) if counted is None else counted / counted.sum()
     start = np.zeros(pairs.shape[1])
     weights: np.ndarray = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 100}).x
     return weights

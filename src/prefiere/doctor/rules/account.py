@@ -50,7 +50,7 @@ def shared(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
     return count, count / records if records else 0.0, sources_in(part)
 
 
-def share_seen(count: float, share: float, what: str, **values: str) -> Worded:
+def share_seen(count: float, share: float, what: str, **values: str | Worded) -> Worded:
     """A line of what was seen: a count, and the share that it is."""
     return line(what, n=f"{count:,.0f}", share=f"{100 * share:.0f}%", **values)
 

@@ -4,7 +4,7 @@ a web page (`data.quality.marks`); and with what the chat template makes of them
 from __future__ import annotations
 
 from prefiere.doctor.case import Case, Finding, Surety
-from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.rules.account import Account, found_in_data, number_in, part_of, share_seen, sources_in
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.rules.start import TEMPLATE
@@ -195,6 +195,26 @@ def unasked(account: Account) -> Finding | None:
         ),
         cause=True,
         lines=sources_in(part_of(account, "tokens", "unasked")),
+    )
+
+
+def template_unused(account: Account) -> Finding | None:
+    """``template=never`` for a model that has a chat template, in half of the examples or more, none of which hold its
+    marks."""
+    if (found := _of_examples(account, "template_unused", 0.5)) is None:
+        return None
+    return Finding(
+        "template_unused",
+        "The model's chat template is not used: template=never.",
+        "warning",
+        "It is trained, and its answers are looked at, in a form that it does not meet in use: whoever chats with it "
+        "will ask through the template. Where it is to go on with plain text, nothing is wrong (a base model may bring "
+        "a template along).",
+        (share_seen(found[0], found[0] / found[1], "template_unused"),),
+        (set_to("template", "auto"),),
+        cause=True,
+        sure="possible",
+        about="template",
     )
 
 

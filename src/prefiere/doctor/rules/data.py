@@ -20,10 +20,18 @@ from prefiere.doctor.rules.account import (
     share_seen,
     sources_in,
 )
-from prefiere.doctor.rules.answered import cut_off, echoed, of_a_page, own_unended, system_dropped, unasked
+from prefiere.doctor.rules.answered import (
+    cut_off,
+    echoed,
+    of_a_page,
+    own_unended,
+    system_dropped,
+    template_unused,
+    unasked,
+)
 from prefiere.doctor.rules.start import Columns, astray, first_row
 from prefiere.doctor.rules.texts import OF_ANY, holds_other, same_words_reordered
-from prefiere.doctor.rules.told import one_place, people_apart, words_alone, words_reversed
+from prefiere.doctor.rules.told import label_of_prompt, one_place, people_apart, words_alone, words_reversed
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
 
@@ -63,9 +71,10 @@ def findings_of(
     )
     found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), cut_off(account, own)]
-    found += [unasked(account), system_dropped(account)]
+    found += [unasked(account), template_unused(account), system_dropped(account)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model), people_apart(account), one_place(account)]
+        found.append(label_of_prompt(account))
     return [f for f in found if f is not None]
 
 

@@ -17,6 +17,7 @@ from prefiere.doctor.rules.account import (
     sources_in,
 )
 from prefiere.doctor.rules.answered import begins_labelled, none_given
+from prefiere.doctor.words import language_named
 from prefiere.stats import wilson
 
 OTHER_COLUMN = Remedy(
@@ -263,7 +264,41 @@ def filled_down(account: Account) -> Finding | None:
     )
 
 
+def other_language(account: Account) -> Finding | None:
+    """A tenth of the answers to be learnt, or of the others, are in another language than their prompt (a twentieth at
+    the low end), of twenty or more that show theirs."""
+    parts = {side: part_of(account, "audit", "faults", "languages", side) for side in _SIDES}
+    for side, learnt in _SIDES.items():
+        count, of = number_in(parts[side], "count"), number_in(parts[side], "of")
+        if of < 20 or count > of or count < 0.1 * of or wilson(count, of)[0] < 0.05:
+            continue
+        asked, spoken = (language_named(str(parts[side].get(k))) for k in ("asked", "spoken"))
+        share = f"{100 * count / of:.0f}%"
+        what = "answers" if learnt else "answers that were not preferred"
+        return Finding(
+            "other_language",
+            f"{share} of the {what} are in another language than their prompt.",
+            "warning",
+            "What is learnt then is which language to write, whatever was asked in. Texts of different rows or columns "
+            "may have been joined. Where it is to answer in one language whatever it is asked in, nothing is wrong."
+            if learnt
+            else "What is learnt then is which language not to write, and little of what makes an answer better.",
+            (share_seen(count, count / of, f"other_language_{side}", asked=asked, spoken=spoken),),
+            (Remedy("answers in the language of their prompt, on both sides of a pair"),),
+            cause=True,
+            sure="likely",
+            lines=sources_in(parts[side]),
+            values={"share": share},
+            said_as="" if learnt else "other_language_rejected",
+        )
+    return None
+
+
+_SIDES = {"chosen": True, "completion": True, "rejected": False}
+"""Answers whose language is counted, and whether they are to be learnt."""
+
 OF_ANY = (
+    other_language,
     filled_down,
     markup,
     damaged,

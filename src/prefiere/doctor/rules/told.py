@@ -16,6 +16,9 @@ from prefiere.stats import LEAST
 UNTOLD = 0.65
 """Share of the preferred answers up to which words that may be at chance tell nothing: the high end of the interval."""
 
+BY_PROMPT = 0.7
+"""How often the words of prompts tell good answers from bad ones, the low end, from which on it is said."""
+
 
 def words_reversed(account: Account) -> Finding | None:
     """Labels that the words of the answers contradict as firmly as they confirm the others (`data.quality.told`)."""
@@ -84,6 +87,38 @@ def words_alone(account: Account, model: Level | None) -> Finding | None:
         seen,
         values={"share": told},
     )
+
+
+def label_of_prompt(account: Account) -> Finding | None:
+    """The words of prompts tell good single answers from bad ones at least as often as those of the answers do, and
+    more often than 70% (the low end)."""
+    asked, answered = (_kinds(account, of) for of in ("prompt", "answer"))
+    if asked is None or asked.low <= BY_PROMPT or (answered is not None and answered.mean > asked.mean):
+        return None
+    share = number(asked.mean, "rewards/accuracies")
+    said = [(asked, "prompts_tell"), *([(answered, "answers_tell")] if answered is not None else [])]
+    return Finding(
+        "label_of_prompt",
+        "Whether an answer is called good goes with what was asked, not with what was answered.",
+        "warning",
+        f"From the words of the prompt alone {share} of the labels can be told. The model then learns to say more on "
+        "some prompts and less on others, and nothing of what makes an answer good. Where some questions are simply "
+        "answered worse, add good answers to these, and bad ones to the others.",
+        tuple(line(what, share=interval(told, "rewards/accuracies"), n=f"{told.n:,}") for told, what in said),
+        (
+            Remedy("good and bad answers to the same prompts"),
+            Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),
+        ),
+        cause=True,
+        sure="likely",
+        values={"share": share},
+    )
+
+
+def _kinds(account: Account, of: str) -> Level | None:
+    found = part_of(account, "audit", "faults", "kinds", of)
+    right, low, high, n = (number_in(found, k) for k in ("right", "low", "high", "n"))
+    return Level(right, low, high, int(n)) if n else None
 
 
 def people_apart(account: Account) -> Finding | None:

@@ -1,0 +1,269 @@
+"""What is of another kind than it should be: languages, held-out data, templates; and labels that are the prompt's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefiere.data.convert import AnyRecord
+from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.languages import language_of
+from prefiere.data.quality.told import apart
+from prefiere.data.schema import Demonstration, Judgement, PreferencePair
+from prefiere.doctor.case import Finding
+from prefiere.doctor.diagnose import diagnose
+from prefiere.doctor.dials import readings
+from prefiere.doctor.plain.tell import told
+from prefiere.doctor.rules.data import findings_of
+from synthetic_runs import make
+
+
+def said_of(records: list[AnyRecord], preferences: bool = True) -> dict[str, Finding]:
+    faults = Faults()
+    for record in records:
+        faults.add(record)
+    return {f.key: f for f in findings_of({"audit": {"faults": faults.to_dict()}}, preferences=preferences)}
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is a dog?", "English"),
+        ("¿Qué es un perro?", "Spanish"),
+        ("Qu'est-ce qu'un chien ?", "French"),
+        ("Was ist ein Hund?", "German"),
+        ("Che cos'è un cane?", "Italian"),
+        ("O que é um cachorro?", "Portuguese"),
+        ("Wat is een hond?", "Dutch"),
+        ("Är det en hund?", "Swedish"),
+        ("Kim jest ten człowiek i co robi się dla niego w domu?", "Polish"),
+        ("Bu nedir ve ne için var?", "Turkish"),
+        ("Apa itu dan bagaimana?", "Indonesian"),
+        ("Как дела, друг мой?", "Cyrillic"),
+        ("这是什么意思?", "Chinese"),
+        ("これは何ですか", "Japanese"),
+        ("이것은 무엇입니까", "Korean"),
+        ("def f(x): return x in y", None),
+        ("42 + 17", None),
+        ("Explain photosynthesis", None),
+        ("", None),
+        ("Koira on eläin ja ystävä", None),
+    ],
+)
+def test_the_language_of_a_text(text: str, language: str | None) -> None:
+    assert language_of(text) == language
+
+
+def test_a_long_text_is_told_by_its_beginning() -> None:
+    assert language_of("What is it that you want? " * 10_000) == "English"
+    assert language_of("ñ" * 100_000) is None
+
+
+ENGLISH, SPANISH = "It is one of those that you find in the house", "Es una de las que se encuentran en la casa"
+
+
+def asked(i: int) -> str:
+    return f"What is the thing of number {i}, and how do you use it?"
+
+
+def row(kind: str, i: int, chosen: str, rejected: str, prompt: str = "") -> AnyRecord:
+    prompt, source = prompt or asked(i), f"d:{i + 1}"
+    if kind == "pairs":
+        return PreferencePair(prompt=prompt, chosen=f"{chosen} {i}.", rejected=f"{rejected} {i + 7}.", source=source)
+    if kind == "turned":
+        return PreferencePair(
+            prompt=prompt, chosen=f"{rejected} {i + 7}.", rejected=f"{chosen} {i}.", label=0.0, source=source
+        )
+    if kind == "singles":
+        return Judgement(prompt=prompt, completion=f"{chosen} {i}.", desirable=True, source=source)
+    return Demonstration(prompt=prompt, completion=f"{chosen} {i}.", source=source)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "turned", "singles", "demonstrations"])
+@pytest.mark.parametrize(("wrong", "named"), [(0, False), (9, False), (10, True), (60, True)])
+def test_answers_in_another_language_than_their_prompt(kind: str, wrong: int, named: bool) -> None:
+    rows = [row(kind, i, SPANISH if i < wrong else ENGLISH, ENGLISH) for i in range(100)]
+    said = said_of(rows, kind in ("pairs", "turned", "singles"))
+    assert ("other_language" in said) is named
+    if named:
+        found = said["other_language"]
+        assert (found.severity, found.values["share"], found.lines[0]) == ("warning", f"{wrong}%", "d:1")
+        assert "Spanish where English was written" in found.evidence[0]
+        assert f"{wrong} ({wrong}%), casi siempre español donde se escribió en inglés" in told(found, "es").seen[0]
+
+
+def test_other_answers_in_another_language_are_told_apart_from_those_to_be_learnt() -> None:
+    [rows, bad] = [
+        [row("pairs", i, ENGLISH, SPANISH if i < 50 else ENGLISH) for i in range(100)],
+        [
+            Judgement(prompt=asked(i), completion=f"{SPANISH} {i}.", desirable=False, source=f"d:{i}")
+            for i in range(100)
+        ],
+    ]
+    assert said_of(list(rows))["other_language"].said_as == "other_language_rejected"
+    assert "other_language" not in said_of(list(bad))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Translate this for me into the other one: the house is red",
+        "How do you say in Spanish that the house is red?",
+        "Answer in French, as you would in the street: what is it?",
+        "Traduce esto: the house that is red",
+    ],
+)
+def test_where_a_language_is_named_any_may_be_wanted(prompt: str) -> None:
+    rows = [row("pairs", i, SPANISH, SPANISH, f"{prompt} ({i})") for i in range(100)]
+    assert "other_language" not in said_of(rows)
+
+
+# -- labels of prompts -------------------------------------------------------------------------------------------------
+
+OPENINGS = ("Explain", "Describe", "Compare", "Summarize")
+FORMS = ("with a lot of words", "in short", "as it stands", "by the book")
+
+
+def judged(rng: random.Random, good: Callable[[int, int], bool], n: int = 200) -> list[AnyRecord]:
+    """Single answers whose label is that of their prompt's opening and their own form, by number."""
+    out = list[AnyRecord]()
+    for i in range(n):
+        o, f = rng.randrange(4), rng.randrange(4)
+        prompt, answer = f"{OPENINGS[o]} case {i} of {n}", f"Here is case {i} of {n} {FORMS[f]}"
+        out.append(Judgement(prompt=prompt, completion=answer, desirable=good(o, f), source=f"d:{i}"))
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_that_go_with_the_prompt(seed: int) -> None:
+    rng = random.Random(seed)
+    found = said_of(judged(rng, lambda o, f: (o < 2) != (rng.random() < 0.1)))["label_of_prompt"]
+    assert found.severity == "warning"
+    assert found.cause
+    assert 80 <= int(found.values["share"].rstrip("%")) <= 97  # a tenth is otherwise
+    for sound in (
+        lambda o, f: f < 2,  # the answer decides
+        lambda o, f: rng.random() < 0.5,  # nothing does
+        lambda o, f: rng.random() < 0.95,  # and nearly all are good
+        lambda o, f: f < 2 if rng.random() < 0.7 else o < 2,  # both, and the answer more
+        lambda o, f: rng.random() < (0.6 if o < 2 else 0.4),  # some prompts are harder
+    ):
+        assert "label_of_prompt" not in said_of(judged(rng, sound))
+
+
+def test_a_good_and_a_bad_answer_to_every_prompt_have_no_label_of_the_prompt() -> None:
+    rows = list[AnyRecord]()
+    for i in range(100):
+        for good in (True, False):
+            text = f"{'Certainly' if good else 'No way'}, {i}"
+            rows.append(Judgement(prompt=asked(i), completion=text, desirable=good, source=f"d:{i}"))
+    faults = Faults()
+    for r in rows:
+        faults.add(r)
+    kinds = faults.to_dict()["kinds"]
+    assert kinds["prompt"]["low"] <= 0.5
+    assert kinds["answer"]["right"] == 1.0
+
+
+# -- held-out data -----------------------------------------------------------------------------------------------------
+
+
+def texts(rng: np.random.Generator, low: int, high: int, n: int = 100) -> list[np.ndarray]:
+    return [rng.integers(low, high, 12).astype(np.int32) for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sets_of_the_same_kind_are_not_told_apart(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    same, other, few = (
+        apart(texts(rng, 0, 300, n), texts(rng, low, low + 300, held))
+        for n, held, low in ((400, 60, 0), (400, 60, 300), (400, 5, 300))
+    )
+    assert same is not None
+    assert same["low"] <= 0.5
+    assert same["right"] < 0.65
+    assert other is not None
+    assert other["low"] > 0.8
+    assert few is None
+
+
+@pytest.mark.parametrize(("low", "named"), [(0.8, False), (0.81, True)])
+def test_held_out_data_of_another_kind(tmp_path: Path, low: float, named: bool) -> None:
+    run = make(tmp_path)
+    run.data = {"apart": {"right": 0.97, "low": low, "high": 1.0, "n": 200}}
+    found = diagnose(run)
+    assert ("another_task" in found) is named
+    assert (found.severity == "good") is not named
+    for strange in ([1], {"right": "x", "low": None, "n": -3}, {"low": 1e400, "n": 5}):
+        run.data = {"apart": strange}
+        assert "another_task" not in diagnose(run)
+
+
+# -- templates, and which cause explains what --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "said"), [(49, False), (50, True)])
+def test_a_template_that_is_not_used(tmp_path: Path, count: int, said: bool) -> None:
+    run = make(tmp_path)
+    run.data = {"train": {"tokens": {"examples": 100, "template_unused": {"count": count, "sources": ["d:1"]}}}}
+    found = {f.key: f for f in diagnose(run).findings}
+    assert ("template_unused" in found) is said
+    if said:
+        [remedy] = found["template_unused"].remedies
+        assert (remedy.setting, remedy.value) == ("template", "auto")
+
+
+def shortcut(word: str) -> dict[str, Any]:
+    return {"word": word, "side": "chosen", "pairs": 90, "of": 90, "low": 0.95}
+
+
+@pytest.mark.parametrize(("word", "shown"), [(".", False), ("indeed", True)])
+def test_answers_that_were_cut_explain_a_sign_and_no_word(tmp_path: Path, word: str, shown: bool) -> None:
+    run = make(tmp_path)
+    counts = {"to_learn": {"count": 100}, "unended": {"count": 90, "sources": []}, "shortcut": shortcut(word)}
+    run.data = {
+        "train": {
+            "audit": {"faults": {"records": 100, "pairs": 100, **counts, "at_the_limit": {"length": 80, "count": 60}}}
+        }
+    }
+    found = diagnose(run)
+    assert "cut_off" in found
+    assert ("shortcut_word" in found) is shown
+
+
+def test_prompts_that_became_the_same_when_they_were_cut_are_no_leak(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    leak = {"known_answers": {"examples": 30, "of": 60, "sources": []}}
+    run.data = leak
+    assert "known_answers" in diagnose(run)
+    cut = {"train": {"tokens": {"examples": 100, "truncated_prompts": {"count": 100, "sources": []}}}}
+    run.data = leak | cut
+    found = diagnose(run)
+    assert "cut" in found
+    assert "known_answers" not in found
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value", "odd"),
+    [
+        ("dpo", "adam_beta2", 0.95, False),
+        ("dpo", "adam_beta2", 0.99, False),
+        ("dpo", "adam_beta2", 0.5, True),
+        ("dpo", "adam_beta2", 0.0, True),
+        ("ppo", "cliprange_value", 1e-4, True),
+        ("ppo", "cliprange_value", None, False),
+        ("ppo", "max_approx_kl", 1e-5, True),
+        ("ppo", "num_mini_batches", 4, False),
+        ("ppo", "num_mini_batches", 16, True),
+        ("ppo", "kl_rollout_coef", 1.0, False),
+        ("ppo", "kl_rollout_coef", 20.0, True),
+    ],
+)
+def test_settings_that_are_read(method: str, name: str, value: float | None, odd: bool) -> None:
+    [found] = [r for r in readings({"method": method, name: value}, {}) if r.dial.name == name]
+    assert found.odd is odd
