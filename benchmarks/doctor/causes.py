@@ -240,7 +240,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("nothing held out", "dpo", (0, 0, 0), keys("unmeasured"), settings=lambda s: {"eval_size": s}, informs=True),
     Cause("answers cut", "dpo", (8, 5, 3), keys("cut"), settings=lambda s: {"max_completion_length": s}),
     Cause("prompts cut", "dpo", (5, 4, 3), keys("cut"), settings=lambda s: {"max_prompt_length": s}),
-    Cause("only length", "dpo", (0.9, 0.95, 1.0), keys("length_tells", "longer"), longer, informs=True),
+    Cause("only length", "dpo", (0.9, 0.95, 1.0), keys("length_tells", "longer", "said_twice"), longer, informs=True),
     Cause("answers that are no language", "dpo", (0.8, 0.9, 1.0), keys("foreign_answers"), letters),
     Cause("rate too high", "dpo", (20, 60, 200), keys("rate_too_high"), settings=times("learning_rate")),
     Cause("rate too low", "dpo", (1 / 60, 1 / 300, 1 / 3000), keys("rate_too_low"), settings=times("learning_rate")),

@@ -89,6 +89,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "template_unused": ("start_broken", "never_end", "foreign_answers"),
     "cut_off": ("shortcut_word",),
     "system_dropped": ("no_pattern", "weak_pattern", "within_noise", "chance"),
+    "said_twice": ("foreign_answers", "longer", "length_tells", "mostly_length", "too_alike"),
     **dict.fromkeys(("shortcut_word", "web_marks"), ("foreign_answers",)),
     "answers_elsewhere": ("foreign_answers", "shortcut_word"),
     "prompt_in_answer": ("foreign_answers", "shortcut_word", "label_before"),

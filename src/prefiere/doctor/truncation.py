@@ -101,8 +101,8 @@ def not_held_out(case: Case) -> Finding | None:
 
 
 def another_task(case: Case) -> Finding | None:
-    """Words tell held-out examples from those that are trained on (`data.quality.told.apart`): above `OTHER_KIND` at the
-    low end."""
+    """Words tell held-out examples from those that are trained on (`data.quality.told.apart`): above
+    `OTHER_KIND` at the low end."""
     found = case.account("apart")
     right, low, high, n = (number_in(found, k) for k in ("right", "low", "high", "n"))
     if not n or low <= OTHER_KIND:

@@ -102,7 +102,7 @@ def unended(text: str) -> bool:
 
 def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
     """What an answer to a record's prompt shows: echoed (it begins with the last turn, or a label and that), unended,
-    of_a_page (marks of HTML, outside of code)."""
+    of_a_page (marks of HTML, outside of code), twice (the same six words or more twice, and nothing else)."""
     asked = " ".join(said_last(record.prompt).casefold().split())
     if len(asked) >= _LEAST_ASKED and (asked.endswith(_ENDS) or len(asked.split()) >= 5):
         begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
@@ -113,6 +113,9 @@ def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
         yield "unended"
     if _OF_A_PAGE.search(_CODE.sub("", answer)):
         yield "of_a_page"
+    said = answer.split()
+    if len(said) >= 12 and said[: len(said) // 2] == said[len(said) // 2 :]:
+        yield "twice"
 
 
 def no_answer(text: str) -> bool:

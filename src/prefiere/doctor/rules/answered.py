@@ -60,6 +60,19 @@ def of_a_page(account: Account) -> Finding | None:
     )
 
 
+def said_twice(account: Account) -> Finding | None:
+    """A tenth of the answers are one text twice."""
+    return _counted(
+        account,
+        "twice",
+        "said_twice",
+        "are the same text twice",
+        "It was copied into the cell, or joined to itself. The model learns to say everything twice.",
+        Remedy("keep it once: export the data again, or cut these answers in half"),
+        "sure",
+    )
+
+
 def _counted(
     account: Account, part: str, key: str, what: str, meaning: str, advice: Remedy, sure: Surety
 ) -> Finding | None:

@@ -25,6 +25,7 @@ from prefiere.doctor.rules.answered import (
     echoed,
     of_a_page,
     own_unended,
+    said_twice,
     system_dropped,
     template_unused,
     unasked,
@@ -70,7 +71,8 @@ def findings_of(
         length_alone,
     )
     found = [check(account) for check in checks if preferences or check in OF_ANY]
-    found += [astray(account, start or {}), echoed(account), of_a_page(account), cut_off(account, own)]
+    found += [astray(account, start or {}), echoed(account), of_a_page(account), said_twice(account)]
+    found.append(cut_off(account, own))
     found += [unasked(account), template_unused(account), system_dropped(account)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model), people_apart(account), one_place(account)]
