@@ -211,15 +211,21 @@ def test_before_the_first_update_answers_are_as_likely_as_a_forward_pass_finds(
 
 def test_margins_within_the_rounding_of_the_path_are_ties(tmp_path: Path) -> None:
     """A reference whose preferred answers are off by 0.02 nats, as 16-bit floats round them: margins of beta times that
-    are 0 in truth, in training and in validations, and so a resumed run has it."""
-    session = runs.built(runs.settings(tmp_path, beta=0.5, batch_size=12), Run(tmp_path / "run"))
+    are 0 in truth. The first update, whose pairs nothing has moved yet, shows it: in it all are ties, and from then on
+    those within it, in training and in validations, and so a resumed run has it."""
+    settings = runs.settings(tmp_path, beta=0.5, batch_size=12, max_grad_norm=1e-12, weight_decay=0.0)
+    session = runs.built(settings, Run(tmp_path / "run"))
     algorithm = build(session)
     for goal in (algorithm.train, algorithm.held):
         goal.reference[:, 0] -= 0.02
     row = algorithm.begin()
-    assert algorithm.noise == pytest.approx(0.01, abs=1e-4)
-    assert algorithm.train.noise == algorithm.held.noise == algorithm.noise
     assert row["rewards/margins"] == row["eval_rewards/margins"] == 0  # nothing has moved
+    assert row["rewards/accuracies"] == row["eval_rewards/accuracies"] == 0.5
+    update = algorithm.step(0)
+    assert update.metrics["rewards/margins"].mean == pytest.approx(0.01, abs=1e-4)
+    assert update.metrics["rewards/accuracies"].mean == 0.5
+    assert algorithm.noise == np.abs(update.each["rewards/margins"]).max() == pytest.approx(0.01, abs=1e-4)
+    assert algorithm.train.noise == algorithm.held.noise == algorithm.noise
     held = algorithm.validate()
     assert held["eval_rewards/margins"] == pytest.approx(0.01, abs=1e-4)
     goal = algorithm.held
@@ -230,6 +236,19 @@ def test_margins_within_the_rounding_of_the_path_are_ties(tmp_path: Path) -> Non
     again = build(session)
     again.restore(algorithm.state())
     assert again.train.noise == again.held.noise == algorithm.noise
+
+
+def test_what_an_adapter_drops_in_training_is_no_rounding(tmp_path: Path) -> None:
+    """A run that goes on with an adapter which drops half of its input: its first update's margins are far from 0."""
+    first = runs.settings(tmp_path, lora=True, learning_rate=0.05, lora_dropout=0.5, beta=0.5, dtype="float32")
+    assert launch(first, display=QUIET).run.status["state"] == "finished"
+    on = runs.settings(tmp_path, model=str(first.out), out=str(tmp_path / "on"), beta=0.5, dtype="float32")
+    algorithm = build(runs.built(on, Run(tmp_path / "on")))
+    algorithm.begin()
+    known = algorithm.noise
+    update = algorithm.step(0)
+    assert np.abs(update.each["rewards/margins"]).max() > 0.01
+    assert known == algorithm.noise < 1e-3
 
 
 def test_the_same_before_a_run(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from prefiere.asked.language import in_words
 from prefiere.evaluate import singles
 from prefiere.evaluate.rows import flat
-from prefiere.evaluate.start import ROUNDED, at_start
+from prefiere.evaluate.start import at_start
 from prefiere.kernels.logprobs import TargetLogprobs
+from prefiere.models.configuration import drops_out
 from prefiere.models.reference import Reference, cached_logps, sequence_logps
 from prefiere.models.shard.spread import sharded
 from prefiere.models.trunk import Trunk
@@ -26,6 +28,11 @@ from prefiere.tokens.schedule import cut_for, members
 from prefiere.train.engine import Measured, Update
 from prefiere.train.objective import Objective, Over, Result
 from prefiere.train.setup import Session
+
+UNKNOWN = math.inf
+"""Noise before the first update, in which every margin is a tie. In truth it is 0 then: what the update measures of its
+pairs is the rounding of the path, and margins within it are ties from then on, so that accuracy stays at chance until
+something is learnt."""
 
 
 def _nothing(held: Measured | None) -> None:
@@ -90,6 +97,8 @@ class Offline:
     def step(self, step: int) -> Update:
         """One update."""
         update = self.session.engine.update(self.data.train, self._members(step), self.train)
+        if self.noise == UNKNOWN:
+            self._set_noise(_largest(update.each))
         visits = self.session.total_steps * self.session.settings.batch_size
         kept = singles.some(update.groups, visits)
         self._note(self.data.train, self.train, update.groups[kept], _at(update.each, kept), step + 1, "train")
@@ -110,7 +119,10 @@ class Offline:
         """The first update's examples and the held-out ones, before any update; of a loss with a reference, both are
         known."""
         engine, data, first = self.session.engine, self.data, self._members(0)
-        self._measure_noise(first)
+        if self.train.reference is not None and data.train.k == 2:
+            self._set_noise(UNKNOWN)
+            if drops_out(self.session.trunk):  # what an adapter drops in training is no rounding
+                self._set_noise(_largest(engine.measure(data.train, self.train, first).values))
         measured = engine.measure(data.train, _before(self.train), first)
         row = self._start() | flat(measured.values, data.train.prompt_keys[first], weights=measured.weights)
         if data.eval is not None and self.held is not None:
@@ -172,18 +184,15 @@ class Offline:
         """Margins within the noise are ties again."""
         self._set_noise(saved["noise"])
 
-    def _measure_noise(self, first: np.ndarray) -> None:
-        """Before training every margin is 0 in truth: what is measured is the path's rounding, and margins within it
-        are ties from now on, so that accuracy stays at chance until something is learnt."""
-        if self.train.reference is not None and self.data.train.k == 2:
-            found = self.session.engine.measure(self.data.train, self.train, first[:ROUNDED])
-            self._set_noise(float(np.abs(found.values["rewards/margins"]).max()))
-
     def _set_noise(self, noise: float) -> None:
         self.noise = noise
         for objective in (self.train, self.held):
             if objective is not None:
                 objective.noise = noise
+
+
+def _largest(each: Mapping[str, np.ndarray]) -> float:
+    return float(np.abs(each["rewards/margins"]).max())
 
 
 def _before(goal: Objective) -> Objective:

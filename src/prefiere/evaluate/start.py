@@ -36,8 +36,6 @@ FEWEST, MOST = 8, 96
 """Examples that are looked at: below the first nothing is said."""
 TOO_ALIKE = -0.1
 """Likeness above which lowering one answer drags the other along."""
-ROUNDED = 8
-"""Pairs on which the rounding of the path is measured, where a reference is known."""
 
 
 def few(store: GroupStore, examples: int, share: int = 16) -> list[int]:

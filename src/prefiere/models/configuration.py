@@ -161,6 +161,11 @@ def no_dropout(model: nn.Module) -> None:
             module.eval()
 
 
+def drops_out(model: nn.Module) -> bool:
+    """Whether something is left that drops out in training: an adapter that was asked to."""
+    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+
+
 @cache
 def _as_in_evaluation(kind: type[nn.Module]) -> type[nn.Module]:
     if hasattr(kind, _STILL):

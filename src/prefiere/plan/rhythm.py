@@ -159,8 +159,7 @@ def work_of(plan: Plan, data: ExampleData | PromptData, steps: int) -> Costs:
     held = passes * float(data.eval.lengths.sum()) if data.eval is not None else 0.0
     visits, known = steps * s.batch_size, loss is not None and loss.needs_reference
     looked = min(NORMALISED, len(data.train)) if plan.scores else (2 - known) * _looked_at(visits, len(data.train))
-    rounded = start.ROUNDED * mean if passes == 1 else 0.0
-    first = rounded if known else held + passes * update
+    first = 0.0 if known else held + passes * update
     once = first + answers + looked * mean
     return Costs(steps * update * (learning + passes - 1), held, answers, CHECKPOINT_TOKENS[adapted], once)
 
