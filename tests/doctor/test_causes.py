@@ -753,7 +753,7 @@ def test_answers_less_likely_than_blind_tokens_are_no_language_to_the_model(
 
 
 @pytest.mark.parametrize(
-    ("part", "key"), [("echoed", "prompt_in_answer"), ("of_a_page", "web_marks"), ("twice", "said_twice")]
+    ("part", "key"), [("echoed", "prompt_in_answer"), ("of_a_page", "web_marks")]
 )
 def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: Path, part: str, key: str) -> None:
     run = beginning(make(tmp_path), chosen_logp=-5.0)

@@ -93,8 +93,8 @@ def test_answers_in_another_language_than_their_prompt(kind: str, wrong: int, na
     if named:
         found = said["other_language"]
         assert (found.severity, found.values["share"], found.lines[0]) == ("warning", f"{wrong}%", "d:1")
-        assert "Spanish where English was written" in found.evidence[0]
-        assert f"{wrong} ({wrong}%), casi siempre español donde se escribió en inglés" in told(found, "es").seen[0]
+        assert "Spanish where the prompt is English" in found.evidence[0]
+        assert f"{wrong} ({wrong}%), sobre todo español donde se preguntó en inglés" in told(found, "es").seen[0]
 
 
 def test_other_answers_in_another_language_are_told_apart_from_those_to_be_learnt() -> None:
@@ -258,8 +258,8 @@ def test_prompts_that_became_the_same_when_they_were_cut_are_no_leak(tmp_path: P
         ("ppo", "cliprange_value", 1e-4, True),
         ("ppo", "cliprange_value", None, False),
         ("ppo", "max_approx_kl", 1e-5, True),
-        ("ppo", "num_mini_batches", 4, False),
-        ("ppo", "num_mini_batches", 16, True),
+        ("ppo", "num_mini_batches", 16, False),
+        ("ppo", "num_mini_batches", 32, True),
         ("ppo", "kl_rollout_coef", 1.0, False),
         ("ppo", "kl_rollout_coef", 20.0, True),
     ],

@@ -234,7 +234,7 @@ class Records(Generic[R]):
 
         for number, part in enumerate(self._parts):
             layout = self._detect(part).layout
-            self.remarks |= {layout.remark: None} if layout.remark and self.kind in _COMPARE else {}
+            self.remarks |= {layout.remark: None} if layout.remark and self.kind != "prompts" else {}
             shapes = set[tuple[str, ...]]()
             for line, raw in _rows_in(part, self.remarks):
                 counts.read += 1

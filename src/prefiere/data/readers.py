@@ -36,7 +36,7 @@ Rows: TypeAlias = Iterator[tuple[int, Row | BadRow | Remark]]
 
 # Under these keys a JSON document may wrap its list of records.
 WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "train")
-_WRAPPED = re.compile(rf'\s*{{\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[\s*[{{\]]')
+_WRAPPED = re.compile(rf'\s*{{\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[\s*(?:{{|\]\s*}})')
 _HEAD = 1 << 16
 
 

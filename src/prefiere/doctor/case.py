@@ -48,7 +48,7 @@ class Finding:
     sure: Surety = "sure"
     about: str = ""
     lines: tuple[str, ...] = ()
-    values: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str | Worded] = field(default_factory=dict)
     said_as: str = ""
 
     @property

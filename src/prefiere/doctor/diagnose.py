@@ -51,7 +51,11 @@ class Diagnosis:
         """Plain values, for JSON."""
         findings = [
             {k: v for k, v in asdict(f).items() if k not in ("advice", "seen", "said_as")}
-            | {"evidence": f.evidence, "remedies": [asdict(r) | {"text": str(r)} for r in f.remedies]}
+            | {
+                "values": {k: str(v) for k, v in f.values.items()},
+                "evidence": f.evidence,
+                "remedies": [asdict(r) | {"text": str(r)} for r in f.remedies],
+            }
             for f in self.findings
         ]
         return {"headline": self.headline, "severity": self.severity, "findings": findings}
@@ -84,12 +88,11 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "person_contrary": ("labels_swapped", "words_reversed", "mostly_length", "spikes"),
     "one_place": ("no_pattern", "weak_pattern", "within_noise", "chance", "words_silent"),
     "no_language": ("answers_elsewhere", "foreign_answers", "start_broken", "never_end"),
-    "other_language": ("shortcut_word", "foreign_answers", "start_broken"),
-    "another_task": ("not_carried_over", "no_pattern", "weak_pattern", "within_noise", "chance", "overfit"),
+    "another_task": ("no_pattern", "weak_pattern", "within_noise", "chance"),
     "template_unused": ("start_broken", "never_end", "foreign_answers"),
     "cut_off": ("shortcut_word",),
     "system_dropped": ("no_pattern", "weak_pattern", "within_noise", "chance"),
-    "said_twice": ("foreign_answers", "longer", "length_tells", "mostly_length", "too_alike"),
+    "said_twice": ("longer",),
     **dict.fromkeys(("shortcut_word", "web_marks"), ("foreign_answers",)),
     "answers_elsewhere": ("foreign_answers", "shortcut_word"),
     "prompt_in_answer": ("foreign_answers", "shortcut_word", "label_before"),
@@ -123,8 +126,10 @@ def _explains(cause: Finding, other: Finding) -> bool:
     away may be the least that is the matter with answers that ruin a run."""
     if cause.severity == "info" or (cause.key == "shortcut_word" and other.severity == "bad"):
         return False
-    if cause.key == "cut_off" and any(c.isalnum() for c in other.values.get("word", "")):
+    if cause.key == "cut_off" and any(c.isalnum() for c in str(other.values.get("word", ""))):
         return False  # a full stop that one side alone has is explained by answers that were cut, a word is not
+    if cause.key == "cut" and cause.about != "prompts":
+        return False  # prompts that were cut become the same, answers do not
     return other.key in _EXPLAINED.get(cause.key, ())
 
 

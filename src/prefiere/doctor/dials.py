@@ -57,7 +57,7 @@ DIALS: tuple[Dial, ...] = (
     Dial("cliprange", 1 / 10, 5, 1),
     Dial("cliprange_value", 1 / 20, 1e6, 0, none=0.2),
     Dial("max_approx_kl", 1 / 20, 1e6, 1, none=0.1),
-    Dial("num_mini_batches", 0, 8, 1),
+    Dial("num_mini_batches", 0, 16, 1),
     Dial("kl_rollout_coef", 0, 5, -1),
     Dial("temperature", 1 / 2, 1.5, 0, lower=-1),
     Dial("gamma", 0.9, 1.01, 0),

@@ -8,8 +8,7 @@ from typing import Any
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, advised
-from prefiere.doctor.rules.account import number_in
-from prefiere.doctor.series import Level
+from prefiere.doctor.rules.account import level_in, number_in
 from prefiere.doctor.words import interval, line, number
 
 
@@ -52,6 +51,7 @@ def cut(case: Case) -> Finding | None:
             else advised("larger_one", name=limits[0]),
             Remedy("`prefiere data --model ...`, which counts what is cut before a run"),
         ),
+        about="prompts" if prompts >= 0.5 * examples else "",
     )
 
 
@@ -104,15 +104,14 @@ def another_task(case: Case) -> Finding | None:
     """Words tell held-out examples from those that are trained on (`data.quality.told.apart`): above
     `OTHER_KIND` at the low end."""
     found = case.account("apart")
-    right, low, high, n = (number_in(found, k) for k in ("right", "low", "high", "n"))
-    if not n or low <= OTHER_KIND:
+    told = level_in(found)
+    if told is None or told.low <= OTHER_KIND or number_in(found, "alike") > TAUGHT:
         return None
-    told = Level(right, low, high, int(n))
-    share = number(right, "rewards/accuracies")
+    share = number(told.mean, "rewards/accuracies")
     return Finding(
         "another_task",
-        f"The held-out examples are of another kind than those that are trained on: words tell them apart {share} of "
-        "the time.",
+        f"The held-out examples are of a different kind from those that are trained on: words tell them apart {share} "
+        "of the time.",
         "warning",
         "What is measured on them says how the model does on something that it is not taught, and not whether the "
         "training worked. Where that is what you want to know, nothing is wrong.",
@@ -128,8 +127,9 @@ def another_task(case: Case) -> Finding | None:
     )
 
 
-OTHER_KIND = 0.8
-"""How often words tell held-out examples from the others, the low end, from which on these are another task."""
+OTHER_KIND, TAUGHT = 0.8, 0.02
+"""How often words tell held-out examples from the others, the low end, from which on these are another task; the share
+of training examples like them, from which on it is one that is taught among others."""
 
 
 def _share(count: int, examples: int) -> dict[str, str]:

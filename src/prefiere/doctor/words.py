@@ -62,6 +62,17 @@ def language_named(name: str) -> Worded | str:
     return saying(_ROOM, f"language.{name}") if f"language.{name}" in known else name[:20]
 
 
+def form(name: str) -> Worded | str:
+    """A form of writing as `data.quality.marks` names it (``=lists``), in every language."""
+    key = f"form.{name.removeprefix('=').replace(' ', '_')}"
+    return line(key) if f"evidence.{key}" in words(_ROOM, "en") else name[:20]
+
+
+def left(name: str) -> Worded | str:
+    """What `data.quality.leftovers` calls so, in every language; another name as it stands, cut."""
+    return line(f"left.{name}") if f"evidence.left.{name}" in words(_ROOM, "en") else name[:20]
+
+
 def interval(level: Level, key: str = "") -> Worded:
     """`with_interval` in every language."""
     mean, *ends = with_ends(level, key)

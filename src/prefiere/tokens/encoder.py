@@ -16,6 +16,7 @@ import numpy as np
 from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair, Record, Text
 from prefiere.tokens.dialect import LeftOut, Rewritten, TemplateRefusal, tells_the_date
 from prefiere.tokens.groups import PromptGroup
+from prefiere.tokens.rendered import format_of
 from prefiere.tokens.template import Renderer, Script, messages
 from prefiere.tokens.tokenizer import Tokens, contents, decode
 from prefiere.tokens.truncation import EncodeReport, Truncation
@@ -157,7 +158,10 @@ class Encoder:
         report.examples += 1
         if not record.source:
             record = replace(record, source=f"example {report.examples}")
-        yield from self._scripts(record, report)
+        found = list(self._scripts(record, report))
+        if found and self._unused and not any(s.control or s.already or _rendered(r) for r, s in found):
+            report.count("template_unused", record.source)
+        yield from found
 
     def _scripts(self, record: Record, report: EncodeReport) -> Iterator[tuple[Record, Script]]:
         answers = _answers(record)
@@ -189,8 +193,6 @@ class Encoder:
             report.count("control_tokens", record.source)
         if script.already:
             report.count("already_rendered", record.source)
-        if self._unused and not (script.control or script.already):
-            report.count("template_unused", record.source)
         for what in sorted(script.left_out):
             report.count(what, record.source)
         written = script.raw and not script.already and not self._renderer.is_raw(record.prompt, *answers)
@@ -303,6 +305,13 @@ class Encoder:
             margin=_margin(record),
             source=record.source,
         )
+
+
+def _rendered(record: Record) -> bool:
+    """Whether its prompt is written as some chat format or transcript writes it."""
+    return isinstance(record.prompt, str) and (
+        format_of(record.prompt) is not None or record.prompt.rstrip().endswith("Assistant:")
+    )
 
 
 def _answers(record: Record) -> tuple[Text, ...]:

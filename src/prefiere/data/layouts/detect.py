@@ -165,7 +165,8 @@ def detect(
     how = in_words("account.as_told") if layout else in_words("account.by", fields=fields)
     if columns:
         how = in_words("account.with", how=how, columns=", ".join(f"{f}={c}" for f, c in columns.items()))
-    return Detected(best, how)
+    graded = _ungraded(rows, best) if best.holds == "demonstrations" else ""
+    return Detected(replace(best, remark=graded) if graded else best, how)
 
 
 def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Detected:
@@ -190,6 +191,20 @@ def _graded(kind: Kind, rows: Sequence[Row], read: Collection[str]) -> str:
             shown = ", ".join(f"{v:g}" for v in values[:6])
             return ". " + in_words("data.graded", column=column, values=shown)
     return ""
+
+
+def _ungraded(rows: Sequence[Row], layout: Layout) -> str:
+    """Of answers to be imitated: that a column beside them grades them, which nobody reads, if one does."""
+    for column in _columns_of(rows):
+        values = sorted({str(row[column])[:20] for row in rows if row.get(column) is not None})
+        named = column not in layout.fields and set(words_of(column)) & (_GRADES | {"good", "thumbs", "desirable"})
+        if named and 2 <= len(values) <= 11 and holds(rows, column, _grades):
+            return in_words("data.ungraded", column=column, values=", ".join(values[:6]))
+    return ""
+
+
+def _grades(value: object) -> bool:
+    return is_number(value) or (isinstance(value, str) and len(value) <= 20)
 
 
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:

@@ -52,14 +52,18 @@ def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
     return build
 
 
-_GOOD = {"good", "up", "like", "liked", "desirable", "accepted", "helpful", "thumbsup"}
-_POOR = {"bad", "down", "dislike", "disliked", "undesirable", "rejected", "unhelpful", "thumbsdown"}
+_GOOD = {"good", "up", "like", "liked", "desirable", "accepted", "helpful", "thumbsup", "y", "correct", "right", "pass"}
+_POOR = {"bad", "down", "dislike", "disliked", "undesirable", "rejected", "unhelpful", "thumbsdown", "n", "incorrect",
+         "wrong", "fail"}  # fmt: skip
+_SIGNED = {"1": True, "+1": True, "-1": False, "−1": False, "1.0": True, "-1.0": False, "👍": True, "👎": False}
 _SAID_BESIDE = {"thumb", "thumbs", "answer", "response"}
 
 
 def _called_good(value: Any) -> bool | None:
     """Whether an answer is called good (true, 1, good, thumbs_up, liked, ...) or bad; None for anything else."""
-    if (known := as_flag(value)) is not None or not isinstance(value, str) or len(value) > 40:
+    known = as_flag(value)
+    known = _SIGNED.get(str(value).strip()) if known is None else known
+    if known is not None or not isinstance(value, str) or len(value) > 40:
         return known
     said = set(words_of(value)) - _SAID_BESIDE
     return None if len(said) != 1 or not said <= _GOOD | _POOR else said <= _GOOD

@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 from prefiere.data.audit import Auditor, prompt_key, share
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.elsewhere import Elsewhere, Placed, Spoken
-from prefiere.data.quality.languages import Languages
+from prefiere.data.quality.languages import Languages, asked_in
+from prefiere.data.quality.leftovers import left_in
 from prefiere.data.quality.marks import (
     ASKS,
     LEAST_CUT,
     SENTENCE,
     answer_faults,
     answer_texts,
+    forms_of,
     is_coded,
     leading_label,
     no_answer,
@@ -43,6 +45,8 @@ AUDITED = 200_000
 """Records that are looked through while they are tokenized, at most: what is remembered of each stays in memory."""
 LOOKED_AT = 20_000
 """Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
+WORDS_ASKED = 200
+"""Words of what was asked last that are looked at for what they tell of the label."""
 USUAL_WORD = 0.05
 """A word that more answers of the other side have is a word of the language, and no mark."""
 OFTEN, CLASS, _SHOWN = 5, 4, 5
@@ -71,6 +75,7 @@ class Faults:
     pairs: int = 0
     only: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     any: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    single: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     texts: dict[str, Counter[bytes]] = field(default_factory=dict)
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
@@ -101,13 +106,14 @@ class Faults:
             bad = isinstance(record, Judgement) and not record.desirable
             self.spoken.add(prompt, asked, each, record.source, bad)
             self._answer(record, answers)
-            if (language := self.languages.asked_in(record.prompt, asked)) is not None:
-                self._spoken_in(record, language, answers)
+            self._spoken_in(record, answers)
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
+            self.single[0 if record.desirable else 1].update(each[0] | forms_of(answers[0]))
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
             self.words.add_single(prompt, key, each[0], record.desirable, record.source)
-            self.asked.add_single(prompt, key, asked, record.desirable, record.source)
+            last = set(tokens_of(said_last(record.prompt))[:WORDS_ASKED])
+            self.asked.add_single(prompt, key, last, record.desirable, record.source)
         if isinstance(record, PreferencePair) and record.label != 0.5:
             if record.margin is not None:
                 margin = record.margin if record.label > 0.5 else -record.margin
@@ -130,6 +136,11 @@ class Faults:
                 self._count(name, record.source)
         for name in answer_faults(record, preferred):
             self._count(name, record.source)
+        asked = spoken_by(record.prompt)
+        for name in left_in(preferred, asked):
+            self._count(f"left_{name}", record.source)
+        if stands_in(preferred, asked) and not any(stands_in(a, asked) for a in answers if a != preferred):
+            self._count("answer_in_prompt", record.source)
         if (label := leading_label(preferred)) is not None:
             self.labels[label] += 1
         if no_answer(preferred):
@@ -137,8 +148,9 @@ class Faults:
         if unended(preferred):
             self.ended_at[_key(preferred)] = len(preferred.rstrip())
 
-    def _spoken_in(self, record: AnyRecord, asked: str, answers: list[str]) -> None:
+    def _spoken_in(self, record: AnyRecord, answers: list[str]) -> None:
         """Whether the answers are in the language of their prompt; of single ones, those to be learnt."""
+        asked = asked_in(record.prompt)
         if isinstance(record, PreferencePair) and record.label != 0.5:
             for side, text in zip(
                 ("chosen", "rejected"), answers if record.label > 0.5 else answers[::-1], strict=True
@@ -158,10 +170,11 @@ class Faults:
         if no_answer(rejected):
             self._count("no_other_answer", source)
         both = [set(tokens_of(t)) for t in (chosen, rejected)]
-        self.only[0].update(both[0] - both[1])
-        self.only[1].update(both[1] - both[0])
-        self.any[0].update(both[0])
-        self.any[1].update(both[1])
+        seen = [words | forms_of(t) for words, t in zip(both, (chosen, rejected), strict=True)]
+        self.only[0].update(seen[0] - seen[1])
+        self.only[1].update(seen[1] - seen[0])
+        self.any[0].update(seen[0])
+        self.any[1].update(seen[1])
         keys = [_key(text) for text in (chosen, rejected)]
         answers = int.from_bytes(blake2b(b"".join(sorted(keys)), digest_size=8).digest(), "little", signed=True)
         self.words.add(prompt, answers, both[0] - both[1], both[1] - both[0], source)
@@ -192,8 +205,10 @@ class Faults:
         """The word that tells the two answers apart best: of those that one answer alone has in 55% of the pairs at
         least, and that the other side hardly ever has (a word of the language is on both), the one that is most often
         on one side (Wilson's lower bound); None where there is none."""
+        if not self.pairs:
+            return self._shortcut_of_kinds()
         best: dict[str, Any] | None = None
-        for word in self.only[0].keys() | self.only[1].keys():
+        for word in sorted(self.only[0].keys() | self.only[1].keys()):
             sides = self.only[0][word], self.only[1][word]
             other = self.any[1 if sides[0] >= sides[1] else 0][word]
             if sum(sides) < max(20, 0.55 * self.pairs) or other > USUAL_WORD * self.pairs:
@@ -202,6 +217,21 @@ class Faults:
             if best is None or low > best["low"]:
                 side = "chosen" if sides[0] >= sides[1] else "rejected"
                 best = {"word": word, "side": side, "pairs": max(sides), "of": sum(sides), "low": low}
+        return best
+
+    def _shortcut_of_kinds(self) -> dict[str, Any] | None:
+        """Of single answers: the word (or form) that most of the one kind have, and hardly any of the other."""
+        good, bad = (self.counts.get(n, 0) for n in ("desirable", "undesirable"))
+        best: dict[str, Any] | None = None
+        for word in sorted(self.single[0].keys() | self.single[1].keys()) if min(good, bad) >= 20 else ():
+            shares = [share(self.single[i][word], n) for i, n in enumerate((good, bad))]
+            side = 0 if shares[0].value >= shares[1].value else 1
+            if shares[side].low < 0.55 or shares[1 - side].value > USUAL_WORD:
+                continue
+            low = shares[side].value / (shares[side].value + shares[1 - side].high)
+            if best is None or low > best["low"]:
+                seen = {"pairs": shares[side].count, "of": shares[side].n, "others": shares[1 - side].count}
+                best = {"word": word, "side": ("good", "bad")[side], **seen, "low": low}
         return best
 
     def to_dict(self) -> dict[str, Any]:

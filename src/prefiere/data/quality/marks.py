@@ -24,6 +24,7 @@ _OF_A_PAGE = re.compile(
     r"|&(?:nbsp|amp|quot|lt|gt|#\d+);"
 )
 """What a web page is made of, and no answer to be read."""
+_ASKS_FOR_A_PAGE = re.compile(r"\bhtml\b|\bweb ?page|página web|<\w+[^<>]*>", re.IGNORECASE)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LEAST_ASKED, _LABEL, LEAST_CUT = 12, 20, 50
 """Characters of a prompt that an answer may repeat by chance; of what may stand before one that it repeats ("Question:
@@ -102,7 +103,8 @@ def unended(text: str) -> bool:
 
 def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
     """What an answer to a record's prompt shows: echoed (it begins with the last turn, or a label and that), unended,
-    of_a_page (marks of HTML, outside of code), twice (the same six words or more twice, and nothing else)."""
+    of_a_page (marks of HTML, outside of code, that were not asked for), twice (the same words twice, of which five or
+    more differ, and nothing else)."""
     asked = " ".join(said_last(record.prompt).casefold().split())
     if len(asked) >= _LEAST_ASKED and (asked.endswith(_ENDS) or len(asked.split()) >= 5):
         begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
@@ -111,10 +113,11 @@ def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
             yield "echoed"
     if unended(answer):
         yield "unended"
-    if _OF_A_PAGE.search(_CODE.sub("", answer)):
+    if _OF_A_PAGE.search(_CODE.sub("", answer)) and not _ASKS_FOR_A_PAGE.search(spoken_by(record.prompt)):
         yield "of_a_page"
     said = answer.split()
-    if len(said) >= 12 and said[: len(said) // 2] == said[len(said) // 2 :]:
+    half = said[: len(said) // 2]
+    if half == said[len(said) // 2 :] and len({w for w in half if any(c.isalpha() for c in w)}) >= 5:
         yield "twice"
 
 
@@ -136,6 +139,26 @@ def leading_label(text: str) -> str | None:
 def is_coded(prompt: str) -> bool:
     """Whether a prompt is a number or a code such as TCK-20014, in which nothing is asked."""
     return _CODED.fullmatch(prompt.strip()) is not None
+
+
+_FORMS: dict[str, re.Pattern[str]] = {
+    "=lists": re.compile(r"^\s*(?:[-*•]|\d+[.)])\s.*\n+\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE),
+    "=bold": re.compile(r"\*\*\S"),
+    "=headings": re.compile(r"^#{1,4} \S", re.MULTILINE),
+    "=several lines": re.compile(r"\S\s*\n\s*\S"),
+    "=spaces before signs": re.compile(r"\w [.,;:!?](?: |\Z)"),
+    "=quotes around it": re.compile(r"\A\s*([\"'“«]).*[\"'”»]\s*\Z", re.DOTALL),
+}
+
+
+def forms_of(text: str) -> set[str]:
+    """Forms in which a text is written, that its words in small letters do not show; no word begins as their names."""
+    begins = text[:4000]
+    found = {name for name, pattern in _FORMS.items() if pattern.search(begins)}
+    capitals, small = (sum(map(is_one, begins)) for is_one in (str.isupper, str.islower))
+    if capitals >= 10 and small == 0:
+        found.add("=capitals")
+    return found | ({"=small letters"} if small >= 20 and capitals == 0 else set())
 
 
 def reordered(first: str, second: str) -> bool:

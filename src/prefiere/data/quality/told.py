@@ -140,7 +140,8 @@ class WordsTell:
 
     def kinds(self) -> dict[str, float] | None:
         """How often the words of single answers (or of what they answer) tell good ones from bad ones, either kind
-        counted as a half: a share, its interval, and of how many. None for pairs, or where too few are independent."""
+        counted as a half: a share, its interval, and of how many; alike: how many good ones look bad. None for pairs,
+        or where too few are independent."""
         keys = self._keys()
         if keys is None or not self.good:
             return None
@@ -154,7 +155,8 @@ class WordsTell:
             return None
         told = [clustered_mean(right[of], keys[of], share=True) for of in of_each]
         mean, half = sum(t.mean for t in told) / 2, math.hypot(*(t.high - t.low for t in told)) / 4
-        return {"right": mean, "low": mean - half, "high": mean + half, "n": sum(t.n for t in told)}
+        ends = {"low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+        return {"right": mean, **ends, "n": sum(t.n for t in told), "alike": 1 - told[0].mean}
 
     def _keys(self) -> np.ndarray | None:
         """What is the same, or of the same prompt or answers; None where too little is independent."""
@@ -185,12 +187,14 @@ class WordsTell:
 def apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> dict[str, float] | None:
     """How often the tokens of texts tell of which of two sets they are, either set counted as a half, as
     `WordsTell.kinds` says it: a classifier two-sample test (Lopez-Paz and Oquab 2017). `OF_EITHER` texts of each,
-    int ids, are looked at; None where these are too few."""
-    words = WordsTell()
-    for mine, texts in ((True, one), (False, other)):
-        for i in some_of(len(texts)):
-            key = crc32(texts[i].tobytes())
-            words.add_single(key, key, map(str, set(texts[i].tolist())), mine)
+    int ids, are looked at, and of each so many tokens at its end that lengths do not tell; None where these are too
+    few. alike: how many of the one set look like the other."""
+    words, some = WordsTell(), [[texts[i] for i in some_of(len(texts))] for texts in (one, other)]
+    length = min((int(np.median([len(t) for t in texts])) for texts in some if texts), default=0)
+    for mine, texts in zip((True, False), some, strict=True):
+        for text in texts:
+            key = crc32(text.tobytes())
+            words.add_single(key, key, map(str, set(text[-length:].tolist())), mine)
     return words.kinds()
 
 

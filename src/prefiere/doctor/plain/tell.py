@@ -57,7 +57,9 @@ def told(finding: Finding, tongue: Tongue) -> Told:
     """A finding in a language; a key that no table has is said in the finding's own words."""
     headline, meaning = finding.title, finding.meaning
     if (known := plain_words(tongue).findings.get(finding.said_as or finding.key)) is not None:
-        headline, meaning = (text.format_map(_Filled(finding.values)) for text in known)
+        headline, meaning = (
+            text.format_map(_Filled({k: within(v, tongue) for k, v in finding.values.items()})) for text in known
+        )
     seen = tuple(within(line, tongue) for line in finding.seen)
     return Told(finding, headline, meaning, seen, _tries(finding, tongue))
 

@@ -8,6 +8,7 @@ from typing import Any
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Finding, Severity
 from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
 
 Account = Mapping[str, Any]
@@ -30,6 +31,12 @@ def part_of(account: Account, *path: str) -> Account:
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def level_in(part: Account) -> Level | None:
+    """A share with its interval (``right``, ``low``, ``high``) of ``n``; None where it is none, or no such share."""
+    right, low, high, n = (number_in(part, k) for k in ("right", "low", "high", "n"))
+    return Level(right, low, high, int(n)) if n >= 1 and 0 <= low <= right <= high <= 1 else None
 
 
 def sources_in(part: Account) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from prefiere.doctor.rules.account import Account, found_in_data, number_in, par
 from prefiere.doctor.rules.lengths import SHARE
 from prefiere.doctor.rules.start import TEMPLATE
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import interval, line
+from prefiere.doctor.words import interval, left, line
 from prefiere.stats import wilson
 
 PART, BEYOND = 0.1, 0.3
@@ -73,6 +73,45 @@ def said_twice(account: Account) -> Finding | None:
     )
 
 
+def left_over(account: Account) -> Finding | None:
+    """A tenth of the answers hold something that nobody wants to teach (`data.quality.leftovers`): the commonest."""
+    counted = part_of(account, "audit", "faults")
+    levels = {n: share for n in counted if n.startswith("left_") and (share := _level(account, n)) is not None}
+    name = max(levels, key=lambda n: levels[n].mean, default="")
+    if not name or levels[name].mean < PART or levels[name].low < PART / 2:
+        return None
+    share, what = levels[name], left(name.removeprefix("left_"))
+    shown = f"{100 * share.mean:.0f}%"
+    return Finding(
+        "left_over",
+        f"{shown} of the answers hold what nobody wants to teach: {what}.",
+        "warning",
+        "The model learns to write it. It was left there by whoever wrote the answers, or by a program that stored "
+        "them. Where the answers are to hold it, nothing is wrong.",
+        (line("left_over", what=what, level=interval(share, SHARE), n=f"{share.n:,}"),),
+        (Remedy("read three of these, and take it out of the answers"),),
+        cause=True,
+        sure="likely",
+        about=name.removeprefix("left_"),
+        lines=sources_in(part_of(counted, name)),
+        values={"share": shown, "what": what},
+    )
+
+
+def in_the_prompt(account: Account) -> Finding | None:
+    """A tenth of the answers stand in their prompts word for word, where the other answer of a pair does not."""
+    return _counted(
+        account,
+        "answer_in_prompt",
+        "answer_in_prompt",
+        "stand in their prompt already",
+        "The model can learn to copy, rather than to answer. Perhaps a solution was left in the prompt. Where it is to "
+        "find a passage of a text, nothing is wrong.",
+        Remedy("take the answers out of the prompts"),
+        "possible",
+    )
+
+
 def _counted(
     account: Account, part: str, key: str, what: str, meaning: str, advice: Remedy, sure: Surety
 ) -> Finding | None:
@@ -96,14 +135,15 @@ def _counted(
 
 
 def cut_off(account: Account, own: Level | None) -> Finding | None:
-    """Answers stop without a full stop: many different ones at the same length, the greatest of these; or more of them
+    """Answers stop without a full stop: a quarter of these at the same length, the greatest of them; or more of them
     than of the model's own (``own``). As information where half of all do, and nothing is known of the model's."""
     share = _level(account, "unended")
     if share is None:
         return None
     limit = part_of(account, "audit", "faults", "at_the_limit")
     length, count = (number_in(limit, k) for k in ("length", "count"))
-    at_once = length > 0 and max(10, 0.05 * share.n) <= count <= share.mean * share.n + 0.5
+    unended = share.mean * share.n + 0.5
+    at_once = length > 0 and max(10, 0.05 * share.n, 0.25 * unended) <= count <= unended
     more = own is not None and share.low > max(own.high, own.mean + BEYOND)
     if not (at_once or more or (own is None and share.low > 0.5)):
         return None
@@ -211,15 +251,15 @@ def unasked(account: Account) -> Finding | None:
     )
 
 
-def template_unused(account: Account) -> Finding | None:
-    """``template=never`` for a model that has a chat template, in half of the examples or more, none of which hold its
-    marks."""
+def template_unused(account: Account, harmed: bool = False) -> Finding | None:
+    """``template=never`` for a model that has a chat template, in half of the examples or more, none of which are
+    written as any template writes them. Information, unless the run came to harm, or its answers were broken before."""
     if (found := _of_examples(account, "template_unused", 0.5)) is None:
         return None
     return Finding(
         "template_unused",
         "The model's chat template is not used: template=never.",
-        "warning",
+        "warning" if harmed else "info",
         "It is trained, and its answers are looked at, in a form that it does not meet in use: whoever chats with it "
         "will ask through the template. Where it is to go on with plain text, nothing is wrong (a base model may bring "
         "a template along).",

@@ -23,6 +23,8 @@ from prefiere.doctor.rules.account import (
 from prefiere.doctor.rules.answered import (
     cut_off,
     echoed,
+    in_the_prompt,
+    left_over,
     of_a_page,
     own_unended,
     said_twice,
@@ -30,11 +32,12 @@ from prefiere.doctor.rules.answered import (
     template_unused,
     unasked,
 )
-from prefiere.doctor.rules.start import Columns, astray, first_row
+from prefiere.doctor.rules.settings import harmed
+from prefiere.doctor.rules.start import Columns, astray, broken, first_row
 from prefiere.doctor.rules.texts import OF_ANY, holds_other, same_words_reordered
 from prefiere.doctor.rules.told import label_of_prompt, one_place, people_apart, words_alone, words_reversed
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import line
+from prefiere.doctor.words import form, line
 
 Weights = tuple[float, float]
 """Of a good answer and of a bad one (desirable_weight and undesirable_weight of KTO)."""
@@ -52,10 +55,12 @@ def findings_of(
     own: Level | None = None,
     start: Columns | None = None,
     weights: Weights = (1.0, 1.0),
+    harmed: bool = False,
 ) -> list[Finding]:
     """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from. model: how
     often a model that was trained on it is right on held-out pairs. own: how many of a model's own answers stop in the
-    middle. start: the columns of the row of step 0, where a model was asked. weights: of single answers."""
+    middle. start: the columns of the row of step 0, where a model was asked. weights: of single answers.
+    harmed: whether a run on it came to harm, or was broken at its start."""
     checks = (
         *OF_ANY,
         contradictions,
@@ -72,8 +77,9 @@ def findings_of(
     )
     found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), said_twice(account)]
+    found += [left_over(account), in_the_prompt(account)]
     found.append(cut_off(account, own))
-    found += [unasked(account), template_unused(account), system_dropped(account)]
+    found += [unasked(account), template_unused(account, harmed), system_dropped(account)]
     if preferences:
         found += [words_reversed(account), words_alone(account, model), people_apart(account), one_place(account)]
         found.append(label_of_prompt(account))
@@ -92,6 +98,7 @@ def in_run(case: Case) -> list[Finding]:
         own=own_unended(case),
         start=first_row(case),
         weights=_weights(case),
+        harmed=harmed(case) or broken(case) is not None,
     )
 
 
@@ -126,8 +133,11 @@ def shortcut(account: Account) -> Finding | None:
     word = part_of(account, "audit", "faults", "shortcut")
     if number_in(word, "low") <= 0.9:
         return None
-    side = "preferred" if word.get("side") == "chosen" else "other"
+    sides = {"chosen": "preferred", "rejected": "other", "good": "good", "bad": "bad"}
+    side = sides.get(str(word.get("side")), "other")
     shown = str(word.get("word"))[:40]
+    if shown.startswith("="):
+        return _form(word, side)
     if category(shown[:1] or " ") in ("Cf", "Zs", "Cc"):
         shown = f"U+{ord(shown[0]):04X}"
     sign = shown.startswith("U+") or not any(c.isalnum() for c in shown)
@@ -141,7 +151,9 @@ def shortcut(account: Account) -> Finding | None:
         "sentence that one side always has, another language or form, or the end of answers that were cut.",
         (
             line(
-                f"word_in_{side}", word=shown, of=f"{number_in(word, 'of'):,.0f}", n=f"{number_in(word, 'pairs'):,.0f}"
+                f"word_in_{side}",
+                word=shown,
+                **{k: f"{number_in(word, at):,.0f}" for k, at in (("of", "of"), ("n", "pairs"), ("others", "others"))},
             ),
         ),
         (
@@ -149,6 +161,24 @@ def shortcut(account: Account) -> Finding | None:
             Remedy("take it out of all answers, or add pairs in which both have it"),
         ),
         word=shown,
+    )
+
+
+def _form(word: Account, side: str) -> Finding | None:
+    """A form that tells the answers apart, as a word does."""
+    what = form(str(word.get("word")))
+    n, of, others = (f"{number_in(word, k):,.0f}" for k in ("pairs", "of", "others"))
+    return Finding(
+        "shortcut_form",
+        f"How answers are written gives the labels away: the {side} ones alone have {what}.",
+        "warning",
+        "The quickest way to tell the answers apart is this form, so that may be all that is learnt, whatever they "
+        "say. Where it is what people preferred, nothing is wrong.",
+        (line(f"form_in_{side}", what=what, n=n, of=of, others=others),),
+        (Remedy("write both answers of a pair in the same form, or add pairs in which both have it"),),
+        cause=True,
+        sure="possible",
+        values={"what": what},
     )
 
 

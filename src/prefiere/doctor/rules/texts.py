@@ -265,33 +265,41 @@ def filled_down(account: Account) -> Finding | None:
 
 
 def other_language(account: Account) -> Finding | None:
-    """A tenth of the answers to be learnt, or of the others, are in another language than their prompt (a twentieth at
-    the low end), of twenty or more that show theirs."""
+    """A tenth of the answers to be learnt, or of the others, are in another language than their prompt, where both are
+    clear of half of them or more. Where nearly all are, on each side, that is probably what is wanted: information."""
     parts = {side: part_of(account, "audit", "faults", "languages", side) for side in _SIDES}
-    for side, learnt in _SIDES.items():
-        count, of = number_in(parts[side], "count"), number_in(parts[side], "of")
-        if of < 20 or count > of or count < 0.1 * of or wilson(count, of)[0] < 0.05:
+    shares = {side: _in_another(part) for side, part in parts.items() if number_in(part, "of")}
+    task = all(share >= 0.8 for share in shares.values())
+    for side, share in shares.items():
+        if share < 0.1:
             continue
         asked, spoken = (language_named(str(parts[side].get(k))) for k in ("asked", "spoken"))
-        share = f"{100 * count / of:.0f}%"
+        shown, learnt = f"{100 * share:.0f}%", _SIDES[side]
         what = "answers" if learnt else "answers that were not preferred"
         return Finding(
             "other_language",
-            f"{share} of the {what} are in another language than their prompt.",
-            "warning",
+            f"{shown} of the {what} are in a different language from their prompt.",
+            "info" if task else "warning",
             "What is learnt then is which language to write, whatever was asked in. Texts of different rows or columns "
-            "may have been joined. Where it is to answer in one language whatever it is asked in, nothing is wrong."
+            "may have been joined. Where it is to answer in one language whatever it is asked in, or to translate, "
+            "nothing is wrong."
             if learnt
             else "What is learnt then is which language not to write, and little of what makes an answer better.",
-            (share_seen(count, count / of, f"other_language_{side}", asked=asked, spoken=spoken),),
+            (share_seen(number_in(parts[side], "count"), share, f"other_language_{side}", asked=asked, spoken=spoken),),
             (Remedy("answers in the language of their prompt, on both sides of a pair"),),
             cause=True,
-            sure="likely",
+            sure="possible",
             lines=sources_in(parts[side]),
-            values={"share": share},
+            values={"share": shown},
             said_as="" if learnt else "other_language_rejected",
         )
     return None
+
+
+def _in_another(part: Account) -> float:
+    """The share of a side's answers that are in another language; 0 where that is clear of too few to say."""
+    count, clear, of = (number_in(part, k) for k in ("count", "clear", "of"))
+    return count / of if of >= 20 and 0.5 * of <= clear <= of and count <= clear else 0.0
 
 
 _SIDES = {"chosen": True, "completion": True, "rejected": False}

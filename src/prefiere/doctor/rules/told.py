@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.account import CLEAN, Account, number_in, part_of, share_seen, sources_in
+from prefiere.doctor.rules.account import CLEAN, Account, level_in, number_in, part_of, share_seen, sources_in
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import interval, line, number
 from prefiere.stats import LEAST
@@ -16,8 +16,8 @@ from prefiere.stats import LEAST
 UNTOLD = 0.65
 """Share of the preferred answers up to which words that may be at chance tell nothing: the high end of the interval."""
 
-BY_PROMPT = 0.7
-"""How often the words of prompts tell good answers from bad ones, the low end, from which on it is said."""
+BY_PROMPT = 0.8
+"""How often the words of questions tell good answers from bad ones, the low end, from which on it is said."""
 
 
 def words_reversed(account: Account) -> Finding | None:
@@ -50,11 +50,7 @@ def words_reversed(account: Account) -> Finding | None:
 
 def words_tell(account: Account) -> Level | None:
     """How often words alone tell the preferred answer; None where too few pairs were counted."""
-    found = part_of(account, "audit", "faults", "words")
-    if not number_in(found, "n"):
-        return None
-    right, low, high = (number_in(found, k) for k in ("right", "low", "high"))
-    return Level(right, low, high, int(number_in(found, "n")))
+    return level_in(part_of(account, "audit", "faults", "words"))
 
 
 def words_alone(account: Account, model: Level | None) -> Finding | None:
@@ -90,9 +86,9 @@ def words_alone(account: Account, model: Level | None) -> Finding | None:
 
 
 def label_of_prompt(account: Account) -> Finding | None:
-    """The words of prompts tell good single answers from bad ones at least as often as those of the answers do, and
-    more often than 70% (the low end)."""
-    asked, answered = (_kinds(account, of) for of in ("prompt", "answer"))
+    """The words of what was asked tell good single answers from bad ones at least as often as those of the answers do,
+    and more often than `BY_PROMPT` (the low end)."""
+    asked, answered = (level_in(part_of(account, "audit", "faults", "kinds", of)) for of in ("prompt", "answer"))
     if asked is None or asked.low <= BY_PROMPT or (answered is not None and answered.mean > asked.mean):
         return None
     share = number(asked.mean, "rewards/accuracies")
@@ -101,24 +97,19 @@ def label_of_prompt(account: Account) -> Finding | None:
         "label_of_prompt",
         "Whether an answer is called good goes with what was asked, not with what was answered.",
         "warning",
-        f"From the words of the prompt alone {share} of the labels can be told. The model then learns to say more on "
-        "some prompts and less on others, and nothing of what makes an answer good. Where some questions are simply "
-        "answered worse, add good answers to these, and bad ones to the others.",
+        f"The words of the question alone tell good answers from bad ones {share} of the time, where a coin is right "
+        "half of the time. The model then learns to say more on some questions and less on others, and little of what "
+        "makes an answer good. Where some questions are simply answered worse, add good answers to these, and bad ones "
+        "to the others.",
         tuple(line(what, share=interval(told, "rewards/accuracies"), n=f"{told.n:,}") for told, what in said),
         (
             Remedy("good and bad answers to the same prompts"),
             Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),
         ),
         cause=True,
-        sure="likely",
+        sure="possible",
         values={"share": share},
     )
-
-
-def _kinds(account: Account, of: str) -> Level | None:
-    found = part_of(account, "audit", "faults", "kinds", of)
-    right, low, high, n = (number_in(found, k) for k in ("right", "low", "high", "n"))
-    return Level(right, low, high, int(n)) if n else None
 
 
 def people_apart(account: Account) -> Finding | None:
