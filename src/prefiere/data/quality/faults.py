@@ -38,6 +38,7 @@ from prefiere.data.quality.marks import (
 from prefiere.data.quality.people import People
 from prefiere.data.quality.told import WordsTell, few_texts
 from prefiere.data.schema import Judgement, PreferencePair
+from prefiere.stats import wilson
 
 R = TypeVar("R", bound=AnyRecord)
 
@@ -47,12 +48,19 @@ LOOKED_AT = 20_000
 """Records whose words and texts are counted: enough for any share that matters, and bounded in memory."""
 WORDS_ASKED = 200
 """Words of what was asked last that are looked at for what they tell of the label."""
+SAME_WORDS = 4
+"""Words at the beginning and at the end of answers that are counted."""
 USUAL_WORD = 0.05
 """A word that more answers of the other side have is a word of the language, and no mark."""
 OFTEN, CLASS, _SHOWN = 5, 4, 5
 """Texts that are looked at for being there often; words of a class at most; sources that are listed."""
 _CLASSES = {"no_answer": {"chosen", "completion"}, "no_other_answer": {"rejected"}}
 """Texts among which "none" is an answer, where they are a choice among a few."""
+
+
+def _commonest(texts: Counter[str]) -> dict[str, Any]:
+    text, count = texts.most_common(1)[0] if texts else ("", 0)
+    return {"text": text[:120], "count": count, "of": texts.total()}
 
 
 def _key(text: str) -> bytes:
@@ -76,6 +84,8 @@ class Faults:
     only: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     any: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     single: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    lengths: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    ends: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     texts: dict[str, Counter[bytes]] = field(default_factory=dict)
     shown: dict[bytes, str] = field(default_factory=dict)
     words: WordsTell = field(default_factory=WordsTell)
@@ -110,6 +120,7 @@ class Faults:
         if isinstance(record, Judgement):
             self._count("desirable" if record.desirable else "undesirable", "")
             self.single[0 if record.desirable else 1].update(each[0] | forms_of(answers[0]))
+            self.lengths[0 if record.desirable else 1].append(len(answers[0]))
             key = int.from_bytes(_key(answers[0]), "little", signed=True)
             self.words.add_single(prompt, key, each[0], record.desirable, record.source)
             last = set(tokens_of(said_last(record.prompt))[:WORDS_ASKED])
@@ -136,6 +147,10 @@ class Faults:
                 self._count(name, record.source)
         for name in answer_faults(record, preferred):
             self._count(name, record.source)
+        said = preferred.split()
+        if len(said) > 2 * SAME_WORDS:
+            self.ends[0][" ".join(said[:SAME_WORDS])] += 1
+            self.ends[1][" ".join(said[-SAME_WORDS:])] += 1
         asked = spoken_by(record.prompt)
         for name in left_in(preferred, asked):
             self._count(f"left_{name}", record.source)
@@ -219,6 +234,19 @@ class Faults:
                 best = {"word": word, "side": side, "pairs": max(sides), "of": sum(sides), "low": low}
         return best
 
+    def _longer(self) -> dict[str, Any] | None:
+        """Of single answers: how often a good one is longer than a bad one (half where they are as long), of all pairs
+        of either kind (Mann and Whitney 1947); the interval is that of as many pairs as there are of the rarer kind."""
+        from scipy.stats import rankdata
+
+        good, bad = map(len, self.lengths)
+        if min(good, bad) < 20:
+            return None
+        won = rankdata([*self.lengths[0], *self.lengths[1]])[:good].sum() - good * (good + 1) / 2
+        right, rarer = float(won / (good * bad)), min(good, bad)
+        low, high = wilson(right * rarer, rarer)
+        return {"right": right, "low": low, "high": high, "n": rarer}
+
     def _shortcut_of_kinds(self) -> dict[str, Any] | None:
         """Of single answers: the word (or form) that most of the one kind have, and hardly any of the other."""
         good, bad = (self.counts.get(n, 0) for n in ("desirable", "undesirable"))
@@ -254,6 +282,8 @@ class Faults:
             "label": dict(zip(("label", "count"), *self.labels.most_common(1), strict=True)) if self.labels else None,
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
+            "longer": self._longer(),
+            "ends": {n: _commonest(c) for n, c in zip(("first", "last"), self.ends, strict=True)},
             "words": self.words.to_dict(),
             "kinds": {"prompt": self.asked.kinds(), "answer": self.words.kinds()},
             "languages": self.languages.to_dict(),

@@ -62,11 +62,13 @@ LEFTOVERS: dict[str, re.Pattern[str]] = {
         r"(?:\A|\n)\W{0,3}(?:rating|score|grade|puntuación|nota|bewertung)\s*[:=]\s*\d[\d.,]*(?:\s*/\s*\d+)?\W*(?:\n|\Z)"
     ),
     "address": _any_of(r"\A\s*https?://\S+\s*\Z"),
+    "unseen": _any_of(r"[\ufeff\u200b]", r"\w\xa0\w+\xa0\w+\xa0\w"),
     "loop": _any_of(r"([^.!?\n]{15,}[.!?])\s*(?:\1\s*){2,}"),
 }
 """By name what is looked for in an answer: a machine that speaks of itself, a place to be filled in, the next question,
 a list or an object as a program writes it, signs of escape, a letter that became a question mark, thoughts aloud,
-pieces of a tokenizer, times and the head of a mail, a grade, nothing but an address, a sentence again and again."""
+pieces of a tokenizer, times and the head of a mail, a grade, nothing but an address, signs that nobody
+sees, a sentence again and again."""
 
 
 def left_in(answer: str, prompt: str) -> Iterator[str]:

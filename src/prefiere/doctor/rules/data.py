@@ -7,7 +7,6 @@ at has it.
 from __future__ import annotations
 
 import math
-from unicodedata import category
 
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, advised, set_to
@@ -15,6 +14,7 @@ from prefiere.doctor.rules.account import (
     CLEAN,
     Account,
     found_in_data,
+    level_in,
     number_in,
     part_of,
     share_seen,
@@ -28,6 +28,7 @@ from prefiere.doctor.rules.answered import (
     of_a_page,
     own_unended,
     said_twice,
+    same_ends,
     system_dropped,
     template_unused,
     unasked,
@@ -35,9 +36,9 @@ from prefiere.doctor.rules.answered import (
 from prefiere.doctor.rules.settings import harmed
 from prefiere.doctor.rules.start import Columns, astray, broken, first_row
 from prefiere.doctor.rules.texts import OF_ANY, holds_other, same_words_reordered
-from prefiere.doctor.rules.told import label_of_prompt, one_place, people_apart, words_alone, words_reversed
+from prefiere.doctor.rules.told import label_of_prompt, one_place, people_apart, shortcut, words_alone, words_reversed
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import form, line
+from prefiere.doctor.words import line
 
 Weights = tuple[float, float]
 """Of a good answer and of a bad one (desirable_weight and undesirable_weight of KTO)."""
@@ -77,7 +78,7 @@ def findings_of(
     )
     found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), said_twice(account)]
-    found += [left_over(account), in_the_prompt(account)]
+    found += [left_over(account), in_the_prompt(account), same_ends(account)]
     found.append(cut_off(account, own))
     found += [unasked(account), template_unused(account, harmed), system_dropped(account)]
     if preferences:
@@ -128,57 +129,22 @@ def contradictions(account: Account) -> Finding | None:
     )
 
 
-def shortcut(account: Account) -> Finding | None:
-    """A word that one answer alone has in half of the pairs, nine times in ten on the same side."""
-    word = part_of(account, "audit", "faults", "shortcut")
-    if number_in(word, "low") <= 0.9:
+def _kinds_by_length(longer: Level) -> Finding | None:
+    rule, right = ("longer", longer.mean) if longer.mean > 0.5 else ("shorter", 1 - longer.mean)
+    if (longer.low if rule == "longer" else 1 - longer.high) <= 0.75:
         return None
-    sides = {"chosen": "preferred", "rejected": "other", "good": "good", "bad": "bad"}
-    side = sides.get(str(word.get("side")), "other")
-    shown = str(word.get("word"))[:40]
-    if shown.startswith("="):
-        return _form(word, side)
-    if category(shown[:1] or " ") in ("Cf", "Zs", "Cc"):
-        shown = f"U+{ord(shown[0]):04X}"
-    sign = shown.startswith("U+") or not any(c.isalnum() for c in shown)
-    return found_in_data(
-        "shortcut_word",
-        f"One {'sign' if sign else 'word'} gives the labels away: “{shown}” stands in the {side} answer nearly every "
-        "time.",
-        "warning",
-        f"The quickest way to tell the answers apart is this {'sign' if sign else 'word'}, so that may be all that is "
-        "learnt: to write it, or never to write it, whatever else the answer says. Look at what it stands in: a "
-        "sentence that one side always has, another language or form, or the end of answers that were cut.",
-        (
-            line(
-                f"word_in_{side}",
-                word=shown,
-                **{k: f"{number_in(word, at):,.0f}" for k, at in (("of", "of"), ("n", "pairs"), ("others", "others"))},
-            ),
-        ),
-        (
-            Remedy("read three pairs, and mend what one side alone has: `prefiere data DATA`"),
-            Remedy("take it out of all answers, or add pairs in which both have it"),
-        ),
-        word=shown,
-    )
-
-
-def _form(word: Account, side: str) -> Finding | None:
-    """A form that tells the answers apart, as a word does."""
-    what = form(str(word.get("word")))
-    n, of, others = (f"{number_in(word, k):,.0f}" for k in ("pairs", "of", "others"))
+    share = f"{100 * right:.0f}%"
     return Finding(
-        "shortcut_form",
-        f"How answers are written gives the labels away: the {side} ones alone have {what}.",
-        "warning",
-        "The quickest way to tell the answers apart is this form, so that may be all that is learnt, whatever they "
-        "say. Where it is what people preferred, nothing is wrong.",
-        (line(f"form_in_{side}", what=what, n=n, of=of, others=others),),
-        (Remedy("write both answers of a pair in the same form, or add pairs in which both have it"),),
-        cause=True,
-        sure="possible",
-        values={"what": what},
+        "length_tells",
+        f"Of a good answer and a bad one, the good one is the {rule} one {share} of the time.",
+        "info",
+        f"A model can learn to write ever {'more' if rule == 'longer' else 'less'} rather than better. Perhaps answers "
+        "of one kind were cut.",
+        (line("kinds_by_length", n=f"{longer.n:,}"),),
+        (Remedy("good and bad answers of similar length"),),
+        values={"share": share},
+        about=rule,
+        said_as="length_tells_kinds",
     )
 
 
@@ -269,8 +235,9 @@ def nearly_same(account: Account) -> Finding | None:
     return found_in_data(
         "same_words",
         f"{100 * count / pairs:.0f}% of the pairs have the same words on both sides.",
-        "warning" if count < 0.5 * pairs else "bad",
-        "Their answers differ in signs, spaces or capitals only, so that is what they teach.",
+        "warning",
+        "Their answers differ in signs, spaces or capitals only, so that is what they teach. Where signs are what "
+        "people compared, nothing is wrong.",
         (share_seen(count, count / pairs, "same_words"),),
         (Remedy("leave these pairs out"), CLEAN),
         sources_in(part_of(account, "audit", "faults", "nearly_same")),
@@ -315,6 +282,8 @@ def repeated(account: Account) -> Finding | None:
 
 def length_alone(account: Account) -> Finding | None:
     """Counting characters alone is right three times in four."""
+    if (kinds := level_in(part_of(account, "audit", "faults", "longer"))) is not None:
+        return _kinds_by_length(kinds)
     for rule in ("longer", "shorter"):
         part = part_of(account, "audit", f"{rule}_preferred")
         if number_in(part, "n") >= 20 and number_in(part, "low") > 0.75:

@@ -1,16 +1,27 @@
-"""What words alone show of the labels, before any model: those that they contradict, how often they tell the preferred
-answer (`data.quality.told`), and whose preferences are not the others' (`data.quality.people`)."""
+"""What words alone show of the labels, before any model: the one that gives them away, those that they contradict, how
+often they tell the preferred answer (`data.quality.told`), and whose preferences are not the others'
+(`data.quality.people`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from unicodedata import category
 
 from prefiere.asked.language import Worded
 from prefiere.doctor.case import Finding
 from prefiere.doctor.remedies import Remedy
-from prefiere.doctor.rules.account import CLEAN, Account, level_in, number_in, part_of, share_seen, sources_in
+from prefiere.doctor.rules.account import (
+    CLEAN,
+    Account,
+    found_in_data,
+    level_in,
+    number_in,
+    part_of,
+    share_seen,
+    sources_in,
+)
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import interval, line, number
+from prefiere.doctor.words import form, interval, line, number
 from prefiere.stats import LEAST
 
 UNTOLD = 0.65
@@ -82,6 +93,60 @@ def words_alone(account: Account, model: Level | None) -> Finding | None:
         "what to say.",
         seen,
         values={"share": told},
+    )
+
+
+def shortcut(account: Account) -> Finding | None:
+    """A word that one answer alone has in half of the pairs, nine times in ten on the same side."""
+    word = part_of(account, "audit", "faults", "shortcut")
+    if number_in(word, "low") <= 0.9:
+        return None
+    sides = {"chosen": "preferred", "rejected": "other", "good": "good", "bad": "bad"}
+    side = sides.get(str(word.get("side")), "other")
+    shown = str(word.get("word"))[:40]
+    if shown.startswith("="):
+        return _form(word, side)
+    if category(shown[:1] or " ") in ("Cf", "Zs", "Cc"):
+        shown = f"U+{ord(shown[0]):04X}"
+    sign = shown.startswith("U+") or not any(c.isalnum() for c in shown)
+    return found_in_data(
+        "shortcut_word",
+        f"One {'sign' if sign else 'word'} gives the labels away: “{shown}” stands in the {side} answer nearly every "
+        "time.",
+        "warning",
+        f"The quickest way to tell the answers apart is this {'sign' if sign else 'word'}, so that may be all that is "
+        "learnt: to write it, or never to write it, whatever else the answer says. Look at what it stands in: a "
+        "sentence that one side always has, another language or form, or the end of answers that were cut.",
+        (
+            line(
+                f"word_in_{side}",
+                word=shown,
+                **{k: f"{number_in(word, at):,.0f}" for k, at in (("of", "of"), ("n", "pairs"), ("others", "others"))},
+            ),
+        ),
+        (
+            Remedy("read three pairs, and mend what one side alone has: `prefiere data DATA`"),
+            Remedy("take it out of all answers, or add pairs in which both have it"),
+        ),
+        word=shown,
+    )
+
+
+def _form(word: Account, side: str) -> Finding | None:
+    """A form that tells the answers apart, as a word does."""
+    what = form(str(word.get("word")))
+    n, of, others = (f"{number_in(word, k):,.0f}" for k in ("pairs", "of", "others"))
+    return Finding(
+        "shortcut_form",
+        f"How answers are written gives the labels away: the {side} ones alone have {what}.",
+        "warning",
+        "The quickest way to tell the answers apart is this form, so that may be all that is learnt, whatever they "
+        "say. Where it is what people preferred, nothing is wrong.",
+        (line(f"form_in_{side}", what=what, n=n, of=of, others=others),),
+        (Remedy("write both answers of a pair in the same form, or add pairs in which both have it"),),
+        cause=True,
+        sure="possible",
+        values={"what": what},
     )
 
 
