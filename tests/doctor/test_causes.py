@@ -752,9 +752,7 @@ def test_answers_less_likely_than_blind_tokens_are_no_language_to_the_model(
     assert any("tokenizer is wrong" in r for r in finding.remedy) is (severity == "bad")
 
 
-@pytest.mark.parametrize(
-    ("part", "key"), [("echoed", "prompt_in_answer"), ("of_a_page", "web_marks")]
-)
+@pytest.mark.parametrize(("part", "key"), [("echoed", "prompt_in_answer"), ("of_a_page", "web_marks")])
 def test_what_was_counted_in_answers_explains_that_they_look_foreign(tmp_path: Path, part: str, key: str) -> None:
     run = beginning(make(tmp_path), chosen_logp=-5.0)
     assert "foreign_answers" in keys(run)

@@ -12,9 +12,9 @@ import pytest
 
 from prefiere.data.convert import AnyRecord
 from prefiere.data.quality.faults import Faults
-from prefiere.data.quality.languages import language_of
+from prefiere.data.quality.languages import asked_in, differ, language_of
 from prefiere.data.quality.told import apart
-from prefiere.data.schema import Demonstration, Judgement, PreferencePair
+from prefiere.data.schema import Demonstration, Judgement, Message, PreferencePair
 from prefiere.doctor.case import Finding
 from prefiere.doctor.diagnose import diagnose
 from prefiere.doctor.dials import readings
@@ -60,8 +60,60 @@ def test_the_language_of_a_text(text: str, language: str | None) -> None:
 
 
 def test_a_long_text_is_told_by_its_beginning() -> None:
-    assert language_of("What is it that you want? " * 10_000) == "English"
+    english, spanish = (
+        "What is it that you want of them? " * 100,
+        "¿Qué es lo que se puede hacer con las de la casa? " * 100,
+    )
+    assert (language_of(english + spanish), language_of(spanish + english)) == ("English", "Spanish")
     assert language_of("ñ" * 100_000) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT name FROM clients WHERE age > 1 AND city IS NOT NULL ORDER BY name",
+        "for x in items:\n    if x is not None and x > 3:\n        total += x",
+        "```python\nwith open(what) as it:\n    you = the.way(that)\n```",
+        "where_is_my_order",
+        "La casa",  # two words tell nothing
+        "the cat of y el perro",  # as many of the one as of the other
+        "Nominativo plurale: la gatta Minù, Torino, Fiat, Ferrari, Lamborghini, Maserati, Vespa, Piaggio, la Scala",
+    ],
+)
+def test_code_and_what_is_mixed_have_no_language(text: str) -> None:
+    assert language_of(text) is None
+
+
+def talk(*turns: str) -> tuple[Message, ...]:
+    return tuple(Message(*turn.split(":", 1)) for turn in turns)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "language"),
+    [
+        ("What is it that you want?", "English"),
+        (
+            (Message("system", "You are the one that they ask."), Message("user", "sí, por favor, la de las rosas")),
+            "Spanish",
+        ),
+        (talk("system:You are the one that they ask.", "user:sí, por favor, la de las rosas"), "Spanish"),
+        (talk("system:You are the one that they ask.", "user:Cancelar"), None),
+        (talk("user:¿Qué es lo que se puede hacer?", "assistant:What you want.", "user:OK"), "Spanish"),
+        (talk("system:Answer in French, whatever you are asked.", "user:What is it that you want?"), None),
+        ("请把下面的句子翻译成英文:我喜欢猫", None),
+        ("Переведи на английский: я люблю кота", None),
+        ("Hoe zeg je dat van de kat in het Engels?", None),
+        ("I was in Turkey, and what I want to know is how they cook.", None),  # it may be about its language
+    ],
+)
+def test_the_language_that_is_asked_in(prompt: str | tuple[Message, ...], language: str | None) -> None:
+    assert asked_in(prompt) == language
+
+
+def test_neighbours_are_not_told_apart() -> None:
+    assert differ("English", "Spanish")
+    assert differ("German", "English")
+    assert not any(differ(a, b) for a, b in (("Spanish", "Portuguese"), ("Swedish", "German"), ("Chinese", "Japanese")))
 
 
 ENGLISH, SPANISH = "It is one of those that you find in the house", "Es una de las que se encuentran en la casa"
@@ -95,6 +147,21 @@ def test_answers_in_another_language_than_their_prompt(kind: str, wrong: int, na
         assert (found.severity, found.values["share"], found.lines[0]) == ("warning", f"{wrong}%", "d:1")
         assert "Spanish where the prompt is English" in found.evidence[0]
         assert f"{wrong} ({wrong}%), sobre todo español donde se preguntó en inglés" in told(found, "es").seen[0]
+
+
+@pytest.mark.parametrize(("clear", "said"), [(49, False), (50, True)])
+def test_languages_that_are_clear_of_few_answers_say_nothing(clear: int, said: bool) -> None:
+    """Of a language that is not known here some texts look like one that is."""
+    part = {"of": 100, "clear": clear, "count": 30, "asked": "English", "spoken": "Spanish", "sources": []}
+    found = findings_of({"audit": {"faults": {"languages": {"completion": part}}}}, preferences=False)
+    assert ("other_language" in [f.key for f in found]) is said
+
+
+def test_where_nearly_all_answers_differ_that_is_the_task() -> None:
+    """A translation whose prompt names no language: information; of the preferred answers alone, a warning."""
+    both = said_of([row("pairs", i, SPANISH, SPANISH) for i in range(100)])
+    one = said_of([row("pairs", i, SPANISH, ENGLISH) for i in range(100)])
+    assert (both["other_language"].severity, one["other_language"].severity) == ("info", "warning")
 
 
 def test_other_answers_in_another_language_are_told_apart_from_those_to_be_learnt() -> None:
@@ -192,10 +259,34 @@ def test_sets_of_the_same_kind_are_not_told_apart(seed: int) -> None:
     assert few is None
 
 
-@pytest.mark.parametrize(("low", "named"), [(0.8, False), (0.81, True)])
-def test_held_out_data_of_another_kind(tmp_path: Path, low: float, named: bool) -> None:
+def test_lengths_do_not_tell_sets_apart() -> None:
+    """A set of tokens carries length: as many of each text are looked at."""
+    rng = np.random.default_rng(0)
+    short, long = ([rng.integers(0, 300, n).astype(np.int32) for _ in range(200)] for n in (20, 200))
+    found = apart(short, long)
+    assert found is not None
+    assert found["low"] <= 0.5
+
+
+def test_a_task_that_is_taught_among_others_is_no_other_task() -> None:
+    """Of ten tasks, one is held out for the test: a tenth of what is trained on looks like it."""
+    rng = np.random.default_rng(0)
+    train = [rng.integers(300 * (i % 10), 300 * (i % 10) + 300, 60).astype(np.int32) for i in range(400)]
+    found = apart(train, [rng.integers(0, 300, 60).astype(np.int32) for _ in range(60)])
+    assert found is not None
+    assert found["low"] > 0.8
+    assert found["alike"] > 0.05
+    none = apart(train, [rng.integers(9_000, 9_300, 60).astype(np.int32) for _ in range(60)])
+    assert none is not None
+    assert none["alike"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("low", "alike", "named"), [(0.8, 0.0, False), (0.81, 0.0, True), (0.81, 0.02, True), (0.81, 0.03, False)]
+)
+def test_held_out_data_of_another_kind(tmp_path: Path, low: float, alike: float, named: bool) -> None:
     run = make(tmp_path)
-    run.data = {"apart": {"right": 0.97, "low": low, "high": 1.0, "n": 200}}
+    run.data = {"apart": {"right": 0.97, "low": low, "high": 1.0, "n": 200, "alike": alike}}
     found = diagnose(run)
     assert ("another_task" in found) is named
     assert (found.severity == "good") is not named
@@ -209,6 +300,7 @@ def test_held_out_data_of_another_kind(tmp_path: Path, low: float, named: bool) 
 
 @pytest.mark.parametrize(("count", "said"), [(49, False), (50, True)])
 def test_a_template_that_is_not_used(tmp_path: Path, count: int, said: bool) -> None:
+    """Information, unless the run came to harm."""
     run = make(tmp_path)
     run.data = {"train": {"tokens": {"examples": 100, "template_unused": {"count": count, "sources": ["d:1"]}}}}
     found = {f.key: f for f in diagnose(run).findings}
@@ -216,6 +308,9 @@ def test_a_template_that_is_not_used(tmp_path: Path, count: int, said: bool) -> 
     if said:
         [remedy] = found["template_unused"].remedies
         assert (remedy.setting, remedy.value) == ("template", "auto")
+        assert found["template_unused"].severity == "info"
+        run.status = run.status | {"state": "failed", "reason": "out of memory"}
+        assert {f.key: f for f in diagnose(run).findings}["template_unused"].severity == "warning"
 
 
 def shortcut(word: str) -> dict[str, Any]:
@@ -246,6 +341,9 @@ def test_prompts_that_became_the_same_when_they_were_cut_are_no_leak(tmp_path: P
     found = diagnose(run)
     assert "cut" in found
     assert "known_answers" not in found
+    answers = {"train": {"tokens": {"examples": 100, "truncated_completions": {"count": 100, "sources": []}}}}
+    run.data = leak | answers  # these say nothing of the prompts
+    assert "known_answers" in diagnose(run)
 
 
 @pytest.mark.parametrize(

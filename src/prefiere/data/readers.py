@@ -36,7 +36,7 @@ Rows: TypeAlias = Iterator[tuple[int, Row | BadRow | Remark]]
 
 # Under these keys a JSON document may wrap its list of records.
 WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "train")
-_WRAPPED = re.compile(rf'\s*{{\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[\s*(?:{{|\]\s*}})')
+_WRAPPED = re.compile(rf'\s*{{\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[\s*[{{\]]')
 _HEAD = 1 << 16
 
 
@@ -119,9 +119,20 @@ def _text_rows(f: io.BufferedReader, path: Path, suffix: str) -> Rows:
         if not any(d in head.split(b"\n")[0] for d in (b",", b";", b"\t")):
             raise DataError(in_words("data.no_format", path=path))
         return _csv(f, path)
-    if start == b"[" or _WRAPPED.match(head.decode("utf-8", "replace")):
+    if start == b"[" or (_WRAPPED.match(head.decode("utf-8", "replace")) and not _of_lines(head, suffix)):
         return _json_document(f, path)
     return _json(f, path, suffix)
+
+
+def _of_lines(head: bytes, suffix: str) -> bool:
+    """Whether what is named JSON Lines begins with a line that is a whole record, and goes on: then it wraps none."""
+    first, _, rest = head.strip().partition(b"\n")
+    if suffix not in (".jsonl", ".ndjson") or not rest.strip():
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
 
 
 def _lines(f: BinaryIO) -> Iterator[tuple[int, bytes | BadRow]]:

@@ -100,18 +100,18 @@ def left_over(account: Account) -> Finding | None:
 
 def same_ends(account: Account) -> Finding | None:
     """A third of the answers that are to be learnt begin, or end, with the same four words."""
-    for end, how in (("last", "end"), ("first", "begin")):
+    for end, how, key in (("last", "end", "same_last"), ("first", "begin", "same_first")):
         part = part_of(account, "audit", "faults", "ends", end)
         count, of = number_in(part, "count"), number_in(part, "of")
         if of >= FEWEST and of / 3 <= count <= of:
             shown, text = f"{100 * count / of:.0f}%", " ".join(str(part.get("text")).split())[:60]
             return Finding(
-                f"same_{end}",
+                key,
                 f"{shown} of the answers {how} with the same words: “{text}”.",
                 "info",
                 "The model learns to write them everywhere: a greeting, a signature, or what whoever wrote the answers "
                 "says each time. Where that is wanted, nothing is wrong.",
-                (share_seen(count, count / of, f"same_{end}", text=text),),
+                (share_seen(count, count / of, key, text=text),),
                 (Remedy("take them off, unless every answer is to have them"),),
                 about=end,
                 values={"share": shown, "text": text},
