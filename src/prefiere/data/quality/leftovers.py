@@ -8,6 +8,7 @@ from collections.abc import Iterator
 _LOOKED_AT = 4000
 """Characters of a text that are looked at."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.!?])\s*")
 _PROGRAM = re.compile(
     r"\bdef \w+\(|\bfunction\b|\breturn\b|=>|;\s*(?:\n|\Z)|print\(|\bclass \w+[:({]|#include|\\(?:frac|begin)"
 )
@@ -71,12 +72,35 @@ pieces of a tokenizer, times and the head of a mail, a grade, nothing but an add
 sees, a sentence again and again."""
 
 
+_HINTS: dict[str, tuple[str, ...]] = {
+    "machine": (
+        *("language model", "artificial", "an ai", "chatgpt", "openai", "knowledge cut", "my last", "my latest"),
+        *("my most recent", "sprach", "ki-", "ki ", "modelo de", "asistente de", "actualización", "tant que", "by ai"),
+    ),
+    "placeholder": ("{", "[", "<", "todo", "lorem"),
+    "next_turn": ("\n",),
+    "written_out": ("[", "b'", 'b"', "{"),
+    "escaped": ("\\", '""'),
+    "lost_letters": ("?",),
+    "thought": ("think", "okay", "alright", "hmm"),
+    "subwords": ("▁", "##", "ġ"),
+    "stamped": (":", "sent from", "enviado", "gesendet", "\n>"),
+    "graded": ("rating", "score", "grade", "puntuación", "nota", "bewertung"),
+    "address": ("http",),
+    "unseen": ("\ufeff", "\u200b", "\xa0"),
+}
+"""What stands in a text in small letters where one of them is found: looking for these first is ten times as fast."""
+
+
 def left_in(answer: str, prompt: str) -> Iterator[str]:
     """Names of `LEFTOVERS` that an answer shows outside of code, and its prompt does not, where it may be asked for."""
     text = answer[:_LOOKED_AT]
     bare = _CODE.sub(" ", text)
-    program = _PROGRAM.search(text) is not None
+    small, sentences = text.lower(), _SENTENCE.split(text)
+    again, program = len(sentences) > len(set(sentences)) + 1, _PROGRAM.search(text) is not None
     for name, pattern in LEFTOVERS.items():
+        if not (again if name == "loop" else any(hint in small for hint in _HINTS[name])):
+            continue
         if program and name in _OF_NO_PROGRAM:
             continue
         seen = text if name == "address" else bare
