@@ -84,13 +84,12 @@ def first(rows: list[Row], rng: random.Random, share: float) -> list[Row]:
 
 
 def translated(side: str) -> Plant:
-    """A share of the answers in another language than their prompt, with words of the answer that stood there."""
+    """A share of the answers in another language than their prompt."""
 
     def change(row: Row, i: int) -> Row:
-        said = " ".join(words(of(row, side))[-4:]).rstrip(".?!")
         if language_of(of(row, "prompt")) == "Spanish":
-            return put(row, side, f"What we can say of it is that this is about {said}.")
-        return put(row, side, f"Lo que se puede decir de esto es que está por {said}.")
+            return put(row, side, f"What we can say of it is that you find this in house number {i % 90}.")
+        return put(row, side, f"Lo que se puede decir de esto es que está en la casa número {i % 90}.")
 
     return lambda rows, rng, share: some(rows, rng, share, change)
 

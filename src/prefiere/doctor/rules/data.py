@@ -34,7 +34,7 @@ from prefiere.doctor.rules.answered import (
     unasked,
 )
 from prefiere.doctor.rules.settings import harmed
-from prefiere.doctor.rules.start import Columns, astray, broken, first_row
+from prefiere.doctor.rules.start import Columns, astray, broken, first_row, foreign
 from prefiere.doctor.rules.texts import OF_ANY, holds_other, same_words_reordered
 from prefiere.doctor.rules.told import label_of_prompt, one_place, people_apart, shortcut, words_alone, words_reversed
 from prefiere.doctor.series import Level
@@ -61,7 +61,7 @@ def findings_of(
     """What a part of data.json (``train``) shows. preferences: whether pairs or judgements are learnt from. model: how
     often a model that was trained on it is right on held-out pairs. own: how many of a model's own answers stop in the
     middle. start: the columns of the row of step 0, where a model was asked. weights: of single answers.
-    harmed: whether a run on it came to harm, or was broken at its start."""
+    harmed: whether a run on it came to harm, or its answers were broken, or foreign to the model, before."""
     checks = (
         *OF_ANY,
         contradictions,
@@ -99,7 +99,7 @@ def in_run(case: Case) -> list[Finding]:
         own=own_unended(case),
         start=first_row(case),
         weights=_weights(case),
-        harmed=harmed(case) or broken(case) is not None,
+        harmed=harmed(case) or any(check(case) is not None for check in (broken, foreign)),
     )
 
 
