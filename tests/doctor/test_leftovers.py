@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,18 +61,78 @@ SOUND = (
     "He said: “It is ours.” He said nothing else.",
     "\\frac{n_x}{m_y} is what \\neq says.",
     "The score was 3 to 1.",
+    "Todo está bien.",
+    "Der Wert $\\mathbb{R}$ gilt.",
+    "x_{max} of \\sqrt{x}",
+    "GET /v1/things/{id} gives it.",
+    "你想去吗?我想去。",
+    "See example.org/x?id=3 for it.",
+    "x $\\neq$ y, and \\nabla",
+    "C:\\new\\folder",
+    "12:30 from platform 4.",
+    "> It is\n> as it is",
+    "input: y\nuser: x",
+    "OpenAI was founded in 2015.",
+    "<think>It may be red.</think> It is blue.",
+    "Okay, let me help you with that.",
+    "Es kostet 3\xa0234\xa0567\xa0Euro.",
 )
 
 
+ASKED_FOR = {
+    "machine": "Are you sentient?",
+    "placeholder": "Draft a letter about its colour.",
+    "next_turn": "Write a dialogue about its colour.",
+    "written_out": "Give the colours as a Python list.",
+    "escaped": "Write it as a JSON string.",
+    "lost_letters": "Why is it cami?n here?",
+    "thought": "Think step by step: what colour is it?",
+    "subwords": "Which tokens does it have?",
+    "stamped": "Give me the transcript.",
+    "graded": "Rate its colour from 1 to 5.",
+    "address": "What is its homepage?",
+    "unseen": "\ufeffWhat colour is it?",
+    "loop": "Write a song about its colour.",
+}
+
+
 def test_every_kind_of_leftover_is_known() -> None:
-    assert LEFT.keys() == LEFTOVERS.keys()
+    assert LEFT.keys() == LEFTOVERS.keys() == ASKED_FOR.keys()
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_no_text_takes_long(name: str) -> None:
+    """No pattern goes back and forth: of texts that nearly match all are looked through in some milliseconds, so that a
+    thousand of them do not take minutes."""
+    import signal
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"{name} takes seconds")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    try:
+        many = (
+            "x" + "\n" * 4000 + "y",
+            "- a" + "\n" * 4000,
+            "." * 4000,
+            "[" * 4000,
+            "a " * 2000 + "....",
+            "{a_" * 1300,
+        )
+        for text in many:
+            for _ in range(3):
+                LEFTOVERS[name].pattern.search(text)
+                LEFTOVERS[name].asked.search(text)
+                forms_of(text)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_left_in_an_answer(name: str) -> None:
     assert list(left_in(LEFT[name], "What colour is it?")) == [name]
-    if name not in ("written_out", "thought", "address", "stamped"):  # those are whole answers
-        assert list(left_in(LEFT[name], f"What is meant by this: {LEFT[name]}")) == []
+    assert list(left_in(LEFT[name], ASKED_FOR[name])) == []
     long = "It goes on. And on it goes. " * 10_000
     assert list(left_in(long + LEFT[name], "What colour is it?")) == []  # what comes late is not looked at
 
@@ -154,10 +215,10 @@ def test_a_form_that_one_side_alone_has(name: str, side: str) -> None:
     faults = Faults()
     for row in rows:
         faults.add(row)
-    part = faults.to_dict()["shortcut"]
+    part = faults.to_dict()["shortcut_form"]
     names = {"preferred": "chosen", "other": "rejected"}
     assert part["side"] == names.get(side, side)
-    account = {"audit": {"faults": {"pairs": 60, "shortcut": part | {"word": f"={name.replace('_', ' ')}"}}}}
+    account = {"audit": {"faults": {"pairs": 60, "shortcut_form": part | {"word": f"={name.replace('_', ' ')}"}}}}
     found = {f.key: f for f in findings_of(account)}["shortcut_form"]
     assert f"the {side} ones alone have" in found.title
     assert "{" not in told(found, "es").headline + "".join(told(found, "es").seen)
@@ -221,12 +282,46 @@ def test_how_often_a_good_answer_is_the_longer_one(seed: int) -> None:
         assert (found["length_tells"].about, turned["length_tells"].about) == ("longer", "shorter")
 
 
+def test_a_form_and_a_word_are_both_named_and_a_sign_is_its_form() -> None:
+    """A word that leaks stands beside lists that one side alone has; the sign that a list begins with does not."""
+    rows: list[AnyRecord] = [
+        PreferencePair(
+            prompt=f"What of {i}?",
+            chosen=f"- {good(i)}{' zqleak' if i else ''}\n- and so on",
+            rejected=bad(i),
+            source=f"d:{i}",
+        )
+        for i in range(100)
+    ]
+    found = said_of(rows)
+    assert {"shortcut_word", "shortcut_form"} <= found.keys()
+    bold: list[AnyRecord] = [
+        PreferencePair(prompt=f"What of {i}?", chosen=f"**{i}**", rejected=f"{i + 1}", source=f"d:{i}")
+        for i in range(100)
+    ]
+    assert "shortcut_form" in said_of(bold)
+    assert "shortcut_word" not in said_of(bold)
+
+
+@pytest.mark.parametrize(
+    "labels", [("right", "wrong"), ("pass", "fail"), ("y", "n"), (-1, -1), ("left", "right"), (1, 2, 3), ("a", "b")]
+)
+def test_classes_beside_demonstrations_cost_no_row(tmp_path: Path, labels: tuple[object, ...]) -> None:
+    """A column of labels does not turn examples to imitate into good and bad ones, where these words are classes."""
+    path = tmp_path / "d.jsonl"
+    rows = [{"prompt": f"What of {i}?", "completion": good(i), "label": labels[i % len(labels)]} for i in range(12)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = formats.read(path, kind="demonstrations")
+    assert len(list(source)) == 12
+    if labels not in (("right", "wrong"), ("pass", "fail"), ("y", "n")):
+        with pytest.raises(formats.DataError):
+            formats.read(path, kind="judgements")
+
+
 @pytest.mark.parametrize(
     ("yes", "no"), [(1, -1), ("1", "-1"), ("y", "n"), ("Y", "N"), ("correct", "incorrect"), ("👍", "👎"), (1.0, -1.0)]
 )
 def test_labels_as_people_write_them(tmp_path: Path, yes: object, no: object) -> None:
-    import json
-
     path = tmp_path / "d.jsonl"
     rows = [{"prompt": f"What of {i}?", "completion": good(i), "label": yes if i % 3 else no} for i in range(12)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -236,8 +331,6 @@ def test_labels_as_people_write_them(tmp_path: Path, yes: object, no: object) ->
 
 @pytest.mark.parametrize(("column", "said"), [("label", True), ("rating", True), ("topic", False)])
 def test_grades_that_nobody_reads_are_told(tmp_path: Path, column: str, said: bool) -> None:
-    import json
-
     path = tmp_path / "d.jsonl"
     rows = [{"prompt": f"What of {i}?", "completion": good(i), column: 1 + i % 5} for i in range(12)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -296,7 +389,7 @@ def test_what_is_taken_for_good_or_bad_in_a_hostile_account_is_no_crash(tmp_path
         {"kinds": {"prompt": {"right": 2, "low": 2, "high": 2, "n": 9}, "answer": 3}},
         {"ends": {"last": {"text": 7, "count": 50, "of": 60}, "first": []}},
         {"languages": {"chosen": {"of": 100, "clear": 100, "count": 50, "asked": {"a": 1}, "spoken": None}}},
-        {"shortcut": {"word": "=nothing", "side": "x", "low": 0.99, "pairs": -1}},
+        {"shortcut_form": {"word": "=nothing", "side": "x", "low": 0.99, "pairs": -1}},
     ):
         run.data = {"train": {"audit": {"faults": {"records": 100, "pairs": 100, **part}}}}
         found = diagnose(run)
@@ -308,8 +401,6 @@ def test_what_is_taken_for_good_or_bad_in_a_hostile_account_is_no_crash(tmp_path
 @pytest.mark.parametrize("name", [n for n in LEFTOVERS if n != "loop"])
 def test_what_is_looked_for_first_is_there_wherever_it_is_found(name: str) -> None:
     """Every alternative of a pattern, as its own texts show, holds one of the hints."""
-    from prefiere.data.quality import leftovers
-
     more = {
         "machine": (
             *(
@@ -318,11 +409,7 @@ def test_what_is_looked_for_first_is_there_wherever_it_is_found(name: str) -> No
                 "Como modelo de lenguaje, no sé.",
                 "I'm an AI.",
             ),
-            *(
-                "En tant que modèle, je ne sais pas.",
-                "Als KI-Sprachmodell weiß ich es nicht.",
-                "Ask ChatGPT or OpenAI.",
-            ),
+            *("En tant que modèle, je ne sais pas.", "Als KI-Sprachmodell weiß ich es nicht.", "I am ChatGPT."),
             *("My last update was in 2021.", "Según mi última actualización, sí.", "As a large language model, no."),
             *(
                 "My knowledge cutoff is 2023.",
@@ -336,17 +423,17 @@ def test_what_is_looked_for_first_is_there_wherever_it_is_found(name: str) -> No
             "Sent from my iPhone",
             "Enviado desde mi móvil",
             "Von meinem iPhone gesendet",
-            "x\n> a\n> b",
-            "12:03 x",
+            "(12:03) x",
+            "1:02:03 x",
         ),
-        "escaped": ("\\u5148", "\\xe9", 'hasn""t'),
-        "thought": ("<think>x</think>", "Hmm, let me see", "Alright, the user wants"),
+        "escaped": ("\\u5148", "\\xe9", 'hasn""t', "so.\\n\\nAnd"),
+        "thought": ("Hmm, the user wants", "Alright, so the question is", "The user is asking for a colour."),
         "written_out": ("b'abc'", 'b"abc"', '{"text": "x"}', "{'role': 'x'}"),
         "graded": ("Score: 3/5", "Puntuación: 4,5", "Nota: 7", "Bewertung: 2", "grade=3"),
         "subwords": ("Spazi ##ergang", "Ġthe"),
-        "unseen": ("a\u200bb", "a\xa0b\xa0c\xa0d"),
-        "next_turn": ("x\n### Frage", "x\nUser: y", "x\nPregunta: y"),
+        "unseen": ("a\xa0b\xa0c\xa0d",),
+        "next_turn": ("x\n### Frage", "x.\nUser: y", "x.\nPregunta: y"),
     }
     for text in (LEFT[name], *more.get(name, ())):
-        assert leftovers.LEFTOVERS[name].search(text), text
-        assert any(hint in text.lower() for hint in leftovers._HINTS[name]), text
+        assert LEFTOVERS[name].pattern.search(text), text
+        assert any(hint in text.lower() for hint in LEFTOVERS[name].hints), text

@@ -130,7 +130,8 @@ def _explains(cause: Finding, other: Finding) -> bool:
         return False  # a full stop that one side alone has is explained by answers that were cut, a word is not
     if cause.key == "cut" and cause.about != "prompts":
         return False  # prompts that were cut become the same, answers do not
-    return other.key in _EXPLAINED.get(cause.key, ())
+    key = "shortcut_word" if other.key == "shortcut_form" else other.key
+    return key in _EXPLAINED.get(cause.key, ())
 
 
 def consistent(found: list[Finding]) -> list[Finding]:

@@ -13,7 +13,7 @@ from prefiere.data.layouts.compared import COMPARED
 from prefiere.data.layouts.names import ASKED, SEEN_OR_HEARD, SYSTEM, bare_name, likely, map_to_give, words_of
 from prefiere.data.layouts.pairs import PAIRS
 from prefiere.data.layouts.several import SEVERAL, rated
-from prefiere.data.layouts.single import SINGLE
+from prefiere.data.layouts.single import SINGLE, on_scale, scale_of
 from prefiere.data.layouts.two_answers import TWO_ANSWERS, answers_of, holds, is_number, is_text, recognised
 from prefiere.data.layouts.verdicts import about_verdict, side_word
 from prefiere.data.schema import Kind
@@ -143,6 +143,9 @@ def detect(
 
     ``rows`` are already remapped. Raises DataError where none fits, or where what fits cannot give this kind.
     """
+    scaled = on_scale(rows) if kind == "judgements" and layout is None else None
+    if scaled is not None:
+        return Detected(scaled, in_words("account.by", fields=", ".join(scaled.fields)))
     votes = [(candidate, sum(candidate.fits(row) for row in rows)) for candidate in candidates(rows, layout)]
     mapped = {f for f, c in (columns or {}).items() if c is not None} - set(OPTIONAL)
     votes = [v for v in votes if v[1] and mapped <= set(v[0].fields)] or votes
@@ -197,14 +200,16 @@ def _ungraded(rows: Sequence[Row], layout: Layout) -> str:
     """Of answers to be imitated: that a column beside them grades them, which nobody reads, if one does."""
     for column in _columns_of(rows):
         values = sorted({str(row[column])[:20] for row in rows if row.get(column) is not None})
-        named = column not in layout.fields and set(words_of(column)) & (_GRADES | {"good", "thumbs", "desirable"})
-        if named and 2 <= len(values) <= 11 and holds(rows, column, _grades):
+        named = column not in layout.fields and set(words_of(column)) <= _GRADES | {
+            "good",
+            "thumbs",
+            "desirable",
+            "answer",
+        }
+        graded = scale_of(row.get(column) for row in rows) is not None or holds(rows, column, is_number)
+        if named and graded and 2 <= len(values) <= 11:
             return in_words("data.ungraded", column=column, values=", ".join(values[:6]))
     return ""
-
-
-def _grades(value: object) -> bool:
-    return is_number(value) or (isinstance(value, str) and len(value) <= 20)
 
 
 def _unknown(rows: Sequence[Row], kind: Kind, where: str, layout: str | None) -> DataError:

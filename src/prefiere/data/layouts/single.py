@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from prefiere.data.dialogues import settle
@@ -52,29 +52,51 @@ def all_turns(field: str) -> Callable[[RowMap], tuple[Text, Text]]:
     return build
 
 
-_GOOD = {"good", "up", "like", "liked", "desirable", "accepted", "helpful", "thumbsup", "y", "correct", "right", "pass"}
-_POOR = {"bad", "down", "dislike", "disliked", "undesirable", "rejected", "unhelpful", "thumbsdown", "n", "incorrect",
-         "wrong", "fail"}  # fmt: skip
-_SIGNED = {"1": True, "+1": True, "-1": False, "−1": False, "1.0": True, "-1.0": False, "👍": True, "👎": False}
+_GOOD = {"good", "up", "like", "liked", "desirable", "accepted", "helpful", "thumbsup"}
+_POOR = {"bad", "down", "dislike", "disliked", "undesirable", "rejected", "unhelpful", "thumbsdown"}
+_SCALES = (("1", "-1"), ("+1", "-1"), ("1.0", "-1.0"), ("y", "n"), ("correct", "incorrect"), ("correct", "wrong"),
+           ("right", "wrong"), ("pass", "fail"), ("👍", "👎"))  # fmt: skip
+"""What else is written for good and bad, where nothing but these two is: as classes, such words mean something else."""
 _SAID_BESIDE = {"thumb", "thumbs", "answer", "response"}
 
 
 def _called_good(value: Any) -> bool | None:
     """Whether an answer is called good (true, 1, good, thumbs_up, liked, ...) or bad; None for anything else."""
-    known = as_flag(value)
-    known = _SIGNED.get(str(value).strip()) if known is None else known
-    if known is not None or not isinstance(value, str) or len(value) > 40:
+    if (known := as_flag(value)) is not None or not isinstance(value, str) or len(value) > 40:
         return known
     said = set(words_of(value)) - _SAID_BESIDE
     return None if len(said) != 1 or not said <= _GOOD | _POOR else said <= _GOOD
 
 
-def judged(split: Callable[[RowMap], tuple[Text, Text]], verdict: str) -> Callable[[RowMap], Iterator[Native]]:
-    """A parser of one answer that the column ``verdict`` calls good or bad."""
+def scale_of(values: Iterable[Any]) -> tuple[str, str] | None:
+    """The words for good and bad that are all of these values, both of them; None where there is no such scale."""
+    said = {str(v).strip().lower() for v in values if v is not None and v != ""}
+    return next((scale for scale in _SCALES if said == set(scale)), None)
+
+
+def on_scale(rows: Sequence[RowMap]) -> Layout | None:
+    """The layout of single answers whose verdicts are on a scale of their own; None where these rows have none."""
+    for column in _CALLED:
+        scale = scale_of(row.get(column) for row in rows)
+        for field, answer in (*_GIVEN, *_INSTRUCTED) if scale is not None else ():
+            if all(row.get(f) is not None for row in rows for f in (field, answer)):
+                context = given() if (field, answer) in _GIVEN else instruction(field)
+                parse = judged(answered(context, answer), column, scale)
+                return Layout("TRL unpaired (KTO)", "judgements", (field, answer, column), parse)
+    return None
+
+
+def judged(
+    split: Callable[[RowMap], tuple[Text, Text]], verdict: str, scale: tuple[str, str] | None = None
+) -> Callable[[RowMap], Iterator[Native]]:
+    """A parser of one answer that the column ``verdict`` calls good or bad, by the words of ``scale`` where there is
+    one."""
 
     def parse(row: RowMap) -> Iterator[Native]:
         prompt, completion = split(row)
-        good = _called_good(said := need(row, verdict))
+        said = need(row, verdict)
+        word = str(said).strip().lower()
+        good = _called_good(said) if scale is None else word == scale[0] if word in scale else None
         if good is None:
             raise wrong_type(verdict, "true or false, or good or bad", said)
         yield Judgement(prompt=prompt, completion=completion, desirable=good, weight=weight(row), tools=tools(row))

@@ -24,6 +24,7 @@ from prefiere.data.quality.marks import (
     answer_texts,
     forms_of,
     is_coded,
+    is_form,
     leading_label,
     no_answer,
     one_word_apart,
@@ -216,14 +217,14 @@ class Faults:
             return None
         return {"length": longest, "count": sum(longest - n < 2 for n in self.ended_at.values())}
 
-    def shortcut(self) -> dict[str, Any] | None:
-        """The word that tells the two answers apart best: of those that one answer alone has in 55% of the pairs at
-        least, and that the other side hardly ever has (a word of the language is on both), the one that is most often
-        on one side (Wilson's lower bound); None where there is none."""
+    def shortcut(self, form: bool = False) -> dict[str, Any] | None:
+        """The word (or the form) that tells the two answers apart best: of those that one answer alone has in 55% of
+        the pairs at least, and that the other side hardly ever has (a word of the language is on both), the one that is
+        most often on one side (Wilson's lower bound); None where there is none."""
         if not self.pairs:
-            return self._shortcut_of_kinds()
+            return self._shortcut_of_kinds(form)
         best: dict[str, Any] | None = None
-        for word in sorted(self.only[0].keys() | self.only[1].keys()):
+        for word in self._telling(self.only, form):
             sides = self.only[0][word], self.only[1][word]
             other = self.any[1 if sides[0] >= sides[1] else 0][word]
             if sum(sides) < max(20, 0.55 * self.pairs) or other > USUAL_WORD * self.pairs:
@@ -247,11 +248,19 @@ class Faults:
         low, high = wilson(right * rarer, rarer)
         return {"right": right, "low": low, "high": high, "n": rarer}
 
-    def _shortcut_of_kinds(self) -> dict[str, Any] | None:
+    def _telling(self, sides: tuple[Counter[str], Counter[str]], form: bool) -> list[str]:
+        """The forms that there are, or the words; without signs where a form tells: they are how it is written."""
+        if form:
+            return sorted(w for w in sides[0].keys() | sides[1].keys() if is_form(w))
+        told = self.shortcut(form=True) is not None
+        words = (w for w in sides[0].keys() | sides[1].keys() if not is_form(w))
+        return sorted(w for w in words if not told or any(c.isalnum() for c in w))
+
+    def _shortcut_of_kinds(self, form: bool) -> dict[str, Any] | None:
         """Of single answers: the word (or form) that most of the one kind have, and hardly any of the other."""
         good, bad = (self.counts.get(n, 0) for n in ("desirable", "undesirable"))
         best: dict[str, Any] | None = None
-        for word in sorted(self.single[0].keys() | self.single[1].keys()) if min(good, bad) >= 20 else ():
+        for word in self._telling(self.single, form) if min(good, bad) >= 20 else ():
             shares = [share(self.single[i][word], n) for i, n in enumerate((good, bad))]
             side = 0 if shares[0].value >= shares[1].value else 1
             if shares[side].low < 0.55 or shares[1 - side].value > USUAL_WORD:
@@ -282,6 +291,7 @@ class Faults:
             "label": dict(zip(("label", "count"), *self.labels.most_common(1), strict=True)) if self.labels else None,
             "at_the_limit": self.at_the_limit(),
             "shortcut": self.shortcut(),
+            "shortcut_form": self.shortcut(form=True),
             "longer": self._longer(),
             "ends": {n: _commonest(c) for n, c in zip(("first", "last"), self.ends, strict=True)},
             "words": self.words.to_dict(),

@@ -128,6 +128,8 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 def language_of(text: str) -> str | None:
     """Its language, or its letters' where they are not Latin; None where that is not clear."""
     begins = text[: 8 * LOOKED_AT]
+    if 25 * sum(map(begins.count, "{}();=<>")) > len(begins):  # as programs are written
+        return None
     if "`" in begins:
         begins = _CODE.sub(" ", begins)
     if not begins.isascii() and (script := _script(begins)) != "LATIN":
@@ -171,7 +173,13 @@ def asked_in(prompt: Text) -> str | None:
     asked = turns if isinstance(prompt, str) else [m.content for m in prompt if m.role == "user"]
     if any(not t.isascii() and any(w in t for w in _NAMED_ELSEWHERE) for t in turns):
         return None
-    return next((found for t in reversed(asked) if (found := language_of(t)) is not None), None)
+    for turn in reversed(asked):
+        first, last = (language_of(part) for part in (turn[: 2 * LOOKED_AT], turn[-2 * LOOKED_AT :]))
+        if first is not None and last is not None and differ(first, last):
+            return None  # it quotes a text in another one
+        if (found := language_of(turn) or last) is not None:
+            return found
+    return None
 
 
 @dataclass

@@ -24,7 +24,10 @@ _OF_A_PAGE = re.compile(
     r"|&(?:nbsp|amp|quot|lt|gt|#\d+);"
 )
 """What a web page is made of, and no answer to be read."""
-_ASKS_FOR_A_PAGE = re.compile(r"\bhtml\b|\bweb ?page|página web|<\w+[^<>]*>", re.IGNORECASE)
+_ASKS_FOR_A_PAGE = re.compile(
+    r"\bhtml\b|\bweb ?page|página web|</?(?:html|body|head|div|p|span|table|ul|ol|li|a|br|h[1-6])\b[^<>\n]{0,100}>",
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _LEAST_ASKED, _LABEL, LEAST_CUT = 12, 20, 50
 """Characters of a prompt that an answer may repeat by chance; of what may stand before one that it repeats ("Question:
@@ -142,13 +145,18 @@ def is_coded(prompt: str) -> bool:
 
 
 _FORMS: dict[str, re.Pattern[str]] = {
-    "=lists": re.compile(r"^\s*(?:[-*•]|\d+[.)])\s.*\n+\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE),
+    "=lists": re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t].*\n\n?[ \t]*(?:[-*•]|\d+[.)])[ \t]", re.MULTILINE),
     "=bold": re.compile(r"\*\*\S"),
     "=headings": re.compile(r"^#{1,4} \S", re.MULTILINE),
-    "=several lines": re.compile(r"\S\s*\n\s*\S"),
+    "=several lines": re.compile(r"\S[ \t]*\n\s*\S"),
     "=spaces before signs": re.compile(r"\w [.,;:!?](?: |\Z)"),
     "=quotes around it": re.compile(r"\A\s*([\"'“«]).*[\"'”»]\s*\Z", re.DOTALL),
 }
+
+
+def is_form(name: str) -> bool:
+    """Whether a name is that of a form, and no word."""
+    return len(name) > 1 and name[0] == "="
 
 
 def forms_of(text: str) -> set[str]:

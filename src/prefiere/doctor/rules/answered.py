@@ -3,6 +3,8 @@ a web page (`data.quality.marks`); and with what the chat template makes of them
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prefiere.doctor.case import Case, Finding, Surety
 from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.rules.account import Account, found_in_data, number_in, part_of, share_seen, sources_in
@@ -120,17 +122,20 @@ def same_ends(account: Account) -> Finding | None:
 
 
 def in_the_prompt(account: Account) -> Finding | None:
-    """A tenth of the answers stand in their prompts word for word, where the other answer of a pair does not."""
-    return _counted(
+    """A tenth of the answers stand in their prompts word for word, where the other answer of a pair does not; of single
+    answers and examples that is information."""
+    found = _counted(
         account,
         "answer_in_prompt",
         "answer_in_prompt",
         "stand in their prompt already",
         "The model can learn to copy, rather than to answer. Perhaps a solution was left in the prompt. Where it is to "
-        "find a passage of a text, nothing is wrong.",
+        "choose, or to find a passage of a text, nothing is wrong.",
         Remedy("take the answers out of the prompts"),
         "possible",
     )
+    pairs = number_in(account, "audit", "faults", "pairs") > 0
+    return found if pairs or found is None else replace(found, severity="info")
 
 
 def _counted(

@@ -36,7 +36,15 @@ from prefiere.doctor.rules.answered import (
 from prefiere.doctor.rules.settings import harmed
 from prefiere.doctor.rules.start import Columns, astray, broken, first_row, foreign
 from prefiere.doctor.rules.texts import OF_ANY, holds_other, same_words_reordered
-from prefiere.doctor.rules.told import label_of_prompt, one_place, people_apart, shortcut, words_alone, words_reversed
+from prefiere.doctor.rules.told import (
+    label_of_prompt,
+    one_place,
+    people_apart,
+    shortcut,
+    shortcut_form,
+    words_alone,
+    words_reversed,
+)
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
 
@@ -66,6 +74,7 @@ def findings_of(
         *OF_ANY,
         contradictions,
         shortcut,
+        shortcut_form,
         lambda seen: one_sided(seen, weights),
         lambda seen: lopsided(seen, weights),
         not_higher,

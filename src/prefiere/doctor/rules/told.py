@@ -30,6 +30,8 @@ UNTOLD = 0.65
 BY_PROMPT = 0.8
 """How often the words of questions tell good answers from bad ones, the low end, from which on it is said."""
 
+_SIDES = {"chosen": "preferred", "rejected": "other", "good": "good", "bad": "bad"}
+
 
 def words_reversed(account: Account) -> Finding | None:
     """Labels that the words of the answers contradict as firmly as they confirm the others (`data.quality.told`)."""
@@ -101,11 +103,8 @@ def shortcut(account: Account) -> Finding | None:
     word = part_of(account, "audit", "faults", "shortcut")
     if number_in(word, "low") <= 0.9:
         return None
-    sides = {"chosen": "preferred", "rejected": "other", "good": "good", "bad": "bad"}
-    side = sides.get(str(word.get("side")), "other")
+    side = _SIDES.get(str(word.get("side")), "other")
     shown = str(word.get("word"))[:40]
-    if shown.startswith("="):
-        return _form(word, side)
     if category(shown[:1] or " ") in ("Cf", "Zs", "Cc"):
         shown = f"U+{ord(shown[0]):04X}"
     sign = shown.startswith("U+") or not any(c.isalnum() for c in shown)
@@ -132,8 +131,12 @@ def shortcut(account: Account) -> Finding | None:
     )
 
 
-def _form(word: Account, side: str) -> Finding | None:
-    """A form that tells the answers apart, as a word does."""
+def shortcut_form(account: Account) -> Finding | None:
+    """A form that one answer alone has, as `shortcut` has it of a word."""
+    word = part_of(account, "audit", "faults", "shortcut_form")
+    if number_in(word, "low") <= 0.9:
+        return None
+    side = _SIDES.get(str(word.get("side")), "other")
     what = form(str(word.get("word")))
     n, of, others = (f"{number_in(word, k):,.0f}" for k in ("pairs", "of", "others"))
     return Finding(
