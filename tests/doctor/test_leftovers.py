@@ -261,6 +261,17 @@ def slow_share(good_lengths: list[int], bad_lengths: list[int]) -> float:
     return sum(wins) / len(wins)
 
 
+@pytest.mark.parametrize("longer", [True, False])
+def test_where_every_good_answer_is_the_longer_one(longer: bool) -> None:
+    """A share of all, whose interval ends a rounding below 1."""
+    rows: list[AnyRecord] = [
+        Judgement(prompt=f"What of {i}?", completion="x" * (40 + i if i % 2 == longer else 20), desirable=i % 2 == 1)
+        for i in range(320)
+    ]
+    found = said_of(rows)["length_tells"]
+    assert (found.about, found.values["share"]) == ("longer" if longer else "shorter", "100%")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_how_often_a_good_answer_is_the_longer_one(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -36,7 +36,9 @@ def part_of(account: Account, *path: str) -> Account:
 def level_in(part: Account) -> Level | None:
     """A share with its interval (``right``, ``low``, ``high``) of ``n``; None where it is none, or no such share."""
     right, low, high, n = (number_in(part, k) for k in ("right", "low", "high", "n"))
-    return Level(right, low, high, int(n)) if n >= 1 and 0 <= low <= right <= high <= 1 else None
+    nearly = 1e-9  # a share of all of them may have an end that is rounded below it
+    known = n >= 1 and low - nearly <= right <= high + nearly and high <= 1 + nearly
+    return Level(right, low, high, int(n)) if known else None
 
 
 def sources_in(part: Account) -> tuple[str, ...]:
