@@ -175,3 +175,20 @@ def test_information_that_takes_nothing_away_leaves_the_page_green(tmp_path: Pat
     assert (d.but, d.severity) == (None, "good")
     assert d.praise is not None
     assert d.headline == d.praise.title
+
+
+@pytest.mark.parametrize(
+    ("right", "severity"),
+    [(0.5, "warning"), (0.6, "info"), (0.64, "info"), (0.67, "good"), (0.8, "good")],
+)
+def test_what_was_learnt_in_part_is_not_simply_good(tmp_path: Path, right: float, severity: str) -> None:
+    """Labels of which two in five were given at random leave 60% that can be right: praise says so."""
+    run = make(tmp_path, held_out={"rewards/accuracies": to(right, right)}, pairs=600)
+    found = diagnose(run)
+    assert found.severity == severity
+    assert ("in_part" in found) is (severity == "info")
+    if severity == "info":
+        assert found.headline.startswith("The model learnt the preferences")
+        said = re.search(r"it is right (\d+)% of the time", found.headline)
+        assert said is not None
+        assert int(said[1]) == pytest.approx(100 * right, abs=3)

@@ -74,7 +74,7 @@ def diagnose(run: Run) -> Diagnosis:
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
 _PRAISE = ("learnt", "both_fall", "barely", "adaptive")
 """What is no comfort where something is bad."""
-_RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "length_paid", "mostly_length")
+_RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "length_paid", "mostly_length", "in_part")
 """Information without which praise would say too much: such a run did learn, and is not simply good."""
 _EXPLAINED: dict[str, tuple[str, ...]] = {
     "no_pattern": (
@@ -188,7 +188,7 @@ _OF_ALL: tuple[Check, ...] = (
     standstill.few_held_out,
     start.broken,
 )
-_OF_LABELS: tuple[Check, ...] = (labels.swapped, patterns.nothing_learnt)
+_OF_LABELS: tuple[Check, ...] = (labels.swapped, patterns.nothing_learnt, standstill.in_part)
 _GIVEN: tuple[Check, ...] = (
     answers.answers_degenerate,
     curves.moved_away,

@@ -10,7 +10,7 @@ from prefiere.asked.language import Worded
 from prefiere.doctor.case import Case, Finding
 from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.truncation import not_held_out
-from prefiere.doctor.words import line
+from prefiere.doctor.words import line, number
 from prefiere.metrics import measured_again
 
 MORE = Remedy("more updates: a larger num_train_epochs, or a smaller batch_size", push=1)
@@ -162,6 +162,31 @@ def barely(case: Case) -> Finding | None:
         "sampled answers will look as before.",
         _both(case, "rewards/margins", "rewards/accuracies"),
         (*case.bolder(3), MORE),
+    )
+
+
+IN_PART = 0.65
+"""Share of held-out pairs that are ranked rightly, below which what was learnt is a part at most of what is there."""
+
+
+def in_part(case: Case) -> Finding | None:
+    """Held-out pairs are ranked better than by a coin, and fewer than two in three of them rightly."""
+    right = case.change("eval_rewards/accuracies")
+    if right is None or not right.after.above(0.5) or right.after.mean >= IN_PART:
+        return None
+    share = number(right.after.mean, "rewards/accuracies")
+    return Finding(
+        "in_part",
+        f"A part at most of what people preferred was learnt: it is right {share} of the time, and a coin half of it.",
+        "info",
+        "So much is there, beyond chance. The rest may have no pattern (labels that were given at random, or that "
+        "contradict each other), or need more data, or a larger model.",
+        case.evidence("eval_rewards/accuracies"),
+        (
+            Remedy("`prefiere data ... --check`: look at 15 pairs without knowing which answer was preferred"),
+            Remedy("more data, or a larger model"),
+        ),
+        values={"share": share},
     )
 
 
