@@ -100,33 +100,22 @@ def test_every_kind_of_leftover_is_known() -> None:
     assert LEFT.keys() == LEFTOVERS.keys() == ASKED_FOR.keys()
 
 
-@pytest.mark.parametrize("name", LEFTOVERS)
-def test_no_text_takes_long(name: str) -> None:
-    """No pattern goes back and forth: of texts that nearly match all are looked through in some milliseconds, so that a
-    thousand of them do not take minutes."""
-    import signal
-
-    def late(*_: object) -> None:
-        raise AssertionError(f"{name} takes seconds")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(20)
-    try:
-        many = (
-            "x" + "\n" * 4000 + "y",
-            "- a" + "\n" * 4000,
-            "." * 4000,
-            "[" * 4000,
-            "a " * 2000 + "....",
-            "{a_" * 1300,
-        )
-        for text in many:
-            for _ in range(3):
-                LEFTOVERS[name].pattern.search(text)
-                LEFTOVERS[name].asked.search(text)
-                forms_of(text)
-    finally:
-        signal.alarm(0)
+@pytest.mark.parametrize(
+    ("text", "forms"),
+    [
+        ("x" + "\n" * 2000 + "y", {"=several lines"}),
+        ("- a" + "\n" * 4000, set()),
+        ("." * 4000, set()),
+        ("[" * 4000, set()),
+        ("a " * 1900 + "....", {"=small letters"}),
+        ("{a_" * 1300, {"=small letters"}),
+    ],
+)
+def test_texts_that_nearly_match_hold_nothing(text: str, forms: set[str]) -> None:
+    """A pattern that goes back and forth would take hours on these."""
+    assert list(left_in(text, "What colour is it?")) == []
+    assert list(left_in("It is blue.", text)) == []
+    assert forms_of(text) == forms
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -340,7 +329,9 @@ def test_labels_as_people_write_them(tmp_path: Path, yes: object, no: object) ->
     assert [r.desirable for r in read] == [bool(i % 3) for i in range(12)]
 
 
-@pytest.mark.parametrize(("column", "said"), [("label", True), ("rating", True), ("topic", False)])
+@pytest.mark.parametrize(
+    ("column", "said"), [("label", True), ("rating", True), ("topic", False), ("__", False), ("grade_level", False)]
+)
 def test_grades_that_nobody_reads_are_told(tmp_path: Path, column: str, said: bool) -> None:
     path = tmp_path / "d.jsonl"
     rows = [{"prompt": f"What of {i}?", "completion": good(i), column: 1 + i % 5} for i in range(12)]

@@ -185,6 +185,9 @@ def decided(found: Detected, kind: Kind, rows: Iterable[Row], where: str) -> Det
 _GRADES = {"label", "rating", "score", "stars", "star", "grade", "mark", "points", "feedback", "quality", "nota"}
 
 
+_OF_A_VERDICT = {"good", "thumbs", "desirable", "answer"}
+
+
 def _graded(kind: Kind, rows: Sequence[Row], read: Collection[str]) -> str:
     """Of answers that were to be good or bad: which column holds grades instead, if one does."""
     for column in _columns_of(rows) if kind == "judgements" else ():
@@ -200,12 +203,7 @@ def _ungraded(rows: Sequence[Row], layout: Layout) -> str:
     """Of answers to be imitated: that a column beside them grades them, which nobody reads, if one does."""
     for column in _columns_of(rows):
         values = sorted({str(row[column])[:20] for row in rows if row.get(column) is not None})
-        named = column not in layout.fields and set(words_of(column)) <= _GRADES | {
-            "good",
-            "thumbs",
-            "desirable",
-            "answer",
-        }
+        named = column not in layout.fields and words_of(column) and set(words_of(column)) <= _GRADES | _OF_A_VERDICT
         graded = scale_of(row.get(column) for row in rows) is not None or holds(rows, column, is_number)
         if named and graded and 2 <= len(values) <= 11:
             return in_words("data.ungraded", column=column, values=", ".join(values[:6]))

@@ -17,6 +17,8 @@ LOOKED_AT, LEAST, TIMES, SHARE = 120, 2, 2, 0.2
 """Words of a text that are looked at; how many of them must be a language's own commonest ones: so many, so many times
 those of any other language, and this share of all. A language that is not here shares some
 words with one that is, and fewer than that."""
+_SHOWN = 5
+"""Sources that are listed."""
 _COMMONEST = {
     language: frozenset(words.split())
     for language, words in {
@@ -203,7 +205,9 @@ class Languages:
         self.clear[side] += 1
         if differ(asked, spoken):
             self.other.setdefault(side, Counter())[asked, spoken] += 1
-            self.sources.setdefault(side, []).append(source)
+            named = self.sources.setdefault(side, [])
+            if len(named) < _SHOWN:
+                named.append(source)
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json: of each side how many there are, are clear, and differ, and which languages these mostly
@@ -213,5 +217,5 @@ class Languages:
             other = self.other.get(side, Counter())
             asked, spoken = other.most_common(1)[0][0] if other else ("", "")
             counts = {"of": n, "clear": self.clear[side], "count": other.total()}
-            out[side] = {**counts, "asked": asked, "spoken": spoken, "sources": self.sources.get(side, [])[:5]}
+            out[side] = {**counts, "asked": asked, "spoken": spoken, "sources": self.sources.get(side, [])}
         return out
