@@ -166,8 +166,8 @@ def barely(case: Case) -> Finding | None:
 
 
 IN_PART, SHOWN = 0.65, 0.6
-"""Below the first share of held-out pairs ranked rightly, or where the interval holds less than the second one, what was
-learnt may be a part only of what is there."""
+"""Where fewer held-out pairs are ranked rightly than the first share, or the interval holds less than the second one,
+what was learnt may be a part only of what is there."""
 
 
 def in_part(case: Case) -> Finding | None:
