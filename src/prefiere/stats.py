@@ -133,6 +133,17 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     return _score_interval(successes / n, n, float(ndtri(0.5 + level / 2)))
 
 
+def decided(signs: ArrayLike, clusters: Sequence[Hashable] | np.ndarray) -> tuple[int, int]:
+    """In how many clusters (prompts) more values are positive than negative, and in how many fewer.
+
+    Values of one cluster are no independent coins: for `sign_test` each cluster is one, and one that ties is none.
+    """
+    more: dict[Hashable, float] = {}
+    for sign, cluster in zip(np.sign(np.asarray(signs, dtype=np.float64).ravel()), clusters, strict=True):
+        more[cluster] = more.get(cluster, 0.0) + float(sign)
+    return sum(m > 0 for m in more.values()), sum(m < 0 for m in more.values())
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p-value of ``wins`` against ``losses`` if each were a coin flip. Ties are left out by the caller."""
     from scipy.stats import binomtest  # 1.5 s to import: only where it is asked for
@@ -144,7 +155,7 @@ def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
     """All p' with |p - p'| <= z sqrt(p'(1-p')/n): where 0 and 1 are seen, the interval still has a width."""
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, center - half) if p > 0 else 0.0, min(1.0, center + half) if p < 1 else 1.0
 
 
 def _t(level: float, dof: float) -> float:

@@ -17,7 +17,8 @@ from prefiere.feedback.store import Store
 from prefiere.feedback.testimony import blind_comparison
 from prefiere.feedback.votes import Said
 from prefiere.report.page import report_html
-from prefiere.stats import sign_test, wilson
+from prefiere.report.people import who_said_so
+from prefiere.stats import clustered_mean, sign_test
 from synthetic_runs import make
 
 
@@ -61,8 +62,8 @@ def test_the_same_teachings_of_other_people_are_not_taken_for_theirs(tmp_path, m
     assert [s.votes["people"][0]["name"] for s in said] == ["ana", "beto"]
 
 
-def compared(store: Store, run: str, scores: list[int]) -> None:
-    """Blind comparisons of a run with its former self, ``scores`` from -3 (before) to 3 (after)."""
+def compared(store: Store, run: str, scores: list[int], voters: tuple[str, ...] = ("ana",)) -> None:
+    """Blind comparisons of a run with its former self, ``scores`` from -3 (before) to 3 (after) of each voter."""
     with store.write() as c:
         before, after = items.add_model(c, "base", "base", "f0"), items.add_model(c, run, run, "f1", run=run)
         for i in range(len(scores)):
@@ -76,8 +77,9 @@ def compared(store: Store, run: str, scores: list[int]) -> None:
                 )
                 for m in (before, after)
             )
-            items.add_pair(c, p, a, b, purpose="compare", overlap=1, rng=random.Random(0))
-    vote(store, "ana", scores)
+            items.add_pair(c, p, a, b, purpose="compare", overlap=len(voters), rng=random.Random(0))
+    for name in voters:
+        vote(store, name, scores)
 
 
 def test_the_blind_comparison_of_a_run_is_its_own(sqlite_store, tmp_path):
@@ -87,9 +89,31 @@ def test_the_blind_comparison_of_a_run_is_its_own(sqlite_store, tmp_path):
     found = blind_comparison(sqlite_store, run)
     assert found is not None
     assert (found["won"], found["lost"], found["tied"], found["before"]) == (5, 1, 1, "base")
-    assert (found["low"], found["high"]) == wilson(5, 6)
+    seen = clustered_mean([1, 1, 1, 1, 1, 0], range(6), share=True)
+    assert (found["share"], found["low"], found["high"]) == (seen.mean, seen.low, seen.high)
     assert found["p"] == sign_test(5, 1) == pytest.approx(14 / 64)  # twice the tail: (1 + 6) / 2^6
     assert blind_comparison(sqlite_store, tmp_path / "another") is None
+
+
+def test_votes_of_several_people_on_one_pair_are_not_independent(sqlite_store, tmp_path):
+    """Three people who agree on five prompts have shown no more than one of them: 5 coins, not 15."""
+    run = tmp_path / "r"
+    compared(sqlite_store, str(run.resolve()), [2, 2, 2, 2, -2], ("ana", "beto", "eva"))
+    found = blind_comparison(sqlite_store, run)
+    assert found is not None
+    assert (found["won"], found["lost"], found["share"]) == (12, 3, 0.8)
+    assert found["p"] == pytest.approx(12 / 32)  # twice the tail: (1 + 5) / 2^5
+    alone = clustered_mean([1, 1, 1, 1, 0], range(5), share=True)
+    assert (found["low"], found["high"]) == pytest.approx((alone.low, alone.high))
+
+
+def test_ties_alone_have_no_share(sqlite_store, tmp_path):
+    run = make(tmp_path / "r")
+    compared(sqlite_store, str(run.folder.resolve()), [0, 0])
+    run.blind = blind_comparison(sqlite_store, run.folder) or {}
+    said = who_said_so(run)
+    assert said is not None
+    assert said.blind == "The trained model won 0, lost 0 and tied 2 of 2 blind comparisons by ana."
 
 
 @pytest.mark.long

@@ -20,9 +20,9 @@ from prefiere.asked.words.account import said_reason
 from prefiere.data.convert import AnyRecord, check_content
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Text
 from prefiere.data.values import BadRow
+from prefiere.stats import wilson
 
 _SHOWN = 5  # examples named for each finding
-_Z = 1.959963984540054  # the normal quantile of a 95% interval
 
 
 # -- keys and lengths -------------------------------------------------------------------------------------------------
@@ -63,16 +63,10 @@ class CountedShare:
 
 
 def share(count: int, n: int) -> CountedShare:
-    """Wilson's score interval (Wilson 1927): for z the normal quantile and p = count/n,
-    (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
-    """
+    """``count`` of ``n`` with `prefiere.stats.wilson`'s interval; 0 to 1 without a trial."""
     if n == 0:
         return CountedShare(0, 0, math.nan, 0.0, 1.0)
-    p, z2 = count / n, _Z * _Z
-    centre, half = p + z2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low = (centre - half) / (1 + z2 / n) if count > 0 else 0.0
-    high = (centre + half) / (1 + z2 / n) if count < n else 1.0
-    return CountedShare(count, n, p, low, high)
+    return CountedShare(count, n, count / n, *wilson(count, n))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from prefiere.feedback.schema import Purpose
 from prefiere.feedback.store import Store
 from prefiere.feedback.testimony import blind_comparison
 from prefiere.feedback.votes import in_force
+from prefiere.report.people import who_said_so
 
 VOTES = 10
 FIRST = "¿Qué es un perro?"
@@ -74,11 +75,9 @@ def ask_demo(base: Path, out: Path, console: Console) -> dict[str, Any]:
     assert found is not None  # the votes were waited for
     run.blind = found
     run.report()
-    console.print(
-        "The model after won {won}, lost {lost}, tied {tied}: it is preferred in {share:.0%} of the decided votes "
-        "({low:.0%} to {high:.0%}), sign test p = {p:.2g}.".format(**found),
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+    said = who_said_so(run)
+    if said is not None:
+        console.print(said.blind, markup=False, soft_wrap=True)
     console.print(f"Report: {run.folder / 'report.html'}", markup=False, soft_wrap=True)
     return {"votes": store.name, "run": str(run.folder), **found}
 

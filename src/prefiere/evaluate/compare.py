@@ -35,7 +35,7 @@ from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
 from prefiere.sample.served import ServedModel
 from prefiere.sample.server import Server
-from prefiere.stats import Estimate, clustered_mean, sign_test
+from prefiere.stats import Estimate, clustered_mean, decided, sign_test
 from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.tokenizer import eos_ids_of
@@ -58,7 +58,7 @@ class Compared:
     """Two models' answers to the same prompts under the same seeds.
 
     ``score_before``, ``score_after`` and ``gain`` are means with 95% intervals clustered by prompt; ``p_value`` is the
-    sign test's over wins and losses. All None without a judge.
+    sign test's over prompts, each by which model won more of its answers. All None without a judge.
     """
 
     before: str
@@ -321,5 +321,5 @@ def compared(first: str, second: str, before: Answers, after: Answers, judge: st
     return Compared(
         first, second, pairings, judge, wins, losses, len(a) - wins - losses,
         clustered_mean(b, before.prompts), clustered_mean(a, after.prompts), clustered_mean(a - b, after.prompts),
-        sign_test(wins, losses), signals,
+        sign_test(*decided(a - b, after.prompts)), signals,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from prefiere.feedback.figures import agreement_of
 from prefiere.feedback.schema import answer, model, pair, person
 from prefiere.feedback.store import Store, hidden
 from prefiere.feedback.votes import Vote, in_force
-from prefiere.stats import sign_test, wilson
+from prefiere.stats import clustered_mean, decided, sign_test
 
 
 def testimony_of(c: sa.Connection, name: str, events: set[int], about: dict[str, Any]) -> dict[str, Any]:
@@ -71,13 +71,13 @@ def blind_comparison(store: Store, run: Path) -> dict[str, Any] | None:
     """What people said of a run's answers beside its former self's, without knowing which is which; None where nobody
     has.
 
-    Holds before, after (models), won, lost, tied (votes of people), share of the decided ones with Wilson's interval
-    low and high, p of the sign test, and the names of who voted.
+    Holds before, after (models), won, lost, tied (votes of people), share of the decided ones with its interval low and
+    high, p of the sign test (both by prompt: several votes on one are no independent ones), and the names of who voted.
     """
     b, before, after = answer.alias(), model.alias(), model.alias()
     a = answer.alias()
     mine = (
-        sa.select(pair.c.id, before.c.label.label("before"), after.c.label.label("after"))
+        sa.select(pair.c.id, pair.c.prompt_id, before.c.label.label("before"), after.c.label.label("after"))
         .join(a, a.c.id == pair.c.a_id).join(before, before.c.id == a.c.model_id)
         .join(b, b.c.id == pair.c.b_id).join(after, after.c.id == b.c.model_id)
         .where(pair.c.purpose == "compare", after.c.run == str(run.resolve()))
@@ -89,11 +89,13 @@ def blind_comparison(store: Store, run: Path) -> dict[str, Any] | None:
     if not said:
         return None
     won, lost = (sum(v.side == side for v in said) for side in ("b", "a"))
-    low, high = wilson(won, won + lost)
+    signs = [(v.side == "b") - (v.side == "a") for v in said]
+    prompts = [pairs[v.pair_id].prompt_id for v in said]
+    share = clustered_mean([(1 + x) / 2 for x in signs], prompts, weights=[abs(x) for x in signs], share=True)
     models = pairs[said[0].pair_id]
     return {
         "store": hidden(store.name), "at": schema.iso(time.time()), "before": models.before, "after": models.after,
         "pairs": len({v.pair_id for v in said}), "won": won, "lost": lost, "tied": len(said) - won - lost,
-        "share": won / (won + lost) if won + lost else float("nan"), "low": low, "high": high,
-        "p": sign_test(won, lost), "people": sorted({names[v.person_id] for v in said}),
+        "share": share.mean, "low": share.low, "high": share.high,
+        "p": sign_test(*decided(signs, prompts)), "people": sorted({names[v.person_id] for v in said}),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,7 @@ def _share(value: Any, low: Any = None, high: Any = None) -> str:
     """``64% (51 to 75%)``; a dash where nothing was measured."""
     if not isinstance(value, int | float):
         return "–"
-    if isinstance(low, int | float) and isinstance(high, int | float):
+    if all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)):
         between = phrase("interval", low=f"{100 * low:.0f}", high=f"{100 * high:.0f}%")
         return f"{value:.0%} ({between})"
     return f"{value:.0%}"
