@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefiere.stats import Estimate, Moments, clustered_mean, decided, sign_test, wilson
+from prefiere.stats import Estimate, Moments, clustered_mean, clusters_won, sign_test, wilson
 
 numbers = st.lists(st.floats(-1e6, 1e6), max_size=20)
 
@@ -172,9 +172,9 @@ def test_wilson_without_trials() -> None:
 
 def test_values_of_one_cluster_are_one_coin() -> None:
     signs, prompts = [0.5, 3, -1, -2, 1, 0, -1, 1], ["a", "a", "b", "b", "b", "c", "d", "d"]
-    assert decided(signs, prompts) == (1, 1)  # a won twice; b lost two of three; c and d tie
-    assert decided([1, 1, -1], [0, 1, 2]) == (2, 1)
-    assert decided([], []) == (0, 0)
+    assert clusters_won(signs, prompts) == (1, 1)  # a won twice; b lost two of three; c and d tie
+    assert clusters_won([1, 1, -1], [0, 1, 2]) == (2, 1)
+    assert clusters_won([], []) == (0, 0)
 
 
 def test_sign_test_by_hand() -> None:

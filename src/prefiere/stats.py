@@ -133,7 +133,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     return _score_interval(successes / n, n, float(ndtri(0.5 + level / 2)))
 
 
-def decided(signs: ArrayLike, clusters: Sequence[Hashable] | np.ndarray) -> tuple[int, int]:
+def clusters_won(signs: ArrayLike, clusters: Sequence[Hashable] | np.ndarray) -> tuple[int, int]:
     """In how many clusters (prompts) more values are positive than negative, and in how many fewer.
 
     Values of one cluster are no independent coins: for `sign_test` each cluster is one, and one that ties is none.

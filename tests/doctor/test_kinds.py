@@ -365,3 +365,116 @@ def test_prompts_that_became_the_same_when_they_were_cut_are_no_leak(tmp_path: P
 def test_settings_that_are_read(method: str, name: str, value: float | None, odd: bool) -> None:
     [found] = [r for r in readings({"method": method, name: value}, {}) if r.dial.name == name]
     assert found.odd is odd
+
+
+PLAIN = str.maketrans("áéíóú", "aeiou")
+
+
+def spanish_words(n: int) -> list[str]:
+    """Sentences of which 9 in 34 different words have an accent, ``n`` of them, each with a word of its own."""
+    heads = [a + b for a in "bcdfglmnprst" for b in "áaeiou"]
+    ends = [a + b for a in ("lla", "rro", "ndo", "sta", "mbre") for b in ("", "s", "da", "mente")]
+    made = [head + end for head in heads for end in ends]
+    return [
+        f"El {made[i % len(made)]} es de la {made[(7 * i) % len(made)]} y no del que está en una." for i in range(n)
+    ]
+
+
+def spanish(n: int, lost: str, kind: str) -> list[AnyRecord]:
+    """``n`` records with answers in Spanish, of which those of a side have lost their accents."""
+    prompts = [f"¿Cómo es el número {i} de la lista y por qué está en ella?" for i in range(n)]
+    texts = spanish_words(n)
+    plain = [t.translate(PLAIN) for t in texts]
+    if kind == "demonstrations":
+        answers = plain if lost else texts
+        return [Demonstration(prompt=p, completion=a, source=p) for p, a in zip(prompts, answers, strict=True)]
+    chosen, rejected = (plain if lost == side else texts for side in ("chosen", "rejected"))
+    return [
+        PreferencePair(prompt=p, chosen=chosen[i], rejected=rejected[i - 1], source=p) for i, p in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "kind", "said"),
+    [
+        ("", "pairs", None),
+        ("", "demonstrations", None),
+        ("chosen", "pairs", "The answers lack the accents of their language, Spanish."),
+        ("rejected", "pairs", "The worse answers lack the accents of their language, Spanish."),
+        ("completion", "demonstrations", "The answers lack the accents of their language, Spanish."),
+    ],
+)
+def test_answers_without_the_accents_of_their_language(lost: str, kind: str, said: str | None) -> None:
+    found = said_of(spanish(300, lost, kind), kind == "pairs").get("accents_lost")
+    assert (found and told(found, "en").headline) == said
+    if found is not None:
+        assert found.severity == "warning"
+        assert "español" in told(found, "es").headline
+
+
+def test_few_words_without_accents_say_nothing_and_code_has_none() -> None:
+    """A sentence that is always the same may well have no accent, however often it is there."""
+    same = "El perro es de la casa y no del que vive en una calle con mi tia."
+    again: list[AnyRecord] = [
+        Demonstration(prompt=f"¿Por qué es así el número {i}?", completion=same, source="") for i in range(500)
+    ]
+    assert "accents_lost" not in said_of(again, False)
+    code = "\n```python\n" + " ".join(f"name{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(80)) + "\n```"
+    records: list[AnyRecord] = [
+        Demonstration(prompt=f"¿Por qué es así el número {i}?", completion=text + code, source="")
+        for i, text in enumerate(spanish_words(60))
+    ]
+    assert "accents_lost" not in said_of(records, False)
+
+
+DIALOGUE = (
+    Message("user", "I need help with sleeping."),
+    Message("assistant", "Get up at the same hour every day."),
+    Message("user", "And when I cannot?"),
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "again"),
+    [
+        (DIALOGUE, False),
+        (tuple(m for m in DIALOGUE for _ in range(2)), True),
+        ("Which of the five colours is it? Which of the five colours is it?", True),
+        ("Which of the five colours is it?", False),
+        ("no no no no no no no no", False),
+        ((Message("user", "Go on"), Message("user", "Go on")), False),
+    ],
+)
+@pytest.mark.parametrize("twice", [30, 8])
+def test_prompts_that_say_something_twice(prompt: str | tuple[Message, ...], again: bool, twice: int) -> None:
+    records: list[AnyRecord] = [
+        Demonstration(prompt=prompt, completion=f"Answer {i} it is.", source=f"d:{i}") for i in range(twice)
+    ]
+    records += [
+        Demonstration(prompt=f"What of number {i} then?", completion=f"It is number {i}.", source="")
+        for i in range(100 - twice)
+    ]
+    found = said_of(records, False).get("asked_twice")
+    assert (found is not None) is (again and twice == 30)
+    if found is not None:
+        assert found.title == "30% of the prompts say something twice in a row."
+        assert found.lines[0] == "d:0"
+
+
+@pytest.mark.parametrize("contrary", [0, 3, 20])
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_question_that_has_two_of_a_few_answers(contrary: int, classes: bool) -> None:
+    """Of classes one of the two is wrong; in words a question has many answers."""
+    names = ["positive", "negative", "neutral"]
+    records: list[AnyRecord] = []
+    for i in range(120):
+        answer = names[i % 3] if classes else f"It is {i}, and that is all."
+        records.append(Demonstration(prompt=f"How is review {i}?", completion=answer, source=""))
+        if i < contrary:
+            other = names[(i + 1) % 3] if classes else f"I would say {i}, or a little more."
+            records.append(Demonstration(prompt=f"How is review {i}?", completion=other, source=f"d:{i}"))
+    found = said_of(records, False).get("answered_otherwise")
+    assert (found is not None) is (classes and contrary == 20)
+    if found is not None:
+        assert found.lines[:2] == ("d:0", "d:1")
+        assert found.title.startswith("20 records contradict others")

@@ -44,6 +44,11 @@ LEFT = {
     "unseen": "\ufeffIt is blue.",
     "loop": "It is as blue as it can be. It is as blue as it can be. It is as blue as it can be.",
 }
+ALSO_LEFT = [
+    ("subwords", "先 把 材 料 洗 净 切 好 。 还 有 问 题 可 以 再 问 我 。"),
+    ("escaped", "This does it:\\n\\n```python\\ndef f(x):\\n    return x\\n```\\n\\nThat is all."),
+    ("graded", "It is blue, and so is the sky.\n\n[[8]]"),
+]
 SOUND = (
     "It is blue.",
     "AI is a field of computer science, and a model of language is one of its tools.",
@@ -52,6 +57,9 @@ SOUND = (
     "def f(x):\n    return f'{user_name}\\n'",
     "Is it? It is. Who? Me.",
     "See https://example.org/?a=b for more.",
+    "先把材料洗净切好。还有 问题 可以再问我。",
+    "```python\nre.split(r'\\n', text)\n```",
+    "It is as said in [[8]], and in [[9]].",
     "The train leaves at 12:03 and arrives at 14:10.",
     "1. Blue\n2. Red\n3. Green",
     "{'a': 1}",
@@ -98,6 +106,11 @@ ASKED_FOR = {
 
 def test_every_kind_of_leftover_is_known() -> None:
     assert LEFT.keys() == LEFTOVERS.keys() == ASKED_FOR.keys()
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_LEFT)
+def test_other_forms_of_what_is_left(name: str, answer: str) -> None:
+    assert list(left_in(answer, "What colour is it?")) == [name]
 
 
 @pytest.mark.parametrize(

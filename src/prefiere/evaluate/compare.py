@@ -35,7 +35,7 @@ from prefiere.sample.local import LocalRollouts
 from prefiere.sample.sampling import Rollouts, Sampling, Vocabulary
 from prefiere.sample.served import ServedModel
 from prefiere.sample.server import Server
-from prefiere.stats import Estimate, clustered_mean, decided, sign_test
+from prefiere.stats import Estimate, clustered_mean, clusters_won, sign_test
 from prefiere.tokens.dialect import Manner
 from prefiere.tokens.encoder import Encoder
 from prefiere.tokens.tokenizer import eos_ids_of
@@ -321,5 +321,5 @@ def compared(first: str, second: str, before: Answers, after: Answers, judge: st
     return Compared(
         first, second, pairings, judge, wins, losses, len(a) - wins - losses,
         clustered_mean(b, before.prompts), clustered_mean(a, after.prompts), clustered_mean(a - b, after.prompts),
-        sign_test(*decided(a - b, after.prompts)), signals,
+        sign_test(*clusters_won(a - b, after.prompts)), signals,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from prefiere.feedback.figures import agreement_of
 from prefiere.feedback.schema import answer, model, pair, person
 from prefiere.feedback.store import Store, hidden
 from prefiere.feedback.votes import Vote, in_force
-from prefiere.stats import clustered_mean, decided, sign_test
+from prefiere.stats import clustered_mean, clusters_won, sign_test
 
 
 def testimony_of(c: sa.Connection, name: str, events: set[int], about: dict[str, Any]) -> dict[str, Any]:
@@ -97,5 +97,5 @@ def blind_comparison(store: Store, run: Path) -> dict[str, Any] | None:
         "store": hidden(store.name), "at": schema.iso(time.time()), "before": models.before, "after": models.after,
         "pairs": len({v.pair_id for v in said}), "won": won, "lost": lost, "tied": len(said) - won - lost,
         "share": share.mean, "low": share.low, "high": share.high,
-        "p": sign_test(*decided(signs, prompts)), "people": sorted({names[v.person_id] for v in said}),
+        "p": sign_test(*clusters_won(signs, prompts)), "people": sorted({names[v.person_id] for v in said}),
     }  # fmt: skip

@@ -22,6 +22,7 @@ from prefiere.data.quality.marks import (
     SENTENCE,
     answer_faults,
     answer_texts,
+    asks_twice,
     forms_of,
     is_coded,
     is_form,
@@ -57,6 +58,8 @@ OFTEN, CLASS, _SHOWN = 5, 4, 5
 """Texts that are looked at for being there often; words of a class at most; sources that are listed."""
 _CLASSES = {"no_answer": {"chosen", "completion"}, "no_other_answer": {"rejected"}}
 """Texts among which "none" is an answer, where they are a choice among a few."""
+_OF_CLASSES = {"answered_otherwise": {"completion"}}
+"""What is a fault only where these texts are a choice among a few: a question has many answers in words."""
 
 
 def _commonest(texts: Counter[str]) -> dict[str, Any]:
@@ -96,6 +99,7 @@ class Faults:
     spoken: Spoken = field(default_factory=Spoken)
     ended_at: dict[bytes, int] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
+    answered: dict[int, bytes] = field(default_factory=dict)
 
     def add(self, record: AnyRecord) -> None:
         """Count what a record shows."""
@@ -143,6 +147,10 @@ class Faults:
         self._count("to_learn", "")
         if not isinstance(record, PreferencePair):
             self._text("completion", preferred)
+            if self.answered.setdefault(prompt_key(record.prompt), _key(preferred)) != _key(preferred):
+                self._count("answered_otherwise", record.source)
+        if asks_twice(record.prompt):
+            self._count("asks_twice", record.source)
         for name, text in (("prompt_asks", said_last(record.prompt)), ("answer_asks", preferred)):
             if text.rstrip().endswith(ASKS) and not SENTENCE.search(text):
                 self._count(name, record.source)
@@ -284,7 +292,7 @@ class Faults:
             **{
                 n: {"count": c, "sources": self.sources[n]}
                 for n, c in self.counts.items()
-                if not classes & _CLASSES.get(n, set())
+                if not classes & _CLASSES.get(n, set()) and classes >= _OF_CLASSES.get(n, set())
             },
             "same_text": same,
             "often": {n: self._often(c) for n, c in self.texts.items() if n not in classes},

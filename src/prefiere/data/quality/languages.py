@@ -125,6 +125,11 @@ _NAMED_ELSEWHERE = (
 """How words begin that name a language, or a translation, and what says so in other scripts: then another language may
 be what is asked for."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_ACCENTED = frozenset({"Spanish", "French", "Portuguese", "German", "Swedish", "Polish", "Turkish"})
+_ACCENT = re.compile("[À-ÖØ-öø-ſ]")
+_WORDS = 5000
+"""Languages of which a tenth or more of all different words have letters with accents, such letters, and of how many
+words that is looked at: a sentence that is always the same may well have none."""
 
 
 def language_of(text: str) -> str | None:
@@ -188,13 +193,15 @@ def asked_in(prompt: Text) -> str | None:
 class Languages:
     """How many answers are in another language than their prompt. ``add`` each answer: sides are those of `faults`.
 
-    n: answers of each side; clear: those of which both languages are.
+    n: answers of each side; clear: those of which both languages are; written: the words of each side in a language
+    that has accents.
     """
 
     n: Counter[str] = field(default_factory=Counter)
     clear: Counter[str] = field(default_factory=Counter)
     other: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
+    written: dict[str, dict[str, set[str]]] = field(default_factory=dict)
 
     def add(self, asked: str | None, answer: str, side: str, source: str) -> None:
         """An answer to a prompt in the language ``asked``."""
@@ -203,6 +210,10 @@ class Languages:
         if asked is None or spoken is None:
             return
         self.clear[side] += 1
+        if spoken in _ACCENTED:
+            words = self.written.setdefault(side, {}).setdefault(spoken, set())
+            if len(words) < _WORDS:
+                words.update(w for w in tokens_of(_CODE.sub(" ", answer[: 8 * LOOKED_AT])) if w.isalpha())
         if differ(asked, spoken):
             self.other.setdefault(side, Counter())[asked, spoken] += 1
             named = self.sources.setdefault(side, [])
@@ -211,11 +222,15 @@ class Languages:
 
     def to_dict(self) -> dict[str, Any]:
         """For data.json: of each side how many there are, are clear, and differ, and which languages these mostly
-        are."""
+        are; and of the language with most words that has accents, how many have some."""
         out = {}
         for side, n in self.n.items():
             other = self.other.get(side, Counter())
             asked, spoken = other.most_common(1)[0][0] if other else ("", "")
             counts = {"of": n, "clear": self.clear[side], "count": other.total()}
             out[side] = {**counts, "asked": asked, "spoken": spoken, "sources": self.sources.get(side, [])}
+            if written := self.written.get(side):
+                language, words = max(written.items(), key=lambda item: len(item[1]))
+                accents = sum(_ACCENT.search(w) is not None for w in words)
+                out[side]["written"] = {"language": language, "words": len(words), "accents": accents}
         return out

@@ -14,6 +14,8 @@ _PROGRAM = re.compile(
     r"\bdef \w+\(|\bfunction\b|\breturn\b|=>|;\s*(?:\n|\Z)|print\(|\bclass \w+[:({]|#include|\\[a-z]+\{|\$[^$\n]+\$"
 )
 """What a text that is a program, or a formula, holds: braces and backslashes are at home there."""
+_FENCE_ESCAPED = re.compile(r"\\n```|```\w*\\n")
+"""Line breaks that are written as signs around code: no program has these."""
 _OF_NO_PROGRAM = ("placeholder", "escaped", "written_out", "lost_letters")
 
 
@@ -96,7 +98,11 @@ LEFTOVERS: dict[str, Leftover] = {
         r"\A\s*(?:okay|alright|hmm)[,.] (?:so )?(?:the user |i need to |the question )",
         r"\A\s*the user (?:wants|asks|is asking|has asked)\b",
     ),
-    "subwords": _left(r"token", ("▁", "##", "ġ"), r"▁\w|\w ##\w|Ġ\w"),
+    "subwords": _left(
+        r"token|分词|pinyin|拼音",
+        ("▁", "##", "ġ", " 。", " ，", " 、"),
+        r"▁\w|\w ##\w|Ġ\w|(?:[\u3040-\u30ff\u4e00-\u9fff] ){3}",
+    ),
     "stamped": _left(
         r"\bwhen\b|\btime|schedul|transcri|subtitle|chapter|cuándo|hora\b|wann|uhr|heure",
         ("[", "(", ":", "sent from", "enviado", "gesendet", "wrote"),
@@ -106,8 +112,9 @@ LEFTOVERS: dict[str, Leftover] = {
     ),
     "graded": _left(
         r"\brat(?:e|ing)|scor|grad(?:e|ing)|review|evaluat|judge|puntu|puntú|nota|bewert|note\b",
-        ("rating", "score", "grade", "puntuación", "nota", "bewertung"),
+        ("rating", "score", "grade", "puntuación", "nota", "bewertung", "[["),
         r"(?:\A|\n)\W{0,3}(?:rating|score|grade|puntuación|nota|bewertung)\s*[:=]\s*\d[\d.,]*(?:\s*/\s*\d+)?\W*(?:\n|\Z)",
+        r"\[\[\d{1,2}(?:\.\d)?\]\]\s*\Z",
     ),
     "address": _left(
         r"\burl|link|home ?page|web|site|address|enlace|página|where can i|source", ("http",), r"\A\s*https?://\S+\s*\Z"
@@ -120,15 +127,17 @@ LEFTOVERS: dict[str, Leftover] = {
     ),
 }
 """By name: a machine that speaks of itself, a place to be filled in, the next question, a list or an object as a
-program writes it, signs of escape, a letter that became a question mark, thoughts aloud, pieces of a tokenizer, times
-and the head of a mail, a grade, nothing but an address, signs that nobody sees, a sentence again and again."""
+program writes it, signs of escape, a letter that became a question mark, thoughts aloud, pieces of a tokenizer (or
+spaces between Chinese signs), times and the head of a mail, a grade, nothing but an address, signs that nobody sees, a
+sentence again and again."""
 
 
 def left_in(answer: str, prompt: str) -> Iterator[str]:
     """Names of `LEFTOVERS` that an answer shows outside of code, and that its prompt does not seem to ask for."""
     text, asked = answer[:_LOOKED_AT], prompt[-_LOOKED_AT:]
-    bare, small = _CODE.sub(" ", text), text.lower()
-    program, sentences = _PROGRAM.search(text) is not None, _SENTENCE.split(text)
+    escaped = _FENCE_ESCAPED.search(text) is not None
+    bare, small = text if escaped else _CODE.sub(" ", text), text.lower()
+    program, sentences = not escaped and _PROGRAM.search(text) is not None, _SENTENCE.split(text)
     again = len(sentences) > len(set(sentences)) + 1
     for name, left in LEFTOVERS.items():
         if not (again if name == "loop" else any(hint in small for hint in left.hints)):

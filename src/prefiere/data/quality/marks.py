@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 from prefiere.data.convert import AnyRecord
 from prefiere.data.schema import Demonstration, Judgement, PreferencePair, Text
@@ -106,8 +107,7 @@ def unended(text: str) -> bool:
 
 def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
     """What an answer to a record's prompt shows: echoed (it begins with the last turn, or a label and that), unended,
-    of_a_page (marks of HTML, outside of code, that were not asked for), twice (the same words twice, of which five or
-    more differ, and nothing else)."""
+    of_a_page (marks of HTML, outside of code, that were not asked for), twice (it is one text twice)."""
     asked = " ".join(said_last(record.prompt).casefold().split())
     if len(asked) >= _LEAST_ASKED and (asked.endswith(_ENDS) or len(asked.split()) >= 5):
         begins = " ".join(answer[: 4 * len(asked) + _LABEL].casefold().split())[: len(asked) + _LABEL]
@@ -118,10 +118,23 @@ def answer_faults(record: AnyRecord, answer: str) -> Iterator[str]:
         yield "unended"
     if _OF_A_PAGE.search(_CODE.sub("", answer)) and not _ASKS_FOR_A_PAGE.search(spoken_by(record.prompt)):
         yield "of_a_page"
-    said = answer.split()
-    half = said[: len(said) // 2]
-    if half == said[len(said) // 2 :] and len({w for w in half if any(c.isalpha() for c in w)}) >= 5:
+    if _is_twice(answer):
         yield "twice"
+
+
+def _is_twice(text: str) -> bool:
+    """Whether a text is the same words twice, of which five or more differ, and nothing else."""
+    said = text.split()
+    half = said[: len(said) // 2]
+    return half == said[len(said) // 2 :] and len({w for w in half if any(c.isalpha() for c in w)}) >= 5
+
+
+def asks_twice(prompt: Text) -> bool:
+    """Whether something of a prompt stands there twice in a row: a message that is the one before it again, or one text
+    twice."""
+    turns = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+    again = any(len(one) >= _LEAST_ASKED and one == other for one, other in pairwise(turns))
+    return again or any(map(_is_twice, turns))
 
 
 def no_answer(text: str) -> bool:

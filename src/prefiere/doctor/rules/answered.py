@@ -75,6 +75,21 @@ def said_twice(account: Account) -> Finding | None:
     )
 
 
+def asked_twice(account: Account) -> Finding | None:
+    """In a tenth of the prompts something stands twice in a row: a message again, or one text twice."""
+    return _counted(
+        account,
+        "asks_twice",
+        "asked_twice",
+        "say something twice in a row",
+        "Dialogues were stored twice, or the prompt was joined to itself. The model is asked so by nobody else, and "
+        "what is said again in an answer is learnt as well.",
+        Remedy("keep each message once: export the data again"),
+        "sure",
+        of="prompts",
+    )
+
+
 def left_over(account: Account) -> Finding | None:
     """A tenth of the answers hold something that nobody wants to teach (`data.quality.leftovers`): the commonest."""
     counted = part_of(account, "audit", "faults")
@@ -139,16 +154,17 @@ def in_the_prompt(account: Account) -> Finding | None:
 
 
 def _counted(
-    account: Account, part: str, key: str, what: str, meaning: str, advice: Remedy, sure: Surety
+    account: Account, part: str, key: str, what: str, meaning: str, advice: Remedy, sure: Surety, of: str = "answers"
 ) -> Finding | None:
-    """What a tenth of the answers to be learnt, or more, show beyond the interval of that share."""
+    """What a tenth of the answers to be learnt, or of their prompts, or more, show beyond the interval of that
+    share."""
     share = _level(account, part)
     if share is None or share.low < PART:
         return None
     shown = f"{100 * share.mean:.0f}%"
     return Finding(
         key,
-        f"{shown} of the answers {what}.",
+        f"{shown} of the {of} {what}.",
         "warning",
         meaning,
         (line(part, level=interval(share, SHARE), n=f"{share.n:,}"),),

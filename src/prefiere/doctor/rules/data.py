@@ -21,6 +21,7 @@ from prefiere.doctor.rules.account import (
     sources_in,
 )
 from prefiere.doctor.rules.answered import (
+    asked_twice,
     cut_off,
     echoed,
     in_the_prompt,
@@ -87,7 +88,7 @@ def findings_of(
     )
     found = [check(account) for check in checks if preferences or check in OF_ANY]
     found += [astray(account, start or {}), echoed(account), of_a_page(account), said_twice(account)]
-    found += [left_over(account), in_the_prompt(account), same_ends(account)]
+    found += [asked_twice(account), left_over(account), in_the_prompt(account), same_ends(account)]
     found.append(cut_off(account, own))
     found += [unasked(account), template_unused(account, harmed), system_dropped(account)]
     if preferences:

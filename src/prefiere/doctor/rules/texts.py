@@ -17,7 +17,7 @@ from prefiere.doctor.rules.account import (
     sources_in,
 )
 from prefiere.doctor.rules.answered import begins_labelled, none_given
-from prefiere.doctor.words import language_named
+from prefiere.doctor.rules.told import accents_lost, other_language
 from prefiere.stats import wilson
 
 OTHER_COLUMN = Remedy(
@@ -264,49 +264,28 @@ def filled_down(account: Account) -> Finding | None:
     )
 
 
-def other_language(account: Account) -> Finding | None:
-    """A tenth of the answers to be learnt, or of the others, are in another language than their prompt, where both are
-    clear of half of them or more. Where nearly all are, on each side, that is probably what is wanted: information."""
-    parts = {side: part_of(account, "audit", "faults", "languages", side) for side in _SIDES}
-    shares = {side: _in_another(part) for side, part in parts.items() if number_in(part, "of")}
-    task = all(share >= 0.8 for share in shares.values())
-    for side, share in shares.items():
-        if share < 0.1:
-            continue
-        asked, spoken = (language_named(str(parts[side].get(k))) for k in ("asked", "spoken"))
-        shown, learnt = f"{100 * share:.0f}%", _SIDES[side]
-        what = "answers" if learnt else "answers that were not preferred"
-        return Finding(
-            "other_language",
-            f"{shown} of the {what} are in a different language from their prompt.",
-            "info" if task else "warning",
-            "What is learnt then is which language to write, whatever was asked in. Texts of different rows or columns "
-            "may have been joined. Where it is to answer in one language whatever it is asked in, or to translate, "
-            "nothing is wrong."
-            if learnt
-            else "What is learnt then is which language not to write, and little of what makes an answer better.",
-            (share_seen(number_in(parts[side], "count"), share, f"other_language_{side}", asked=asked, spoken=spoken),),
-            (Remedy("answers in the language of their prompt, on both sides of a pair"),),
-            cause=True,
-            sure="possible",
-            lines=sources_in(parts[side]),
-            values={"share": shown},
-            said_as="" if learnt else "other_language_rejected",
-        )
-    return None
+def answered_otherwise(account: Account) -> Finding | None:
+    """A twentieth of the answers, which are a choice among a few, are others than an earlier record has to the same
+    prompt."""
+    count, share, lines = shared(account, "answered_otherwise")
+    if share < 0.05:
+        return None
+    return found_in_data(
+        "answered_otherwise",
+        f"{count:,.0f} records contradict others: the same question has another answer there.",
+        "warning",
+        "The answers are a choice among a few, so that one of the two is wrong. People may have judged differently.",
+        (share_seen(count, share, "answered_otherwise"),),
+        (Remedy("one answer to each question: the one that most people gave"),),
+        lines,
+        n=f"{count:,.0f}",
+    )
 
-
-def _in_another(part: Account) -> float:
-    """The share of a side's answers that are in another language; 0 where that is clear of too few to say."""
-    count, clear, of = (number_in(part, k) for k in ("count", "clear", "of"))
-    return count / of if of >= 20 and 0.5 * of <= clear <= of and count <= clear else 0.0
-
-
-_SIDES = {"chosen": True, "completion": True, "rejected": False}
-"""Answers whose language is counted, and whether they are to be learnt."""
 
 OF_ANY = (
     other_language,
+    accents_lost,
+    answered_otherwise,
     filled_down,
     markup,
     damaged,

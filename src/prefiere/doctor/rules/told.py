@@ -1,6 +1,6 @@
-"""What words alone show of the labels, before any model: the one that gives them away, those that they contradict, how
-often they tell the preferred answer (`data.quality.told`), and whose preferences are not the others'
-(`data.quality.people`)."""
+"""What words alone show, before any model. Of the labels: the word that gives them away, those that words contradict,
+how often they tell the preferred answer (`data.quality.told`), and whose preferences are not the others'
+(`data.quality.people`). Of the answers: which language they are in (`data.quality.languages`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefiere.doctor.rules.account import (
     sources_in,
 )
 from prefiere.doctor.series import Level
-from prefiere.doctor.words import form, interval, line, number
+from prefiere.doctor.words import form, interval, language_named, line, number
 from prefiere.stats import LEAST
 
 UNTOLD = 0.65
@@ -241,3 +241,72 @@ def one_place(account: Account) -> Finding | None:
         values={"share": share} | ({"who": str(who)} if who is not None else {}),
         said_as="one_place_by" if who is not None else "",
     )
+
+
+def other_language(account: Account) -> Finding | None:
+    """A tenth of the answers to be learnt, or of the others, are in another language than their prompt, where both are
+    clear of half of them or more. Where nearly all are, on each side, that is probably what is wanted: information."""
+    parts = {side: part_of(account, "audit", "faults", "languages", side) for side in _LEARNT}
+    shares = {side: _in_another(part) for side, part in parts.items() if number_in(part, "of")}
+    task = all(share >= 0.8 for share in shares.values())
+    for side, share in shares.items():
+        if share < 0.1:
+            continue
+        asked, spoken = (language_named(str(parts[side].get(k))) for k in ("asked", "spoken"))
+        shown, learnt = f"{100 * share:.0f}%", _LEARNT[side]
+        what = "answers" if learnt else "answers that were not preferred"
+        return Finding(
+            "other_language",
+            f"{shown} of the {what} are in a different language from their prompt.",
+            "info" if task else "warning",
+            "What is learnt then is which language to write, whatever was asked in. Texts of different rows or columns "
+            "may have been joined. Where it is to answer in one language whatever it is asked in, or to translate, "
+            "nothing is wrong."
+            if learnt
+            else "What is learnt then is which language not to write, and little of what makes an answer better.",
+            (share_seen(number_in(parts[side], "count"), share, f"other_language_{side}", asked=asked, spoken=spoken),),
+            (Remedy("answers in the language of their prompt, on both sides of a pair"),),
+            cause=True,
+            sure="possible",
+            lines=sources_in(parts[side]),
+            values={"share": shown},
+            said_as="" if learnt else "other_language_rejected",
+        )
+    return None
+
+
+def _in_another(part: Account) -> float:
+    """The share of a side's answers that are in another language; 0 where that is clear of too few to say."""
+    count, clear, of = (number_in(part, k) for k in ("count", "clear", "of"))
+    return count / of if of >= 20 and 0.5 * of <= clear <= of and count <= clear else 0.0
+
+
+def accents_lost(account: Account) -> Finding | None:
+    """The answers to be learnt, or the others, are in a language of which a tenth or more of all different words have
+    accents, and fewer than a hundredth of theirs do."""
+    for side, learnt in _LEARNT.items():
+        part = part_of(account, "audit", "faults", "languages", side, "written")
+        words, accents = number_in(part, "words"), number_in(part, "accents")
+        if words < 200 or accents >= words / 100:
+            continue
+        language = language_named(str(part.get("language")))
+        what = "answers" if learnt else "answers that were not preferred"
+        return Finding(
+            "accents_lost",
+            f"The {what} lack the accents of their language, {language}.",
+            "warning",
+            "The model learns to write without them. They were probably lost where the texts were stored or exported."
+            if learnt
+            else "What is learnt then is to write accents, and little of what makes an answer better.",
+            (line("accents_lost", n=f"{accents:,.0f}", of=f"{words:,.0f}", language=language),),
+            (Remedy("export the texts again from where they came, with all letters"),),
+            cause=True,
+            sure="likely",
+            values={"language": language},
+            said_as="" if learnt else "accents_lost_rejected",
+        )
+    return None
+
+
+_LEARNT = {"chosen": True, "completion": True, "rejected": False}
+"""Answers whose language is counted, and whether they are to be learnt."""
