@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def test_data_that_would_ruin_a_run_is_no_success(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["ruined"]
     assert {"template_in_text", "one_text"} <= {f["key"] for f in found["findings"]}
-    assert f"{name}:1" in found["findings"][0]["lines"]
+    marks = next(f for f in found["findings"] if f["key"] == "template_in_text")
+    assert (marks["lines"][0], len(marks["lines"]), marks["lines_of"]) == (f"{name}:1", 20, 40)
+    assert (marks["severity"], marks["sure"]) == ("warning", "sure")  # no model is there whose marks these may be
 
 
 def test_clean_data_says_what_it_left_out(tmp_path: Path) -> None:
@@ -402,7 +405,27 @@ def test_a_pair_that_nobody_can_tell_does_not_count() -> None:
     shown = drawn(pairs(100), seed=0)
     found = blind_verdict(shown, [None] * 5 + [s.first for s in shown[5:]])
     assert (found.agreed, found.of) == (10, 10)
-    assert blind_verdict(shown, [None] * 15).says == "noise"
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_few_choices_say_nothing(n: int) -> None:
+    """Five of five that agree are a coin's once in 32: no verdict could be told from chance."""
+    shown = drawn(pairs(100), seed=0)
+    found = blind_verdict(shown, [s.first for s in shown[:n]] + [None] * (15 - n))
+    assert (found.says, found.agreed, found.of, found.chance) == ("too_few", n, n, 1.0)
+    assert blind_verdict(shown, [s.first for s in shown[:6]] + [None] * 9).says == "fine"
+
+
+@pytest.mark.parametrize("agreed", range(16))
+def test_the_chance_that_noise_is_wrong(agreed: int) -> None:
+    """By a loop: that sound labels, right nine times in ten, agree so seldom, or swapped ones so often."""
+    shown = drawn(pairs(100), seed=0)
+    found = blind_verdict(shown, [s.first if i < agreed else not s.first for i, s in enumerate(shown)])
+    if found.says == "noise":
+        sound = sum(math.comb(15, k) * 0.9**k * 0.1 ** (15 - k) for k in range(agreed + 1))
+        swapped = sum(math.comb(15, k) * 0.1**k * 0.9 ** (15 - k) for k in range(agreed, 16))
+        assert found.chance == pytest.approx(max(sound, swapped))
+    assert (found.says == "noise") is (3 < agreed < 12)
 
 
 def test_both_orders_are_shown() -> None:

@@ -233,7 +233,8 @@ def test_labels_judged_blind_and_data_cleaned(tmp_path: Path) -> None:
         "1 de 5\n",
         "pregunta: p",
         "¿Cuál es mejor, 1 o 2? (otra cosa: no se puede decir)",
-        " de 5; por puro azar",
+        "Se juzgaron demasiado pocos para saberlo",
+        " de 5.\n",
     ):
         assert text in asked
     done = CALL.invoke(app, [*given, "--clean", str(tmp_path / "c.jsonl")])

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from prefiere.api.held import settle
 from prefiere.api.training import train
+from prefiere.asked.language import in_words
 from prefiere.doctor.case import Case
 from prefiere.doctor.series import Change
 from prefiere.run import Run
@@ -45,8 +46,8 @@ class Probed:
     low: float
 
     def __str__(self) -> str:
-        said = "learnt" if self.learnt else "NOT learnt"
-        return f"{self.task}: {said} ({self.before:.2f} -> {self.after:.2f}, at least {self.low:.2f} with 95%)"
+        figures = {"before": f"{self.before:.2f}", "after": f"{self.after:.2f}", "low": f"{self.low:.2f}"}
+        return in_words(f"probe.{'learnt' if self.learnt else 'not_learnt'}", task=self.task, **figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,12 @@ class Probe:
     def verdict(self) -> str:
         """Where to look."""
         if self.sound:
-            return "The machinery is sound with this model: look for the fault in the data or in the reward."
+            return in_words("probe.sound")
         if self.preference.learnt:
-            return "Preferences are learnt, rewards are not: look at how answers are sampled (their length and end)."
+            return in_words("probe.no_rewards")
         if self.reward.learnt:
-            return "Rewards are learnt, preferences are not: look at the chat template and the end of answers."
-        return "Neither is learnt: the fault is in the model, its template, or the settings, not in data or reward."
+            return in_words("probe.no_preferences")
+        return in_words("probe.neither")
 
 
 def probe(model: str, out: str | Path, *, console: Console | None = None, **settings: Any) -> Probe:
@@ -103,7 +104,7 @@ def _preference(shared: dict[str, Any], out: Path, console: Console) -> Probed:
     values = {"data": pairs, "out": str(out), "batch_size": 16, "eval_size": 40, "sample_steps": 0, "max_length": 128}
     run = _run("dpo", shared | values, console)
     change = Case(run).change("eval_rewards/accuracies")
-    return _probed(f"prefers answers that begin with {KNOWN[0]}", change, least=0.75)
+    return _probed(in_words("probe.prefers", word=KNOWN[0]), change, least=0.75)
 
 
 def _reward(shared: dict[str, Any], out: Path, console: Console) -> Probed:
@@ -118,7 +119,7 @@ def _reward(shared: dict[str, Any], out: Path, console: Console) -> Probed:
         return [float(token in _tokens(c)) for c in completions]
 
     run = _run("rloo", shared | own | {"reward": holds, "out": str(out), "max_steps": 16, "sample_steps": 16}, console)
-    return _probed(f"writes “{token}” where it is paid for it", Case(run).change("samples/reward"), least=None)
+    return _probed(in_words("probe.writes", token=token), Case(run).change("samples/reward"), least=None)
 
 
 def _length(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -133,7 +134,7 @@ def known_token(answers: Sequence[str]) -> str:
     """The word or sign that is nearest to standing in three answers of ten. Raises ValueError where all are empty."""
     counts = Counter(token for a in answers for token in _tokens(a))
     if not counts:
-        raise ValueError("the model answers nothing: there is no token that could be paid for")
+        raise ValueError(in_words("probe.no_token"))
     return min(sorted(counts), key=lambda token: abs(counts[token] / len(answers) - 0.3))
 
 

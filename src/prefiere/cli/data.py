@@ -19,7 +19,7 @@ from prefiere.data.convert import AnyRecord
 from prefiere.data.layouts.names import likely, map_to_give
 from prefiere.data.quality.blind import blind_verdict, drawn
 from prefiere.data.quality.cleaned import RecordsLeftOut, cleaned
-from prefiere.data.quality.faults import Faults
+from prefiere.data.quality.faults import Faults, looked_through
 from prefiere.data.schema import Comparison, Demonstration, Judgement, PreferencePair, Text
 from prefiere.data.values import DataError
 from prefiere.data.writers import write
@@ -28,6 +28,7 @@ from prefiere.plan.shown import reading
 from prefiere.settings import DPO
 
 if TYPE_CHECKING:
+    from prefiere.doctor.case import Finding
     from prefiere.doctor.rules.labels import SwappedLabels
     from prefiere.tokens.groups import PromptGroup
 
@@ -92,24 +93,27 @@ def say_findings(
 ) -> dict[str, Any]:
     """What the doctor says of the data before a run is begun, in plain words. row: what was measured with a model.
     ruined: whether a run on it would be."""
-    from prefiere.cli.doctor import STYLES, show_reasons
-    from prefiere.doctor.diagnose import consistent
+    from prefiere.cli.doctor import show_finding
+    from prefiere.doctor.diagnose import plain_values
     from prefiere.doctor.plain.tell import plain_words, told
+
+    found, spoken = _found(account, row, preferences), tongue()
+    for finding in found:
+        show_finding(told(finding, spoken), plain_words(spoken).around, console)
+    return {"findings": plain_values(found), "ruined": any(f.severity == "bad" for f in found)}
+
+
+def _found(account: dict[str, Any], row: Mapping[str, float], preferences: bool) -> list[Finding]:
+    """The findings of an account of data, and what would ruin a run whatever explains it."""
+    from prefiere.doctor.diagnose import consistent
     from prefiere.doctor.rules.data import findings_of
     from prefiere.doctor.rules.start import before_run
 
     found = findings_of(account, preferences=preferences, start=row) + before_run(
         row, vocabulary=account.get("vocabulary"), preferences=preferences, account=account
     )
-    kept, spoken = consistent(found), tongue()  # and what would ruin a run, whatever explains it
-    found = [f for f in found if f.severity == "bad" and f.key not in {k.key for k in kept}] + kept
-    for finding in found:
-        said = told(finding, spoken)
-        console.print()
-        console.print(Styled(said.headline, STYLES[finding.severity]), soft_wrap=True)
-        show_reasons(said, plain_words(spoken).around, console)
-    keys = [{"key": f.key, "severity": f.severity, "title": f.title, "lines": list(f.lines)} for f in found]
-    return {"findings": keys, "ruined": any(f.severity == "bad" for f in found)}
+    kept = consistent(found)
+    return [f for f in found if f.severity == "bad" and f.key not in {k.key for k in kept}] + kept
 
 
 def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[str, Any]:
@@ -129,7 +133,9 @@ def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[st
         chosen.append({"1": True, "2": False}.get(ask(in_words("check.which")).strip()))
     found = blind_verdict(shown, chosen)
     console.print(f"\n{in_words(f'check.says.{found.says}')}", style="bold")
-    console.print(in_words("check.agreed", agreed=found.agreed, of=found.of, chance=f"{found.chance:.1%}"))
+    chance = "0.1%" if found.chance < 0.001 else f"{found.chance:.1%}"
+    agreed = {"agreed": found.agreed, "of": found.of, "chance": f"< {chance}" if found.chance < 0.001 else chance}
+    console.print(in_words(f"check.agreed.{found.says}", **agreed))
     return {"says": found.says, "agreed": found.agreed, "of": found.of, "chance": found.chance}
 
 
@@ -140,6 +146,8 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
     already, where no record stays, where prompts are all that is read of rows that hold more, or where the run learnt
     from other data.
     """
+    from prefiere.doctor.plain.tell import told
+
     if out.exists():
         raise DataError(in_words("clean.there_already", out=out))
     source, left, swapped = open_source(settings), RecordsLeftOut(), None
@@ -147,7 +155,8 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
         from prefiere.doctor.rules.labels import swapped_in
 
         swapped = swapped_in(run)
-    kept = write(_staying(source, left, swapped, settings.data), out)
+    auditor, faults = Auditor(), Faults()
+    kept = write(looked_through(_staying(source, left, swapped, settings.data), auditor, faults), out)
     console.print(in_words("clean.written", n=f"{kept:,}", out=out), markup=False, soft_wrap=True)
     if swapped is not None and not swapped.lines:
         console.print(f"  {in_words('clean.no_line', run=run)}", markup=False, soft_wrap=True)
@@ -161,13 +170,17 @@ def clean(settings: DPO, out: Path, run: str | None, console: Console) -> dict[s
         changed.append(in_words("clean.no_voters"))
     for line in [*([*left.lines(), *lost, *changed] or [in_words("clean.nothing")]), *source.unread_lines()]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    left_out = left.counts | ({"dropped": dropped} if dropped else {})
+    account = {"audit": auditor.found().to_dict() | {"faults": faults.to_dict()}}
+    stays = [f for f in _found(account, {}, source.kind in ("pairs", "judgements")) if f.severity in ("bad", "warning")]
+    for said in (in_words("clean.stays", what=told(finding, tongue()).headline) for finding in stays):
+        console.print(f"  {said}", markup=False, soft_wrap=True)
     return {
         "written": str(out),
         "kept": kept,
-        "left_out": left_out,
+        "left_out": left.counts | ({"dropped": dropped} if dropped else {}),
         "sources": left.sources,
         "beyond": left.beyond,
+        "stays": [f.key for f in stays],
         "read": source.describe(),
     }
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # with scipy, which no other command needs
 
 STYLES = {"good": "bold green", "info": "bold", "warning": "bold yellow", "bad": "bold red"}
 LINES = 20
-"""Lines of the data that are named on a terminal; --json has all of them."""
+"""Lines of the data that are named on a terminal; --json has all that are kept, and how many there are."""
 
 
 @command
@@ -73,19 +73,15 @@ def show(found: Diagnosis, spoken: Tongue, to: Console) -> None:
     words = plain_words(spoken).around
     to.print(Styled(plain_verdict(found, spoken), STYLES[found.severity]), soft_wrap=True)
     for finding in found.findings:
-        _finding(told(finding, spoken), words, to)
+        show_finding(told(finding, spoken), words, to)
 
 
-def _finding(t: Told, words: dict[str, str], to: Console) -> None:
+def show_finding(t: Told, words: dict[str, str], to: Console) -> None:
+    """How grave it is, its headline, how sure it is; then what it means, what was seen, what to try, which lines."""
     to.print()
     mark = Styled.assemble((f"{words[t.finding.severity]}  ", STYLES[t.finding.severity]), (t.headline, "bold"))
     mark.append(f"  ({words[t.finding.sure]})", "dim")
     to.print(mark, soft_wrap=True)
-    show_reasons(t, words, to)
-
-
-def show_reasons(t: Told, words: dict[str, str], to: Console) -> None:
-    """What stands below a finding's headline: what it means, what was seen, what to try, which lines."""
     to.print(f"  {t.meaning}", markup=False, soft_wrap=True)
     for name, lines in ((words["saw"], t.seen), (words["try"], t.tries)):
         if lines:
@@ -93,7 +89,7 @@ def show_reasons(t: Told, words: dict[str, str], to: Console) -> None:
         for line in lines:
             to.print(f"    - {line}", markup=False, soft_wrap=True)
     if t.finding.lines:
-        more = len(t.finding.lines) - LINES
+        more = t.finding.lines_of - len(t.finding.lines[:LINES])
         rest = f", {words['more'].format(n=f'{more:,}')}" if more > 0 else ""
         to.print(f"  {words['lines']}: {', '.join(t.finding.lines[:LINES])}{rest}", markup=False, soft_wrap=True)
 

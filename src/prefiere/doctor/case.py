@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -29,14 +29,25 @@ learning rate where that is less. Twenty updates of models of 1.4 and 135 millio
 their rates of 3.8e-4 and 1.6e-5, whatever there was to learn."""
 
 
+class FirstLines(tuple[str, ...]):
+    """The first of the lines that a finding means; ``of``: how many it means."""
+
+    of: int
+
+    def __new__(cls, lines: Iterable[str], of: int = 0) -> FirstLines:
+        made = super().__new__(cls, lines)
+        made.of = max(of, len(made))
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing the run shows. ``key`` names the check, ``title`` is a sentence, ``meaning`` explains it to somebody
     new to the field, ``seen`` holds the numbers with their intervals, in every language (``evidence``: in English),
     ``remedy`` what to try next time, and ``remedies`` the same with the settings that it changes. cause: whether it
-    names why a run went wrong, not only that it did. about: the setting, word or file that it is about. lines: which
-    lines of the data it means. values: what its words in other languages are filled in with (`plain`). said_as: the row
-    of the plain words that says it, where that is not ``key``."""
+    names why a run went wrong, not only that it did. about: the setting, word or file that it is about. lines: the
+    lines of the data that it means, or the first of them. values: what its words in other languages are filled in with
+    (`plain`). said_as: the row of the plain words that says it, where that is not ``key``."""
 
     key: str
     title: str
@@ -55,6 +66,11 @@ class Finding:
     def evidence(self) -> tuple[str, ...]:
         """What was seen, in English."""
         return tuple(map(str, self.seen))
+
+    @property
+    def lines_of(self) -> int:
+        """How many lines it means, of which ``lines`` are the first."""
+        return self.lines.of if isinstance(self.lines, FirstLines) else len(self.lines)
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:

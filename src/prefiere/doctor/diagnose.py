@@ -49,16 +49,22 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        findings = [
-            {k: v for k, v in asdict(f).items() if k not in ("advice", "seen", "said_as")}
-            | {
-                "values": {k: str(v) for k, v in f.values.items()},
-                "evidence": f.evidence,
-                "remedies": [asdict(r) | {"text": str(r)} for r in f.remedies],
-            }
-            for f in self.findings
-        ]
-        return {"headline": self.headline, "severity": self.severity, "findings": findings}
+        return {"headline": self.headline, "severity": self.severity, "findings": plain_values(self.findings)}
+
+
+def plain_values(found: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain values, for JSON. lines_of: how many lines are meant, of which ``lines`` are the first."""
+    return [
+        {k: v for k, v in asdict(f).items() if k not in ("advice", "seen", "said_as")}
+        | {
+            "lines": list(f.lines),
+            "lines_of": f.lines_of,
+            "values": {k: str(v) for k, v in f.values.items()},
+            "evidence": f.evidence,
+            "remedies": [asdict(r) | {"text": str(r)} for r in f.remedies],
+        }
+        for f in found
+    ]
 
 
 def diagnose(run: Run) -> Diagnosis:
@@ -72,8 +78,8 @@ def diagnose(run: Run) -> Diagnosis:
 
 
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "good", "info")
-_PRAISE = ("learnt", "both_fall", "barely", "adaptive")
-"""What is no comfort where something is bad."""
+_PRAISE = ("learnt", "both_fall", "barely", "adaptive", "within_noise")
+"""What is no comfort where something is bad: that a change may be chance is none for a model that was ruined."""
 _RESERVES = ("unusual_setting", "barely", "too_alike", "one_word", "length_paid", "mostly_length", "in_part")
 """Information without which praise would say too much: such a run did learn, and is not simply good."""
 _EXPLAINED: dict[str, tuple[str, ...]] = {
@@ -105,6 +111,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "in_another_order": ("too_alike", "foreign_answers"),
     "coded_prompts": ("answers_elsewhere", "some_elsewhere"),
     **dict.fromkeys(("one_prompt", "cut"), ("repeated", "known_answers")),
+    "known_answers": ("another_task",),
     "exchanged": ("shortcut_word",),
     "repeated": ("shortcut_word", "labels_swapped"),
     "price_too_high": ("reward_flat", "setting_too_high"),

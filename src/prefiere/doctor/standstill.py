@@ -95,13 +95,23 @@ def few_held_out(case: Case) -> Finding | None:
         "warning",
         f"With fewer than {FEW_HELD_OUT}, even 'all of them right' may be luck: what is shown holds of these few.",
         (line(f"held_out_{kind}", n=f"{count}"),),
-        (
-            set_to("sample_prompts", "auto", "which takes up to 32 prompts")
-            if case.family == "policy" and case.recipe.get("sample_prompts") == count
-            else Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data"),
-        ),
+        (_more_held_out(case, count),),
         values={"n": str(count)},
     )
+
+
+def _more_held_out(case: Case, count: int) -> Remedy:
+    """How to keep more than ``count`` examples aside: a quarter of all, at most a hundred, where that is enough."""
+    if case.family == "policy" and case.recipe.get("sample_prompts") == count:
+        return set_to("sample_prompts", "auto", "which takes up to 32 prompts")
+    if case.recipe.get("eval_data"):
+        return Remedy("more examples in eval_data: a hundred show most of what there is to see")
+    found = [n for k in ("train", "eval") if isinstance(n := case.account("examples").get(k), int)]
+    if len(found) < 2:  # nothing is known of how many there are
+        return Remedy("eval_size=0.1, or 100 where there are so many; or separate eval_data")
+    if (kept := min(100, sum(found) // 4)) >= FEW_HELD_OUT:
+        return set_to("eval_size", kept, "so that enough are kept aside to tell")
+    return Remedy("more data: of eighty examples or more, twenty can be kept aside (eval_size)")
 
 
 def still(case: Case) -> bool:

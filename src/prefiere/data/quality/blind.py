@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import bdtr, bdtrc
+from scipy.special import bdtr
 
 from prefiere.data.schema import PreferencePair, Text
 
 SHOWN_BLIND = 15
 """Shown at most: 12 agreements of 15, or 3, happen by chance in 1.8%."""
 CHANCE = 0.025
+RIGHT = 0.9
+"""Share of labels that are as a person sees them, where labels are sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,11 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class BlindVerdict:
-    """What a person's choices say of the labels. chance: of so many agreements, or so few, of labels by coin flips."""
+    """What a person's choices say of the labels. chance: that this is wrong. Of fine and swapped, that labels by coin
+    flips agree so often, or so seldom; of noise, that sound labels (or swapped ones) agree no more (no less) often, and
+    do so nine times in ten; 1 where too few were judged."""
 
-    says: Literal["fine", "swapped", "noise"]
+    says: Literal["fine", "swapped", "noise", "too_few"]
     agreed: int
     of: int
     chance: float
@@ -62,7 +66,16 @@ def blind_verdict(shown: Sequence[Shown], chosen: Sequence[bool | None]) -> Blin
     """chosen: for each pair whether the first answer was taken; None where none was."""
     agreed = [c == s.first for s, c in zip(shown, chosen, strict=True) if c is not None]
     k, n = sum(agreed), len(agreed)
-    few, many = (float(bdtr(k, n, 0.5)), float(bdtrc(k - 1, n, 0.5)) if k else 1.0) if n else (1.0, 1.0)
+    if 0.5**n >= CHANCE:  # as few as these could agree by chance, whatever was chosen
+        return BlindVerdict("too_few", k, n, 1.0)
+    few, many = _at_most(k, n, 0.5), _at_most(n - k, n, 0.5)
     if many < CHANCE:
         return BlindVerdict("fine", k, n, many)
-    return BlindVerdict("swapped", k, n, few) if few < CHANCE else BlindVerdict("noise", k, n, min(few, many))
+    if few < CHANCE:
+        return BlindVerdict("swapped", k, n, few)
+    return BlindVerdict("noise", k, n, max(_at_most(k, n, RIGHT), _at_most(n - k, n, RIGHT)))
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    """How likely ``k`` or fewer of ``n`` are, each with probability p."""
+    return float(bdtr(k, n, p))

@@ -54,7 +54,7 @@ SAME_WORDS = 4
 """Words at the beginning and at the end of answers that are counted."""
 USUAL_WORD = 0.05
 """A word that more answers of the other side have is a word of the language, and no mark."""
-OFTEN, CLASS, _SHOWN = 5, 4, 5
+OFTEN, CLASS, _SHOWN = 5, 4, 20
 """Texts that are looked at for being there often; words of a class at most; sources that are listed."""
 _CLASSES = {"no_answer": {"chosen", "completion"}, "no_other_answer": {"rejected"}}
 """Texts among which "none" is an answer, where they are a choice among a few."""
@@ -257,12 +257,14 @@ class Faults:
         return {"right": right, "low": low, "high": high, "n": rarer}
 
     def _telling(self, sides: tuple[Counter[str], Counter[str]], form: bool) -> list[str]:
-        """The forms that there are, or the words; without signs where a form tells: they are how it is written."""
+        """The forms that there are, or the words, and then the signs ("Certainly!" is a word first); no signs where a
+        form tells: they are how it is written."""
         if form:
             return sorted(w for w in sides[0].keys() | sides[1].keys() if is_form(w))
         told = self.shortcut(form=True) is not None
         words = (w for w in sides[0].keys() | sides[1].keys() if not is_form(w))
-        return sorted(w for w in words if not told or any(c.isalnum() for c in w))
+        spoken = {w: any(map(str.isalnum, w)) for w in words}
+        return sorted((w for w, said in spoken.items() if said or not told), key=lambda w: (not spoken[w], w))
 
     def _shortcut_of_kinds(self, form: bool) -> dict[str, Any] | None:
         """Of single answers: the word (or form) that most of the one kind have, and hardly any of the other."""

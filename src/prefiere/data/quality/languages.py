@@ -17,7 +17,7 @@ LOOKED_AT, LEAST, TIMES, SHARE = 120, 2, 2, 0.2
 """Words of a text that are looked at; how many of them must be a language's own commonest ones: so many, so many times
 those of any other language, and this share of all. A language that is not here shares some
 words with one that is, and fewer than that."""
-_SHOWN = 5
+_SHOWN = 20
 """Sources that are listed."""
 _COMMONEST = {
     language: frozenset(words.split())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefiere.asked.language import Worded
-from prefiere.doctor.case import Finding, Severity
+from prefiere.doctor.case import Finding, FirstLines, Severity
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.series import Level
 from prefiere.doctor.words import line
@@ -14,6 +14,8 @@ from prefiere.doctor.words import line
 Account = Mapping[str, Any]
 
 CLEAN = Remedy("`prefiere data DATA --clean out.jsonl`, which writes the data without them")
+_STAY = 0.9
+"""Share of the records that a fault is in, up to which enough stay where these are left out."""
 
 
 def number_in(account: Account, *path: str) -> float:
@@ -42,9 +44,9 @@ def level_in(part: Account) -> Level | None:
 
 
 def sources_in(part: Account) -> tuple[str, ...]:
-    """Where what a part counts was read: ``file:line`` of the first ones."""
+    """Where what a part counts was read: ``file:line`` of the first ones, and how many there are."""
     listed = part.get("sources")
-    return tuple(map(str, listed)) if isinstance(listed, list) else ()
+    return FirstLines(map(str, listed), int(number_in(part, "count"))) if isinstance(listed, list) and listed else ()
 
 
 def records_in(account: Account) -> float:
@@ -57,6 +59,11 @@ def shared(account: Account, name: str) -> tuple[float, float, tuple[str, ...]]:
     part = part_of(account, "audit", "faults", name)
     count, records = number_in(part, "count"), records_in(account)
     return count, count / records if records else 0.0, sources_in(part)
+
+
+def leaving_out(share: float) -> tuple[Remedy, ...]:
+    """To leave out what is in a share of the records, where enough stay."""
+    return (CLEAN,) if share < _STAY else ()
 
 
 def share_seen(count: float, share: float, what: str, **values: str | Worded) -> Worded:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 
-from prefiere.doctor.case import Case, Finding
+from prefiere.doctor.case import Case, Finding, FirstLines
 from prefiere.doctor.remedies import Remedy, advised, set_to
 from prefiere.doctor.rules.account import (
     CLEAN,
     Account,
     found_in_data,
+    leaving_out,
     level_in,
     number_in,
     part_of,
@@ -133,8 +134,11 @@ def contradictions(account: Account) -> Finding | None:
         "Each of the two undoes what the other teaches. People may differ, or votes may have been joined the wrong way "
         "round.",
         (share_seen(count, count / records, "contradicted"),),
-        (Remedy("keep the verdict of most people for each pair, or leave both out"), CLEAN),
-        tuple(map(str, listed)) if isinstance(listed, list) else (),
+        (
+            Remedy("keep the verdict of most people for each pair, or leave both out"),
+            *leaving_out(2 * count / records),  # both sides go
+        ),
+        FirstLines(map(str, listed), int(count)) if isinstance(listed, list) else (),
         n=f"{count:,.0f}",
     )
 
@@ -249,7 +253,7 @@ def nearly_same(account: Account) -> Finding | None:
         "Their answers differ in signs, spaces or capitals only, so that is what they teach. Where signs are what "
         "people compared, nothing is wrong.",
         (share_seen(count, count / pairs, "same_words"),),
-        (Remedy("leave these pairs out"), CLEAN),
+        (Remedy("leave these pairs out"), *leaving_out(count / pairs)),
         sources_in(part_of(account, "audit", "faults", "nearly_same")),
         share=f"{100 * count / pairs:.0f}%",
     )

@@ -21,6 +21,8 @@ SCORE = Remedy("`prefiere score` on the reward model, or the reward function on 
 
 CHANGED, LEVELS = 8, 5
 """Prompts whose answer changed, and different rewards among them, from which on the prompt alone may be scored."""
+DRAWN = 999
+"""Orders of the rewards that are drawn, to see what chance does."""
 UPDATES, DIFFER = 5, 0.05
 """Updates, below which nothing is said; nats of entropy per token, from which on the answers to a prompt differ."""
 MOSTLY, FEWEST, FEW = 0.8, 20, 8
@@ -28,28 +30,24 @@ MOSTLY, FEWEST, FEW = 0.8, 20, 8
 few."""
 
 
-def correlation(case: Case, *, start: bool) -> tuple[float, int] | None:
-    """Correlation of reward and judge over the answers of the first sampling (or the last), and how many there are;
-    None where either does not differ."""
+def _first_scored(case: Case) -> np.ndarray | None:
+    """Reward and judge's score [answers, 2] of the first sampling; None below six answers, or where either does not
+    differ."""
     rows = case.answers
-    steps = sorted({r["step"] for r in rows if isinstance(r.get("step"), int | float)})
-    if not steps:
-        return None
-    at = steps[0] if start else steps[-1]
-    both = [(float_of(r.get("reward")), float_of(r.get("score"))) for r in rows if r.get("step") == at]
+    first = min((r["step"] for r in rows if isinstance(r.get("step"), int | float)), default=None)
+    both = [(float_of(r.get("reward")), float_of(r.get("score"))) for r in rows if r.get("step") == first]
     pairs = np.asarray([p for p in both if None not in p], float)
-    if len(pairs) < 12 or not (np.ptp(pairs[:, 0]) > 0 and np.ptp(pairs[:, 1]) > 0):
-        return None
-    return float(np.corrcoef(pairs.T)[0, 1]), len(pairs)
+    return pairs if len(pairs) >= 6 and (np.ptp(pairs, axis=0) > 0).all() else None
 
 
 def opposed(case: Case) -> Finding | None:
-    """At the start the reward falls where the judge's score rises: a correlation below -0.35, and below its noise."""
-    found = correlation(case, start=True)
-    if found is None:
+    """At the start the reward falls where the judge's score rises: a correlation below -0.35, which fewer than one in a
+    hundred orders of the same rewards reach (a permutation test: one answer of six that differs says nothing)."""
+    if (pairs := _first_scored(case)) is None or (r := float(np.corrcoef(pairs.T)[0, 1])) >= -0.35:
         return None
-    r, n = found
-    if not (r < -0.35 and np.arctanh(max(r, -0.999)) * np.sqrt(n - 3) < -2.33):
+    rng, (reward, score) = np.random.default_rng(0), (pairs - pairs.mean(0)).T
+    drawn = np.array([reward @ rng.permutation(score) for _ in range(DRAWN)])
+    if (1 + (drawn <= reward @ score + 1e-12).sum()) / (1 + DRAWN) >= 0.01:
         return None
     return Finding(
         "reward_upside_down",
@@ -57,7 +55,7 @@ def opposed(case: Case) -> Finding | None:
         "bad",
         "Before training, of the model's own answers, those with the higher reward have the lower score. A sign is "
         "wrong, or the reward model was trained on swapped labels. What is trained on it gets worse.",
-        (line("correlation", n=f"{n}", r=number(r)),),
+        (line("correlation", n=f"{len(pairs)}", r=number(r)),),
         (Remedy("turn the sign of the reward round, or look which answer its data calls the preferred one"), SCORE),
         cause=True,
         sure="likely",

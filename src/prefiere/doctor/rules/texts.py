@@ -6,9 +6,9 @@ from __future__ import annotations
 from prefiere.doctor.case import Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.account import (
-    CLEAN,
     Account,
     found_in_data,
+    leaving_out,
     number_in,
     part_of,
     records_in,
@@ -26,18 +26,24 @@ OTHER_COLUMN = Remedy(
 
 
 def markup(account: Account) -> Finding | None:
-    """Marks of a chat template within the texts of a twentieth of the records or more."""
+    """Marks of a chat template within the texts of a twentieth of the records or more, besides those that the template
+    of the model at hand had written, which are taken as they are. Without a model nobody knows which these are."""
     count, share, lines = shared(account, "markup")
+    own = number_in(account, "tokens", "already_rendered", "count")
+    count, share = max(0.0, count - own), max(0.0, share - own / max(1.0, records_in(account)))
     if share < 0.05:
         return None
     return found_in_data(
         "template_in_text",
         f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
-        "warning" if share < 0.5 else "bad",
+        "warning" if share < 0.5 or not part_of(account, "tokens") else "bad",
         "The model's own template is put around them once more, or they belong to another model. It then reads text "
         "such as nobody will ever ask it, before training and after.",
         (share_seen(count, share, "marks"),),
-        (Remedy("take the marks out of the data: messages as role and content, without a template"), CLEAN),
+        (
+            Remedy("take the marks out of the data: messages as role and content, without a template"),
+            *leaving_out(share),
+        ),
         lines,
         share=f"{100 * share:.0f}%",
     )
@@ -54,7 +60,7 @@ def damaged(account: Account) -> Finding | None:
         "warning" if share < 0.5 else "bad",
         "Letters with accents have become pairs of odd signs, and the model learns to write them so.",
         (share_seen(count, share, "damaged"),),
-        (Remedy("write the data again as UTF-8 from where it came from"), CLEAN),
+        (Remedy("write the data again as UTF-8 from where it came from"), *leaving_out(share)),
         lines,
         share=f"{100 * share:.0f}%",
     )
