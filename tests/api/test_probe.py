@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from prefiere.api.probe import Probe, Probed, known_token, probe
+from prefiere.asked.language import speaking
 from prefiere.demo.main import base_model
 
 LEARNT, NOT = Probed("t", True, 0.5, 1.0, 0.9), Probed("t", False, 0.5, 0.5, 0.4)
@@ -34,6 +35,13 @@ def test_where_to_look(preference: Probed, reward: Probed, says: str) -> None:
     found = Probe(preference, reward)
     assert says in found.verdict
     assert found.sound == (preference.learnt and reward.learnt)
+
+
+def test_it_speaks_spanish() -> None:
+    with speaking("es"):
+        assert "en los datos o en la recompensa" in Probe(LEARNT, LEARNT).verdict
+        assert str(NOT) == "t: NO aprendido (0.50 -> 0.50, al menos 0.40 al 95%)"
+    assert str(NOT) == "t: NOT learnt (0.50 -> 0.50, at least 0.40 with 95%)"
 
 
 @pytest.mark.slow

@@ -74,6 +74,19 @@ def test_clean_data_says_what_it_left_out(tmp_path: Path) -> None:
     assert "is there already" in again.output
 
 
+def test_what_cannot_be_taken_out_is_said(tmp_path: Path) -> None:
+    """One preferred text everywhere is nobody's line: it stays, and so does what `prefiere data` says of it."""
+    name, out = written(tmp_path / "d.jsonl", rows(chosen="It is what it is.")), tmp_path / "clean.jsonl"
+    done = ASK.invoke(app, ["data", name, "--clean", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "still there, to be mended by hand: " in done.output
+    again = ASK.invoke(app, ["data", name, "--clean", str(tmp_path / "b.jsonl"), "--json"])
+    assert "one_text" in json.loads(again.stdout)["stays"]
+    sound = [r if i % 2 else r | {"chosen": r["rejected"], "rejected": r["chosen"]} for i, r in enumerate(rows())]
+    fine = ASK.invoke(app, ["data", written(tmp_path / "s.jsonl", sound), "--clean", str(tmp_path / "c.jsonl")])
+    assert "still there" not in fine.output
+
+
 def test_clean_data_says_what_the_reader_lost(tmp_path: Path) -> None:
     """Of six rows one has no answer and one is no JSON; a column that no layout reads is not written."""
     data = [r | {"note": f"seen by {i}"} for i, r in enumerate(rows(5))]

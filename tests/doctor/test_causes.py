@@ -245,6 +245,47 @@ def test_four_held_out_pairs_are_no_praise(tmp_path: Path) -> None:
     assert "learnt" not in d or told(d, "learnt").severity == "info"
 
 
+@pytest.mark.parametrize(
+    ("examples", "recipe", "size"),
+    [
+        ({"train": 90, "eval": 10}, {"eval_size": 0.1}, 25),
+        ({"train": 1990, "eval": 10}, {"eval_size": 10}, 100),
+        ({"train": 36, "eval": 4}, {"eval_size": 0.1}, None),
+        ({"train": 900, "eval": 4}, {"eval_data": "held.jsonl"}, None),
+        ({"train": "many"}, {}, None),
+    ],
+)
+def test_how_to_keep_enough_aside(
+    tmp_path: Path, examples: dict[str, Any], recipe: dict[str, Any], size: int | None
+) -> None:
+    """What is advised is another size than the run had, and one that its data allows."""
+    run = planned(make(tmp_path, pairs=4, recipe=recipe), examples=examples)
+    (remedy,) = told(diagnose(run), "few_held_out").remedies
+    assert (remedy.setting, remedy.value) == (("eval_size", size) if size else ("", None))
+    changed = {c.remedy.setting: c.remedy.value for c in prescribe(diagnose(run))}
+    assert changed == ({"eval_size": size} if size else {})
+
+
+def test_that_a_change_may_be_chance_is_no_comfort_beside_a_ruin(tmp_path: Path) -> None:
+    noisy = {"train": {"rewards/accuracies": to(0.55, 0.5), "rewards/margins": to(0.01)}, "pairs": 60}
+    sound = diagnose(make(tmp_path / "a", **noisy))
+    assert "within_noise" in sound
+    assert told(sound, "within_noise").severity == "warning"
+    apart = {"samples/ref_logp": to(-6.0, -1.0), "samples/repetition": to(0.9, 0.02), "samples/kl": to(300.0)}
+    ruined = diagnose(make(tmp_path / "b", answers=apart, **noisy))
+    assert ruined.severity == "bad"
+    assert "within_noise" not in ruined
+
+
+def test_what_was_trained_on_is_no_other_task(tmp_path: Path) -> None:
+    apart = {"right": 0.97, "low": 0.95, "high": 1.0, "n": 200, "alike": 0.0}
+    assert "another_task" in diagnose(planned(make(tmp_path / "a"), apart=apart))
+    known = {"examples": 101, "of": 101, "sources": []}
+    both = diagnose(planned(make(tmp_path / "b"), apart=apart, known_answers=known))
+    assert "known_answers" in both
+    assert "another_task" not in both
+
+
 def test_an_accuracy_that_holds_a_coin_is_no_praise(tmp_path: Path) -> None:
     """The margin rises beyond its noise, and 52% of 300 pairs do not."""
     d = diagnose(make(tmp_path, train={"rewards/accuracies": to(0.52, 0.5), "rewards/margins": to(0.4)}))
@@ -869,6 +910,23 @@ def test_a_reward_that_is_upside_down(tmp_path: Path) -> None:
     assert "reward_upside_down" not in keys(answered(make_policy(tmp_path / "b"), score, score))
     noise = np.random.default_rng(1).normal(size=48)
     assert "reward_upside_down" not in keys(answered(make_policy(tmp_path / "c"), noise, score))
+
+
+@pytest.mark.parametrize(
+    ("score", "named"),
+    [
+        ([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], True),  # one order in 252 is as bad
+        ([1, 1, 1, 1, 1, 1, 0, 0, 0, 0], True),
+        ([1, 1, 1, 1, 1, 1, 1, 1, 1, 0], False),  # one in 10: the answer that differs may do so by chance
+        ([1] * 49 + [0], False),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),  # one in 720
+        ([0.1, 0.2, 0.3, 0.4, 0.5], False),
+        ([1, 1, 1, 0, 0, 0], False),  # one in 20
+    ],
+)
+def test_a_reward_that_is_upside_down_on_few_answers(tmp_path: Path, score: list[float], named: bool) -> None:
+    run = answered(make_policy(tmp_path), -np.asarray(score, float), np.asarray(score, float))
+    assert ("reward_upside_down" in keys(run)) is named
 
 
 def test_a_reward_that_is_noise(tmp_path: Path) -> None:

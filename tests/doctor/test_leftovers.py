@@ -452,3 +452,30 @@ def test_what_is_looked_for_first_is_there_wherever_it_is_found(name: str) -> No
     for text in (LEFT[name], *more.get(name, ())):
         assert LEFTOVERS[name].pattern.search(text), text
         assert any(hint in text.lower() for hint in LEFTOVERS[name].hints), text
+
+
+def test_of_a_word_and_its_sign_the_word_is_named() -> None:
+    records: list[AnyRecord] = [
+        PreferencePair(prompt=f"What is {i}?", chosen=f"Certainly! It is {i}.", rejected=f"It is {i}.", source="")
+        for i in range(40)
+    ]
+    assert said_of(records)["shortcut_word"].values["word"] == "certainly"
+
+
+@pytest.mark.parametrize(("own", "severity"), [(None, "warning"), (0, "bad"), (40, None), (30, "warning")])
+def test_marks_of_the_models_own_template_are_none_to_take_out(own: int | None, severity: str | None) -> None:
+    """What the model's template wrote is taken as it is; without a model nobody knows whose marks these are."""
+    faults = Faults()
+    for i in range(40):
+        faults.add(
+            PreferencePair(prompt=f"[INST] What is {i}? [/INST]", chosen=f"It is {i}.", rejected="No.", source=f"d:{i}")
+        )
+    account = {"audit": {"faults": faults.to_dict()}}
+    if own is not None:
+        account["tokens"] = {"examples": 40, "already_rendered": {"count": own, "sources": []}}
+    found = {f.key: f for f in findings_of(account)}.get("template_in_text")
+    assert (found and found.severity) == severity
+    if found is not None:
+        assert any("--clean" in r for r in found.remedy) is (own == 30)  # where all have marks, none would stay
+        assert found.lines_of == 40
+        assert len(found.lines) == 20
