@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -462,20 +463,30 @@ def test_of_a_word_and_its_sign_the_word_is_named() -> None:
     assert said_of(records)["shortcut_word"].values["word"] == "certainly"
 
 
-@pytest.mark.parametrize(("own", "severity"), [(None, "warning"), (0, "bad"), (40, None), (30, "warning")])
-def test_marks_of_the_models_own_template_are_none_to_take_out(own: int | None, severity: str | None) -> None:
-    """What the model's template wrote is taken as it is; without a model nobody knows whose marks these are."""
+@pytest.mark.parametrize(
+    ("own", "answer", "severity"),
+    [
+        (None, "It is {}.", "warning"),
+        (0, "It is {}.", "bad"),
+        (40, "It is {}.", "info"),
+        (40, "It is {}.</s>", "info"),
+        (40, "[INST] It is {}.", "bad"),
+        (30, "It is {}.", "warning"),
+    ],
+)
+def test_marks_of_the_models_own_template_are_none_to_take_out(own: int | None, answer: str, severity: str) -> None:
+    """Prompts that the model's template wrote are taken as they are, marks within answers are learnt; without a model
+    nobody knows whose marks these are."""
     faults = Faults()
     for i in range(40):
+        chosen = answer.format(i)
         faults.add(
-            PreferencePair(prompt=f"[INST] What is {i}? [/INST]", chosen=f"It is {i}.", rejected="No.", source=f"d:{i}")
+            PreferencePair(prompt=f"[INST] What is {i}? [/INST]", chosen=chosen, rejected="No.", source=f"d:{i}")
         )
-    account = {"audit": {"faults": faults.to_dict()}}
+    account: dict[str, Any] = {"audit": {"faults": faults.to_dict()}}
     if own is not None:
         account["tokens"] = {"examples": 40, "already_rendered": {"count": own, "sources": []}}
-    found = {f.key: f for f in findings_of(account)}.get("template_in_text")
-    assert (found and found.severity) == severity
-    if found is not None:
-        assert any("--clean" in r for r in found.remedy) is (own == 30)  # where all have marks, none would stay
-        assert found.lines_of == 40
-        assert len(found.lines) == 20
+    found = {f.key: f for f in findings_of(account)}["template_in_text"]
+    assert found.severity == severity
+    assert any("--clean" in r for r in found.remedy) is (own == 30)  # where all have marks, none would stay
+    assert (found.lines_of, len(found.lines)) == ((0, 0) if severity == "info" else (40, 20))

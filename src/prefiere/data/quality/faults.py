@@ -27,6 +27,7 @@ from prefiere.data.quality.marks import (
     is_coded,
     is_form,
     leading_label,
+    marked,
     no_answer,
     one_word_apart,
     reordered,
@@ -109,6 +110,8 @@ class Faults:
         answers = answer_texts(record)
         for name in texts_faulty(record):
             self._count(name, record.source)
+        if any(map(marked, answers)):
+            self._count("marked_answers", record.source)
         prompt = prompt_key(record.prompt)
         if not isinstance(record.prompt, str) and record.prompt and record.prompt[-1].role == "assistant":
             self._count("after_answer", record.source)

@@ -74,6 +74,12 @@ def texts_faulty(record: AnyRecord) -> list[str]:
     return found
 
 
+def marked(answer: str) -> bool:
+    """Whether marks of a chat template stand in an answer, and not at its end alone, where they are taken off."""
+    said = answer.rstrip()
+    return any(found.end() < len(said) for found in _MARKUP.finditer(said))
+
+
 @lru_cache(maxsize=8)  # the texts of the record at hand, which several counts look at
 def tokens_of(text: str) -> tuple[str, ...]:
     """Its words and signs, in small letters."""

@@ -73,7 +73,7 @@ def share_seen(count: float, share: float, what: str, **values: str | Worded) ->
 
 def found_in_data(
     key: str, title: str, severity: Severity, meaning: str, seen: tuple[Worded, ...], advice: tuple[Remedy, ...],
-    lines: tuple[str, ...] = (), **values: str,
+    lines: tuple[str, ...] = (), said_as: str = "", **values: str,
 ) -> Finding:  # fmt: skip
     """A finding of what was counted in the data, which is a cause."""
-    return Finding(key, title, severity, meaning, seen, advice, cause=True, lines=lines, values=values)
+    return Finding(key, title, severity, meaning, seen, advice, True, lines=lines, values=values, said_as=said_as)

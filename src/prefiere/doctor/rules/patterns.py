@@ -23,7 +23,8 @@ LARGER = Remedy("a larger model, or one that has read text like this first (`pre
 
 def nothing_learnt(case: Case) -> Finding | None:
     """The model was trained (its weights moved, its rate is about the automatic one, updates were enough), and what it
-    learnt holds of no other pair: held-out accuracy includes 50% on 40 pairs or more, or all margins stay at 0.
+    learnt holds of no other pair: held-out accuracy includes 50% on 40 pairs or more (or lies below it by luck, where
+    margins do not fall), or all margins stay at 0.
 
     Where words alone tell the preferred answer, the labels do have a pattern, and where they do so more often than the
     model, beyond the noise of both, it is the model that missed it.
@@ -48,7 +49,9 @@ def _at_chance(case: Case) -> bool:
     if case.family not in ("preference", "reward") or case.odd(-1) or case.odd(1) or not case.moved:
         return False
     right, margin = case.change("eval_rewards/accuracies"), case.change("eval_rewards/margins")
-    if case.steps < 15 or right is None or right.after.n < 40 or not (right.after.low <= 0.5 <= right.after.high):
+    if case.steps < 15 or right is None or right.after.n < 40 or right.after.low > 0.5:
+        return False
+    if right.after.high < 0.5 and (margin is None or margin.falls()):  # held-out pairs contradict the others
         return False
     return not (right.after.high > 0.62 and margin is not None and margin.rises())  # it began to learn
 

@@ -26,13 +26,27 @@ OTHER_COLUMN = Remedy(
 
 
 def markup(account: Account) -> Finding | None:
-    """Marks of a chat template within the texts of a twentieth of the records or more, besides those that the template
-    of the model at hand had written, which are taken as they are. Without a model nobody knows which these are."""
+    """Marks of a chat template within the texts of a twentieth of the records or more. As information where the
+    template of the model at hand had written these prompts, which are taken as they are, and answers hold none; without
+    a model nobody knows whose marks these are."""
     count, share, lines = shared(account, "markup")
-    own = number_in(account, "tokens", "already_rendered", "count")
-    count, share = max(0.0, count - own), max(0.0, share - own / max(1.0, records_in(account)))
-    if share < 0.05:
+    own = min(count - shared(account, "marked_answers")[0], number_in(account, "tokens", "already_rendered", "count"))
+    of_prompts, share = own / max(1.0, records_in(account)), share - own / max(1.0, records_in(account))
+    count -= own
+    if max(of_prompts, share) < 0.05:
         return None
+    if share < 0.05:
+        shown = f"{100 * of_prompts:.0f}%"
+        return found_in_data(
+            "template_in_text",
+            f"{shown} of the prompts were written out by this model's template before: they are taken as they are.",
+            "info",
+            "No template is put around them once more. Nothing is wrong, as long as it is asked in that form later.",
+            (share_seen(own, of_prompts, "marks"),),
+            (),
+            share=shown,
+            said_as="template_taken",
+        )
     return found_in_data(
         "template_in_text",
         f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
