@@ -921,6 +921,7 @@ def test_a_reward_that_is_upside_down(tmp_path: Path) -> None:
         ([1] * 49 + [0], False),
         ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),  # one in 720
         ([0.1, 0.2, 0.3, 0.4, 0.5], False),
+        ([1e308, -1e308, 1e308, -1e308, 0, 1], False),  # beyond what can be multiplied
         ([1, 1, 1, 0, 0, 0], False),  # one in 20
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -394,6 +396,12 @@ def spanish(n: int, lost: str, kind: str) -> list[AnyRecord]:
     ]
 
 
+def decomposed(records: list[AnyRecord]) -> list[AnyRecord]:
+    """The same with accents apart from their letters."""
+    texts = ("prompt", "chosen", "rejected", "completion")
+    return [replace(r, **{n: normalize("NFD", getattr(r, n)) for n in texts if hasattr(r, n)}) for r in records]
+
+
 @pytest.mark.parametrize(
     ("lost", "kind", "said"),
     [
@@ -405,8 +413,10 @@ def spanish(n: int, lost: str, kind: str) -> list[AnyRecord]:
     ],
 )
 def test_answers_without_the_accents_of_their_language(lost: str, kind: str, said: str | None) -> None:
-    found = said_of(spanish(300, lost, kind), kind == "pairs").get("accents_lost")
-    assert (found and told(found, "en").headline) == said
+    for form in ("NFC", "NFD"):  # as macOS writes accents: a letter, and what stands above it
+        with_marks = spanish(300, lost, kind) if form == "NFC" else decomposed(spanish(300, lost, kind))
+        found = said_of(with_marks, kind == "pairs").get("accents_lost")
+        assert (found and told(found, "en").headline) == said
     if found is not None:
         assert found.severity == "warning"
         assert "español" in told(found, "es").headline
@@ -443,6 +453,8 @@ DIALOGUE = (
         ("Which of the five colours is it?", False),
         ("no no no no no no no no", False),
         ((Message("user", "Go on"), Message("user", "Go on")), False),
+        ((Message("user", "What is there?"), *[Message("tool", "no results found")] * 2), False),
+        ((Message("user", "Say it is blue."), Message("assistant", "Say it is blue.")), False),
     ],
 )
 @pytest.mark.parametrize("twice", [30, 8])
@@ -473,8 +485,22 @@ def test_a_question_that_has_two_of_a_few_answers(contrary: int, classes: bool) 
         if i < contrary:
             other = names[(i + 1) % 3] if classes else f"I would say {i}, or a little more."
             records.append(Demonstration(prompt=f"How is review {i}?", completion=other, source=f"d:{i}"))
-    found = said_of(records, False).get("answered_otherwise")
-    assert (found is not None) is (classes and contrary == 20)
-    if found is not None:
-        assert found.lines[:2] == ("d:0", "d:1")
-        assert found.title.startswith("20 records contradict others")
+    for order in (records, records[::-1]):
+        found = said_of(order, False).get("answered_otherwise")
+        assert (found is not None) is (classes and contrary == 20)
+        if found is not None:
+            assert found.title == "20 answers are not the one that their question has most often."
+            assert found.severity == "info"
+
+
+def test_one_answer_that_is_written_in_two_ways_is_one() -> None:
+    """Nor do answers to nothing contradict each other."""
+    ways: list[AnyRecord] = [
+        Demonstration(prompt=f"How is review {i // 2}?", completion=("Positive.", "positive")[i % 2], source="")
+        for i in range(200)
+    ]
+    assert "answered_otherwise" not in said_of(ways, False)
+    nothing: list[AnyRecord] = [
+        Demonstration(prompt="", completion=("positive", "negative")[i % 2], source="") for i in range(200)
+    ]
+    assert "answered_otherwise" not in said_of(nothing, False)

@@ -61,6 +61,8 @@ SOUND = (
     "先把材料洗净切好。还有 问题 可以再问我。",
     "```python\nre.split(r'\\n', text)\n```",
     "It is as said in [[8]], and in [[9]].",
+    "生字：天 地 人 你 我 他 、 日 月。",
+    "Like so:\n\n```python\nreturn f'{file_name}:\\n```python\\n{code}\\n```'\n```",
     "The train leaves at 12:03 and arrives at 14:10.",
     "1. Blue\n2. Red\n3. Green",
     "{'a': 1}",
@@ -471,6 +473,7 @@ def test_of_a_word_and_its_sign_the_word_is_named() -> None:
         (40, "It is {}.", "info"),
         (40, "It is {}.</s>", "info"),
         (40, "[INST] It is {}.", "bad"),
+        (40, "It is {}.<|eot_id|>", "bad"),  # of another model: it is not taken off
         (30, "It is {}.", "warning"),
     ],
 )
@@ -489,4 +492,5 @@ def test_marks_of_the_models_own_template_are_none_to_take_out(own: int | None, 
     found = {f.key: f for f in findings_of(account)}["template_in_text"]
     assert found.severity == severity
     assert any("--clean" in r for r in found.remedy) is (own == 30)  # where all have marks, none would stay
-    assert (found.lines_of, len(found.lines)) == ((0, 0) if severity == "info" else (40, 20))
+    assert (found.lines_of, len(found.lines)) == ((0, 0) if own == 30 or severity == "info" else (40, 20))
+    assert found.sure == ("possible" if own is None else "sure")

@@ -102,7 +102,10 @@ def few_held_out(case: Case) -> Finding | None:
 
 def _more_held_out(case: Case, count: int) -> Remedy:
     """How to keep more than ``count`` examples aside: a quarter of all, at most a hundred, where that is enough."""
-    if case.family == "policy" and case.recipe.get("sample_prompts") == count:
+    asked = case.recipe.get("sample_prompts")
+    if case.family == "policy" and prompts_file(asked) is not None:
+        return Remedy("more prompts in the file that sample_prompts names")
+    if case.family == "policy" and isinstance(asked, int) and asked < FEW_HELD_OUT:
         return set_to("sample_prompts", "auto", "which takes up to 32 prompts")
     if case.recipe.get("eval_data"):
         return Remedy("more examples in eval_data: a hundred show most of what there is to see")
@@ -115,7 +118,8 @@ def _more_held_out(case: Case, count: int) -> Remedy:
 
 
 def still(case: Case) -> bool:
-    """Margin within 0.02 of zero at the end: a loss within 0.01 of ln 2.
+    """Margin within 0.02 of zero at the end: a loss within 0.01 of ln 2. Below the usual beta, 0.1, a margin is as much
+    smaller of a model that has moved as far, and so are these bounds.
 
     Not so where single margins are spread further than 0.04: a model that has moved, on labels that contradict each
     other, has a small mean margin too, and a higher learning rate would do it no good.
@@ -123,7 +127,9 @@ def still(case: Case) -> bool:
     margins = [c for k in ("eval_rewards/margins", "rewards/margins") if (c := case.change(k)) is not None]
     if not case.has_reference or not margins:
         return False
-    return all(-0.02 < m.after.mean < 0.02 and not m.after.spread > 0.04 for m in margins)
+    beta = case.recipe.get("beta")
+    least = 0.02 * min(1.0, beta / 0.1 if isinstance(beta, int | float) and beta > 0 else 1.0)
+    return all(-least < m.after.mean < least and not m.after.spread > 2 * least for m in margins)
 
 
 def stuck(case: Case) -> Finding | None:
@@ -152,6 +158,7 @@ def stuck(case: Case) -> Finding | None:
             line("pace", rate=f"{case.learning_rate or '?'}", steps=f"{case.steps}"),
         ),
         (*([MORE] if few or known else []), *([] if known else [case.rate_times(10)])),
+        sure="possible" if case.moved else "sure",  # weights that moved, and labels without a pattern, look the same
     )
 
 

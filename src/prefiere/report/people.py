@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prefiere.report.say import phrase
 from prefiere.run import Run
+from prefiere.stats import float_of
 
 MOST_PEOPLE = 50
 """People shown of a run, those with most votes; the rest is counted."""
@@ -100,9 +100,10 @@ def _blind(blind: Mapping[str, Any]) -> str:
 
 def _share(value: Any, low: Any = None, high: Any = None) -> str:
     """``64% (51 to 75%)``; a dash where nothing was measured."""
-    if not isinstance(value, int | float):
+    value, low, high = map(float_of, (value, low, high))
+    if value is None:
         return "–"
-    if all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)):
+    if low is not None and high is not None:
         between = phrase("interval", low=f"{100 * low:.0f}", high=f"{100 * high:.0f}%")
         return f"{value:.0%} ({between})"
     return f"{value:.0%}"

@@ -19,6 +19,8 @@ SHOWN_BLIND = 15
 CHANCE = 0.025
 RIGHT = 0.9
 """Share of labels that are as a person sees them, where labels are sound."""
+OPEN = 0.06
+"""Chance that sound labels look like noise, from which on it takes more judgements (11 of 15: 5.6%, 10 of 13: 13%)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def blind_verdict(shown: Sequence[Shown], chosen: Sequence[bool | None]) -> Blin
         return BlindVerdict("fine", k, n, many)
     if few < CHANCE:
         return BlindVerdict("swapped", k, n, few)
-    return BlindVerdict("noise", k, n, max(_at_most(k, n, RIGHT), _at_most(n - k, n, RIGHT)))
+    chance = max(_at_most(k, n, RIGHT), _at_most(n - k, n, RIGHT))
+    return BlindVerdict("noise", k, n, chance) if chance < OPEN else BlindVerdict("too_few", k, n, 1.0)
 
 
 def _at_most(k: int, n: int, p: float) -> float:

@@ -40,7 +40,7 @@ from prefiere.data.quality.marks import (
 )
 from prefiere.data.quality.people import People
 from prefiere.data.quality.told import WordsTell, few_texts
-from prefiere.data.schema import Judgement, PreferencePair
+from prefiere.data.schema import Demonstration, Judgement, PreferencePair
 from prefiere.stats import wilson
 
 R = TypeVar("R", bound=AnyRecord)
@@ -59,8 +59,6 @@ OFTEN, CLASS, _SHOWN = 5, 4, 20
 """Texts that are looked at for being there often; words of a class at most; sources that are listed."""
 _CLASSES = {"no_answer": {"chosen", "completion"}, "no_other_answer": {"rejected"}}
 """Texts among which "none" is an answer, where they are a choice among a few."""
-_OF_CLASSES = {"answered_otherwise": {"completion"}}
-"""What is a fault only where these texts are a choice among a few: a question has many answers in words."""
 
 
 def _commonest(texts: Counter[str]) -> dict[str, Any]:
@@ -100,7 +98,7 @@ class Faults:
     spoken: Spoken = field(default_factory=Spoken)
     ended_at: dict[bytes, int] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
-    answered: dict[int, bytes] = field(default_factory=dict)
+    answered: dict[int, Counter[bytes]] = field(default_factory=dict)
 
     def add(self, record: AnyRecord) -> None:
         """Count what a record shows."""
@@ -110,7 +108,7 @@ class Faults:
         answers = answer_texts(record)
         for name in texts_faulty(record):
             self._count(name, record.source)
-        if any(map(marked, answers)):
+        if any(marked(a, spoken_by(record.prompt)) for a in answers):
             self._count("marked_answers", record.source)
         prompt = prompt_key(record.prompt)
         if not isinstance(record.prompt, str) and record.prompt and record.prompt[-1].role == "assistant":
@@ -150,8 +148,9 @@ class Faults:
         self._count("to_learn", "")
         if not isinstance(record, PreferencePair):
             self._text("completion", preferred)
-            if self.answered.setdefault(prompt_key(record.prompt), _key(preferred)) != _key(preferred):
-                self._count("answered_otherwise", record.source)
+        if isinstance(record, Demonstration) and not record.tools and spoken_by(record.prompt).strip():
+            folded = preferred.casefold().strip(" .!\n")
+            self.answered.setdefault(prompt_key(record.prompt), Counter())[_key(folded)] += 1
         if asks_twice(record.prompt):
             self._count("asks_twice", record.source)
         for name, text in (("prompt_asks", said_last(record.prompt)), ("answer_asks", preferred)):
@@ -294,11 +293,13 @@ class Faults:
         return {
             "records": self.records,
             "pairs": self.pairs,
+            "marked_answers": {"count": 0},
             **{
                 n: {"count": c, "sources": self.sources[n]}
                 for n, c in self.counts.items()
-                if not classes & _CLASSES.get(n, set()) and classes >= _OF_CLASSES.get(n, set())
+                if not classes & _CLASSES.get(n, set())
             },
+            "answered_otherwise": {"count": self._otherwise() if "completion" in classes else 0},
             "same_text": same,
             "often": {n: self._often(c) for n, c in self.texts.items() if n not in classes},
             "label": dict(zip(("label", "count"), *self.labels.most_common(1), strict=True)) if self.labels else None,
@@ -314,6 +315,10 @@ class Faults:
             "people": self.people.to_dict(self.words),
             **{name: part.to_dict() for name, part in self._places() if part is not None},
         }
+
+    def _otherwise(self) -> int:
+        """How many answers are not the commonest one to their prompt."""
+        return sum(each.total() - max(each.values()) for each in self.answered.values())
 
     def _classes(self) -> set[str]:
         """Which texts are a choice among a few. Where those of one side of the pairs alone are, they must be short, as

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from unicodedata import name
+from unicodedata import name, normalize
 
 from prefiere.data.quality.marks import tokens_of
 from prefiere.data.schema import Text
@@ -213,7 +213,8 @@ class Languages:
         if spoken in _ACCENTED:
             words = self.written.setdefault(side, {}).setdefault(spoken, set())
             if len(words) < _WORDS:
-                words.update(w for w in tokens_of(_CODE.sub(" ", answer[: 8 * LOOKED_AT])) if w.isalpha())
+                begins = normalize("NFC", _CODE.sub(" ", answer[: 8 * LOOKED_AT]))
+                words.update(w for w in tokens_of(begins) if w.isalpha())
         if differ(asked, spoken):
             self.other.setdefault(side, Counter())[asked, spoken] += 1
             named = self.sources.setdefault(side, [])

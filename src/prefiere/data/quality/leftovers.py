@@ -15,7 +15,8 @@ _PROGRAM = re.compile(
 )
 """What a text that is a program, or a formula, holds: braces and backslashes are at home there."""
 _FENCE_ESCAPED = re.compile(r"\\n```|```\w*\\n")
-"""Line breaks that are written as signs around code: no program has these."""
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$", re.MULTILINE)
+"""Line breaks that are written as signs around code, where no line begins or ends it as one does."""
 _OF_NO_PROGRAM = ("placeholder", "escaped", "written_out", "lost_letters")
 
 
@@ -101,7 +102,7 @@ LEFTOVERS: dict[str, Leftover] = {
     "subwords": _left(
         r"token|分词|pinyin|拼音",
         ("▁", "##", "ġ", " 。", " ，", " 、"),
-        r"▁\w|\w ##\w|Ġ\w|(?:[\u3040-\u30ff\u4e00-\u9fff] ){3}",
+        r"▁\w|\w ##\w|Ġ\w|(?:[\u3040-\u30ff\u4e00-\u9fff] ){8}",
     ),
     "stamped": _left(
         r"\bwhen\b|\btime|schedul|transcri|subtitle|chapter|cuándo|hora\b|wann|uhr|heure",
@@ -111,7 +112,7 @@ LEFTOVERS: dict[str, Leftover] = {
         r"\bon [^\n]{5,60} wrote:\n",
     ),
     "graded": _left(
-        r"\brat(?:e|ing)|scor|grad(?:e|ing)|review|evaluat|judge|puntu|puntú|nota|bewert|note\b",
+        r"\[\d|\brat(?:e|ing)|scor|grad(?:e|ing)|review|evaluat|judge|puntu|puntú|nota|bewert|note\b",
         ("rating", "score", "grade", "puntuación", "nota", "bewertung", "[["),
         r"(?:\A|\n)\W{0,3}(?:rating|score|grade|puntuación|nota|bewertung)\s*[:=]\s*\d[\d.,]*(?:\s*/\s*\d+)?\W*(?:\n|\Z)",
         r"\[\[\d{1,2}(?:\.\d)?\]\]\s*\Z",
@@ -135,7 +136,7 @@ sentence again and again."""
 def left_in(answer: str, prompt: str) -> Iterator[str]:
     """Names of `LEFTOVERS` that an answer shows outside of code, and that its prompt does not seem to ask for."""
     text, asked = answer[:_LOOKED_AT], prompt[-_LOOKED_AT:]
-    escaped = _FENCE_ESCAPED.search(text) is not None
+    escaped = _FENCE_ESCAPED.search(text) is not None and _FENCE.search(text) is None
     bare, small = text if escaped else _CODE.sub(" ", text), text.lower()
     program, sentences = not escaped and _PROGRAM.search(text) is not None, _SENTENCE.split(text)
     again = len(sentences) > len(set(sentences)) + 1

@@ -74,10 +74,12 @@ def texts_faulty(record: AnyRecord) -> list[str]:
     return found
 
 
-def marked(answer: str) -> bool:
-    """Whether marks of a chat template stand in an answer, and not at its end alone, where they are taken off."""
-    said = answer.rstrip()
-    return any(found.end() < len(said) for found in _MARKUP.finditer(said))
+def marked(answer: str, asked: str) -> bool:
+    """Whether marks of a chat template stand in an answer; not counted is one at its end that ends the turns of its
+    prompt as well, and is taken off."""
+    said, own = answer.rstrip(), "</s>" if "[INST]" in asked else ""
+    found = [(m.group().strip(), m.end() == len(said)) for m in _MARKUP.finditer(said)]
+    return any(not (last and (mark == own or mark in asked)) for mark, last in found)
 
 
 @lru_cache(maxsize=8)  # the texts of the record at hand, which several counts look at
@@ -136,11 +138,12 @@ def _is_twice(text: str) -> bool:
 
 
 def asks_twice(prompt: Text) -> bool:
-    """Whether something of a prompt stands there twice in a row: a message that is the one before it again, or one text
-    twice."""
-    turns = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
-    again = any(len(one) >= _LEAST_ASKED and one == other for one, other in pairwise(turns))
-    return again or any(map(_is_twice, turns))
+    """Whether something of a prompt stands there twice in a row: somebody's message again, or one text twice."""
+    if isinstance(prompt, str):
+        return _is_twice(prompt)
+    spoken = [(m.role, m.content) for m in prompt if m.role != "tool"]
+    again = any(one == other and len(one[1]) >= _LEAST_ASKED for one, other in pairwise(spoken))
+    return again or any(_is_twice(content) for _, content in spoken)
 
 
 def no_answer(text: str) -> bool:

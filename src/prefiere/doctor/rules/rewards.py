@@ -43,7 +43,7 @@ def _first_scored(case: Case) -> np.ndarray | None:
 def opposed(case: Case) -> Finding | None:
     """At the start the reward falls where the judge's score rises: a correlation below -0.35, which fewer than one in a
     hundred orders of the same rewards reach (a permutation test: one answer of six that differs says nothing)."""
-    if (pairs := _first_scored(case)) is None or (r := float(np.corrcoef(pairs.T)[0, 1])) >= -0.35:
+    if (pairs := _first_scored(case)) is None or not (r := float(np.corrcoef(pairs.T)[0, 1])) < -0.35:
         return None
     rng, (reward, score) = np.random.default_rng(0), (pairs - pairs.mean(0)).T
     drawn = np.array([reward @ rng.permutation(score) for _ in range(DRAWN)])
@@ -87,12 +87,15 @@ def noisy(case: Case) -> Finding | None:
 
 
 def constant(case: Case) -> Finding | None:
-    """All answers of an update earn the same; of an update of `FEW` or fewer, which may do so by chance, those of the
-    other updates as well."""
+    """All answers of an update earn the same, and so do those that are sampled to look at; of an update of `FEW` or
+    fewer, which may do so by chance, those of the other updates as well."""
     spread, mean = case.series("reward_std"), case.series("reward")
     if len(spread) < 3 or float(np.median(spread.values)) >= 1e-6:
         return None
     if len(mean) and np.median(mean.n) <= FEW and np.ptp(mean.values) >= 1e-6:
+        return None
+    sampled = [r for row in case.answers if (r := float_of(row.get("reward"))) is not None]
+    if len(sampled) >= FEWEST and np.ptp(sampled) >= 1e-6:  # it tells these apart: the rollouts are what is all alike
         return None
     return Finding(
         "reward_constant",

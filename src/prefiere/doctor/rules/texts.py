@@ -3,6 +3,8 @@ answers in each other's place."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prefiere.doctor.case import Finding
 from prefiere.doctor.remedies import Remedy
 from prefiere.doctor.rules.account import (
@@ -31,6 +33,7 @@ def markup(account: Account) -> Finding | None:
     a model nobody knows whose marks these are."""
     count, share, lines = shared(account, "markup")
     own = min(count - shared(account, "marked_answers")[0], number_in(account, "tokens", "already_rendered", "count"))
+    own = max(0.0, own if part_of(account, "audit", "faults", "marked_answers") else 0.0)  # an older account has none
     of_prompts, share = own / max(1.0, records_in(account)), share - own / max(1.0, records_in(account))
     count -= own
     if max(of_prompts, share) < 0.05:
@@ -47,10 +50,11 @@ def markup(account: Account) -> Finding | None:
             share=shown,
             said_as="template_taken",
         )
-    return found_in_data(
+    known = bool(part_of(account, "tokens"))
+    found = found_in_data(
         "template_in_text",
         f"{100 * share:.0f}% of the texts hold marks of a chat template: they were written out before.",
-        "warning" if share < 0.5 or not part_of(account, "tokens") else "bad",
+        "warning" if share < 0.5 or not known else "bad",
         "The model's own template is put around them once more, or they belong to another model. It then reads text "
         "such as nobody will ever ask it, before training and after.",
         (share_seen(count, share, "marks"),),
@@ -58,9 +62,10 @@ def markup(account: Account) -> Finding | None:
             Remedy("take the marks out of the data: messages as role and content, without a template"),
             *leaving_out(share),
         ),
-        lines,
+        () if own else lines,  # of which some are those that are taken as they are
         share=f"{100 * share:.0f}%",
     )
+    return found if known else replace(found, sure="possible")
 
 
 def damaged(account: Account) -> Finding | None:
@@ -285,19 +290,18 @@ def filled_down(account: Account) -> Finding | None:
 
 
 def answered_otherwise(account: Account) -> Finding | None:
-    """A twentieth of the answers, which are a choice among a few, are others than an earlier record has to the same
-    prompt."""
-    count, share, lines = shared(account, "answered_otherwise")
+    """A twentieth of the answers, which are a choice among a few, are not the commonest one to their prompt."""
+    count, share, _ = shared(account, "answered_otherwise")
     if share < 0.05:
         return None
     return found_in_data(
         "answered_otherwise",
-        f"{count:,.0f} records contradict others: the same question has another answer there.",
-        "warning",
-        "The answers are a choice among a few, so that one of the two is wrong. People may have judged differently.",
+        f"{count:,.0f} answers are not the one that their question has most often.",
+        "info",
+        "The answers are a choice among a few. Where one is right, the others are wrong: people may have judged "
+        "differently. Where several are right, nothing is wrong.",
         (share_seen(count, share, "answered_otherwise"),),
         (Remedy("one answer to each question: the one that most people gave"),),
-        lines,
         n=f"{count:,.0f}",
     )
 
