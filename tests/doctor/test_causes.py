@@ -14,6 +14,7 @@ from prefiere.doctor.diagnose import Diagnosis, diagnose
 from prefiere.doctor.dials import readings
 from prefiere.doctor.prescribe import prescribe
 from prefiere.doctor.rules.start import before_run, first_row
+from prefiere.doctor.standstill import still
 from prefiere.run import Run
 from prefiere.settings import DPO
 from synthetic_runs import (
@@ -264,6 +265,21 @@ def test_how_to_keep_enough_aside(
     assert (remedy.setting, remedy.value) == (("eval_size", size) if size else ("", None))
     changed = {c.remedy.setting: c.remedy.value for c in prescribe(diagnose(run))}
     assert changed == ({"eval_size": size} if size else {})
+
+
+@pytest.mark.parametrize(
+    ("beta", "margin", "stayed"), [(0.1, 0.012, True), (0.001, 0.012, False), (0.001, 1e-4, True), (5.0, 0.03, False)]
+)
+def test_a_small_beta_makes_small_margins_of_a_model_that_moved(
+    tmp_path: Path, beta: float, margin: float, stayed: bool
+) -> None:
+    """A margin is beta times the change of the log-probs: 0.012 is 0.12 of them, or 12."""
+    run = Run.create(tmp_path)
+    run.recipe = {"method": "dpo", "beta": beta}
+    for step, value in ((0, 0.0), (10, margin)):
+        bounds = {f"eval_rewards/margins_{end}": value for end in ("low", "high")}
+        run.log({"step": step, "eval_rewards/margins": value, "eval_rewards/margins_n": 100} | bounds)
+    assert still(Case(run)) is stayed
 
 
 def test_that_a_change_may_be_chance_is_no_comfort_beside_a_ruin(tmp_path: Path) -> None:
@@ -928,6 +944,20 @@ def test_a_reward_that_is_upside_down(tmp_path: Path) -> None:
 def test_a_reward_that_is_upside_down_on_few_answers(tmp_path: Path, score: list[float], named: bool) -> None:
     run = answered(make_policy(tmp_path), -np.asarray(score, float), np.asarray(score, float))
     assert ("reward_upside_down" in keys(run)) is named
+
+
+def test_a_reward_that_tells_sampled_answers_apart_is_not_constant(tmp_path: Path) -> None:
+    """At a temperature at which all rollouts are alike, nothing is wrong with the reward."""
+
+    def flat(folder: Path, rewards: list[float]) -> Run:
+        run = make_policy(folder)
+        rows = [{**row, "reward_std": 0.0, "reward": 0.5} for row in run.metrics]
+        (folder / "metrics.jsonl").write_text("")
+        run._append("metrics.jsonl", rows)
+        return answered(Run(folder), np.asarray(rewards), np.zeros(len(rewards)))
+
+    assert "reward_constant" in keys(flat(tmp_path / "a", [0.5] * 24))
+    assert "reward_constant" not in keys(flat(tmp_path / "b", [0.0, 1.0] * 12))
 
 
 def test_a_reward_that_is_noise(tmp_path: Path) -> None:
