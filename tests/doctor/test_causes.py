@@ -735,6 +735,27 @@ def test_where_nothing_was_learnt_words_are_the_second_witness(
 
 
 @pytest.mark.parametrize(
+    ("against", "pairs", "low", "named"),
+    [
+        (0.0, 200, 0.45, True),
+        (0.0, 60, 0.45, False),  # too few of these, too
+        (0.8, 200, 0.45, False),  # it ranks 79% of them rightly
+        (0.0, 200, 0.58, False),  # words tell the labels
+    ],
+)
+def test_of_few_held_out_pairs_those_not_learnt_from_yet_speak(
+    tmp_path: Path, against: float, pairs: int, low: float, named: bool
+) -> None:
+    flat = {"rewards/margins": to(0.0), "rewards/accuracies": to(0.5, 0.5), "loss": to(0.72, math.log(2))}
+    run = make(tmp_path, train={"rewards/margins": to(0.9)}, held_out=flat, spread=0.3, pairs=31)
+    half = np.random.default_rng(0).normal(0, 1, pairs)
+    run = with_pairs(run, half - np.median(half) + against)
+    run.environment = {"plan": {"automatic": {"learning_rate": 1e-5}}}
+    run.data = faulty(words={"right": low + 0.05, "low": low, "high": low + 0.1, "n": 270})
+    assert ("no_pattern" in diagnose(moved(run, 0.01))) is named
+
+
+@pytest.mark.parametrize(
     ("low", "high", "said"), [(0.45, 0.55, "words_silent"), (0.48, 1.0, None), (0.6, 1.0, "words_tell")]
 )
 def test_of_an_interval_that_holds_everything_words_say_nothing(

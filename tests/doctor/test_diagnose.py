@@ -195,6 +195,15 @@ def test_words_going_wrong_in_a_few_answers(tmp_path: Path) -> None:
     assert not said("noise", -0.5, 3.0)
 
 
+@pytest.mark.parametrize(("limit", "setting", "value"), [(6, "max_new_tokens", 128), (256, "", None)])
+def test_a_limit_that_answers_run_into(tmp_path: Path, limit: int, setting: str, value: int | None) -> None:
+    """Below what the method takes by itself, that is the limit to write."""
+    cut = {"samples/eos_rate": to(0.1, 0.1)}
+    d = diagnose(make(tmp_path, answers=cut, recipe={"max_new_tokens": limit}))
+    (finding,) = (f for f in d.findings if f.key == "never_end")
+    assert (finding.remedies[0].setting, finding.remedies[0].value) == (setting, value)
+
+
 def test_answers_that_never_end(tmp_path: Path) -> None:
     d = diagnose(make(tmp_path, answers={"samples/eos_rate": to(0.05, 0.05)}))
     assert "never_end" in d

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from prefiere.doctor.case import Case, Finding
-from prefiere.doctor.remedies import Remedy
+from prefiere.doctor.remedies import Remedy, set_to
 from prefiere.doctor.series import Change
 from prefiere.doctor.words import evidence_line
+from prefiere.methods import METHODS
 
 SIGNALS = ("samples/eos_rate", "samples/repetition", "samples/ref_logp", "samples/length", "samples/score")
 
@@ -93,11 +94,20 @@ def never_end(case: Case) -> Finding | None:
         "it was trained with.",
         (evidence_line("samples/eos_rate", change),) if change else (),
         (
-            Remedy("a larger max_new_tokens"),
+            _longer_answers(case),
             Remedy("`prefiere data --model ...`: each answer must end with the model's end token, once"),
             Remedy("a supervised start (`prefiere sft`) before preferences"),
         ),
     )
+
+
+def _longer_answers(case: Case) -> Remedy:
+    """The limit that a method has by itself, where this run's was less."""
+    limit, method = case.recipe.get("max_new_tokens"), METHODS.get(str(case.recipe.get("method")))
+    usual = method.settings.model_fields["max_new_tokens"].default if method is not None else None
+    if isinstance(limit, int) and isinstance(usual, int) and limit < usual:
+        return set_to("max_new_tokens", usual)
+    return Remedy("a larger max_new_tokens")
 
 
 def longer(case: Case) -> Finding | None:

@@ -24,7 +24,7 @@ LARGER = Remedy("a larger model, or one that has read text like this first (`pre
 def nothing_learnt(case: Case) -> Finding | None:
     """The model was trained (its weights moved, its rate is about the automatic one, updates were enough), and what it
     learnt holds of no other pair: held-out accuracy includes 50% on 40 pairs or more (or lies below it by luck, where
-    margins do not fall), or all margins stay at 0.
+    margins do not fall; of fewer pairs with those that training had not learnt from yet), or all margins stay at 0.
 
     Where words alone tell the preferred answer, the labels do have a pattern, and where they do so more often than the
     model, beyond the noise of both, it is the model that missed it.
@@ -49,11 +49,22 @@ def _at_chance(case: Case) -> bool:
     if case.family not in ("preference", "reward") or case.odd(-1) or case.odd(1) or not case.moved:
         return False
     right, margin = case.change("eval_rewards/accuracies"), case.change("eval_rewards/margins")
-    if case.steps < 15 or right is None or right.after.n < 40 or right.after.low > 0.5:
+    if case.steps < 15 or right is None or right.after.low > 0.5:
         return False
+    if right.after.n < 40:
+        return _unseen_at_chance(case)
     if right.after.high < 0.5 and (margin is None or margin.falls()):  # held-out pairs contradict the others
         return False
     return not (right.after.high > 0.62 and margin is not None and margin.rises())  # it began to learn
+
+
+def _unseen_at_chance(case: Case) -> bool:
+    """Where few pairs are held out: with those that training met before it learnt from them, 100 or more, they are
+    ranked as by a coin, and words alone tell nothing either."""
+    model, words = ranked_right(case), words_tell(case.account("train"))
+    if model is None or model.n < 100 or words is None or words.above(0.5):
+        return False
+    return model.low <= 0.5 and model.high <= 0.62
 
 
 def ranked_right(case: Case) -> Level | None:
