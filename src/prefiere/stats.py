@@ -155,7 +155,7 @@ def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
     """All p' with |p - p'| <= z sqrt(p'(1-p')/n): where 0 and 1 are seen, the interval still has a width."""
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, center - half) if p > 0 else 0.0, min(1.0, center + half) if p < 1 else 1.0
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _t(level: float, dof: float) -> float:

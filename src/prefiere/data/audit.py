@@ -66,7 +66,8 @@ def share(count: int, n: int) -> CountedShare:
     """``count`` of ``n`` with `prefiere.stats.wilson`'s interval; 0 to 1 without a trial."""
     if n == 0:
         return CountedShare(0, 0, math.nan, 0.0, 1.0)
-    return CountedShare(count, n, count / n, *wilson(count, n))
+    low, high = wilson(count, n)
+    return CountedShare(count, n, count / n, low if count else 0.0, high if count < n else 1.0)  # without the rounding
 
 
 @dataclass(frozen=True, slots=True)
