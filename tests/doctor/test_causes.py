@@ -734,6 +734,15 @@ def test_where_nothing_was_learnt_words_are_the_second_witness(
     assert d.severity != "good"
 
 
+@pytest.mark.parametrize(("margin", "named"), [(0.0, True), (-0.9, False)])
+def test_random_labels_may_be_wrong_by_luck(tmp_path: Path, margin: float, named: bool) -> None:
+    """37% of 60 are 26 to 50%: a coin does so once in 20. Where margins fall, held-out pairs contradict the others."""
+    held = {"rewards/margins": to(margin), "rewards/accuracies": to(0.3, 0.5), "loss": to(0.72, math.log(2))}
+    run = make(tmp_path, train={"rewards/margins": to(0.9)}, held_out=held, spread=0.3, pairs=60)
+    d = diagnose(moved(planned(run), 0.01))
+    assert ("no_pattern" in d) is named
+
+
 @pytest.mark.parametrize(
     ("against", "pairs", "low", "named"),
     [

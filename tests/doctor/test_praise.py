@@ -12,7 +12,8 @@ import pytest
 
 from prefiere.asked.language import TONGUES
 from prefiere.cli.train import how_it_went
-from prefiere.doctor.diagnose import Diagnosis, diagnose
+from prefiere.doctor.case import Finding
+from prefiere.doctor.diagnose import Diagnosis, consistent, diagnose
 from prefiere.doctor.plain.tell import plain_verdict, told, translated
 from prefiere.report.page import report_html
 from prefiere.run import Run
@@ -192,3 +193,26 @@ def test_what_was_learnt_in_part_is_not_simply_good(tmp_path: Path, right: float
         said = re.search(r"it is right (\d+)% of the time", found.headline)
         assert said is not None
         assert int(said[1]) == pytest.approx(100 * right, abs=3)
+
+
+@pytest.mark.parametrize(("pairs", "said"), [(60, True), (600, False)])
+def test_a_share_whose_interval_reaches_low_has_its_reserve(tmp_path: Path, pairs: int, said: bool) -> None:
+    """70% of 60 is 57 to 80%, of 600 66 to 74%: the first may be 60% that half-random labels leave."""
+    d = diagnose(make(tmp_path, held_out={"rewards/accuracies": to(0.7, 0.7)}, pairs=pairs))
+    assert "learnt" in d
+    assert ("in_part" in d) is said
+
+
+@pytest.mark.parametrize(
+    ("cause", "symptom"),
+    [
+        ("labels_swapped", "in_part"),
+        ("words_reversed", "in_part"),
+        ("reward_outliers", "reward_flat"),
+        ("never_end", "reward_constant"),
+    ],
+)
+def test_a_cause_takes_the_place_of_its_symptom(cause: str, symptom: str) -> None:
+    named, said = (Finding(key, key, "warning", "") for key in (cause, symptom))
+    assert consistent([named, said]) == [named]
+    assert consistent([said]) == [said]

@@ -133,9 +133,8 @@ def check(settings: DPO, console: Console, ask: Callable[[str], str]) -> dict[st
         chosen.append({"1": True, "2": False}.get(ask(in_words("check.which")).strip()))
     found = blind_verdict(shown, chosen)
     console.print(f"\n{in_words(f'check.says.{found.says}')}", style="bold")
-    chance = "0.1%" if found.chance < 0.001 else f"{found.chance:.1%}"
-    agreed = {"agreed": found.agreed, "of": found.of, "chance": f"< {chance}" if found.chance < 0.001 else chance}
-    console.print(in_words(f"check.agreed.{found.says}", **agreed))
+    chance = f"{found.chance:.1%}" if found.chance >= 0.001 else "< 0.1%"
+    console.print(in_words(f"check.agreed.{found.says}", agreed=found.agreed, of=found.of, chance=chance))
     return {"says": found.says, "agreed": found.agreed, "of": found.of, "chance": found.chance}
 
 
