@@ -134,7 +134,7 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     "exploited": ("past_the_peak",),
     "reward_noisy": ("reward_flat", "not_followed"),
     "reward_outliers": ("reward_flat",),
-    "never_end": ("reward_constant", "reward_flat"),
+    "never_end": ("reward_flat",),
 }
 """A cause, and the symptoms that would say less, or something else, beside it."""
 
